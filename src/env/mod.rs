@@ -1,0 +1,70 @@
+//! The seams to the outside world. The deterministic zone reaches the disk only through [`Disk`] and
+//! [`File`]; the clock and randomness come in as arguments ([`crate::types::Time`], seeds). [`os`] is
+//! the real thing, `sim::disk` the seeded one that loses what was not synced.
+
+pub mod os;
+
+use crate::error::Result;
+use std::fmt::Debug;
+use std::io::IoSlice;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// How to open a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OpenMode {
+    /// Existing, for reading.
+    Read,
+    /// Existing, for reading and writing.
+    ReadWrite,
+    /// New (fails if it exists), for reading and writing.
+    CreateNew,
+}
+
+/// Whoever holds it holds the directory. Dropping it lets go.
+pub trait DirLock: Send + Sync + Debug {}
+
+/// A directory tree on some disk.
+///
+/// Durability follows POSIX: a file's bytes survive a crash after [`File::sync_data`]; its creation,
+/// rename or removal survives after [`Disk::sync_dir`] of the directory.
+pub trait Disk: Send + Sync + Debug + 'static {
+    /// Opens a file.
+    fn open(&self, path: &Path, mode: OpenMode) -> Result<Arc<dyn File>>;
+    /// Renames a file, replacing the target atomically.
+    fn rename(&self, from: &Path, to: &Path) -> Result<()>;
+    /// Removes a file.
+    fn remove(&self, path: &Path) -> Result<()>;
+    /// Names of the files of a directory, sorted.
+    fn list(&self, dir: &Path) -> Result<Vec<PathBuf>>;
+    /// Whether a file or directory exists.
+    fn exists(&self, path: &Path) -> Result<bool>;
+    /// Makes a directory and its parents, durably.
+    fn create_dir_all(&self, dir: &Path) -> Result<()>;
+    /// Makes creations, renames and removals in `dir` durable.
+    fn sync_dir(&self, dir: &Path) -> Result<()>;
+    /// Takes the exclusive lock of a directory ([`crate::Error::Locked`] if another has it).
+    fn lock_dir(&self, dir: &Path) -> Result<Box<dyn DirLock>>;
+}
+
+/// An open file. Offsets are absolute: no cursor, so reads may run beside a write.
+pub trait File: Send + Sync + Debug + 'static {
+    /// Reads up to `buf.len()` bytes; fewer only at the end of the file.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize>;
+    /// Writes everything or fails.
+    fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()>;
+    /// Writes the slices one after the other, everything or fails.
+    fn write_vectored_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<()>;
+    /// Makes the file's bytes (and its size) durable. After an error the file must not be used again.
+    fn sync_data(&self) -> Result<()>;
+    /// Size in bytes.
+    fn len(&self) -> Result<u64>;
+    /// Whether the file has no bytes.
+    fn is_empty(&self) -> Result<bool> {
+        Ok(self.len()? == 0)
+    }
+    /// Cuts or extends (with zeros) the file.
+    fn set_len(&self, len: u64) -> Result<()>;
+    /// The path it was opened by, for messages.
+    fn path(&self) -> &Path;
+}

@@ -1,0 +1,20 @@
+//! Catamaran: an embeddable multi-Raft sharded storage engine.
+
+pub mod env;
+pub mod error;
+pub mod pb;
+pub mod types;
+
+pub mod codec;
+pub mod driver;
+pub mod kv;
+pub mod log;
+pub mod raft;
+pub mod region;
+pub mod router;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
+pub mod store;
+pub mod transport;
+
+pub use error::{Error, Outcome, Result};

@@ -1,0 +1,2 @@
+//! `catamaran-sim`: runs seeds of the simulator.
+fn main() {}

@@ -1,0 +1,194 @@
+//! The words of the house: ids, epochs, key ranges, regions, and what a replica durably knows of its
+//! region. Plain data, no behaviour beyond what the words mean.
+
+use bytes::Bytes;
+use std::fmt;
+
+macro_rules! id {
+    ($(#[$doc:meta])* $name:ident, $letter:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+        pub struct $name(pub u64);
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!($letter, "{}"), self.0)
+            }
+        }
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+    };
+}
+
+id!(
+    /// A store: one data directory and its loops. Never reused.
+    StoreId, "s"
+);
+id!(
+    /// A region: one key range and the raft group that replicates it. Never reused.
+    RegionId, "r"
+);
+id!(
+    /// One replica of a region; also its raft node id. A re-created replica has a larger one.
+    PeerId, "p"
+);
+
+/// Monotonic time in nanoseconds since an origin that the caller fixes (process start, or the start
+/// of a simulation). Comes into the deterministic zone only as an argument.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+pub struct Time(pub u64);
+
+impl Time {
+    /// This instant moved by `duration`.
+    pub fn after(self, duration: std::time::Duration) -> Time {
+        Time(self.0.saturating_add(duration.as_nanos() as u64))
+    }
+
+    /// How long ago `earlier` was; zero if it lies ahead.
+    pub fn since(self, earlier: Time) -> std::time::Duration {
+        std::time::Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// The version of a region's shape. Grows, never shrinks; requests carry it and are refused when it
+/// does not match.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+pub struct Epoch {
+    /// Grows with the number of changed peers.
+    pub conf_ver: u64,
+    /// Grows with split and merge.
+    pub version: u64,
+}
+
+/// `[start, end)`; an empty `end` means "no upper end".
+#[derive(Clone, PartialEq, Eq, Hash, Default, Debug)]
+pub struct KeyRange {
+    /// Inclusive.
+    pub start: Bytes,
+    /// Exclusive; empty = unbounded.
+    pub end: Bytes,
+}
+
+impl KeyRange {
+    /// The whole key space.
+    pub fn all() -> KeyRange {
+        KeyRange::default()
+    }
+
+    /// `[start, end)`, an empty `end` meaning unbounded.
+    pub fn new(start: impl Into<Bytes>, end: impl Into<Bytes>) -> KeyRange {
+        KeyRange { start: start.into(), end: end.into() }
+    }
+
+    /// Whether `key` lies in the range.
+    pub fn contains(&self, key: &[u8]) -> bool {
+        key >= &self.start[..] && (self.end.is_empty() || key < &self.end[..])
+    }
+
+    /// Whether no key can lie in the range.
+    pub fn is_empty(&self) -> bool {
+        !self.end.is_empty() && self.start >= self.end
+    }
+
+    /// The keys in both ranges (possibly none: see [`is_empty`](Self::is_empty)).
+    pub fn intersect(&self, other: &KeyRange) -> KeyRange {
+        let start = (&self.start).max(&other.start).clone();
+        let end = match (self.end.is_empty(), other.end.is_empty()) {
+            (true, _) => other.end.clone(),
+            (_, true) => self.end.clone(),
+            _ => (&self.end).min(&other.end).clone(),
+        };
+        KeyRange { start, end }
+    }
+
+    /// Whether every key of `other` lies in this range.
+    pub fn covers(&self, other: &KeyRange) -> bool {
+        self.start <= other.start
+            && (self.end.is_empty() || (!other.end.is_empty() && other.end <= self.end))
+    }
+}
+
+/// What a replica counts for in its group.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+pub enum Role {
+    /// Votes and counts in quorums.
+    #[default]
+    Voter,
+    /// Receives the log only.
+    Learner,
+}
+
+/// One replica of a region.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+pub struct Peer {
+    /// The replica, and its raft node id.
+    pub id: PeerId,
+    /// Where it lives.
+    pub store: StoreId,
+    /// What it counts for.
+    pub role: Role,
+}
+
+/// A region: which keys, which version of its shape, which replicas.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Region {
+    /// Its id.
+    pub id: RegionId,
+    /// Its keys.
+    pub range: KeyRange,
+    /// The version of its shape.
+    pub epoch: Epoch,
+    /// Its replicas.
+    pub peers: Vec<Peer>,
+}
+
+impl Region {
+    /// The replica on `store`, if there is one.
+    pub fn peer_on(&self, store: StoreId) -> Option<Peer> {
+        self.peers.iter().copied().find(|p| p.store == store)
+    }
+
+    /// The replica with this id, if there is one.
+    pub fn peer(&self, id: PeerId) -> Option<Peer> {
+        self.peers.iter().copied().find(|p| p.id == id)
+    }
+}
+
+/// A place in a raft log.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+pub struct LogPosition {
+    /// Entry index, counted from 1.
+    pub index: u64,
+    /// The term the entry was proposed in.
+    pub term: u64,
+}
+
+/// Where every new region's log starts, on every replica: its first entry has index 6.
+pub const INITIAL_POSITION: LogPosition = LogPosition { index: 5, term: 5 };
+
+/// What a store durably knows of its replica of one region. Written in the same atomic batch as the
+/// data that the position describes.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct RegionState {
+    /// The region as of `applied`.
+    pub region: Region,
+    /// The local replica.
+    pub peer: PeerId,
+    /// The last entry whose effects the state store holds.
+    pub applied: LogPosition,
+    /// The replicated compaction point: entries up to here may be dropped (never above `applied`).
+    pub compacted: LogPosition,
+}
+
+/// Who a data directory is. Kept in both engines; they must agree.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct StoreIdent {
+    /// The cluster it belongs to.
+    pub cluster: u64,
+    /// The store.
+    pub store: StoreId,
+    /// Drawn once at creation: a directory wiped and made anew differs in it.
+    pub incarnation: u64,
+}
