@@ -4,7 +4,6 @@
 use crate::error::{Error, Result};
 use crate::types::*;
 use bytes::Bytes;
-use protobuf::Message as _;
 
 #[allow(warnings, clippy::all)]
 #[rustfmt::skip]

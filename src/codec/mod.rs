@@ -1,1 +1,4 @@
-//! (room being built)
+//! Byte formats shared by several rooms: the bounded reader ([`bytes`]) and the commands that stand in
+//! log entries ([`command`]).
+
+pub mod command;

@@ -1,1 +1,28 @@
-//! (room being built)
+//! The adapter over the `raft` crate: one [`Group`] is the raft state machine of one peer, with typed
+//! inputs and a typed [`Ready`].
+//!
+//! Consensus itself is raft-rs's. This room keeps its contract so that nobody else needs to know it:
+//!
+//! 1. `tick`, [`Group::step`], [`Group::propose`] and friends change the state;
+//! 2. [`Group::ready`] hands out what follows from it, sorted by *when* it may happen: `send_now`
+//!    may leave before the local disk write (a leader's appends: Raft thesis 10.2.1), `entries` and
+//!    `hard_state` must be made durable, `send_after_persist` (votes, append acknowledgements) must
+//!    not leave before they are, `committed` entries are committed *and* locally persisted;
+//! 3. once `entries` can be read back from the storage, [`Group::advance`] ends the round; nothing
+//!    may be stepped in between;
+//! 4. [`Group::persisted`] reports the durable number, in order; [`Group::applied`] the apply index.
+//!
+//! Three properties are added here. Election timeouts are a pure function of (seed, peer, term)
+//! instead of a draw from a thread's generator, so that a simulation can be repeated. Every message
+//! passes the [`guard`] first, because raft-rs panics on messages that parse well and are wrong. And
+//! proposals to a non-leader are refused rather than silently forwarded.
+//!
+//! Not done: configuration changes (the membership verbs bring them) and priorities.
+
+pub mod envelope;
+pub mod group;
+pub mod guard;
+pub mod wire;
+
+pub use envelope::{Envelope, Lane};
+pub use group::{Group, GroupConfig, ProposeError, Ready, ReadyRest, Status};

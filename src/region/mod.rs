@@ -1,1 +1,33 @@
-//! (room being built)
+//! One replica of one region: the verbs of a [`Peer`](peer::Peer), each in its file.
+//!
+//! The life of a write, as this room sees it:
+//!
+//! 1. **propose** ([`propose`]): client batches wait in the peer until the round ends, are folded into
+//!    one entry and proposed; the tokens of whoever waits are kept under the entry's position.
+//! 2. **ready** ([`ready`]): the round's entries go into the store's one `LogBatch`; messages are sorted
+//!    by whether they may leave before it is durable.
+//! 3. **applied** ([`apply`]): committed and locally persisted entries are applied, off the loop, by an
+//!    [`Applier`](apply::Applier) that publishes one kv batch for many regions and answers the waiting
+//!    tokens; the peer learns the new applied index.
+//!
+//! [`read`] keeps the read-index rounds, the leader lease and freshness; [`snapshot`] turns a consistent
+//! view into chunks and chunks into a restored region; [`storage`] shows the log engine to raft-rs;
+//! [`life`] creates peers and brings them back after a restart; [`compact`] decides how far logs may go.
+//!
+//! Everything here is deterministic: the disk comes through `env::Disk` (inside log and kv), time as an
+//! argument, answers leave as values.
+//!
+//! Not done: split, merge, membership and hibernation; they have their own files when they come.
+
+pub mod apply;
+pub mod compact;
+pub mod effects;
+pub mod life;
+pub mod machine;
+pub mod peer;
+pub mod propose;
+pub mod read;
+pub mod ready;
+pub mod share;
+pub mod snapshot;
+pub mod storage;

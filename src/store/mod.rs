@@ -1,1 +1,21 @@
-//! (room being built)
+//! All replicas of one store loop: events in, effects out.
+//!
+//! A node runs one [`Store`] per store loop; a region belongs to one of them, by id. A round is
+//! `handle(now, event)` any number of times, then one `drain(now, &mut effects)`: every touched peer is
+//! visited once, all their entries go into ONE `LogBatch`, which is submitted (readable at once, durable
+//! later) and whose durability the shell reports back as [`Event::Persisted`]. The loop never waits for
+//! the disk.
+//!
+//! No task, thread, timer or channel belongs to a region: a quiet one costs its memory and a tick.
+//!
+//! Not done: split and merge (the registry by range lives in the router until then), hibernation.
+
+mod event;
+mod open;
+mod round;
+
+pub use crate::region::effects::*;
+pub use crate::region::share::{PeerShare, Registry};
+pub use event::{Delivered, DiskSpace, Event, Proposal, ReadLevel, ReadRequest};
+pub use open::{Recovery, StoreConfig, bootstrap_regions};
+pub use round::Store;

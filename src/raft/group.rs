@@ -1,0 +1,329 @@
+//! [`Group`]: the raft state machine of one peer.
+
+use super::guard::{self, Verdict};
+use crate::types::{LogPosition, PeerId};
+use ::raft::eraftpb::{Entry, HardState, Message, MessageType, Snapshot};
+use ::raft::{Config, RawNode, SnapshotStatus, StateRole, Storage};
+use bytes::Bytes;
+
+/// How the groups of a store behave. Times are in ticks.
+#[derive(Clone, Debug)]
+pub struct GroupConfig {
+    /// Silence after which a follower campaigns, at least; the real timeout lies between one and two
+    /// of it.
+    pub election_ticks: usize,
+    /// Ticks between two heartbeats of a leader.
+    pub heartbeat_ticks: usize,
+    /// Bytes of entries in one append message, about.
+    pub append_bytes_max: u64,
+    /// Append messages in flight to one follower.
+    pub inflight_messages_max: usize,
+    /// Bytes of entries proposed and not yet committed.
+    pub uncommitted_bytes_max: u64,
+    /// Bytes of committed entries handed out in one [`Ready`].
+    pub committed_bytes_max: u64,
+    /// Seeds the election timeouts.
+    pub seed: u64,
+}
+
+impl Default for GroupConfig {
+    fn default() -> Self {
+        GroupConfig {
+            election_ticks: 20,
+            heartbeat_ticks: 4,
+            append_bytes_max: 1 << 20,
+            inflight_messages_max: 64,
+            uncommitted_bytes_max: 32 << 20,
+            committed_bytes_max: 4 << 20,
+            seed: 0,
+        }
+    }
+}
+
+/// Why a proposal was refused. It has not entered the log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ProposeError {
+    /// Only leaders propose.
+    NotLeader,
+    /// Leadership is being handed over.
+    Transferring,
+    /// Too many uncommitted bytes; propose again after some have committed.
+    Full,
+}
+
+/// Where a group stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Status {
+    /// Current term.
+    pub term: u64,
+    /// Role in it.
+    pub role: StateRole,
+    /// Its leader, as far as this peer knows.
+    pub leader: Option<PeerId>,
+    /// Commit index.
+    pub committed: u64,
+    /// Last index of the log, durable or not.
+    pub last_index: u64,
+}
+
+/// What must happen after a round, sorted by when it may. See the room's head.
+#[derive(Debug)]
+pub struct Ready {
+    /// Messages that may leave before anything is persisted.
+    pub send_now: Vec<Message>,
+    /// Entries to make durable.
+    pub entries: Vec<Entry>,
+    /// Term, vote and commit to make durable, if they changed.
+    pub hard_state: Option<HardState>,
+    /// Messages that must not leave before `entries` and `hard_state` are durable.
+    pub send_after_persist: Vec<Message>,
+    /// Committed and locally persisted entries to apply, in order.
+    pub committed: Vec<Entry>,
+    /// Answered read-index requests: (context, index to wait for).
+    pub reads: Vec<(Vec<u8>, u64)>,
+    /// A snapshot to restore before anything else of this round.
+    pub snapshot: Option<Snapshot>,
+    /// Whether leadership or role changed.
+    pub changed_role: Option<StateRole>,
+    /// What [`Group::advance`] takes back.
+    pub rest: ReadyRest,
+}
+
+/// Proof that a [`Ready`] is being handled.
+#[derive(Debug)]
+pub struct ReadyRest(::raft::Ready);
+
+impl ReadyRest {
+    /// The number by which [`Group::persisted`] is told.
+    pub fn number(&self) -> u64 {
+        self.0.number()
+    }
+}
+
+impl Ready {
+    /// Whether something must be made durable.
+    pub fn must_persist(&self) -> bool {
+        !self.entries.is_empty() || self.hard_state.is_some() || self.snapshot.is_some()
+    }
+}
+
+/// The raft state machine of one peer.
+///
+/// * Between [`ready`](Self::ready) and [`advance`](Self::advance) nothing else may be called.
+/// * Its election timeout depends on (seed, peer, term) only.
+pub struct Group<S: Storage> {
+    node: RawNode<S>,
+    seed: u64,
+}
+
+fn mix(mut x: u64) -> u64 {
+    // splitmix64's finaliser (Steele, Lea, Flood 2014).
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+impl<S: Storage> Group<S> {
+    /// Brings a peer to life from its storage; `applied` is what its state machine holds.
+    ///
+    /// Errors when the storage does not hold a consistent raft state.
+    pub fn new(id: PeerId, config: &GroupConfig, applied: u64, storage: S) -> ::raft::Result<Self> {
+        let raft_config = Config {
+            id: id.0,
+            election_tick: config.election_ticks,
+            heartbeat_tick: config.heartbeat_ticks,
+            applied,
+            max_size_per_msg: config.append_bytes_max,
+            max_inflight_msgs: config.inflight_messages_max,
+            check_quorum: true,
+            pre_vote: true,
+            batch_append: true,
+            max_uncommitted_size: config.uncommitted_bytes_max,
+            max_committed_size_per_ready: config.committed_bytes_max,
+            ..Default::default()
+        };
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let mut group =
+            Group { node: RawNode::new(&raft_config, storage, &logger)?, seed: config.seed };
+        group.fix_timeout();
+        Ok(group)
+    }
+
+    /// Replaces raft-rs's draw: deterministic, spread over [election, 2 * election), new every term.
+    fn fix_timeout(&mut self) {
+        let raft = &mut self.node.raft;
+        let base = raft.election_timeout();
+        let draw = mix(mix(mix(self.seed) ^ raft.id) ^ raft.term);
+        let timeout = base + (draw % base as u64) as usize;
+        if raft.randomized_election_timeout() != timeout {
+            raft.set_randomized_election_timeout(timeout);
+        }
+    }
+
+    /// One tick of the logical clock.
+    pub fn tick(&mut self) {
+        self.node.tick();
+        self.fix_timeout();
+    }
+
+    /// Takes a message from a peer, if the [`guard`] lets it.
+    pub fn step(&mut self, message: Message) -> Verdict {
+        let verdict = {
+            let raft = &self.node.raft;
+            let view = guard::View {
+                id: raft.id,
+                term: raft.term,
+                leads: raft.state == StateRole::Leader,
+                committed: raft.raft_log.committed,
+                last_index: raft.raft_log.last_index(),
+                term_of: &|index| raft.raft_log.term(index).ok().filter(|term| *term > 0),
+            };
+            guard::check(&view, &message)
+        };
+        if verdict == Verdict::Step {
+            // A message from an unknown peer or to an old role is refused; nothing to do about it.
+            let _ = self.node.step(message);
+            self.fix_timeout();
+        }
+        verdict
+    }
+
+    /// Appends one entry to the leader's log and returns where it stands.
+    pub fn propose(&mut self, data: Bytes) -> Result<LogPosition, ProposeError> {
+        if self.node.raft.state != StateRole::Leader {
+            return Err(ProposeError::NotLeader);
+        }
+        if self.node.raft.lead_transferee.is_some() {
+            return Err(ProposeError::Transferring);
+        }
+        let mut message = Message { from: self.node.raft.id, ..Default::default() };
+        message.set_msg_type(MessageType::MsgPropose);
+        message.mut_entries().push(Entry { data, ..Default::default() });
+        self.node.raft.step(message).map_err(|_| ProposeError::Full)?;
+        let index = self.node.raft.raft_log.last_index();
+        Ok(LogPosition { index, term: self.node.raft.term })
+    }
+
+    /// Asks for a read index under `context`, which must be unique in the group. May be dropped
+    /// silently (no leader, nothing committed in the term): retry under a new context.
+    pub fn read_index(&mut self, context: Vec<u8>) {
+        self.node.read_index(context);
+    }
+
+    /// Starts an election at once.
+    pub fn campaign(&mut self) {
+        let _ = self.node.campaign();
+        self.fix_timeout();
+    }
+
+    /// Hands leadership to `to`, if it is a voter that can catch up.
+    pub fn transfer_leader(&mut self, to: PeerId) {
+        self.node.transfer_leader(to.0);
+    }
+
+    /// Whether leadership is being handed over (the lease is suspended then).
+    pub fn transferring(&self) -> bool {
+        self.node.raft.lead_transferee.is_some()
+    }
+
+    /// Tells that messages to `peer` do not arrive.
+    pub fn unreachable(&mut self, peer: PeerId) {
+        self.node.report_unreachable(peer.0);
+    }
+
+    /// Tells how sending a snapshot to `peer` ended.
+    pub fn snapshot_sent(&mut self, peer: PeerId, status: SnapshotStatus) {
+        self.node.report_snapshot(peer.0, status);
+    }
+
+    /// Takes what the changes so far ask for, if anything.
+    pub fn ready(&mut self) -> Option<Ready> {
+        if !self.node.has_ready() {
+            return None;
+        }
+        let mut ready = self.node.ready();
+        let snapshot = ready.snapshot();
+        let snapshot = (snapshot.get_metadata().index > 0).then(|| snapshot.clone());
+        Some(Ready {
+            send_now: ready.take_messages(),
+            entries: ready.take_entries(),
+            hard_state: ready.hs().cloned(),
+            send_after_persist: ready.take_persisted_messages(),
+            committed: ready.take_committed_entries(),
+            reads: ready
+                .take_read_states()
+                .into_iter()
+                .map(|state| (state.request_ctx, state.index))
+                .collect(),
+            snapshot,
+            changed_role: ready.ss().map(|state| state.raft_state),
+            rest: ReadyRest(ready),
+        })
+    }
+
+    /// Ends the round: its entries can be read from the storage now.
+    pub fn advance(&mut self, rest: ReadyRest) {
+        self.node.advance_append_async(rest.0);
+    }
+
+    /// All rounds up to `number` are durable.
+    pub fn persisted(&mut self, number: u64) {
+        self.node.on_persist_ready(number);
+        self.fix_timeout();
+    }
+
+    /// The state machine has applied everything up to `index`.
+    pub fn applied(&mut self, index: u64) {
+        self.node.advance_apply_to(index);
+    }
+
+    /// Where the group stands.
+    pub fn status(&self) -> Status {
+        let raft = &self.node.raft;
+        Status {
+            term: raft.term,
+            role: raft.state,
+            leader: (raft.leader_id != 0).then_some(PeerId(raft.leader_id)),
+            committed: raft.raft_log.committed,
+            last_index: raft.raft_log.last_index(),
+        }
+    }
+
+    /// Whether this peer leads its group, in its own eyes.
+    pub fn leads(&self) -> bool {
+        self.node.raft.state == StateRole::Leader
+    }
+
+    /// Whether the leader has committed an entry of its own term, and so knows the commit index.
+    pub fn committed_in_term(&self) -> bool {
+        self.node.raft.commit_to_current_term()
+    }
+
+    /// Whether the leader has applied an entry of its own term.
+    pub fn applied_in_term(&self) -> bool {
+        self.node.raft.apply_to_current_term()
+    }
+
+    /// (peer, matched index, recently active) of every replica, by peer id; for leaders.
+    pub fn progress(&self) -> Vec<(PeerId, u64, bool)> {
+        let mut progress: Vec<_> = self
+            .node
+            .raft
+            .prs()
+            .iter()
+            .map(|(id, p)| (PeerId(*id), p.matched, p.recent_active || *id == self.node.raft.id))
+            .collect();
+        progress.sort_unstable();
+        progress
+    }
+
+    /// The storage below.
+    pub fn storage(&self) -> &S {
+        self.node.store()
+    }
+
+    /// The storage below, to change it.
+    pub fn storage_mut(&mut self) -> &mut S {
+        self.node.mut_store()
+    }
+}

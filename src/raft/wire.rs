@@ -1,0 +1,1 @@
+//! (being built in its own branch)

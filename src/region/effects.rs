@@ -1,0 +1,210 @@
+//! What a round asks the shell to do, as values. The shell (or the simulator) does it in whatever
+//! threads it has and reports back by events; nothing here does anything by itself.
+
+use crate::error::{Error, Result};
+use crate::log::Seq;
+use crate::raft::{Envelope, Lane};
+use crate::region::snapshot::SnapshotFile;
+use crate::types::{Epoch, LogPosition, PeerId, Region, RegionId, RegionState, StoreId};
+use bytes::Bytes;
+
+/// Names whoever waits for an answer; chosen by the shell, opaque here.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Token(pub u64);
+
+/// Messages by destination and lane, in order within each.
+#[derive(Default, Debug)]
+pub struct Outbox {
+    queues: Vec<(StoreId, Lane, Vec<Envelope>)>,
+}
+
+impl Outbox {
+    /// Adds a message.
+    pub fn push(&mut self, to: StoreId, envelope: Envelope) {
+        let lane = envelope.lane();
+        match self.queues.iter_mut().find(|queue| queue.0 == to && queue.1 == lane) {
+            Some(queue) => queue.2.push(envelope),
+            None => self.queues.push((to, lane, vec![envelope])),
+        }
+    }
+
+    /// Whether there is nothing to send.
+    pub fn is_empty(&self) -> bool {
+        self.queues.is_empty()
+    }
+
+    /// Takes everything.
+    pub fn take(&mut self) -> Vec<(StoreId, Lane, Vec<Envelope>)> {
+        std::mem::take(&mut self.queues)
+    }
+}
+
+/// A round of a peer whose durability is reported back to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Persisted {
+    /// The region.
+    pub region: RegionId,
+    /// The peer: a completion for an older peer of the region must not reach a newer one.
+    pub peer: PeerId,
+    /// The ready number.
+    pub number: u64,
+}
+
+/// What may happen once the log is durable up to `seq`.
+#[derive(Debug)]
+pub struct AfterPersist {
+    /// Compare with `Log::durable`.
+    pub seq: Seq,
+    /// To be reported back as `Event::Persisted`.
+    pub acks: Vec<Persisted>,
+    /// Messages that promise durability.
+    pub send: Outbox,
+}
+
+/// A committed entry to apply.
+#[derive(Debug)]
+pub struct CommittedEntry {
+    /// Where it stands.
+    pub position: LogPosition,
+    /// The payload; empty for raft's own entries.
+    pub data: Bytes,
+    /// Who waits for the batches in it, in order; empty unless proposed here.
+    pub waiting: Vec<Token>,
+}
+
+/// Work for the region's [`Applier`](crate::region::apply::Applier), in order per region.
+#[derive(Debug)]
+pub enum ApplyTask {
+    /// Apply entries.
+    Entries {
+        /// The region.
+        region: RegionId,
+        /// The replica.
+        peer: PeerId,
+        /// In log order.
+        entries: Vec<CommittedEntry>,
+    },
+    /// Replace the region's data by a received snapshot, durably.
+    Restore {
+        /// What the region becomes.
+        state: RegionState,
+        /// Its data.
+        file: SnapshotFile,
+    },
+}
+
+impl ApplyTask {
+    /// The region the task belongs to: tasks of one region must stay in order.
+    pub fn region(&self) -> RegionId {
+        match self {
+            ApplyTask::Entries { region, .. } => *region,
+            ApplyTask::Restore { state, .. } => state.region.id,
+        }
+    }
+}
+
+/// How far a region's state machine got.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Applied {
+    /// The region.
+    pub region: RegionId,
+    /// The replica.
+    pub peer: PeerId,
+    /// The last entry applied.
+    pub position: LogPosition,
+    /// The replicated compaction point, if it moved.
+    pub compacted: Option<LogPosition>,
+    /// Set when a snapshot was restored: what the region is now.
+    pub restored: Option<RegionState>,
+}
+
+/// A snapshot to stream to a follower that fell behind the log.
+pub struct SnapshotSend {
+    /// Where to.
+    pub to: StoreId,
+    /// The raft message that goes with it (its `snapshot.data` describes the region).
+    pub envelope: Envelope,
+    /// The region's data at exactly the snapshot's index.
+    pub chunks: crate::region::snapshot::Chunks,
+}
+
+/// Permission to read from a view taken from now on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ReadGrant {
+    /// The region's epoch when it was given; must still hold after the view is taken.
+    pub epoch: Epoch,
+}
+
+/// Where one replica stands, for people and tools.
+#[derive(Clone, PartialEq, Debug)]
+pub struct RegionStatus {
+    /// The region.
+    pub region: Region,
+    /// The local replica.
+    pub peer: PeerId,
+    /// Whether it leads.
+    pub leads: bool,
+    /// Who leads, as far as known.
+    pub leader: Option<PeerId>,
+    /// Its term.
+    pub term: u64,
+    /// Commit index.
+    pub committed: u64,
+    /// Applied index.
+    pub applied: u64,
+    /// Applied index as of the last durable flush.
+    pub flushed: u64,
+    /// First index the log still holds.
+    pub first_index: u64,
+    /// Last index of the log.
+    pub last_index: u64,
+    /// Bytes of entries in the log, about.
+    pub log_bytes: u64,
+    /// Why the replica is fenced off, if it is.
+    pub quarantined: Option<String>,
+}
+
+/// An answer to whoever waits under a token.
+#[derive(Debug)]
+pub enum Reply {
+    /// A write: the state machine's response.
+    Written(Result<Bytes>),
+    /// A read may proceed.
+    Read(Result<ReadGrant>),
+    /// A leadership transfer was started, or not.
+    Transfer(Result<()>),
+    /// Where the replicas stand.
+    Status(Vec<RegionStatus>),
+}
+
+/// Everything one round asks for.
+#[derive(Default)]
+pub struct Effects {
+    /// May leave at once.
+    pub send_now: Outbox,
+    /// Waits for the log.
+    pub after_persist: Vec<AfterPersist>,
+    /// For the appliers, in order.
+    pub apply: Vec<ApplyTask>,
+    /// Answers.
+    pub replies: Vec<(Token, Reply)>,
+    /// Snapshots to stream.
+    pub snapshots: Vec<SnapshotSend>,
+    /// Received snapshots that turned out not to be needed: remove the files.
+    pub discard: Vec<SnapshotFile>,
+    /// The store cannot go on.
+    pub fatal: Option<Error>,
+}
+
+impl Effects {
+    /// Whether the round asks for nothing.
+    pub fn is_empty(&self) -> bool {
+        self.send_now.is_empty()
+            && self.after_persist.is_empty()
+            && self.apply.is_empty()
+            && self.replies.is_empty()
+            && self.snapshots.is_empty()
+            && self.discard.is_empty()
+            && self.fatal.is_none()
+    }
+}

@@ -1,0 +1,94 @@
+//! The state machine contract for embedders, and the built-in one.
+//!
+//! A [`StateMachine`] turns commands into writes. It runs on every replica, again after every restart
+//! (from the last durable flush on), and must therefore be deterministic: no clock, no randomness, no
+//! thread, nothing but the command and what [`Context::get`] returns. Its writes commit atomically
+//! with the applied index. A refusal that every replica reaches alike is a response; an `Err` poisons
+//! the store, because replicas may have diverged.
+
+use crate::codec::command::{self, Op, Swap};
+use crate::error::Result;
+use crate::kv::{Pending, View, WriteBatch};
+use crate::types::{KeyRange, RegionId};
+use bytes::Bytes;
+use std::ops::Range;
+
+/// Where a command stands and what it may read and write.
+pub struct Context<'a> {
+    /// The region it was proposed to.
+    pub region: RegionId,
+    /// The index of the entry it stands in; several commands of one entry share it.
+    pub index: u64,
+    /// Its writes. Keys outside of the region's range are a bug of the caller.
+    pub batch: &'a mut WriteBatch,
+    /// What was applied before this round of applying.
+    pub(crate) view: &'a dyn View,
+}
+
+impl Context<'_> {
+    /// The value of `key` as of this command, earlier writes of the round included.
+    pub fn get(&mut self, key: &[u8]) -> Result<Option<Bytes>> {
+        match self.batch.get_pending(key) {
+            Pending::Put(value) => Ok(Some(value)),
+            Pending::Deleted => Ok(None),
+            Pending::Unknown => self.view.get(key),
+        }
+    }
+}
+
+/// Deterministic application of commands. See the [module](self).
+pub trait StateMachine: Send + Sync + 'static {
+    /// Applies one command; the response goes to whoever proposed it, if he still waits.
+    fn apply(&self, context: &mut Context<'_>, command: &Bytes) -> Result<Bytes>;
+}
+
+/// The built-in commands: put, delete, delete-range, compare-and-swap, batches.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct KvMachine;
+
+fn offsets(range: Range<usize>) -> Range<u32> {
+    range.start as u32..range.end as u32
+}
+
+impl StateMachine for KvMachine {
+    fn apply(&self, context: &mut Context<'_>, command: &Bytes) -> Result<Bytes> {
+        let mut swaps = Vec::new();
+        let chunk = context.batch.add_chunk(command.clone());
+        for op in command::ops(command) {
+            match op? {
+                Op::Put { key, value } => {
+                    context.batch.put_in(chunk, offsets(key), offsets(value));
+                }
+                Op::Delete { key } => context.batch.delete_in(chunk, offsets(key)),
+                Op::DeleteRange { start, end } => context.batch.delete_range(&KeyRange {
+                    start: command.slice(start),
+                    end: command.slice(end),
+                }),
+                Op::CompareAndSwap { key, expected, new } => {
+                    let previous = context.get(&command[key.clone()])?;
+                    let expected = expected.map(|range| &command[range]);
+                    let swapped = previous.as_deref() == expected;
+                    match new {
+                        Some(value) if swapped => {
+                            context.batch.put_in(chunk, offsets(key), offsets(value));
+                        }
+                        None if swapped => context.batch.delete_in(chunk, offsets(key)),
+                        _ => {}
+                    }
+                    swaps.push(Swap { swapped, previous });
+                }
+            }
+        }
+        Ok(command::encode_swaps(&swaps))
+    }
+}
+
+/// Applies nothing and answers nothing: measures consensus alone.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct NullMachine;
+
+impl StateMachine for NullMachine {
+    fn apply(&self, _context: &mut Context<'_>, _command: &Bytes) -> Result<Bytes> {
+        Ok(Bytes::new())
+    }
+}

@@ -1,0 +1,108 @@
+//! What can happen to a store.
+
+use crate::kv::Cut;
+use crate::raft::Envelope;
+use crate::region::effects::{Applied, Persisted, Token};
+use crate::region::snapshot::SnapshotFile;
+use crate::types::{PeerId, RegionId, StoreId};
+use bytes::Bytes;
+use std::sync::Arc;
+
+pub use crate::region::read::ReadLevel;
+
+/// A client batch to replicate in one region.
+#[derive(Clone, Debug)]
+pub struct Proposal {
+    /// Whoever waits for the response.
+    pub token: Token,
+    /// The region its keys were routed to.
+    pub region: RegionId,
+    /// The epoch version it was routed for.
+    pub version: u64,
+    /// The state machine's command.
+    pub command: Bytes,
+}
+
+/// A wish to read from a region's replica here.
+#[derive(Clone, Debug)]
+pub struct ReadRequest {
+    /// Whoever waits for the grant.
+    pub token: Token,
+    /// The region.
+    pub region: RegionId,
+    /// The epoch version it was routed for.
+    pub version: u64,
+    /// How fresh the answer must be.
+    pub level: ReadLevel,
+}
+
+/// What can happen to a store. Order between events of one region is the caller's; everything
+/// asynchronous names region *and* peer.
+#[derive(Debug)]
+pub enum Event {
+    /// One tick of the logical clock (one tick interval has passed on the monotonic clock).
+    Tick,
+    /// Messages from peers.
+    Messages(Vec<Envelope>),
+    /// Client batches.
+    Propose(Vec<Proposal>),
+    /// Reads.
+    Read(Vec<ReadRequest>),
+    /// Rounds whose log writes are durable, in order per peer.
+    Persisted(Vec<Persisted>),
+    /// Regions whose state machines moved.
+    Applied(Vec<Applied>),
+    /// The state store has flushed: what it holds durably.
+    Flushed(Arc<Cut>),
+    /// Messages to a store do not arrive.
+    Unreachable(StoreId),
+    /// How streaming a snapshot ended.
+    SnapshotSent {
+        /// The region.
+        region: RegionId,
+        /// The local peer that sent it.
+        from: PeerId,
+        /// The peer it went to.
+        to: PeerId,
+        /// Whether the receiver confirmed all of it.
+        delivered: Delivered,
+    },
+    /// A snapshot has arrived, its data durable in `file`.
+    SnapshotReceived {
+        /// The raft message that came with it.
+        envelope: Envelope,
+        /// The data.
+        file: SnapshotFile,
+    },
+    /// Hand leadership of a region over: to the given store, or to the most advanced follower.
+    Transfer {
+        /// Whoever waits.
+        token: Token,
+        /// The region.
+        region: RegionId,
+        /// Where to.
+        to: Option<StoreId>,
+    },
+    /// Tell where all replicas stand.
+    Status(Token),
+    /// Whether the disk has room for new proposals.
+    DiskSpace(DiskSpace),
+}
+
+/// How a snapshot's delivery ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Delivered {
+    /// The receiver holds all of it.
+    Whole,
+    /// It does not; raft will try again.
+    Failed,
+}
+
+/// Whether the disk takes new proposals.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DiskSpace {
+    /// There is room.
+    Enough,
+    /// Refuse proposals; reads, heartbeats and compaction go on.
+    Full,
+}
