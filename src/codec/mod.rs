@@ -2,3 +2,4 @@
 //! log entries ([`command`]).
 
 pub mod command;
+pub mod region;
