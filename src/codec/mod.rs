@@ -1,1 +1,14 @@
-//! (room being built)
+//! How the house turns words into bytes and back, below every room that has a format: [`bytes`] is
+//! the bounded little-endian cursor pair.
+//!
+//! Protocol: a format is written with a [`bytes::Writer`] and read with a [`bytes::Reader`]; a reader
+//! never trusts a length or a count before it has compared it with what is really there, never
+//! panics, and answers [`Error::Malformed`](crate::Error::Malformed). Integrity (checksums) and
+//! versions belong to the format that uses it, not to this room.
+//!
+//! Not done: no derive macro and no schema. The formats are few, and each has a page with offsets that
+//! a macro would hide.
+
+pub mod bytes;
+
+pub use bytes::{Reader, Writer};
