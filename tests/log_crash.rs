@@ -341,19 +341,17 @@ fn a_full_disk_is_survived() {
     log.submit(batch).unwrap();
     let purged = log.purge().unwrap();
     assert!(purged.segments > 0, "{purged:?}");
-    for _ in 0..20 {
-        match put(&log) {
-            Ok(_) => {}
-            Err(other) => {
-                assert!(matches!(other, Error::DiskFull { .. }), "{other}");
-                let mut batch = LogBatch::new();
-                let last = log.last_index(1);
-                batch.compact_to(1, LogPosition { index: last - 1, term: 1 });
-                log.submit(batch).unwrap();
-                log.purge().unwrap();
-            }
-        }
+    let relieve = |log: &Log, error: Error| {
+        assert!(matches!(error, Error::DiskFull { .. }), "{error}");
+        let mut batch = LogBatch::new();
+        batch.compact_to(1, LogPosition { index: log.last_index(1) - 1, term: 1 });
+        log.submit(batch).unwrap();
+        assert!(log.purge().unwrap().segments > 0);
+    };
+    for _ in 0..100 {
+        put(&log).map(drop).unwrap_or_else(|error| relieve(&log, error));
     }
+    log.barrier().unwrap_or_else(|error| relieve(&log, error));
     log.barrier().unwrap();
     let (last, state) = (log.last_index(1), log.state(2));
     drop(log);
