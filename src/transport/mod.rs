@@ -29,9 +29,9 @@
 pub mod frame;
 pub mod local;
 pub mod payload;
-// mod queue;
-// pub mod remote;
-// pub mod tcp;
+mod queue;
+pub mod remote;
+pub mod tcp;
 
 use crate::error::Result;
 use crate::types::{PeerId, RegionId, StoreId};
@@ -39,7 +39,7 @@ use ::raft::eraftpb::{Message, MessageType};
 use bytes::Bytes;
 
 pub use local::{Hub, Local};
-// pub use tcp::{Config, Tcp};
+pub use tcp::{Config, Tcp};
 
 /// A raft message on its way from one replica to another.
 #[derive(Clone, PartialEq, Debug)]
