@@ -192,7 +192,9 @@ impl Op {
     /// The key that decides which region the operation belongs to.
     pub fn key(&self) -> Range<usize> {
         match self {
-            Op::Put { key, .. } | Op::Delete { key } | Op::CompareAndSwap { key, .. } => key.clone(),
+            Op::Put { key, .. } | Op::Delete { key } | Op::CompareAndSwap { key, .. } => {
+                key.clone()
+            }
             Op::DeleteRange { start, .. } => start.clone(),
         }
     }
@@ -218,7 +220,8 @@ impl Ops<'_> {
 
     fn read(&mut self) -> Result<Op> {
         let bytes = self.bytes;
-        let head = bytes.get(self.at..self.at + OP_HEAD).ok_or_else(|| bad("operation cut short"))?;
+        let head =
+            bytes.get(self.at..self.at + OP_HEAD).ok_or_else(|| bad("operation cut short"))?;
         let key_len = usize::from(u16::from_le_bytes([head[1], head[2]]));
         let value_len = u32::from_le_bytes([head[3], head[4], head[5], head[6]]) as usize;
         if key_len > KEY_BYTES_MAX {
@@ -462,7 +465,13 @@ mod tests {
             .collect();
         assert_eq!(
             shown,
-            ["put k v", "delete d", "range a..", "cas c Some(\"\") Some(\"new\")", "cas c None None"]
+            [
+                "put k v",
+                "delete d",
+                "range a..",
+                "cas c Some(\"\") Some(\"new\")",
+                "cas c None None"
+            ]
         );
     }
 

@@ -1,4 +1,17 @@
-//! Byte formats shared by several rooms: the bounded reader ([`bytes`]) and the commands that stand in
-//! log entries ([`command`]).
+//! How the house turns words into bytes and back, below every room that has a format: [`bytes`] is
+//! the bounded little-endian cursor pair, [`command`] what stands in log entries, [`region`] a region's
+//! description on the wire.
+//!
+//! Protocol: a format is written with a [`bytes::Writer`] and read with a [`bytes::Reader`]; a reader
+//! never trusts a length or a count before it has compared it with what is really there, never
+//! panics, and answers [`Error::Malformed`](crate::Error::Malformed). Integrity (checksums) and
+//! versions belong to the format that uses it, not to this room.
+//!
+//! Not done: no derive macro and no schema. The formats are few, and each has a page with offsets that
+//! a macro would hide.
 
+pub mod bytes;
 pub mod command;
+pub mod region;
+
+pub use bytes::{Reader, Writer};

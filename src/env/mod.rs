@@ -1,8 +1,16 @@
 //! The seams to the outside world. The deterministic zone reaches the disk only through [`Disk`] and
 //! [`File`]; the clock and randomness come in as arguments ([`crate::types::Time`], seeds). [`os`] is
-//! the real thing, `sim::disk` the seeded one that loses what was not synced.
+//! the real thing, [`mem`] keeps everything in memory and never fails, `sim::disk` is the seeded one
+//! that loses what was not synced.
+//!
+//! Not done: links, subdirectory listing and permissions, since no room needs them; direct I/O, since
+//! the log's prefilled segments make buffered writes cheap enough to sync.
 
+#[cfg(test)]
+mod disk_tests;
+pub mod mem;
 pub mod os;
+pub(crate) mod pages;
 
 use crate::error::Result;
 use std::fmt::Debug;

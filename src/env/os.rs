@@ -18,6 +18,9 @@ struct OsFile {
     path: PathBuf,
 }
 
+/// Slices per system call: what Linux and macOS take at most (`IOV_MAX`).
+const MAX_SLICES: usize = 1024;
+
 /// The file whose lock stands for the directory's.
 const LOCK_FILE: &str = "LOCK";
 
@@ -27,6 +30,15 @@ struct OsLock {
 }
 
 impl DirLock for OsLock {}
+
+/// The directory that holds the entry of `path`.
+fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        Some(_) => Path::new("."),
+        None => path,
+    }
+}
 
 impl Disk for OsDisk {
     fn open(&self, path: &Path, mode: OpenMode) -> Result<Arc<dyn File>> {
@@ -67,11 +79,17 @@ impl Disk for OsDisk {
     }
 
     fn create_dir_all(&self, dir: &Path) -> Result<()> {
-        std::fs::create_dir_all(dir).map_err(|e| Error::io("mkdir", dir, e))?;
-        match dir.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => self.sync_dir(parent),
-            _ => Ok(()),
+        // Every directory that gained an entry is synced, not only the last one. The parent of what
+        // exists already is synced too: an earlier attempt may have died between the two steps.
+        let mut gained = vec![parent_of(dir)];
+        for above in dir.ancestors().skip(1).take_while(|d| !d.as_os_str().is_empty()) {
+            if self.exists(above)? {
+                break;
+            }
+            gained.push(parent_of(above));
         }
+        std::fs::create_dir_all(dir).map_err(|e| Error::io("mkdir", dir, e))?;
+        gained.into_iter().rev().try_for_each(|parent| self.sync_dir(parent))
     }
 
     fn sync_dir(&self, dir: &Path) -> Result<()> {
@@ -117,9 +135,22 @@ impl File for OsFile {
 
     fn write_vectored_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<()> {
         let mut at = offset;
-        for buf in bufs {
-            self.write_at(at, buf)?;
-            at += buf.len() as u64;
+        let mut left: Vec<IoSlice<'_>> = bufs.iter().filter(|b| !b.is_empty()).copied().collect();
+        let mut left = &mut left[..];
+        while !left.is_empty() {
+            let some = &left[..left.len().min(MAX_SLICES)];
+            match rustix::io::pwritev(&self.file, some, at) {
+                Ok(0) => {
+                    let error = std::io::ErrorKind::WriteZero.into();
+                    return Err(Error::io("write", &self.path, error));
+                }
+                Ok(n) => {
+                    at += n as u64;
+                    IoSlice::advance_slices(&mut left, n);
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(Error::io("write", &self.path, e.into())),
+            }
         }
         Ok(())
     }

@@ -21,26 +21,27 @@ pub struct Envelope {
 /// Which queue of a connection a message takes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Lane {
-    /// Heartbeats, votes and their answers: small, and liveness depends on them.
+    /// Heartbeats, votes, acknowledgements: small and urgent. Leaves first.
     Control,
-    /// Appends and the rest, in order per region.
+    /// Appends with entries and snapshots: many bytes, patient.
     Bulk,
+}
+
+impl Lane {
+    /// The lane that suits a message: what carries entries or a snapshot is bulk.
+    pub fn of(message: &Message) -> Lane {
+        match message.get_msg_type() {
+            MessageType::MsgAppend | MessageType::MsgPropose | MessageType::MsgSnapshot => {
+                Lane::Bulk
+            }
+            _ => Lane::Control,
+        }
+    }
 }
 
 impl Envelope {
     /// The lane this message belongs in.
     pub fn lane(&self) -> Lane {
-        match self.message.get_msg_type() {
-            MessageType::MsgHeartbeat
-            | MessageType::MsgHeartbeatResponse
-            | MessageType::MsgRequestVote
-            | MessageType::MsgRequestVoteResponse
-            | MessageType::MsgRequestPreVote
-            | MessageType::MsgRequestPreVoteResponse
-            | MessageType::MsgTimeoutNow
-            | MessageType::MsgReadIndex
-            | MessageType::MsgReadIndexResp => Lane::Control,
-            _ => Lane::Bulk,
-        }
+        Lane::of(&self.message)
     }
 }

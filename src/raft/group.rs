@@ -277,6 +277,17 @@ impl<S: Storage> Group<S> {
         self.node.advance_apply_to(index);
     }
 
+    /// The snapshot raft has accepted and not yet handed out.
+    pub fn pending_snapshot(&self) -> Option<LogPosition> {
+        let meta = self.node.snap()?.get_metadata();
+        Some(LogPosition { index: meta.index, term: meta.term })
+    }
+
+    /// What raft knows to be applied.
+    pub fn applied_index(&self) -> u64 {
+        self.node.raft.raft_log.applied()
+    }
+
     /// Where the group stands.
     pub fn status(&self) -> Status {
         let raft = &self.node.raft;

@@ -100,7 +100,10 @@ fn check_append(view: &View<'_>, m: &Message) -> Verdict {
     let mut term = m.log_term;
     for entry in &m.entries {
         if entry.index != expected || entry.term < term || entry.term > m.term {
-            return violation(m, &format!("entry {} at term {} out of order", entry.index, entry.term));
+            return violation(
+                m,
+                &format!("entry {} at term {} out of order", entry.index, entry.term),
+            );
         }
         if entry.index <= view.committed
             && (view.term_of)(entry.index).is_some_and(|own| own != entry.term)
@@ -125,7 +128,8 @@ fn check_snapshot(view: &View<'_>, m: &Message) -> Verdict {
     if meta.index == 0 || meta.index > u64::MAX >> 1 || meta.term == 0 || meta.term > m.term {
         return violation(m, "position out of range");
     }
-    if conf.voters.is_empty() || !conf.voters_outgoing.is_empty() || !conf.learners_next.is_empty() {
+    if conf.voters.is_empty() || !conf.voters_outgoing.is_empty() || !conf.learners_next.is_empty()
+    {
         return violation(m, "not a plain configuration");
     }
     let mut ids: Vec<u64> = conf.voters.iter().chain(&conf.learners).copied().collect();

@@ -114,6 +114,8 @@ pub struct Applied {
     pub position: LogPosition,
     /// The replicated compaction point, if it moved.
     pub compacted: Option<LogPosition>,
+    /// Bytes of the entries applied.
+    pub bytes: usize,
     /// Set when a snapshot was restored: what the region is now.
     pub restored: Option<RegionState>,
 }

@@ -21,6 +21,7 @@
 
 pub mod apply;
 pub mod compact;
+pub mod config;
 pub mod effects;
 pub mod life;
 pub mod machine;

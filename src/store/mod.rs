@@ -14,8 +14,9 @@ mod event;
 mod open;
 mod round;
 
+pub use crate::region::config::StoreConfig;
 pub use crate::region::effects::*;
 pub use crate::region::share::{PeerShare, Registry};
 pub use event::{Delivered, DiskSpace, Event, Proposal, ReadLevel, ReadRequest};
-pub use open::{Recovery, StoreConfig, bootstrap_regions};
+pub use open::{Recovery, Shard, bootstrap_regions, prepare};
 pub use round::Store;

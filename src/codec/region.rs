@@ -1,0 +1,98 @@
+//! The flat form of a region's description as it crosses the network (in a snapshot's header). Local
+//! disks keep it as protobuf; no network bytes are ever parsed as protobuf.
+//!
+//! Little-endian: region id `u64`, conf_ver `u64`, version `u64`, compacted index `u64`, compacted term
+//! `u64`, start length `u32`, start, end length `u32`, end, number of peers `u32`, then for each: id `u64`,
+//! store `u64`, role `u8` (0 voter, 1 learner).
+
+use crate::error::{Error, Result};
+use crate::types::*;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+/// More replicas than this do not occur.
+const PEERS_MAX: usize = 1 << 10;
+
+/// Writes a region and its replicated compaction point.
+pub fn encode(region: &Region, compacted: LogPosition) -> Bytes {
+    let mut out = BytesMut::with_capacity(64 + region.peers.len() * 17);
+    out.put_u64_le(region.id.0);
+    out.put_u64_le(region.epoch.conf_ver);
+    out.put_u64_le(region.epoch.version);
+    out.put_u64_le(compacted.index);
+    out.put_u64_le(compacted.term);
+    for key in [&region.range.start, &region.range.end] {
+        out.put_u32_le(key.len() as u32);
+        out.put_slice(key);
+    }
+    out.put_u32_le(region.peers.len() as u32);
+    for peer in &region.peers {
+        out.put_u64_le(peer.id.0);
+        out.put_u64_le(peer.store.0);
+        out.put_u8(match peer.role {
+            Role::Voter => 0,
+            Role::Learner => 1,
+        });
+    }
+    out.freeze()
+}
+
+fn need(bytes: &Bytes, n: usize) -> Result<()> {
+    if bytes.remaining() < n {
+        return Err(Error::malformed("region", "cut short"));
+    }
+    Ok(())
+}
+
+fn key(bytes: &mut Bytes) -> Result<Bytes> {
+    need(bytes, 4)?;
+    let len = bytes.get_u32_le() as usize;
+    need(bytes, len)?;
+    Ok(bytes.split_to(len))
+}
+
+/// Reads what [`encode`] wrote.
+pub fn decode(bytes: &Bytes) -> Result<(Region, LogPosition)> {
+    let mut bytes = bytes.clone();
+    need(&bytes, 40)?;
+    let id = RegionId(bytes.get_u64_le());
+    let epoch = Epoch { conf_ver: bytes.get_u64_le(), version: bytes.get_u64_le() };
+    let compacted = LogPosition { index: bytes.get_u64_le(), term: bytes.get_u64_le() };
+    let range = KeyRange { start: key(&mut bytes)?, end: key(&mut bytes)? };
+    need(&bytes, 4)?;
+    let count = bytes.get_u32_le() as usize;
+    if count > PEERS_MAX || bytes.remaining() != count * 17 {
+        return Err(Error::malformed("region", "number of peers"));
+    }
+    let mut peers = Vec::with_capacity(count);
+    for _ in 0..count {
+        let (id, store) = (PeerId(bytes.get_u64_le()), StoreId(bytes.get_u64_le()));
+        let role = match bytes.get_u8() {
+            0 => Role::Voter,
+            1 => Role::Learner,
+            _ => return Err(Error::malformed("region", "role")),
+        };
+        peers.push(Peer { id, store, role });
+    }
+    Ok((Region { id, range, epoch, peers }, compacted))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_back_and_refuses_every_cut() {
+        let region = Region {
+            id: RegionId(7),
+            range: KeyRange::new("a", "m"),
+            epoch: Epoch { conf_ver: 2, version: 3 },
+            peers: vec![Peer { id: PeerId(9), store: StoreId(1), role: Role::Learner }],
+        };
+        let at = LogPosition { index: 11, term: 4 };
+        let bytes = encode(&region, at);
+        assert_eq!(decode(&bytes).unwrap(), (region, at));
+        for cut in 0..bytes.len() {
+            assert!(decode(&bytes.slice(..cut)).is_err());
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! What a caller asks for: a batch of operations over many groups, and its encoding, which is done on
+//! the caller's side and outside every lock.
+
+use super::format::{Op, Span, Terms, encode_run};
+use super::{Entry, GroupId};
+use crate::error::{Error, Result};
+use crate::types::LogPosition;
+use bytes::Bytes;
+
+/// Operations that become durable together or not at all. Per group they take effect in the order in
+/// which they were added; operations of different groups do not depend on each other.
+#[derive(Clone, Default, Debug)]
+pub struct LogBatch {
+    ops: Vec<BatchOp>,
+    bytes: usize,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum BatchOp {
+    Append { group: GroupId, entries: Vec<Entry> },
+    State { group: GroupId, state: Bytes },
+    Compact { group: GroupId, to: LogPosition },
+    Reset { group: GroupId, to: LogPosition },
+    Clear { group: GroupId },
+}
+
+impl BatchOp {
+    pub fn group(&self) -> GroupId {
+        match self {
+            BatchOp::Append { group, .. }
+            | BatchOp::State { group, .. }
+            | BatchOp::Compact { group, .. }
+            | BatchOp::Reset { group, .. }
+            | BatchOp::Clear { group } => *group,
+        }
+    }
+}
+
+/// Directory bytes that an operation takes at most, its terms apart.
+const OP_OVERHEAD: usize = 40;
+
+impl LogBatch {
+    /// An empty batch.
+    pub fn new() -> LogBatch {
+        LogBatch::default()
+    }
+
+    /// Adds entries. They must be contiguous, start above the group's compaction point and leave no
+    /// gap after its last entry; if they start at or below it, the old suffix is dropped.
+    /// [`submit`](super::Log::submit) refuses the whole batch otherwise. No entries: no operation.
+    pub fn append(&mut self, group: GroupId, entries: impl IntoIterator<Item = Entry>) {
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        if !entries.is_empty() {
+            let data: usize = entries.iter().map(|e| e.data.len() + 6).sum();
+            self.bytes += data + OP_OVERHEAD;
+            self.ops.push(BatchOp::Append { group, entries });
+        }
+    }
+
+    /// Sets the group's state record: small, opaque, the last one wins.
+    pub fn set_state(&mut self, group: GroupId, state: impl Into<Bytes>) {
+        let state = state.into();
+        self.bytes += state.len() + OP_OVERHEAD;
+        self.ops.push(BatchOp::State { group, state });
+    }
+
+    /// Drops the entries up to `to.index`; `to` becomes the group's truncated position. Does nothing
+    /// when the group is compacted that far already.
+    pub fn compact_to(&mut self, group: GroupId, to: LogPosition) {
+        self.bytes += OP_OVERHEAD;
+        self.ops.push(BatchOp::Compact { group, to });
+    }
+
+    /// Drops every entry: the group's log begins after `to` (a snapshot was restored).
+    pub fn reset(&mut self, group: GroupId, to: LogPosition) {
+        self.bytes += OP_OVERHEAD;
+        self.ops.push(BatchOp::Reset { group, to });
+    }
+
+    /// Forgets the group: its entries, its state, its position.
+    pub fn clear(&mut self, group: GroupId) {
+        self.bytes += OP_OVERHEAD;
+        self.ops.push(BatchOp::Clear { group });
+    }
+
+    /// Whether nothing was added.
+    pub fn is_empty(&self) -> bool {
+        self.ops.is_empty()
+    }
+
+    /// About how many bytes the batch will take in the log.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Checks what can be checked without the index, then encodes. Operations are put in group order
+    /// (stable: the order within a group stays), so that each group is visited once.
+    pub(super) fn encode(mut self) -> Result<Encoded> {
+        self.ops.sort_by_key(BatchOp::group);
+        let mut encoded = Encoded::with_capacity(self.ops.len(), self.bytes);
+        for op in &self.ops {
+            let op = match op {
+                BatchOp::Append { group, entries } => {
+                    check_contiguous(*group, entries)?;
+                    let body = encoded.body(|out| encode_run(out, entries))?;
+                    let (first, count) = (entries[0].index, entries.len() as u32);
+                    Op::Append { group: *group, first, count, terms: Terms::of(entries), body }
+                }
+                BatchOp::State { group, state } => {
+                    let body = encoded.body(|out| out.extend_from_slice(state))?;
+                    Op::State { group: *group, body }
+                }
+                BatchOp::Compact { group, to } => Op::Compact { group: *group, to: *to },
+                BatchOp::Reset { group, to } => Op::Reset { group: *group, to: *to },
+                BatchOp::Clear { group } => Op::Clear { group: *group },
+            };
+            encoded.push(op);
+        }
+        encoded.source = self.ops;
+        encoded.dir_crc = crc32c::crc32c(&encoded.dir);
+        Ok(encoded)
+    }
+}
+
+fn check_contiguous(group: GroupId, entries: &[Entry]) -> Result<()> {
+    let first = entries[0].index;
+    let broken = first == 0
+        || first.checked_add(entries.len() as u64).is_none()
+        || u32::try_from(entries.len()).is_err()
+        || entries.iter().zip(first..).any(|(e, index)| e.index != index);
+    if broken {
+        let what = format!("group {group}: appended entries are not contiguous from {first}");
+        return Err(Error::InvalidArgument(what));
+    }
+    Ok(())
+}
+
+/// A batch ready for the writer: all but its header, which holds what only the writer knows.
+#[derive(Debug, Default)]
+pub(super) struct Encoded {
+    pub dir: Vec<u8>,
+    pub payload: Vec<u8>,
+    pub dir_crc: u32,
+    pub ops: Vec<Op>,
+    pub source: Vec<BatchOp>,
+}
+
+/// A body's place in the record is a u32; this leaves room for headers in a u32 file offset.
+const MAX_PAYLOAD: usize = 1 << 30;
+
+impl Encoded {
+    pub fn with_capacity(ops: usize, bytes: usize) -> Encoded {
+        Encoded {
+            dir: Vec::with_capacity(ops * 24),
+            payload: Vec::with_capacity(bytes),
+            ops: Vec::with_capacity(ops),
+            ..Encoded::default()
+        }
+    }
+
+    pub fn body(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> Result<Span> {
+        let rel = self.payload.len();
+        write(&mut self.payload);
+        if self.payload.len() > MAX_PAYLOAD {
+            return Err(Error::InvalidArgument("a log batch is limited to 1 GiB".into()));
+        }
+        let bytes = &self.payload[rel..];
+        Ok(Span { rel: rel as u32, len: bytes.len() as u32, crc: crc32c::crc32c(bytes) })
+    }
+
+    pub fn push(&mut self, op: Op) {
+        op.encode_to(&mut self.dir);
+        self.ops.push(op);
+    }
+}

@@ -1,0 +1,440 @@
+//! Reading a log directory without taking part: no lock, no write, beside a live node if need be. For
+//! dumpers and verifiers. A segment that the live log recycles under our eyes is passed over; records
+//! that are being written read as a tail beyond the durable end.
+
+use super::format::{BadSum, Op, SegmentHeader, decode_run};
+use super::scan::{Found, Neighbour, Record, Scan, find_segments};
+use super::{Entry, GroupId};
+use crate::env::{Disk, OpenMode};
+use crate::error::Result;
+use crate::types::LogPosition;
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// One segment file.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SegmentInfo {
+    /// The file.
+    pub path: PathBuf,
+    /// Its header.
+    pub header: SegmentHeader,
+    /// Size of the file.
+    pub size: u64,
+    /// Records from this number on are void: a later segment has them. `None`: the last segment.
+    pub limit: Option<u64>,
+}
+
+impl SegmentInfo {
+    /// Whether a later segment follows.
+    pub fn is_sealed(&self) -> bool {
+        self.limit.is_some()
+    }
+}
+
+/// One record.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RecordView {
+    /// The segment's file.
+    pub path: PathBuf,
+    /// The segment's generation.
+    pub generation: u64,
+    /// Where the record starts in the file.
+    pub offset: u64,
+    /// Bytes it takes.
+    pub len: u64,
+    /// Its number.
+    pub seq: u64,
+    /// What was durable when it was written.
+    pub durable: u64,
+    /// Its operations; damaged ones are in `damaged`.
+    pub ops: Vec<OpView>,
+    /// Checksums that do not match.
+    pub damaged: Vec<BadSum>,
+}
+
+/// One operation of a record.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum OpView {
+    /// Entries were appended, overwriting from the first one's index on.
+    Append {
+        /// The group.
+        group: GroupId,
+        /// The entries.
+        entries: Vec<Entry>,
+    },
+    /// Live entries were copied forward by purge.
+    Rewrite {
+        /// The group.
+        group: GroupId,
+        /// The entries.
+        entries: Vec<Entry>,
+    },
+    /// The state record was set.
+    State {
+        /// The group.
+        group: GroupId,
+        /// The new state.
+        state: Bytes,
+    },
+    /// Entries up to the position were dropped.
+    Compact {
+        /// The group.
+        group: GroupId,
+        /// The new truncated position.
+        to: LogPosition,
+    },
+    /// Every entry was dropped: the log begins after the position.
+    Reset {
+        /// The group.
+        group: GroupId,
+        /// The new truncated position.
+        to: LogPosition,
+    },
+    /// The truncated position was restated by purge.
+    Base {
+        /// The group.
+        group: GroupId,
+        /// The position.
+        at: LogPosition,
+    },
+    /// The group was forgotten.
+    Clear {
+        /// The group.
+        group: GroupId,
+    },
+    /// Records below the number are void.
+    Floor {
+        /// The first record that counts.
+        seq: u64,
+    },
+    /// The operation's bytes are damaged.
+    Damaged {
+        /// The group they belong to.
+        group: GroupId,
+    },
+}
+
+/// What a finding means.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FindingKind {
+    /// A tail that no readable record states to be durable, and that was begun.
+    Torn,
+    /// Whole records whose durability nothing states yet. Not an error: the normal end of a log
+    /// that is in use or was killed.
+    BeyondDurable,
+    /// Acknowledged bytes are damaged or gone.
+    Rot,
+}
+
+/// One thing that verification noticed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Finding {
+    /// The file.
+    pub file: PathBuf,
+    /// Where the damaged bytes start.
+    pub offset: u64,
+    /// What it means.
+    pub kind: FindingKind,
+    /// The checksum that was written (0 if it cannot be read).
+    pub expected: u32,
+    /// The checksum of what is there.
+    pub found: u32,
+    /// The group it belongs to, if that can be told.
+    pub group: Option<GroupId>,
+    /// In words.
+    pub detail: String,
+}
+
+/// What verification found.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Report {
+    /// Findings, oldest segment first.
+    pub findings: Vec<Finding>,
+    /// Per group, the last index before its first damage (or its last index).
+    pub last_good: BTreeMap<GroupId, u64>,
+    /// Segments read.
+    pub segments: u64,
+    /// Records read.
+    pub records: u64,
+    /// Everything up to here is stated to be durable.
+    pub durable: u64,
+}
+
+impl Report {
+    /// Whether acknowledged bytes are damaged.
+    pub fn is_rotten(&self) -> bool {
+        self.findings.iter().any(|finding| finding.kind == FindingKind::Rot)
+    }
+}
+
+/// A log directory, as it was when it was opened.
+#[derive(Debug)]
+pub struct Inspector {
+    found: Vec<Found>,
+}
+
+impl Inspector {
+    /// Lists the segments of a directory. [`Corruption`](crate::Error::Corruption) if a header is beyond
+    /// reading, [`Identity`](crate::Error::Identity) for another format version.
+    pub fn open(disk: &dyn Disk, dir: &Path) -> Result<Inspector> {
+        let names = disk.list(dir)?;
+        let found = find_segments(disk, dir, &names, OpenMode::Read, Neighbour::LiveLog)?;
+        Ok(Inspector { found })
+    }
+
+    /// The segments, oldest first.
+    pub fn segments(&self) -> Result<Vec<SegmentInfo>> {
+        let info = |f: &Found| {
+            Ok(SegmentInfo {
+                path: f.path.clone(),
+                header: f.header,
+                size: f.file.len()?,
+                limit: f.limit,
+            })
+        };
+        self.found.iter().map(info).collect()
+    }
+
+    /// Every record that counts, in order, one segment in memory at a time.
+    pub fn records(&self) -> impl Iterator<Item = Result<RecordView>> + '_ {
+        self.found.iter().filter(|f| !f.is_void()).flat_map(|segment| {
+            match read_segment(segment) {
+                Ok(records) => records.into_iter().map(Ok).collect::<Vec<_>>(),
+                Err(error) => vec![Err(error)],
+            }
+        })
+    }
+
+    /// Checks every checksum and every continuity.
+    pub fn verify(&self) -> Result<Report> {
+        let mut check = Check::default();
+        for segment in &self.found {
+            check.segment(segment)?;
+        }
+        Ok(check.report())
+    }
+}
+
+/// [`Inspector::verify`] in one call.
+pub fn verify(disk: &dyn Disk, dir: &Path) -> Result<Report> {
+    Inspector::open(disk, dir)?.verify()
+}
+
+fn read_segment(segment: &Found) -> Result<Vec<RecordView>> {
+    let bytes = Bytes::from(segment.read()?);
+    let mut scan = Scan::new(&bytes, &segment.header, segment.limit);
+    let mut views = Vec::new();
+    while let Some(record) = scan.next() {
+        views.push(view(segment, &bytes, &record)?);
+    }
+    Ok(views)
+}
+
+fn view(segment: &Found, bytes: &Bytes, record: &Record) -> Result<RecordView> {
+    let payload = record.payload_at();
+    let mut ops = Vec::new();
+    for (n, op) in record.ops.iter().flatten().enumerate() {
+        let bad = record.bad_ops.iter().any(|(bad, _)| *bad == n);
+        ops.push(match (bad, op.group()) {
+            (true, Some(group)) => OpView::Damaged { group },
+            _ => view_op(op, bytes, payload)?,
+        });
+    }
+    let damaged = record.ops.as_ref().err().into_iter().chain(record.bad_ops.iter().map(|b| &b.1));
+    Ok(RecordView {
+        path: segment.path.clone(),
+        generation: record.header.generation,
+        offset: record.offset as u64,
+        len: record.header.total() as u64,
+        seq: record.header.seq,
+        durable: record.header.durable,
+        ops,
+        damaged: damaged.copied().collect(),
+    })
+}
+
+fn view_op(op: &Op, bytes: &Bytes, payload: usize) -> Result<OpView> {
+    let slice = |body: &super::format::Span| {
+        let start = payload + body.rel as usize;
+        bytes.slice(start..start + body.len as usize)
+    };
+    Ok(match op {
+        Op::Append { group, first, count, terms, body } => {
+            let term = |index| terms.iter().take_while(|(from, _)| *from <= index).last();
+            let term = |index| term(index).map_or(0, |(_, term)| term);
+            let entries = decode_run(&slice(body), 0, *first, *count, term)?;
+            OpView::Append { group: *group, entries }
+        }
+        Op::Rewrite { group, from, count, skip, terms, body } => {
+            let term = |index| terms.iter().take_while(|(from, _)| *from <= index).last();
+            let term = |index| term(index).map_or(0, |(_, term)| term);
+            let entries = decode_run(&slice(body), *skip, *from, *count, term)?;
+            OpView::Rewrite { group: *group, entries }
+        }
+        Op::State { group, body } => OpView::State { group: *group, state: slice(body) },
+        Op::Compact { group, to } => OpView::Compact { group: *group, to: *to },
+        Op::Reset { group, to } => OpView::Reset { group: *group, to: *to },
+        Op::Base { group, at } => OpView::Base { group: *group, at: *at },
+        Op::Clear { group } => OpView::Clear { group: *group },
+        Op::Floor { seq } => OpView::Floor { seq: *seq },
+    })
+}
+
+/// A finding with what decides whether it still matters.
+struct Raw {
+    finding: Finding,
+    /// The first record after the damaged ones: void if a floor lies at or above it.
+    to: u64,
+}
+
+#[derive(Default)]
+struct Check {
+    raw: Vec<Raw>,
+    floor: u64,
+    next_seq: Option<u64>,
+    last: BTreeMap<GroupId, u64>,
+    spoilt: BTreeMap<GroupId, u64>,
+    segments: u64,
+    records: u64,
+    durable: u64,
+}
+
+impl Check {
+    fn note(&mut self, segment: &Found, bad: BadSum, kind: FindingKind, what: String, to: u64) {
+        let finding = Finding {
+            file: segment.path.clone(),
+            offset: bad.offset,
+            kind,
+            expected: bad.expected,
+            found: bad.found,
+            group: None,
+            detail: what,
+        };
+        self.raw.push(Raw { finding, to });
+    }
+
+    fn segment(&mut self, segment: &Found) -> Result<()> {
+        for bad in &segment.bad_header {
+            let what = "one of the two copies of the segment header".to_string();
+            self.note(segment, *bad, FindingKind::Rot, what, u64::MAX);
+        }
+        if segment.is_void() {
+            return Ok(());
+        }
+        let base = segment.header.base_seq;
+        if let Some(expected) = self.next_seq.filter(|next| base > *next) {
+            let bad = BadSum { offset: 0, expected: 0, found: 0 };
+            let what = format!("records {expected} to {} are missing before this one", base - 1);
+            self.note(segment, bad, FindingKind::Rot, what, base);
+        } else if self.next_seq.is_none() && base > 1 {
+            let bad = BadSum { offset: 0, expected: 0, found: 0 };
+            let what = format!("records 1 to {} are missing before this one", base - 1);
+            self.note(segment, bad, FindingKind::Rot, what, base);
+        }
+        self.segments += 1;
+        let bytes = segment.read()?;
+        let mut scan = Scan::new(&bytes, &segment.header, segment.limit);
+        let mut records = Vec::new();
+        while let Some(record) = scan.next() {
+            records.push(record);
+        }
+        let end = scan.end();
+        self.durable = self.durable.max(end.durable);
+        for record in &records {
+            self.record(segment, record, end.durable);
+        }
+        self.next_seq = Some(end.next_seq);
+        let reached = segment.limit.unwrap_or(end.durable + 1);
+        let nothing = BadSum { offset: end.offset as u64, expected: 0, found: 0 };
+        if end.next_seq < reached {
+            let what = format!("records {} to {} cannot be read", end.next_seq, reached - 1);
+            let bad = end.bad.unwrap_or(nothing);
+            self.note(segment, bad, FindingKind::Rot, what, reached);
+            self.next_seq = Some(reached);
+        } else if segment.limit.is_none() {
+            if let Some(bad) = end.bad {
+                let what = format!("record {} was begun", end.next_seq);
+                self.note(segment, bad, FindingKind::Torn, what, u64::MAX);
+            }
+            if let Some(first) = records.iter().find(|r| r.header.seq > end.durable) {
+                let bad = BadSum { offset: first.offset as u64, expected: 0, found: 0 };
+                let what = format!(
+                    "records {} to {} are whole, nothing states that they are durable",
+                    first.header.seq,
+                    end.next_seq - 1
+                );
+                self.note(segment, bad, FindingKind::BeyondDurable, what, u64::MAX);
+            }
+        }
+        Ok(())
+    }
+
+    fn record(&mut self, segment: &Found, record: &Record, stated: u64) {
+        self.records += 1;
+        let seq = record.header.seq;
+        let kind = if seq > stated { FindingKind::Torn } else { FindingKind::Rot };
+        let ops = match &record.ops {
+            Ok(ops) => ops,
+            Err(bad) => {
+                let what = format!("directory of record {seq}");
+                return self.note(segment, *bad, kind, what, seq + 1);
+            }
+        };
+        for (n, op) in ops.iter().enumerate() {
+            let bad = record.bad_ops.iter().find(|(bad, _)| *bad == n);
+            let Some(group) = op.group() else {
+                if let Op::Floor { seq } = op {
+                    self.floor = self.floor.max(*seq);
+                }
+                continue;
+            };
+            if let Some((_, bad)) = bad {
+                let what = format!("group {group} in record {seq}");
+                self.note(segment, *bad, kind, what, seq + 1);
+                if let Some(raw) = self.raw.last_mut() {
+                    raw.finding.group = Some(group);
+                }
+                let good = match op {
+                    Op::Append { first, .. } => first - 1,
+                    Op::Rewrite { from, .. } => from - 1,
+                    _ => self.last.get(&group).copied().unwrap_or(0),
+                };
+                self.spoilt.entry(group).and_modify(|g| *g = good.min(*g)).or_insert(good);
+            }
+            let last = self.last.entry(group).or_default();
+            match op {
+                Op::Append { first, count, .. } => *last = first + u64::from(*count) - 1,
+                Op::Rewrite { from, count, .. } => {
+                    *last = (*last).max(from + u64::from(*count) - 1);
+                }
+                Op::Compact { to, .. } | Op::Base { at: to, .. } => *last = (*last).max(to.index),
+                Op::Reset { to, .. } => {
+                    *last = to.index;
+                    self.spoilt.remove(&group);
+                }
+                Op::Clear { .. } => {
+                    self.last.remove(&group);
+                    self.spoilt.remove(&group);
+                }
+                Op::State { .. } | Op::Floor { .. } => {}
+            }
+        }
+    }
+
+    fn report(self) -> Report {
+        let mut last_good = self.last;
+        for (group, good) in self.spoilt {
+            last_good.entry(group).and_modify(|last| *last = good.min(*last));
+        }
+        let floor = self.floor;
+        let findings = self.raw.into_iter().filter(|raw| raw.to > floor).map(|raw| raw.finding);
+        Report {
+            findings: findings.collect(),
+            last_good,
+            segments: self.segments,
+            records: self.records,
+            durable: self.durable,
+        }
+    }
+}

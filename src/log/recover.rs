@@ -1,0 +1,434 @@
+//! Opening: read, replay, judge, take over.
+
+use super::format::{BLOCK, BadSum, Op, RecordHeader, align};
+use super::index::{Damage, Dead, Index};
+use super::scan::{End, Found, Neighbour, Record, Scan, find_segments};
+use super::segment::{Pool, Reserve, SEGMENT_SUFFIX, Segment, SegmentTable, parse_name};
+use super::write::{Queue, Waiters, Writer};
+use super::{Counters, GroupId, Log, Options, Shared};
+use crate::env::{Disk, OpenMode};
+use crate::error::{Error, Result};
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex, RwLock};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+
+/// What opening found.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Recovery {
+    /// Segments read.
+    pub segments: u64,
+    /// Records replayed.
+    pub records: u64,
+    /// Groups known now.
+    pub groups: u64,
+    /// The last record's number.
+    pub last_seq: u64,
+    /// What was cut: it had never been acknowledged.
+    pub torn: Option<TornTail>,
+    /// Groups that are fenced off.
+    pub quarantined: Vec<Quarantine>,
+    /// Damage that took nothing with it (a copy of a header, a body that nobody needs any more).
+    pub harmless: Vec<Damage>,
+    /// Bytes of records that were copied into a fresh segment.
+    pub copied_bytes: u64,
+}
+
+/// A tail that was being written when the log ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TornTail {
+    /// The last segment.
+    pub file: PathBuf,
+    /// Where what was cut begins.
+    pub offset: u64,
+    /// The first record that was cut.
+    pub seq: u64,
+}
+
+/// A group whose acknowledged bytes are damaged. Reset or clear it, and it works again.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Quarantine {
+    /// The group.
+    pub group: GroupId,
+    /// The last index before the damage.
+    pub last_good: u64,
+    /// Where the damage is.
+    pub damage: Damage,
+}
+
+pub(super) fn describe(bad: &BadSum) -> String {
+    format!("expected checksum {:#010x}, found {:#010x}", bad.expected, bad.found)
+}
+
+/// A stretch of records that cannot be read.
+struct Lost {
+    from: u64,
+    /// The first record that is there again.
+    to: u64,
+    path: PathBuf,
+    offset: u64,
+    detail: String,
+}
+
+/// Bodies that are damaged, by record and place in the payload.
+type BadBodies = BTreeMap<(u64, u32), Damage>;
+
+#[derive(Default)]
+struct Replay {
+    index: Index,
+    bad: BadBodies,
+    lost: Vec<Lost>,
+    floor: u64,
+    next_seq: u64,
+    durable: u64,
+    recovery: Recovery,
+    places: BTreeMap<u64, Vec<u32>>,
+}
+
+/// The last segment, as far as the takeover cares.
+struct Tail {
+    base_seq: u64,
+    bytes: Vec<u8>,
+    /// Whole records: (number, start, end, start of the payload).
+    records: Vec<(u64, usize, usize, usize)>,
+    clean: bool,
+}
+
+impl Log {
+    /// Opens the log in `dir`, making it if it is not there. Takes the directory's lock.
+    ///
+    /// On return everything that was found is durable. Errors: [`Locked`](Error::Locked);
+    /// [`Corruption`](Error::Corruption) when acknowledged records are damaged and it cannot be told
+    /// which groups they belong to; [`Identity`](Error::Identity) for another format version. A failed
+    /// open has changed nothing that another open would miss.
+    pub fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options) -> Result<(Log, Recovery)> {
+        options.check()?;
+        if !disk.exists(dir)? {
+            disk.create_dir_all(dir)?;
+        }
+        let lock = disk.lock_dir(dir)?;
+        let names = disk.list(dir)?;
+        let found = find_segments(&*disk, dir, &names, OpenMode::ReadWrite, Neighbour::None)?;
+        let mut replay = Replay { next_seq: 1, ..Replay::default() };
+        let mut tail = None;
+        for segment in &found {
+            for bad in &segment.bad_header {
+                let damage = Damage {
+                    file: segment.path.clone(),
+                    offset: bad.offset,
+                    detail: describe(bad),
+                };
+                replay.recovery.harmless.push(damage);
+            }
+            if !segment.is_void() {
+                tail = replay.segment(segment)?;
+            }
+        }
+        replay.judge()?;
+
+        let mut pool = Pool::new(disk.clone(), dir, &options);
+        for generation in names.iter().filter_map(|name| parse_name(name, SEGMENT_SUFFIX)) {
+            pool.see_generation(generation);
+        }
+        pool.adopt(&names)?;
+        let (active, base) = replay.take_over(&mut pool, tail, &options)?;
+        let table = replay.build_table(&mut pool, found, active, base)?;
+        // The reserve: a log that cannot make it must not take writes that it could not purge.
+        if pool.len() == 0 {
+            let path = pool.next_path();
+            let spare = super::segment::make_spare(&*disk, dir, path, options.segment_bytes)?;
+            pool.put(spare);
+        }
+
+        let Replay { index, recovery, next_seq, .. } = replay;
+        let last = next_seq - 1;
+        let writer = table.by_base.values().next_back().map(|active| Writer::new(active, last));
+        let Some(writer) = writer else {
+            return Err(Error::Stopped { reason: "the log has no active segment".into() });
+        };
+        let shared = Shared {
+            options,
+            disk,
+            dir: dir.to_owned(),
+            index,
+            queue: Mutex::new(Queue { next_seq, ..Queue::default() }),
+            work: Condvar::new(),
+            writer: Mutex::new(writer),
+            waiters: Waiters::default(),
+            segments: RwLock::new(table),
+            pool: Mutex::new(pool),
+            purging: Mutex::new(()),
+            durable: AtomicU64::new(last),
+            poisoned: AtomicBool::new(false),
+            cache_bytes: AtomicUsize::new(0),
+            counters: Counters::default(),
+            _lock: lock,
+        };
+        Ok((Log { shared: Arc::new(shared) }, recovery))
+    }
+}
+
+impl Replay {
+    /// Replays one segment. For the last one, returns what the takeover needs.
+    fn segment(&mut self, segment: &Found) -> Result<Option<Tail>> {
+        let base = segment.header.base_seq;
+        if base > self.next_seq {
+            self.lose(segment, self.next_seq, base, 0, "a segment before this one is missing".into());
+        }
+        self.next_seq = base;
+        self.recovery.segments += 1;
+        let bytes = segment.read()?;
+        let mut scan = Scan::new(&bytes, &segment.header, segment.limit);
+        let mut records = Vec::new();
+        while let Some(record) = scan.next() {
+            records.push(record);
+        }
+        let end = scan.end();
+        self.durable = self.durable.max(end.durable);
+
+        // Only the last segment can have a tail that was never acknowledged.
+        let stated = end.durable;
+        let mut whole = Vec::new();
+        let mut clean = true;
+        let mut cut = None;
+        for record in &records {
+            let seq = record.header.seq;
+            if !record.is_whole() {
+                clean = false;
+                if seq > stated {
+                    cut = Some((record.offset, seq));
+                    break;
+                }
+            }
+            self.record(segment, &bytes, record);
+            whole.push((
+                seq,
+                record.offset,
+                record.offset + record.header.total(),
+                record.payload_at(),
+            ));
+        }
+        let places = whole.iter().map(|(.., payload)| *payload as u32).collect();
+        self.places.insert(base, places);
+        self.next_seq = base + whole.len() as u64;
+        if cut.is_none() {
+            cut = self.close_segment(segment, &end);
+        }
+        clean &= cut.is_none_or(|(_, seq)| seq == self.next_seq) && self.lost.is_empty();
+        if let Some((offset, seq)) = cut {
+            let file = segment.path.clone();
+            self.recovery.torn = Some(TornTail { file, offset: offset as u64, seq });
+        }
+        let tail = Tail { base_seq: base, bytes, records: whole, clean };
+        Ok(segment.limit.is_none().then_some(tail))
+    }
+
+    /// Judges the end of a segment: complete, rotten, torn, or simply the end.
+    fn close_segment(&mut self, segment: &Found, end: &End) -> Option<(usize, u64)> {
+        let reached = segment.limit.unwrap_or(end.durable + 1);
+        if end.next_seq < reached {
+            let detail = match &end.bad {
+                Some(bad) => format!("record {}: {}", end.next_seq, describe(bad)),
+                None => format!("record {} is missing", end.next_seq),
+            };
+            self.lose(segment, end.next_seq, reached, end.offset as u64, detail);
+            return None;
+        }
+        end.bad.filter(|_| segment.limit.is_none()).map(|_| (end.offset, end.next_seq))
+    }
+
+    fn lose(&mut self, segment: &Found, from: u64, to: u64, offset: u64, detail: String) {
+        self.lost.push(Lost { from, to, path: segment.path.clone(), offset, detail });
+    }
+
+    /// Replays one record that was acknowledged or is whole.
+    fn record(&mut self, segment: &Found, bytes: &[u8], record: &Record) {
+        let seq = record.header.seq;
+        let ops = match &record.ops {
+            Ok(ops) => ops,
+            Err(bad) => {
+                let detail = format!("directory of record {seq}: {}", describe(bad));
+                return self.lose(segment, seq, seq + 1, bad.offset, detail);
+            }
+        };
+        self.recovery.records += 1;
+        for (n, bad) in &record.bad_ops {
+            if let Some(body) = ops[*n].body() {
+                let file = segment.path.clone();
+                let damage = Damage { file, offset: bad.offset, detail: describe(bad) };
+                self.bad.insert((seq, body.rel), damage);
+            }
+        }
+        let payload = record.payload_at();
+        let mut dead = Dead::new();
+        for op in ops {
+            let Some(group) = op.group() else {
+                if let Op::Floor { seq } = op {
+                    self.drop_below(*seq);
+                }
+                continue;
+            };
+            let state = match op {
+                Op::State { body, .. } => {
+                    let start = payload + body.rel as usize;
+                    Some(Bytes::copy_from_slice(&bytes[start..start + body.len as usize]))
+                }
+                _ => None,
+            };
+            self.index.change(group, |g| g.take(seq, op, state, &mut dead));
+        }
+    }
+
+    fn drop_below(&mut self, floor: u64) {
+        self.floor = self.floor.max(floor);
+        for group in self.index.groups() {
+            self.index.change(group, |g| g.drop_below_floor(floor));
+        }
+    }
+
+    /// What was lost below the floor is void. What was lost above it could be anybody's: refuse.
+    /// Damaged bodies that are still needed fence off their groups.
+    fn judge(&mut self) -> Result<()> {
+        if let Some(lost) = self.lost.iter().find(|lost| lost.to > self.floor) {
+            let detail = format!(
+                "{}; records {} to {} were acknowledged and cannot be read",
+                lost.detail,
+                lost.from,
+                lost.to - 1
+            );
+            return Err(Error::Corruption { path: lost.path.clone(), offset: lost.offset, detail });
+        }
+        let mut used = Vec::new();
+        for id in self.index.groups() {
+            let bad = &self.bad;
+            let (damage, last_good, key) = self.index.change(id, |group| {
+                let found = group.runs.iter().find_map(|run| {
+                    let key = (run.seq, run.body.rel);
+                    bad.get(&key).map(|damage| (damage.clone(), run.from - 1, key))
+                });
+                let found = found.or_else(|| {
+                    // A state record has no place in the index: it is damaged if one of its record is
+                    // and its bytes are what was read.
+                    let key = (group.state_seq, group.state_rel);
+                    let damage = bad.get(&key).filter(|_| group.state.is_some())?;
+                    Some((damage.clone(), group.last(), key))
+                });
+                let found = found.or_else(|| {
+                    let gap = group.gap()?;
+                    let detail = format!("entry {gap} is missing");
+                    let damage = Damage { file: PathBuf::new(), offset: 0, detail };
+                    Some((damage, gap - 1, (0, 0)))
+                });
+                match found {
+                    Some((damage, last_good, key)) => {
+                        group.damage = Some(Box::new(damage.clone()));
+                        (Some(damage), last_good, key)
+                    }
+                    None => (None, 0, (0, 0)),
+                }
+            });
+            if let Some(damage) = damage {
+                used.push(key);
+                self.recovery.quarantined.push(Quarantine { group: id, last_good, damage });
+            }
+        }
+        let harmless = self.bad.iter().filter(|(key, _)| !used.contains(key));
+        self.recovery.harmless.extend(harmless.map(|(_, damage)| damage.clone()));
+        self.recovery.groups = self.index.len() as u64;
+        self.recovery.last_seq = self.next_seq - 1;
+        Ok(())
+    }
+
+    /// Makes the new active segment, with a copy of what nobody states to be durable.
+    fn take_over(
+        &mut self,
+        pool: &mut Pool,
+        tail: Option<Tail>,
+        options: &Options,
+    ) -> Result<(Segment, u64)> {
+        let last = self.next_seq - 1;
+        let spare = pool.take(Reserve::Use)?;
+        let Some(tail) = tail else {
+            return Ok((pool.activate(spare, self.next_seq, last, |_| Vec::new())?, self.next_seq));
+        };
+        let used = tail.records.last().map_or(0, |(_, _, end, _)| *end) as u64;
+        // A short segment is copied whole: the old file is free at once, and a node that restarts
+        // often does not leave a trail of files.
+        let whole = tail.clean && used <= options.segment_bytes / 4;
+        let base = if whole { tail.base_seq } else { (self.durable + 1).min(self.next_seq) };
+        let base = base.max(tail.base_seq);
+        let mut payloads = Vec::new();
+        let durable = self.durable.min(last);
+        let segment = pool.activate(spare, base, last, |generation| {
+            let mut out = Vec::new();
+            for (seq, start, end, payload) in tail.records.iter().filter(|(seq, ..)| *seq >= base) {
+                let old = &tail.bytes[*start..*end];
+                let body = &old[super::format::RECORD_HEADER..];
+                let dir_len = payload - start - super::format::RECORD_HEADER;
+                let header = RecordHeader {
+                    generation,
+                    seq: *seq,
+                    durable: durable.min(seq - 1),
+                    dir_len: dir_len as u32,
+                    payload_len: (end - payload) as u32,
+                    dir_crc: crc32c::crc32c(&body[..dir_len]),
+                };
+                header.encode_to(&mut out);
+                payloads.push((BLOCK + out.len() + dir_len) as u32);
+                out.extend_from_slice(body);
+            }
+            out.resize(align(out.len()), 0);
+            out
+        })?;
+        self.recovery.copied_bytes = segment.used - BLOCK as u64;
+        self.places.insert(base, payloads);
+        Ok((segment, base))
+    }
+
+    /// The table that readers use; files that hold nothing of worth go back to the pool.
+    fn build_table(
+        &mut self,
+        pool: &mut Pool,
+        found: Vec<Found>,
+        mut active: Segment,
+        base: u64,
+    ) -> Result<SegmentTable> {
+        let mut table = SegmentTable::default();
+        for segment in found {
+            let from = segment.header.base_seq;
+            let limit = segment.limit.unwrap_or(base).min(base);
+            let void = limit <= from || limit <= self.floor;
+            if void {
+                pool.recycle(&segment.path, segment.file)?;
+                continue;
+            }
+            let size = segment.file.len()?;
+            let mut payloads = self.places.remove(&from).unwrap_or_default();
+            payloads.truncate((limit - from) as usize);
+            table.by_base.insert(
+                from,
+                Segment {
+                    generation: segment.header.generation,
+                    file: segment.file,
+                    path: segment.path,
+                    size,
+                    payloads,
+                    live: 0,
+                    used: size,
+                },
+            );
+        }
+        active.payloads = self.places.remove(&base).unwrap_or_default();
+        table.by_base.insert(base, active);
+        table.set_placed(self.next_seq - 1);
+        for group in self.index.groups() {
+            let runs = self.index.read(group).map(|g| g.runs.clone()).unwrap_or_default();
+            for run in runs {
+                table.add_live(run.seq, u64::from(run.body.len));
+            }
+        }
+        Ok(table)
+    }
+}

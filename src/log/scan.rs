@@ -1,0 +1,239 @@
+//! Reading a segment's bytes in order, and judging what does not read. Recovery and the read-only
+//! inspection share this: what one of them sees, the other sees.
+
+use super::format::{
+    BLOCK, BadSum, Op, RECORD_HEADER, RecordHeader, SegmentHeader, align, decode_dir,
+};
+use super::segment::{SEGMENT_SUFFIX, parse_name};
+use crate::env::{Disk, File, OpenMode};
+use crate::error::{Error, Result};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A segment as found in the directory.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub path: PathBuf,
+    pub file: Arc<dyn File>,
+    pub header: SegmentHeader,
+    pub bad_header: Vec<BadSum>,
+    /// Records from this number on are void: a later segment has them. None for the last segment.
+    pub limit: Option<u64>,
+}
+
+impl Found {
+    /// Whether a later segment has everything this one could hold.
+    pub fn is_void(&self) -> bool {
+        self.limit.is_some_and(|limit| limit <= self.header.base_seq)
+    }
+
+    pub fn read(&self) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; self.file.len()? as usize];
+        let n = self.file.read_at(0, &mut bytes)?;
+        bytes.truncate(n);
+        Ok(bytes)
+    }
+}
+
+/// What to do about a file that vanishes or changes its name while the directory is read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Neighbour {
+    /// Nobody else touches the directory.
+    None,
+    /// A live log may recycle files under our eyes.
+    LiveLog,
+}
+
+/// Every segment of a directory, oldest first.
+pub(super) fn find_segments(
+    disk: &dyn Disk,
+    dir: &Path,
+    names: &[PathBuf],
+    mode: OpenMode,
+    neighbour: Neighbour,
+) -> Result<Vec<Found>> {
+    let mut found = Vec::new();
+    for name in names {
+        let Some(generation) = parse_name(name, SEGMENT_SUFFIX) else { continue };
+        let path = dir.join(name);
+        let file = match disk.open(&path, mode) {
+            Ok(file) => file,
+            Err(_) if neighbour == Neighbour::LiveLog && !disk.exists(&path)? => continue,
+            Err(error) => return Err(error),
+        };
+        let mut block = vec![0; BLOCK];
+        let n = file.read_at(0, &mut block)?;
+        let (header, bad_header) = SegmentHeader::decode(&block[..n]);
+        let detail = match header {
+            Ok(header) if header.generation == generation => {
+                found.push(Found { path, file, header, bad_header, limit: None });
+                continue;
+            }
+            Ok(_) if neighbour == Neighbour::LiveLog => continue,
+            Ok(header) => format!("named {generation}, its header says {}", header.generation),
+            Err(error @ Error::Identity(_)) => return Err(error),
+            Err(error) => error.to_string(),
+        };
+        return Err(Error::Corruption { path, offset: 0, detail });
+    }
+    found.sort_by_key(|f| f.header.generation);
+    let mut limit = None;
+    for segment in found.iter_mut().rev() {
+        segment.limit = limit;
+        limit = Some(limit.map_or(segment.header.base_seq, |l: u64| l.min(segment.header.base_seq)));
+    }
+    Ok(found)
+}
+
+/// One record that could be framed.
+#[derive(Debug)]
+pub(super) struct Record {
+    pub offset: usize,
+    pub header: RecordHeader,
+    /// Its operations, or why the directory cannot be read.
+    pub ops: Result<Vec<Op>, BadSum>,
+    /// Operations whose bodies are damaged, by number.
+    pub bad_ops: Vec<(usize, BadSum)>,
+}
+
+impl Record {
+    pub fn payload_at(&self) -> usize {
+        self.offset + RECORD_HEADER + self.header.dir_len as usize
+    }
+
+    pub fn is_whole(&self) -> bool {
+        self.ops.is_ok() && self.bad_ops.is_empty()
+    }
+}
+
+/// Where reading in order came to an end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct End {
+    /// The record that would have come next.
+    pub next_seq: u64,
+    /// Where it would be.
+    pub offset: usize,
+    /// What is there instead; `None` if nothing is (zeros, or another generation's bytes).
+    pub bad: Option<BadSum>,
+    /// The largest durable sequence that any readable record or header states.
+    pub durable: u64,
+}
+
+/// Walks the records of a segment in order.
+#[derive(Debug)]
+pub(super) struct Scan<'a> {
+    bytes: &'a [u8],
+    generation: u64,
+    next_seq: u64,
+    limit: Option<u64>,
+    at: usize,
+    durable: u64,
+    over: bool,
+}
+
+impl<'a> Scan<'a> {
+    pub fn new(bytes: &'a [u8], header: &SegmentHeader, limit: Option<u64>) -> Scan<'a> {
+        // The next segment was made when everything before it was durable.
+        let durable = header.durable.max(limit.map_or(0, |limit| limit - 1));
+        Scan {
+            bytes,
+            generation: header.generation,
+            next_seq: header.base_seq,
+            limit,
+            at: BLOCK,
+            durable,
+            over: false,
+        }
+    }
+
+    fn header_at(&self, at: usize) -> Result<RecordHeader, BadSum> {
+        let rest = self.bytes.get(at..).unwrap_or(&[]);
+        let header = RecordHeader::decode(rest, self.generation)
+            .map_err(|bad| BadSum { offset: at as u64, ..bad })?;
+        match header.total() <= rest.len() {
+            true => Ok(header),
+            false => Err(BadSum { offset: at as u64, expected: 0, found: 0 }),
+        }
+    }
+
+    /// The next record in sequence, looking past the padding of a group's end.
+    pub fn next(&mut self) -> Option<Record> {
+        if self.over || self.limit.is_some_and(|limit| self.next_seq >= limit) {
+            self.over = true;
+            return None;
+        }
+        let wanted = |header: &RecordHeader| header.seq == self.next_seq;
+        let here = self.header_at(self.at).ok().filter(wanted);
+        let found = here.map(|header| (self.at, header)).or_else(|| {
+            let block = align(self.at);
+            self.header_at(block).ok().filter(wanted).map(|header| (block, header))
+        });
+        let Some((offset, header)) = found else {
+            self.over = true;
+            return None;
+        };
+        self.at = offset + header.total();
+        self.next_seq += 1;
+        self.durable = self.durable.max(header.durable);
+        Some(self.read(offset, header))
+    }
+
+    fn read(&self, offset: usize, header: RecordHeader) -> Record {
+        let dir_at = offset + RECORD_HEADER;
+        let payload_at = dir_at + header.dir_len as usize;
+        let dir = &self.bytes[dir_at..payload_at];
+        let payload = &self.bytes[payload_at..offset + header.total()];
+        let found = crc32c::crc32c(dir);
+        let bad_dir = BadSum { offset: dir_at as u64, expected: header.dir_crc, found };
+        let ops = match found == header.dir_crc {
+            true => decode_dir(dir, header.payload_len).map_err(|_| bad_dir),
+            false => Err(bad_dir),
+        };
+        let mut bad_ops = Vec::new();
+        for (n, op) in ops.iter().flatten().enumerate() {
+            let Some(body) = op.body() else { continue };
+            let start = body.rel as usize;
+            let found = crc32c::crc32c(&payload[start..start + body.len as usize]);
+            if found != body.crc {
+                let offset = (payload_at + start) as u64;
+                bad_ops.push((n, BadSum { offset, expected: body.crc, found }));
+            }
+        }
+        Record { offset, header, ops, bad_ops }
+    }
+
+    /// After the last record: looks at every later block for a record of this generation, for its
+    /// durable sequence tells a torn tail from rot. Those records are evidence only, never taken.
+    pub fn end(mut self) -> End {
+        let complete = self.limit.is_some_and(|limit| self.next_seq >= limit);
+        let mut bad = None;
+        if !complete {
+            let mut at = align(self.at);
+            while at < self.bytes.len() {
+                match self.header_at(at) {
+                    Ok(header) if header.seq >= self.next_seq => {
+                        self.durable = self.durable.max(header.durable);
+                        at = align(at + header.total());
+                    }
+                    _ => at += BLOCK,
+                }
+            }
+            bad = self.remains();
+        }
+        End { next_seq: self.next_seq, offset: self.at, bad, durable: self.durable }
+    }
+
+    /// What stands where the next record should: a damaged header of ours, or nothing of note.
+    fn remains(&self) -> Option<BadSum> {
+        let at_block = align(self.at);
+        for at in [self.at, at_block] {
+            let Some(head) = self.bytes.get(at..at + RECORD_HEADER) else { continue };
+            let Err(bad) = self.header_at(at) else { continue };
+            let generation = self.generation.to_le_bytes();
+            if head.iter().any(|b| *b != 0) && (at != at_block || head[8..16] == generation) {
+                return Some(bad);
+            }
+        }
+        None
+    }
+}

@@ -1,0 +1,301 @@
+//! The files: which segments there are, where each record's payload lies, and the pool of spare files.
+
+use super::format::{BLOCK, SegmentHeader};
+use super::Options;
+use crate::env::{Disk, File, OpenMode};
+use crate::error::{Error, Result};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub(super) const SEGMENT_SUFFIX: &str = ".seg";
+pub(super) const SPARE_SUFFIX: &str = ".free";
+
+pub(super) fn segment_name(generation: u64) -> String {
+    format!("{generation:016}{SEGMENT_SUFFIX}")
+}
+
+fn spare_name(number: u64) -> String {
+    format!("{number:016}{SPARE_SUFFIX}")
+}
+
+/// The number in a name with this suffix.
+pub(super) fn parse_name(name: &Path, suffix: &str) -> Option<u64> {
+    name.to_str()?.strip_suffix(suffix).filter(|n| n.len() == 16)?.parse().ok()
+}
+
+/// A segment that readers may be sent to.
+#[derive(Debug)]
+pub(super) struct Segment {
+    pub generation: u64,
+    pub file: Arc<dyn File>,
+    pub path: PathBuf,
+    pub size: u64,
+    /// Where the payload of record `base_seq + i` begins.
+    pub payloads: Vec<u32>,
+    /// Bytes of runs that some group still needs.
+    pub live: u64,
+    /// Bytes written.
+    pub used: u64,
+}
+
+/// Every segment by its first sequence number. The last is the active one.
+#[derive(Default, Debug)]
+pub(super) struct SegmentTable {
+    pub by_base: BTreeMap<u64, Segment>,
+    /// Bodies that died before their record had a place.
+    unplaced_dead: Vec<(u64, u32)>,
+    /// The last record that has a place.
+    placed: u64,
+}
+
+impl SegmentTable {
+    pub fn locate(&self, seq: u64) -> Option<(&Segment, u64)> {
+        let (base, segment) = self.by_base.range(..=seq).next_back()?;
+        let at = *segment.payloads.get(usize::try_from(seq - base).ok()?)?;
+        Some((segment, u64::from(at)))
+    }
+
+    fn holding(&mut self, seq: u64) -> Option<&mut Segment> {
+        self.by_base.range_mut(..=seq).next_back().map(|(_, segment)| segment)
+    }
+
+    /// Notes where record `seq` lies, in the active segment. `run_bytes` of it are live.
+    pub fn place(&mut self, seq: u64, payload_at: u32, run_bytes: u64) {
+        if let Some(segment) = self.holding(seq) {
+            segment.payloads.push(payload_at);
+            segment.live += run_bytes;
+        }
+        self.placed = seq;
+        if !self.unplaced_dead.is_empty() {
+            let (now, later) = self.unplaced_dead.drain(..).partition(|(s, _)| *s <= seq);
+            self.unplaced_dead = later;
+            self.bury(now);
+        }
+    }
+
+    /// Notes bodies that nobody needs any more.
+    pub fn bury(&mut self, dead: Vec<(u64, u32)>) {
+        for (seq, len) in dead {
+            if seq > self.placed {
+                self.unplaced_dead.push((seq, len));
+            } else if let Some(segment) = self.holding(seq) {
+                segment.live = segment.live.saturating_sub(u64::from(len));
+            }
+        }
+    }
+
+    /// Counts a run that some group needs (recovery).
+    pub fn add_live(&mut self, seq: u64, len: u64) {
+        if let Some(segment) = self.holding(seq) {
+            segment.live += len;
+        }
+    }
+
+    /// Where placed records end (set once, by recovery).
+    pub fn set_placed(&mut self, seq: u64) {
+        self.placed = seq;
+    }
+}
+
+/// A file that waits to become a segment.
+#[derive(Debug)]
+pub(super) struct Spare {
+    pub path: PathBuf,
+    pub file: Arc<dyn File>,
+}
+
+/// What an allocation may use up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Reserve {
+    /// The last spare file stays: purge may need it to free space.
+    Keep,
+    /// This is purge: the last spare may go, for a segment comes back.
+    Use,
+}
+
+/// The pool of spare files.
+///
+/// - A spare was written full and synced before it came here, so that a sync of later writes to it
+///   need not commit metadata.
+/// - Its directory entry is durable under its spare name: bytes of its next life are never found
+///   under the name of an old one.
+#[derive(Debug)]
+pub(super) struct Pool {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    segment_bytes: u64,
+    keep: usize,
+    spares: Vec<Spare>,
+    next_spare: u64,
+    next_generation: u64,
+}
+
+/// Zeros are written in pieces of this size.
+const FILL: usize = 1 << 20;
+
+impl Pool {
+    pub fn new(disk: Arc<dyn Disk>, dir: &Path, options: &Options) -> Pool {
+        Pool {
+            disk,
+            dir: dir.to_owned(),
+            segment_bytes: options.segment_bytes,
+            keep: options.spare_segments.max(1),
+            spares: Vec::new(),
+            next_spare: 1,
+            next_generation: 1,
+        }
+    }
+
+    /// Takes stock of the spare files of a directory; incomplete ones are removed.
+    pub fn adopt(&mut self, names: &[PathBuf]) -> Result<()> {
+        for name in names {
+            let Some(number) = parse_name(name, SPARE_SUFFIX) else { continue };
+            self.next_spare = self.next_spare.max(number + 1);
+            let path = self.dir.join(name);
+            let file = self.disk.open(&path, OpenMode::ReadWrite)?;
+            let mut block = vec![0; BLOCK];
+            let len = file.read_at(0, &mut block)?;
+            // A file that was on its way to become a segment may hold records of a generation that
+            // never came to be: its number must not be used again.
+            let zero = block[..len].iter().all(|b| *b == 0);
+            match SegmentHeader::decode(&block[..len]).0 {
+                Ok(header) => self.see_generation(header.generation),
+                Err(_) if zero => {}
+                Err(_) => {
+                    self.disk.remove(&path)?;
+                    continue;
+                }
+            }
+            if file.len()? == self.segment_bytes && self.spares.len() < self.keep {
+                self.spares.push(Spare { path, file });
+            } else {
+                self.disk.remove(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub fn see_generation(&mut self, generation: u64) {
+        self.next_generation = self.next_generation.max(generation + 1);
+    }
+
+    pub fn len(&self) -> usize {
+        self.spares.len()
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.spares.len() as u64 * self.segment_bytes
+    }
+
+    /// Whether [`fill`](Self::fill) has something to do.
+    pub fn wants(&self) -> bool {
+        self.spares.len() < self.keep
+    }
+
+    /// The next spare's path, for a file made outside the pool's lock.
+    pub fn next_path(&mut self) -> PathBuf {
+        let path = self.dir.join(spare_name(self.next_spare));
+        self.next_spare += 1;
+        path
+    }
+
+    pub fn put(&mut self, spare: Spare) {
+        self.spares.push(spare);
+    }
+
+    /// Takes a file for a new segment.
+    pub fn take(&mut self, reserve: Reserve) -> Result<Spare> {
+        let floor = usize::from(reserve == Reserve::Keep);
+        if self.spares.len() > floor {
+            // The oldest first: it is the likeliest to be settled on the disk.
+            return Ok(self.spares.remove(0));
+        }
+        let path = self.next_path();
+        make_spare(self.disk.as_ref(), &self.dir, path, self.segment_bytes)
+    }
+
+    pub fn next_generation(&mut self) -> u64 {
+        let generation = self.next_generation;
+        self.next_generation += 1;
+        generation
+    }
+
+    /// Gives a segment's file back: into the pool, or away. Durable on return.
+    pub fn recycle(&mut self, path: &Path, file: Arc<dyn File>) -> Result<()> {
+        if file.len()? != self.segment_bytes || self.spares.len() >= self.keep {
+            drop(file);
+            self.disk.remove(path)?;
+            return self.disk.sync_dir(&self.dir);
+        }
+        let to = self.next_path();
+        self.disk.rename(path, &to)?;
+        // Before the file gets a new header: else a crash could show it under its old name.
+        self.disk.sync_dir(&self.dir)?;
+        self.spares.push(Spare { file: self.disk.open(&to, OpenMode::ReadWrite)?, path: to });
+        Ok(())
+    }
+
+    /// Turns a spare into a segment whose header and first bytes are durable before it has its name.
+    pub fn activate(
+        &mut self,
+        spare: Spare,
+        base_seq: u64,
+        durable: u64,
+        tail: impl FnOnce(u64) -> Vec<u8>,
+    ) -> Result<Segment> {
+        let generation = self.next_generation();
+        let size = spare.file.len()?;
+        let header = SegmentHeader { generation, base_seq, durable, size };
+        spare.file.write_at(0, &header.encode())?;
+        spare.file.sync_data()?;
+        let tail = tail(generation);
+        if !tail.is_empty() {
+            // Only now: were the header lost and these bytes kept, their generation could come again.
+            spare.file.write_at(BLOCK as u64, &tail)?;
+            spare.file.sync_data()?;
+        }
+        let path = self.dir.join(segment_name(generation));
+        drop(spare.file);
+        self.disk.rename(&spare.path, &path)?;
+        self.disk.sync_dir(&self.dir)?;
+        let file = self.disk.open(&path, OpenMode::ReadWrite)?;
+        let size = file.len()?;
+        let used = (BLOCK + tail.len()) as u64;
+        Ok(Segment { generation, file, path, size, payloads: Vec::new(), live: 0, used })
+    }
+}
+
+/// Makes a file full of zeros, durably. What a failure leaves behind is removed.
+pub(super) fn make_spare(
+    disk: &dyn Disk,
+    dir: &Path,
+    path: PathBuf,
+    size: u64,
+) -> Result<Spare> {
+    let file = disk.open(&path, OpenMode::CreateNew)?;
+    let filled = fill(file.as_ref(), size).and_then(|()| disk.sync_dir(dir));
+    match filled {
+        Ok(()) => Ok(Spare { path, file }),
+        Err(error) => {
+            drop(file);
+            // Best effort: an incomplete spare is removed by the next open as well.
+            let _ = disk.remove(&path);
+            Err(match error {
+                Error::DiskFull { .. } => Error::DiskFull { path },
+                other => other,
+            })
+        }
+    }
+}
+
+fn fill(file: &dyn File, size: u64) -> Result<()> {
+    let zeros = vec![0; FILL.min(size as usize)];
+    let mut at = 0;
+    while at < size {
+        let n = (size - at).min(zeros.len() as u64);
+        file.write_at(at, &zeros[..n as usize])?;
+        at += n;
+    }
+    file.sync_data()
+}

@@ -1,0 +1,227 @@
+//! Applied: committed entries become writes of the state store, off the store loop.
+//!
+//! An [`Applier`] takes all waiting tasks of its regions at once and publishes ONE kv batch for them
+//! (split by size at entry boundaries): data, region states and applied positions together. Only then is
+//! anybody answered, so whoever got an answer can read it. Recovery replays the log through the same path:
+//! there is no second one.
+//!
+//! A command that every replica refuses alike is answered and leaves nothing behind. Any other error is
+//! fatal for the store: replicas may differ from here on.
+
+use super::effects::*;
+use super::machine::{Context, StateMachine};
+use super::snapshot::{SnapshotFile, SnapshotReader};
+use crate::codec::command::Payload;
+use crate::env::Disk;
+use crate::error::{Error, Result};
+use crate::kv::{StateStore, View, WriteBatch};
+use crate::types::{LogPosition, PeerId, RegionId, RegionState};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A kv batch is published once it holds this much.
+const PUBLISH_BYTES: usize = 8 << 20;
+
+/// What a round of applying led to.
+#[derive(Default, Debug)]
+pub struct ApplyOutcome {
+    /// To be reported back as `Event::Applied`.
+    pub applied: Vec<Applied>,
+    /// Answers; everything in them is visible.
+    pub replies: Vec<(Token, Reply)>,
+    /// Snapshot files that are no longer needed.
+    pub discard: Vec<SnapshotFile>,
+}
+
+/// Applies the entries of some regions, in order.
+///
+/// * A region's tasks always go to the same applier.
+pub struct Applier {
+    kv: Arc<dyn StateStore>,
+    machine: Arc<dyn StateMachine>,
+    disk: Arc<dyn Disk>,
+    regions: BTreeMap<RegionId, RegionState>,
+}
+
+/// One kv batch being filled.
+struct Publishing {
+    batch: WriteBatch,
+    view: Box<dyn View>,
+    /// Where each region gets to by this batch.
+    touched: BTreeMap<RegionId, Applied>,
+    replies: Vec<(Token, Reply)>,
+}
+
+impl Applier {
+    /// An applier over what the state store holds now.
+    pub fn new(
+        kv: Arc<dyn StateStore>,
+        machine: Arc<dyn StateMachine>,
+        disk: Arc<dyn Disk>,
+    ) -> Applier {
+        let regions =
+            kv.region_states().into_iter().map(|state| (state.region.id, state)).collect();
+        Applier { kv, machine, disk, regions }
+    }
+
+    /// Applies the tasks, in order. An error is fatal: the store must stop.
+    pub fn apply(&mut self, tasks: Vec<ApplyTask>, out: &mut ApplyOutcome) -> Result<()> {
+        let mut publishing = self.begin()?;
+        for task in tasks {
+            match task {
+                ApplyTask::Entries { region, peer, entries } => {
+                    for entry in entries {
+                        self.entry(region, peer, entry, &mut publishing)?;
+                        if publishing.batch.bytes() >= PUBLISH_BYTES {
+                            self.publish(publishing, out)?;
+                            publishing = self.begin()?;
+                        }
+                    }
+                }
+                ApplyTask::Restore { state, file } => {
+                    self.publish(publishing, out)?;
+                    self.restore(state, file, out)?;
+                    publishing = self.begin()?;
+                }
+            }
+        }
+        self.publish(publishing, out)
+    }
+
+    fn begin(&self) -> Result<Publishing> {
+        Ok(Publishing {
+            batch: WriteBatch::new(),
+            view: self.kv.view()?,
+            touched: BTreeMap::new(),
+            replies: Vec::new(),
+        })
+    }
+
+    fn publish(&mut self, publishing: Publishing, out: &mut ApplyOutcome) -> Result<()> {
+        let Publishing { mut batch, touched, replies, .. } = publishing;
+        if touched.is_empty() {
+            return Ok(());
+        }
+        for id in touched.keys() {
+            if let Some(state) = self.regions.get(id) {
+                batch.set_region(state.clone());
+            }
+        }
+        self.kv.write(batch)?;
+        out.applied.extend(touched.into_values());
+        out.replies.extend(replies);
+        Ok(())
+    }
+
+    fn entry(
+        &mut self,
+        region: RegionId,
+        peer: PeerId,
+        entry: CommittedEntry,
+        publishing: &mut Publishing,
+    ) -> Result<()> {
+        let Some(state) = self.regions.get_mut(&region) else {
+            return Err(Error::RegionNotFound(region));
+        };
+        if entry.position.index <= state.applied.index {
+            return Ok(()); // handed over again after a restart or a restore
+        }
+        let applied = publishing.touched.entry(region).or_insert(Applied {
+            region,
+            peer,
+            position: entry.position,
+            compacted: None,
+            bytes: 0,
+            restored: None,
+        });
+        applied.position = entry.position;
+        applied.bytes += entry.data.len();
+        state.applied = entry.position;
+        if entry.data.is_empty() {
+            return Ok(()); // raft's own
+        }
+        match Payload::parse(&entry.data)? {
+            Payload::Compact(position) => {
+                let position = position.min(LogPosition { index: state.applied.index, ..position });
+                state.compacted = state.compacted.max(position);
+                applied.compacted = Some(state.compacted);
+                Ok(())
+            }
+            Payload::Normal { version, batches } => {
+                let current = (version != state.region.epoch.version).then(|| state.region.clone());
+                self.commands(
+                    region,
+                    entry.position.index,
+                    current,
+                    &entry.waiting,
+                    batches,
+                    publishing,
+                )
+            }
+        }
+    }
+
+    fn commands(
+        &self,
+        region: RegionId,
+        index: u64,
+        moved_to: Option<crate::types::Region>,
+        waiting: &[Token],
+        batches: Vec<Bytes>,
+        publishing: &mut Publishing,
+    ) -> Result<()> {
+        for (at, command) in batches.iter().enumerate() {
+            let answer = match &moved_to {
+                Some(region) => Err(Error::EpochNotMatch { current: vec![region.clone()] }),
+                None => self.command(region, index, command, publishing)?,
+            };
+            if let Some(token) = waiting.get(at) {
+                publishing.replies.push((*token, Reply::Written(answer)));
+            }
+        }
+        Ok(())
+    }
+
+    /// The inner result is the same on every replica; the outer error is fatal.
+    fn command(
+        &self,
+        region: RegionId,
+        index: u64,
+        command: &Bytes,
+        publishing: &mut Publishing,
+    ) -> Result<Result<Bytes>> {
+        let mark = publishing.batch.mark();
+        let mut context =
+            Context { region, index, batch: &mut publishing.batch, view: &*publishing.view };
+        match self.machine.apply(&mut context, command) {
+            Ok(response) => Ok(Ok(response)),
+            Err(refusal @ (Error::Malformed { .. } | Error::InvalidArgument(_))) => {
+                publishing.batch.rollback(mark);
+                Ok(Err(refusal))
+            }
+            Err(fatal) => Err(fatal),
+        }
+    }
+
+    fn restore(
+        &mut self,
+        state: RegionState,
+        file: SnapshotFile,
+        out: &mut ApplyOutcome,
+    ) -> Result<()> {
+        let mut items = SnapshotReader::open(&self.disk, &file)?;
+        self.kv.restore(&state.region.range, &mut items, state.clone())?;
+        out.applied.push(Applied {
+            region: state.region.id,
+            peer: state.peer,
+            position: state.applied,
+            compacted: Some(state.compacted),
+            bytes: 0,
+            restored: Some(state.clone()),
+        });
+        out.discard.push(file);
+        self.regions.insert(state.region.id, state);
+        Ok(())
+    }
+}

@@ -1,0 +1,118 @@
+//! How far a region's log may go: a pure policy for the leader, and the bookkeeping of log bytes.
+//!
+//! The leader proposes a compaction point; every replica that applies it drops its own log up to there, but
+//! never beyond what its state store has durably flushed (DESIGN 4, the rule).
+
+use crate::region::config::StoreConfig;
+use crate::types::PeerId;
+use std::collections::VecDeque;
+
+/// Granularity of the bookkeeping, in bytes.
+const BUCKET_BYTES: u64 = 64 << 10;
+
+/// Bytes of a region's log, roughly by index.
+///
+/// * Counts from the last restart on: older entries count nothing.
+#[derive(Default, Debug)]
+pub struct LogBytes {
+    /// (last index, bytes), in order.
+    buckets: VecDeque<(u64, u64)>,
+    total: u64,
+}
+
+impl LogBytes {
+    /// An entry was appended.
+    pub fn add(&mut self, index: u64, bytes: u64) {
+        self.total += bytes;
+        match self.buckets.back_mut() {
+            Some(last) if last.1 < BUCKET_BYTES => *last = (index, last.1 + bytes),
+            _ => self.buckets.push_back((index, bytes)),
+        }
+    }
+
+    /// Everything up to `index` is gone.
+    pub fn compacted(&mut self, index: u64) {
+        while let Some(&(last, bytes)) = self.buckets.front() {
+            if last > index {
+                break;
+            }
+            self.total -= bytes;
+            self.buckets.pop_front();
+        }
+    }
+
+    /// Bytes held.
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+}
+
+/// What the leader knows when it decides.
+#[derive(Clone, Copy, Debug)]
+pub struct Situation<'a> {
+    /// The point the log starts after.
+    pub truncated: u64,
+    /// The leader's applied index.
+    pub applied: u64,
+    /// Bytes of the log.
+    pub bytes: u64,
+    /// (peer, matched index, recently active).
+    pub progress: &'a [(PeerId, u64, bool)],
+}
+
+/// The index up to which all replicas should compact, if it is time: what every replica has; over the
+/// byte limit what every *live* replica has, or half, so that a dead or slow one cannot pin the log for
+/// ever (it will get a snapshot).
+pub fn target(config: &StoreConfig, s: Situation<'_>) -> Option<u64> {
+    if s.bytes < config.compact_bytes {
+        return None;
+    }
+    let min = |live_only: bool| {
+        s.progress.iter().filter(|p| p.2 || !live_only).map(|p| p.1).min().unwrap_or(s.applied)
+    };
+    let mut target = min(false).min(s.applied);
+    if s.bytes >= config.log_bytes_max {
+        let half = s.truncated + s.applied.saturating_sub(s.truncated) / 2;
+        target = target.max(min(true)).max(half).min(s.applied);
+    }
+    (target > s.truncated).then_some(target)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config() -> StoreConfig {
+        StoreConfig { compact_bytes: 100, log_bytes_max: 1000, ..Default::default() }
+    }
+
+    fn judge(bytes: u64, matched: [(u64, bool); 3]) -> Option<u64> {
+        let progress: Vec<_> =
+            matched.iter().enumerate().map(|(i, m)| (PeerId(i as u64 + 1), m.0, m.1)).collect();
+        target(&config(), Situation { truncated: 10, applied: 50, bytes, progress: &progress })
+    }
+
+    #[test]
+    fn waits_for_laggards_until_the_log_is_too_large() {
+        let laggard = [(60, true), (45, true), (20, false)];
+        assert_eq!(judge(99, laggard), None);
+        assert_eq!(judge(100, laggard), Some(20));
+        assert_eq!(judge(1000, laggard), Some(45));
+        assert_eq!(judge(1000, [(60, true), (12, true), (12, true)]), Some(30), "half");
+        assert_eq!(judge(100, [(60, true), (60, true), (60, true)]), Some(50), "applied");
+        assert_eq!(judge(100, [(60, true), (60, true), (10, true)]), None);
+    }
+
+    #[test]
+    fn bytes_follow_append_and_compaction() {
+        let mut bytes = LogBytes::default();
+        for index in 1..=100 {
+            bytes.add(index, 10 << 10);
+        }
+        assert_eq!(bytes.total(), 1000 << 10);
+        bytes.compacted(50);
+        assert!((500 << 10..=570 << 10).contains(&bytes.total()), "{}", bytes.total());
+        bytes.compacted(100);
+        assert_eq!(bytes.total(), 0);
+    }
+}

@@ -1,0 +1,68 @@
+//! How the replicas of a store behave: limits and times.
+
+use crate::raft::GroupConfig;
+use crate::types::StoreId;
+use std::time::Duration;
+
+/// How a store behaves.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// Which store this is.
+    pub store: StoreId,
+    /// Its raft groups.
+    pub group: GroupConfig,
+    /// What a tick stands for.
+    pub tick: Duration,
+    /// How much faster another node's clock may run than ours, in percent, before leases are unsafe.
+    pub clock_drift_percent_max: u32,
+    /// Client bytes waiting in one region for a place in the log, at most.
+    pub pending_bytes_max: usize,
+    /// Bytes of client batches folded into one entry, at most (about).
+    pub entry_bytes_max: usize,
+    /// A region's log is compacted once it holds this much beyond what followers need.
+    pub compact_bytes: u64,
+    /// A region's log is compacted to half, laggards or not, once it holds this much.
+    pub log_bytes_max: u64,
+    /// Snapshots streaming out of one store loop at once.
+    pub snapshots_max: usize,
+    /// Committed and not yet applied bytes of one region above which its proposals wait.
+    pub apply_lag_bytes_max: usize,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        StoreConfig {
+            store: StoreId(1),
+            group: GroupConfig::default(),
+            tick: Duration::from_millis(50),
+            clock_drift_percent_max: 5,
+            pending_bytes_max: 8 << 20,
+            entry_bytes_max: 1 << 20,
+            compact_bytes: 16 << 20,
+            log_bytes_max: 256 << 20,
+            snapshots_max: 2,
+            apply_lag_bytes_max: 32 << 20,
+        }
+    }
+}
+
+impl StoreConfig {
+    /// How long a confirmed round keeps a leader's lease, counted from when the round *started*: shorter
+    /// than any follower's election timeout by two ticks (a follower may have ticked just before it heard
+    /// from us) and by the drift margin.
+    pub fn lease(&self) -> Duration {
+        let ticks = self.group.election_ticks.saturating_sub(2) as u32;
+        self.tick * ticks * (100 - self.clock_drift_percent_max.min(100)) / 100
+    }
+
+    /// One election timeout.
+    pub fn election_timeout(&self) -> Duration {
+        self.tick * self.group.election_ticks as u32
+    }
+
+    /// How long after a restart votes are refused: raft-rs forgets whom it followed, and that leader may
+    /// hold a lease still. Longer than the timeout by the drift margin.
+    pub fn vote_ban(&self) -> Duration {
+        self.election_timeout() * (100 + self.clock_drift_percent_max) / 100
+    }
+}

@@ -1,0 +1,142 @@
+//! Life: how a replica comes to be on this store. Today that is opening alone: the state store says which
+//! replicas there are, the log is made to agree with it, and raft starts from both.
+//!
+//! **Agreement.** The state store's applied position was persisted in the log before it was applied, so the
+//! log holds it or starts after it. If it does not, a snapshot was restored and the crash came before the log
+//! was reset: it is reset now. A log that starts *above* the applied position has a gap, and one whose
+//! commit lies beyond its end has forgotten: such a replica is fenced off, it must not vote.
+
+use super::config::StoreConfig;
+use super::peer::{Peer, Progress};
+use super::propose::Proposals;
+use super::read::Reads;
+use super::ready::Unpersisted;
+use super::share::PeerShare;
+use super::storage::{self, PeerStorage};
+use crate::error::{Error, Result};
+use crate::kv::StateStore;
+use crate::log::{Log, LogBatch};
+use crate::raft::Group;
+use crate::types::{RegionState, Time};
+use ::raft::eraftpb::HardState;
+use std::sync::Arc;
+
+/// Whether a replica has a past in which it may have voted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Past {
+    /// Never ran.
+    None,
+    /// Ran before: refuses votes for an election timeout.
+    Some,
+}
+
+/// How a replica was found.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Raft's state, to start from.
+    pub hard_state: HardState,
+    /// Whether it ran before.
+    pub past: Past,
+    /// Why it must not run, if so.
+    pub fence: Option<String>,
+}
+
+/// Makes the log of a region agree with its state; what must be written goes into `batch` and must be
+/// durable before the replica starts.
+pub fn agree(log: &Log, state: &RegionState, batch: &mut LogBatch) -> Found {
+    let region = state.region.id;
+    let record = log.state(region.0);
+    let past = if record.is_some() { Past::Some } else { Past::None };
+    let mut found = Found { hard_state: HardState::default(), past, fence: None };
+    if let Some(record) = record {
+        match storage::decode_hard_state(&record) {
+            Some(hard_state) => found.hard_state = hard_state,
+            None => found.fence = Some("the log's state record is not raft's".into()),
+        }
+    }
+    let before = found.hard_state.clone();
+    let mut last_index = storage::last_index(log, region);
+    if log.truncated(region.0).index > state.applied.index {
+        found.fence = Some(format!(
+            "the log starts after {} and the state store ends at {}",
+            log.truncated(region.0).index,
+            state.applied.index
+        ));
+    } else if !storage::holds(log, region, state.applied) {
+        batch.reset(region.0, state.applied);
+        last_index = state.applied.index;
+        found.hard_state.commit = state.applied.index;
+    }
+    if found.hard_state.commit > last_index {
+        found.fence = Some(format!(
+            "entry {} was committed and the log ends at {last_index}",
+            found.hard_state.commit
+        ));
+    }
+    let hard_state = &mut found.hard_state;
+    hard_state.commit = hard_state.commit.max(state.applied.index);
+    if hard_state.term < state.applied.term {
+        // A restored snapshot's term: no vote of ours in it has left before it was recorded.
+        hard_state.term = state.applied.term;
+        hard_state.vote = 0;
+    }
+    if *hard_state != before && found.fence.is_none() {
+        batch.set_state(region.0, storage::encode_hard_state(hard_state));
+    }
+    found
+}
+
+impl Peer {
+    /// Starts a replica whose log agrees with its state.
+    pub(crate) fn start(
+        config: &StoreConfig,
+        log: &Log,
+        kv: &Arc<dyn StateStore>,
+        state: RegionState,
+        found: Found,
+        now: Time,
+    ) -> Result<Peer> {
+        let storage = PeerStorage::new(
+            log.clone(),
+            kv.clone(),
+            &state.region,
+            found.hard_state.clone(),
+            config.snapshots_max,
+        );
+        // A fenced replica's group is never touched, and must not fail to start either.
+        let applied = state.applied.index;
+        let mut group = Group::new(state.peer, &config.group, applied, storage)
+            .map_err(|e| Error::malformed("raft state", e.to_string()))?;
+        let alone = state.region.peers.len() == 1;
+        let first = state.region.peers.first().is_some_and(|peer| peer.id == state.peer);
+        if found.fence.is_none() && first && (found.past == Past::None || alone) {
+            group.campaign();
+        }
+        let votes_from = match found.past {
+            Past::None => now,
+            Past::Some => now.after(config.vote_ban()),
+        };
+        Ok(Peer {
+            id: state.peer,
+            store: config.store,
+            group,
+            share: Arc::new(PeerShare::new(state.peer, state.region.epoch)),
+            proposals: Proposals::default(),
+            reads: Reads::new(now),
+            unpersisted: Unpersisted::new(found.hard_state),
+            progress: Progress {
+                applied: state.applied,
+                flushed: applied,
+                compacted: state.compacted,
+                applying_bytes: 0,
+            },
+            log_bytes: Default::default(),
+            received: None,
+            restoring: None,
+            fence: found.fence,
+            votes_from,
+            ticks: 0,
+            region: state.region,
+        })
+    }
+}

@@ -1,0 +1,188 @@
+//! [`Peer`]: one replica of a region on this store. Its verbs are in the files beside this one.
+
+use super::compact::LogBytes;
+use super::effects::{Effects, Persisted, RegionStatus, Reply, Token};
+use super::propose::Proposals;
+use super::read::Reads;
+use super::ready::{Received, Restoring, Unpersisted};
+use super::share::PeerShare;
+use super::storage::PeerStorage;
+use crate::error::Error;
+use crate::raft::guard::Verdict;
+use crate::raft::{Envelope, Group};
+use crate::types::{LogPosition, PeerId, Region, StoreId, Time};
+use ::raft::eraftpb::{Message, MessageType};
+use std::sync::Arc;
+
+/// How far the replica's state machine and its durable form are.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Progress {
+    /// Applied.
+    pub applied: LogPosition,
+    /// Applied as of the last durable flush: the log below is not needed for recovery.
+    pub flushed: u64,
+    /// The replicated compaction point.
+    pub compacted: LogPosition,
+    /// Bytes handed to the applier and not yet applied.
+    pub applying_bytes: usize,
+}
+
+/// One replica of a region.
+///
+/// * `progress.flushed <= progress.applied.index <=` committed; the log is never compacted above `flushed`.
+/// * While `restoring` is set the group's round is held open: nothing is stepped, ticked or proposed.
+/// * Once `fence` is set the group is never touched again; the replica answers nothing but
+///   [`Error::Quarantined`].
+pub struct Peer {
+    /// The region as of the applied index.
+    pub region: Region,
+    /// This replica.
+    pub id: PeerId,
+    pub(crate) store: StoreId,
+    pub(crate) group: Group<PeerStorage>,
+    pub(crate) share: Arc<PeerShare>,
+    pub(crate) proposals: Proposals,
+    pub(crate) reads: Reads,
+    pub(crate) unpersisted: Unpersisted,
+    pub(crate) progress: Progress,
+    pub(crate) log_bytes: LogBytes,
+    /// A snapshot that raft has accepted and not yet handed out.
+    pub(crate) received: Option<Received>,
+    pub(crate) restoring: Option<Restoring>,
+    pub(crate) fence: Option<String>,
+    /// Votes are refused before this instant.
+    pub(crate) votes_from: Time,
+    pub(crate) ticks: u64,
+}
+
+impl Peer {
+    /// Whether the group may be touched.
+    pub(crate) fn runs(&self) -> bool {
+        self.fence.is_none() && self.restoring.is_none()
+    }
+
+    /// Fences the replica off, for ever: damage or a protocol violation. Everyone who waits is told.
+    pub(crate) fn quarantine(&mut self, reason: String, effects: &mut Effects) {
+        self.share.set_lease(Time(0));
+        self.share.set_leader(None);
+        self.fence.get_or_insert(reason);
+        for token in self.proposals.abandon() {
+            let what = "the replica was fenced off";
+            effects.replies.push((token, Reply::Written(Err(Error::Ambiguous { what }))));
+        }
+        for token in self.reads.abandon() {
+            effects.replies.push((token, Reply::Read(Err(self.fenced()))));
+        }
+    }
+
+    /// The error that a fenced replica answers.
+    pub(crate) fn fenced(&self) -> Error {
+        let reason = self.fence.clone().unwrap_or_else(|| "restoring a snapshot".into());
+        Error::Quarantined { region: self.region.id, reason }
+    }
+
+    /// The error that a non-leader answers.
+    pub(crate) fn not_leader(&self) -> Error {
+        let leader = self.leader_store().filter(|store| *store != self.store);
+        Error::NotLeader { region: self.region.id, leader }
+    }
+
+    pub(crate) fn leader_store(&self) -> Option<StoreId> {
+        let leader = self.group.status().leader?;
+        self.region.peer(leader).map(|peer| peer.store)
+    }
+
+    /// One tick.
+    pub(crate) fn tick(&mut self) {
+        self.ticks += 1;
+        self.group.tick();
+    }
+
+    /// Takes a message of a peer.
+    pub(crate) fn step(&mut self, now: Time, message: Message, effects: &mut Effects) {
+        let vote = matches!(
+            message.get_msg_type(),
+            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote
+        );
+        if vote && now < self.votes_from {
+            return;
+        }
+        if let Verdict::Violation(what) = self.group.step(message) {
+            self.quarantine(what, effects);
+        }
+    }
+
+    /// Takes a completed log write. Ignored when it is an older peer's.
+    pub(crate) fn persisted(&mut self, persisted: Persisted) {
+        if persisted.peer == self.id && self.runs() {
+            self.unpersisted.done(persisted.number);
+            self.group.persisted(persisted.number);
+        }
+    }
+
+    /// An envelope to a peer of the region, with the store it lives on.
+    pub(crate) fn envelope(&self, message: Message) -> Option<(StoreId, Envelope)> {
+        let to = self.region.peer(PeerId(message.to))?;
+        let envelope = Envelope {
+            region: self.region.id,
+            from: self.id,
+            to: to.id,
+            from_store: self.store,
+            message,
+        };
+        Some((to.store, envelope))
+    }
+
+    /// Starts handing leadership over.
+    pub(crate) fn transfer(&mut self, to: Option<StoreId>) -> Result<(), Error> {
+        if !self.runs() {
+            return Err(self.fenced());
+        }
+        if !self.group.leads() {
+            return Err(self.not_leader());
+        }
+        let to = match to {
+            Some(store) => self.region.peer_on(store).map(|peer| peer.id),
+            None => self.most_advanced_follower(),
+        };
+        match to.filter(|peer| *peer != self.id) {
+            Some(peer) => {
+                // Before any message: the new leader may be elected inside the old lease.
+                self.share.set_lease(Time(0));
+                self.group.transfer_leader(peer);
+                Ok(())
+            }
+            None => Err(Error::InvalidArgument("no other live replica to hand over to".into())),
+        }
+    }
+
+    fn most_advanced_follower(&self) -> Option<PeerId> {
+        let progress = self.group.progress();
+        let others = progress.iter().filter(|(id, _, live)| *id != self.id && *live);
+        others.max_by_key(|(id, matched, _)| (*matched, *id)).map(|(id, ..)| *id)
+    }
+
+    /// Where the replica stands.
+    pub fn status(&self) -> RegionStatus {
+        let status = self.group.status();
+        RegionStatus {
+            region: self.region.clone(),
+            peer: self.id,
+            leads: self.runs() && self.group.leads(),
+            leader: status.leader,
+            term: status.term,
+            committed: status.committed,
+            applied: self.progress.applied.index,
+            flushed: self.progress.flushed,
+            first_index: self.group.storage().truncated().index + 1,
+            last_index: status.last_index,
+            log_bytes: self.log_bytes.total(),
+            quarantined: self.fence.clone(),
+        }
+    }
+
+    /// Answers a write that cannot even be queued.
+    pub(crate) fn refuse(effects: &mut Effects, token: Token, error: Error) {
+        effects.replies.push((token, Reply::Written(Err(error))));
+    }
+}

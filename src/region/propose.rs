@@ -1,0 +1,162 @@
+//! Propose: client batches wait for the end of the round, are folded into one entry, and whoever waits is
+//! kept under the entry's position until it is committed.
+//!
+//! Folding is what makes many small writes cheap: one entry, one ready, one message per follower and one log
+//! record for all of them. Under load rounds grow, and entries with them; an idle region proposes at once.
+
+use super::config::StoreConfig;
+use super::effects::{Effects, Reply, Token};
+use super::peer::Peer;
+use crate::codec::command::{self, PayloadBuilder};
+use crate::error::Error;
+use crate::raft::ProposeError;
+use crate::types::LogPosition;
+use bytes::Bytes;
+use std::collections::VecDeque;
+
+/// What clients wait for in one region.
+///
+/// * `pending` has no place in the log yet: refusing it is always safe.
+/// * `proposed` is in index order; an entry leaves it when its index is committed, by whomever.
+#[derive(Default, Debug)]
+pub struct Proposals {
+    pending: VecDeque<(Token, Bytes)>,
+    pending_bytes: usize,
+    proposed: VecDeque<(LogPosition, Vec<Token>)>,
+}
+
+impl Proposals {
+    /// Whether something waits for a place in the log.
+    pub fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// Takes back everything that has no place in the log.
+    pub fn take_pending(&mut self) -> Vec<Token> {
+        self.pending_bytes = 0;
+        self.pending.drain(..).map(|(token, _)| token).collect()
+    }
+
+    /// Gives up on everything.
+    pub fn abandon(&mut self) -> Vec<Token> {
+        let mut tokens = self.take_pending();
+        tokens.extend(self.proposed.drain(..).flat_map(|(_, tokens)| tokens));
+        tokens
+    }
+
+    /// Who waits for the committed entry at `position`; entries of ours that it, or an earlier one,
+    /// overwrote go to `lost`.
+    pub fn committed(&mut self, position: LogPosition, lost: &mut Vec<Token>) -> Vec<Token> {
+        while let Some((at, _)) = self.proposed.front() {
+            if at.index > position.index {
+                break;
+            }
+            let Some((at, tokens)) = self.proposed.pop_front() else { break };
+            if at == position {
+                return tokens;
+            }
+            lost.extend(tokens);
+        }
+        Vec::new()
+    }
+}
+
+impl Peer {
+    /// Queues a client batch for the end of the round, or refuses it.
+    pub(crate) fn propose(
+        &mut self,
+        config: &StoreConfig,
+        token: Token,
+        version: u64,
+        command: Bytes,
+        effects: &mut Effects,
+    ) {
+        if !self.runs() {
+            return Peer::refuse(effects, token, self.fenced());
+        }
+        if !self.group.leads() || self.group.transferring() {
+            return Peer::refuse(effects, token, self.not_leader());
+        }
+        if version != self.region.epoch.version {
+            let current = vec![self.region.clone()];
+            return Peer::refuse(effects, token, Error::EpochNotMatch { current });
+        }
+        let waiting = &mut self.proposals;
+        if waiting.has_pending() && waiting.pending_bytes + command.len() > config.pending_bytes_max
+        {
+            return Peer::refuse(effects, token, Error::Busy { what: "region's proposals" });
+        }
+        waiting.pending_bytes += command.len();
+        waiting.pending.push_back((token, command));
+    }
+
+    /// Folds what waits into entries and proposes them.
+    pub(crate) fn fold(&mut self, config: &StoreConfig, effects: &mut Effects) {
+        while self.proposals.has_pending() {
+            if self.progress.applying_bytes > config.apply_lag_bytes_max {
+                return; // apply lags: the rest waits, and the bound above pushes back
+            }
+            let (data, count) = self.folded(config.entry_bytes_max);
+            match self.group.propose(data) {
+                Ok(position) => {
+                    let waiting = &mut self.proposals;
+                    let batches = waiting.pending.drain(..count);
+                    let (mut tokens, mut bytes) = (Vec::with_capacity(count), 0);
+                    for (token, command) in batches {
+                        tokens.push(token);
+                        bytes += command.len();
+                    }
+                    waiting.pending_bytes -= bytes;
+                    waiting.proposed.push_back((position, tokens));
+                }
+                Err(ProposeError::Full) => return, // again when some have committed
+                Err(ProposeError::NotLeader | ProposeError::Transferring) => {
+                    return self.refuse_pending(effects);
+                }
+            }
+        }
+    }
+
+    /// The next entry and how many waiting batches are in it.
+    fn folded(&self, bytes_max: usize) -> (Bytes, usize) {
+        let (mut bytes, mut count) = (0, 0);
+        for (_, command) in &self.proposals.pending {
+            if count > 0 && bytes + command.len() > bytes_max {
+                break;
+            }
+            bytes += command.len() + 4;
+            count += 1;
+        }
+        let mut builder = PayloadBuilder::new(self.region.epoch.version, bytes);
+        for (_, command) in self.proposals.pending.iter().take(count) {
+            builder.push(command);
+        }
+        (builder.finish(), count)
+    }
+
+    /// Tells everyone without a place in the log that this is not the leader.
+    pub(crate) fn refuse_pending(&mut self, effects: &mut Effects) {
+        for token in self.proposals.take_pending() {
+            let error = self.not_leader();
+            effects.replies.push((token, Reply::Written(Err(error))));
+        }
+    }
+
+    /// Proposes to compact the log, if this peer leads and the policy says so.
+    pub(crate) fn propose_compaction(&mut self, config: &StoreConfig) {
+        let truncated = self.group.storage().truncated().index;
+        let target = super::compact::target(
+            config,
+            super::compact::Situation {
+                truncated: truncated.max(self.progress.compacted.index),
+                applied: self.progress.applied.index,
+                bytes: self.log_bytes.total(),
+                progress: &self.group.progress(),
+            },
+        );
+        let Some(index) = target else { return };
+        let Some(term) = self.group.storage().term_of(index) else { return };
+        // Refused: the next check proposes it again.
+        let _ = self.group.propose(command::encode_compact(LogPosition { index, term }));
+    }
+}

@@ -1,0 +1,198 @@
+//! Read: read-index rounds shared by all reads that wait, the leader lease, and freshness.
+//!
+//! A round asks the leader (over the network, if this is a follower) for the commit index, confirmed by a
+//! quorum *after* the round started; once this replica has applied up to it, a view taken here contains
+//! everything acknowledged before the round started (Raft thesis 6.4). One finished round gives three things:
+//!
+//! * linearizable reads that waited for it may proceed;
+//! * on a leader, a **lease** counted from the round's start: no follower that confirmed votes for another
+//!   before its election timeout has passed (check-quorum), and a restarted one refuses votes for as long;
+//! * on any replica, **freshness**: bounded-stale reads are served from here without asking anybody.
+//!
+//! raft-rs drops requests silently (no leader, nothing committed in the term): contexts are unique, rounds
+//! that do not come back are asked again.
+
+use super::config::StoreConfig;
+use super::effects::{Effects, ReadGrant, Reply, Token};
+use super::peer::Peer;
+use crate::error::Error;
+use crate::types::{PeerId, Time};
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// How fresh a read must be.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum ReadLevel {
+    /// Contains everything acknowledged before the read started; confirmed by a quorum. Any replica.
+    #[default]
+    Linearizable,
+    /// The same guarantee from the leader's lease (no message) as long as clocks drift less than
+    /// configured; falls back to a round.
+    Lease,
+    /// Contains everything acknowledged longer than `max` ago. Any replica, mostly without a message.
+    Stale {
+        /// The bound on staleness.
+        max: Duration,
+    },
+}
+
+#[derive(Debug)]
+struct Waiting {
+    token: Token,
+    asked: Time,
+}
+
+#[derive(Debug)]
+struct RoundTrip {
+    sequence: u64,
+    started: Time,
+    index: Option<u64>,
+    waiting: Vec<Waiting>,
+}
+
+/// The reads of one replica.
+///
+/// * `rounds` are in order of their start; all belong to the present term and role.
+#[derive(Debug)]
+pub struct Reads {
+    waiting: Vec<Waiting>,
+    rounds: VecDeque<RoundTrip>,
+    sequence: u64,
+}
+
+/// Rounds under way at once; more reads wait for the next.
+const ROUNDS_MAX: usize = 4;
+/// Reads are given up after this many election timeouts.
+const PATIENCE: u32 = 5;
+
+impl Reads {
+    /// `start` sets this replica's contexts apart from those before a restart.
+    pub fn new(start: Time) -> Reads {
+        Reads { waiting: Vec::new(), rounds: VecDeque::new(), sequence: start.0 }
+    }
+
+    /// Gives up on everything.
+    pub fn abandon(&mut self) -> Vec<Token> {
+        self.restart_rounds();
+        self.waiting.drain(..).map(|waiting| waiting.token).collect()
+    }
+
+    /// Rounds of an older term or role count for nothing: their reads wait for a new one.
+    pub fn restart_rounds(&mut self) {
+        for round in self.rounds.drain(..) {
+            self.waiting.extend(round.waiting);
+        }
+    }
+
+    fn confirmed(&mut self, sequence: u64, index: u64) {
+        if let Some(round) = self.rounds.iter_mut().find(|round| round.sequence == sequence) {
+            round.index.get_or_insert(index);
+        }
+    }
+}
+
+fn context(peer: PeerId, sequence: u64) -> Vec<u8> {
+    [peer.0.to_le_bytes(), sequence.to_le_bytes()].concat()
+}
+
+impl Peer {
+    /// Grants a read at once, or lets it wait for a round.
+    pub(crate) fn read(
+        &mut self,
+        now: Time,
+        token: Token,
+        version: u64,
+        level: ReadLevel,
+        effects: &mut Effects,
+    ) {
+        let answer = if !self.runs() {
+            Err(self.fenced())
+        } else if version != self.region.epoch.version {
+            Err(Error::EpochNotMatch { current: vec![self.region.clone()] })
+        } else if self.may_serve(now, level) {
+            Ok(ReadGrant { epoch: self.region.epoch })
+        } else {
+            self.reads.waiting.push(Waiting { token, asked: now });
+            return;
+        };
+        effects.replies.push((token, Reply::Read(answer)));
+    }
+
+    fn may_serve(&self, now: Time, level: ReadLevel) -> bool {
+        match level {
+            ReadLevel::Linearizable => false,
+            ReadLevel::Lease => self.share.lease_holds(now),
+            ReadLevel::Stale { max } => {
+                let fresh = self.share.fresh_as_of();
+                fresh > Time(0) && now.since(fresh) <= max
+            }
+        }
+    }
+
+    /// Starts a round for everyone who waits, if one can succeed.
+    pub(crate) fn start_read_round(&mut self, now: Time) {
+        let status = self.group.status();
+        let leads = self.group.leads();
+        let can = if leads { self.group.committed_in_term() } else { status.leader.is_some() };
+        if self.reads.waiting.is_empty() || !can || self.reads.rounds.len() >= ROUNDS_MAX {
+            return;
+        }
+        self.reads.sequence += 1;
+        let sequence = self.reads.sequence;
+        let waiting = std::mem::take(&mut self.reads.waiting);
+        self.reads.rounds.push_back(RoundTrip { sequence, started: now, index: None, waiting });
+        self.group.read_index(context(self.id, sequence));
+    }
+
+    /// Takes what raft answered.
+    pub(crate) fn read_confirmed(&mut self, context: &[u8], index: u64) {
+        let field = |at: usize| context.get(at..at + 8).and_then(|b| b.try_into().ok());
+        let (Some(peer), Some(sequence)) = (field(0), field(8)) else { return };
+        if u64::from_le_bytes(peer) == self.id.0 {
+            self.reads.confirmed(u64::from_le_bytes(sequence), index);
+        }
+    }
+
+    /// Lets the reads proceed whose index is applied; renews lease and freshness.
+    pub(crate) fn finish_reads(&mut self, config: &StoreConfig, effects: &mut Effects) {
+        let applied = self.progress.applied.index;
+        while let Some(at) =
+            self.reads.rounds.iter().position(|r| r.index.is_some_and(|index| index <= applied))
+        {
+            let Some(round) = self.reads.rounds.remove(at) else { return };
+            self.share.set_fresh(round.started);
+            self.renew_lease(config, round.started);
+            for waiting in round.waiting {
+                let grant = ReadGrant { epoch: self.region.epoch };
+                effects.replies.push((waiting.token, Reply::Read(Ok(grant))));
+            }
+        }
+    }
+
+    fn renew_lease(&self, config: &StoreConfig, started: Time) {
+        // Without an entry of its own term applied, the replica may lack what an earlier leader
+        // acknowledged; while leadership is handed over, another may lead inside the lease.
+        if self.group.leads() && self.group.applied_in_term() && !self.group.transferring() {
+            self.share.set_lease(started.after(config.lease()));
+        }
+    }
+
+    /// Asks again where no answer came; gives up on reads that waited too long.
+    pub(crate) fn retry_reads(&mut self, now: Time, config: &StoreConfig, effects: &mut Effects) {
+        let timeout = config.election_timeout();
+        let reads = &mut self.reads;
+        if reads.rounds.iter().any(|r| r.index.is_none() && now.since(r.started) > timeout) {
+            reads.restart_rounds();
+        }
+        let patience = timeout * PATIENCE;
+        reads.waiting.retain(|waiting| {
+            let keep = now.since(waiting.asked) <= patience;
+            if !keep {
+                let after_ms = patience.as_millis() as u64;
+                let error = Error::Timeout { after_ms, what: "read index" };
+                effects.replies.push((waiting.token, Reply::Read(Err(error))));
+            }
+            keep
+        });
+    }
+}

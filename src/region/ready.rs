@@ -1,0 +1,388 @@
+//! Ready: what raft asks for at the end of a round, put in its order.
+//!
+//! `collect` takes the group's ready and adds its log writes to the store's one batch; the store submits
+//! the batch; `advance` then ends the round in raft and sorts the messages by whether they may leave. What is
+//! sent at once never promises durability (a leader's appends); everything else waits in the pass's
+//! `AfterPersist`. A ready without anything to persist still waits if an earlier one of the same peer is not
+//! durable yet, because raft counts readies in order.
+//!
+//! A ready with a snapshot is held open (`Restoring`): data first, durably, then the log is reset and the
+//! round goes on. A crash in between finds a state store ahead of its log, and resets the log on opening.
+
+use super::config::StoreConfig;
+use super::effects::*;
+use super::peer::Peer;
+use super::snapshot::{Chunks, SnapshotFile};
+use super::storage;
+use crate::codec;
+use crate::error::{Error, Result};
+use crate::log::{LogBatch, Seq};
+use crate::raft::{Ready, ReadyRest};
+use crate::types::{LogPosition, PeerId, RegionState, Time};
+use ::raft::SnapshotStatus;
+use ::raft::eraftpb::{Entry, EntryType, HardState, Message, MessageType, Snapshot};
+
+/// One pass over the touched peers of a store: what they add together.
+pub struct Pass<'a> {
+    /// Everything to persist, of all peers.
+    pub batch: LogBatch,
+    /// Rounds to report back when durable.
+    pub acks: Vec<Persisted>,
+    /// Messages that wait for durability.
+    pub after: Outbox,
+    /// The write that `acks` and `after` must wait for, beyond the batch of this pass.
+    pub floor: Option<Seq>,
+    /// The rest.
+    pub effects: &'a mut Effects,
+}
+
+/// What a peer's raft rounds have in flight.
+///
+/// * `written` is the hard state last put into a batch; `current` may be ahead of it by the commit
+///   index only: a commit alone is not worth a sync, and is learned again after a restart.
+#[derive(Clone, Debug)]
+pub struct Unpersisted {
+    outstanding: Option<(u64, Seq)>,
+    current: HardState,
+    written: HardState,
+    term: u64,
+    leads: bool,
+}
+
+impl Unpersisted {
+    /// Nothing in flight; `hard_state` is durable.
+    pub fn new(hard_state: HardState) -> Unpersisted {
+        let term = hard_state.term;
+        let written = hard_state.clone();
+        Unpersisted { outstanding: None, current: hard_state, written, term, leads: false }
+    }
+
+    /// Rounds up to `number` are durable.
+    pub fn done(&mut self, number: u64) {
+        if self.outstanding.is_some_and(|(last, _)| last <= number) {
+            self.outstanding = None;
+        }
+    }
+}
+
+/// A round between `collect` and `advance`.
+pub struct Collected {
+    rest: ReadyRest,
+    writes: Writes,
+    messages: Vec<Message>,
+    unsendable: Vec<PeerId>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Writes {
+    Something,
+    Nothing,
+}
+
+/// A round held open until its snapshot is restored.
+pub struct Restoring {
+    rest: ReadyRest,
+    entries: Vec<Entry>,
+    messages: Vec<Message>,
+    position: LogPosition,
+    restored: Option<RegionState>,
+}
+
+/// A snapshot that arrived, waiting for raft to want it.
+#[derive(Clone, Debug)]
+pub struct Received {
+    /// Its position.
+    pub position: LogPosition,
+    /// Its data.
+    pub file: SnapshotFile,
+}
+
+impl Peer {
+    /// Takes the group's round, if it has one, and adds its writes to the pass.
+    pub(crate) fn collect(
+        &mut self,
+        now: Time,
+        config: &StoreConfig,
+        pass: &mut Pass<'_>,
+    ) -> Option<Collected> {
+        if self.fence.is_some() {
+            return None;
+        }
+        if self.restoring.is_some() {
+            return self.collect_restored(pass);
+        }
+        self.compact_log(pass);
+        self.fold(config, pass.effects);
+        self.start_read_round(now);
+        if self.progress.applying_bytes > config.apply_lag_bytes_max {
+            return None; // acknowledgements stop too: the leader slows down
+        }
+        let ready = self.group.ready()?;
+        if let Some(fault) = self.group.storage().take_fault() {
+            self.quarantine(fault, pass.effects);
+            return None;
+        }
+        self.take_ready(ready, config, pass)
+    }
+
+    fn take_ready(
+        &mut self,
+        mut ready: Ready,
+        config: &StoreConfig,
+        pass: &mut Pass<'_>,
+    ) -> Option<Collected> {
+        self.notice_role(pass.effects);
+        for (context, index) in std::mem::take(&mut ready.reads) {
+            self.read_confirmed(&context, index);
+        }
+        let unsendable = self.send_now(std::mem::take(&mut ready.send_now), pass);
+        if let Some(hard_state) = ready.hard_state.take() {
+            self.unpersisted.current = hard_state;
+        }
+        if let Some(snapshot) = ready.snapshot.take() {
+            self.begin_restore(snapshot, ready, pass);
+            return None;
+        }
+        self.hand_to_apply(std::mem::take(&mut ready.committed), pass);
+        self.finish_reads(config, pass.effects);
+        let writes = self.write(&ready.entries, pass);
+        Some(Collected { rest: ready.rest, writes, messages: ready.send_after_persist, unsendable })
+    }
+
+    /// Puts entries and hard state into the batch.
+    fn write(&mut self, entries: &[Entry], pass: &mut Pass<'_>) -> Writes {
+        let rounds = &mut self.unpersisted;
+        let voted = (rounds.current.term, rounds.current.vote)
+            != (rounds.written.term, rounds.written.vote);
+        if entries.is_empty() && !voted {
+            return Writes::Nothing;
+        }
+        let group = self.region.id.0;
+        if !entries.is_empty() {
+            for entry in entries {
+                self.log_bytes.add(entry.index, entry.data.len() as u64);
+            }
+            pass.batch.append(group, entries.iter().map(storage::to_log));
+        }
+        if rounds.current != rounds.written {
+            pass.batch.set_state(group, storage::encode_hard_state(&rounds.current));
+            rounds.written = rounds.current.clone();
+        }
+        Writes::Something
+    }
+
+    /// Ends the round; `seq` is the pass's write.
+    pub(crate) fn advance(&mut self, done: Collected, seq: Option<Seq>, pass: &mut Pass<'_>) {
+        let number = done.rest.number();
+        self.group.advance(done.rest);
+        for peer in done.unsendable {
+            self.group.snapshot_sent(peer, SnapshotStatus::Failure);
+        }
+        if done.writes == Writes::Something
+            && let Some(seq) = seq
+        {
+            self.unpersisted.outstanding = Some((number, seq));
+        }
+        let Some((_, seq)) = self.unpersisted.outstanding else {
+            self.group.persisted(number);
+            return self.send(done.messages, Wait::No, pass);
+        };
+        self.unpersisted.outstanding = Some((number, seq));
+        pass.floor = pass.floor.max(Some(seq));
+        pass.acks.push(Persisted { region: self.region.id, peer: self.id, number });
+        self.send(done.messages, Wait::ForLog, pass);
+    }
+
+    fn send(&self, messages: Vec<Message>, wait: Wait, pass: &mut Pass<'_>) {
+        for message in messages {
+            let Some((store, envelope)) = self.envelope(message) else { continue };
+            match wait {
+                Wait::No => pass.effects.send_now.push(store, envelope),
+                Wait::ForLog => pass.after.push(store, envelope),
+            }
+        }
+    }
+
+    /// Sends what may leave now; returns followers whose snapshot could not be made.
+    fn send_now(&mut self, messages: Vec<Message>, pass: &mut Pass<'_>) -> Vec<PeerId> {
+        let mut unsendable = Vec::new();
+        let mut plain = Vec::with_capacity(messages.len());
+        for message in messages {
+            if message.get_msg_type() != MessageType::MsgSnapshot {
+                plain.push(message);
+                continue;
+            }
+            let to = PeerId(message.to);
+            match self.snapshot_for(message) {
+                Ok(Some(send)) => pass.effects.snapshots.push(send),
+                Ok(None) | Err(_) => unsendable.push(to),
+            }
+        }
+        self.send(plain, Wait::No, pass);
+        unsendable
+    }
+
+    fn snapshot_for(&self, message: Message) -> Result<Option<SnapshotSend>> {
+        let Some(view) = self.group.storage().take_view(PeerId(message.to)) else {
+            return Ok(None);
+        };
+        let (region, _) = codec::region::decode(&message.get_snapshot().data)?;
+        let chunks = Chunks::new(&*view, &region.range)?;
+        Ok(self.envelope(message).map(|(to, envelope)| SnapshotSend { to, envelope, chunks }))
+    }
+
+    /// Keeps what clients' threads see in step with term and role.
+    fn notice_role(&mut self, effects: &mut Effects) {
+        let status = self.group.status();
+        let leads = self.group.leads();
+        let changed = (status.term, leads) != (self.unpersisted.term, self.unpersisted.leads);
+        (self.unpersisted.term, self.unpersisted.leads) = (status.term, leads);
+        self.share.set_leader(self.leader_store());
+        if changed {
+            self.share.set_lease(Time(0));
+            self.reads.restart_rounds();
+            if !leads {
+                self.refuse_pending(effects);
+            }
+        }
+    }
+
+    fn hand_to_apply(&mut self, committed: Vec<Entry>, pass: &mut Pass<'_>) {
+        if committed.is_empty() {
+            return;
+        }
+        let mut lost = Vec::new();
+        let mut entries = Vec::with_capacity(committed.len());
+        for entry in committed {
+            if entry.get_entry_type() != EntryType::EntryNormal {
+                let what = format!("entry {} changes the configuration", entry.index);
+                return self.quarantine(what, pass.effects);
+            }
+            let position = LogPosition { index: entry.index, term: entry.term };
+            let waiting = self.proposals.committed(position, &mut lost);
+            self.progress.applying_bytes += entry.data.len();
+            entries.push(CommittedEntry { position, data: entry.data, waiting });
+        }
+        for token in lost {
+            // Another entry was committed in its place: it never will be.
+            pass.effects.replies.push((token, Reply::Written(Err(self.not_leader()))));
+        }
+        let (region, peer) = (self.region.id, self.id);
+        pass.effects.apply.push(ApplyTask::Entries { region, peer, entries });
+    }
+
+    /// The applier got further.
+    pub(crate) fn applied(&mut self, done: Applied, config: &StoreConfig, effects: &mut Effects) {
+        if done.peer != self.id || self.fence.is_some() {
+            return;
+        }
+        if let Some(compacted) = done.compacted {
+            self.progress.compacted = self.progress.compacted.max(compacted);
+        }
+        if let Some(state) = done.restored {
+            self.progress.flushed = state.applied.index;
+            self.progress.applied = state.applied;
+            self.region = state.region.clone();
+            self.share.set_epoch(self.region.epoch);
+            if let Some(restoring) = &mut self.restoring {
+                restoring.restored = Some(state);
+            }
+            return; // the log is reset by the next pass
+        }
+        self.progress.applying_bytes = self.progress.applying_bytes.saturating_sub(done.bytes);
+        self.progress.applied = done.position;
+        if self.restoring.is_some() {
+            return;
+        }
+        self.group.applied(done.position.index);
+        self.group.storage().trim_cache(done.position.index);
+        self.finish_reads(config, effects);
+    }
+
+    /// The state store is durable up to `index`.
+    pub(crate) fn flushed(&mut self, index: u64) {
+        self.progress.flushed = self.progress.flushed.max(index);
+    }
+
+    /// Whether the log may be compacted further now.
+    pub(crate) fn compactable(&self) -> bool {
+        self.fence.is_none()
+            && self.progress.compacted.index.min(self.progress.flushed)
+                > self.group.storage().truncated().index
+    }
+
+    /// Drops the log up to the replicated point, but never above the last durable flush.
+    fn compact_log(&mut self, pass: &mut Pass<'_>) {
+        if !self.compactable() {
+            return;
+        }
+        let index = self.progress.compacted.index.min(self.progress.flushed);
+        let Some(term) = self.group.storage().term_of(index) else { return };
+        pass.batch.compact_to(self.region.id.0, LogPosition { index, term });
+        self.log_bytes.compacted(index);
+    }
+
+    /// Keeps a received snapshot if raft wants it; returns what is not needed (any more).
+    pub(crate) fn keep_received(&mut self, received: Received) -> Option<SnapshotFile> {
+        if !self.runs() || self.group.pending_snapshot() != Some(received.position) {
+            return Some(received.file);
+        }
+        self.received.replace(received).map(|old| old.file)
+    }
+
+    fn begin_restore(&mut self, snapshot: Snapshot, ready: Ready, pass: &mut Pass<'_>) {
+        let meta = snapshot.get_metadata();
+        let position = LogPosition { index: meta.index, term: meta.term };
+        let received = self.received.take().filter(|r| r.position == position);
+        let Some(Received { file, .. }) = received else {
+            return self.quarantine("raft restores a snapshot without data".into(), pass.effects);
+        };
+        let (region, compacted) = match codec::region::decode(&snapshot.data) {
+            Ok(decoded) => decoded,
+            Err(error) => return self.quarantine(error.to_string(), pass.effects),
+        };
+        for token in self.proposals.abandon() {
+            let error = Error::Ambiguous { what: "overtaken by a snapshot" };
+            pass.effects.replies.push((token, Reply::Written(Err(error))));
+        }
+        let state = RegionState { region, peer: self.id, applied: position, compacted };
+        pass.effects.apply.push(ApplyTask::Restore { state, file });
+        self.restoring = Some(Restoring {
+            rest: ready.rest,
+            entries: ready.entries,
+            messages: ready.send_after_persist,
+            position,
+            restored: None,
+        });
+    }
+
+    /// The data is in place: reset the log and let the round go on.
+    fn collect_restored(&mut self, pass: &mut Pass<'_>) -> Option<Collected> {
+        let state = self.restoring.as_mut()?.restored.take()?;
+        let held = self.restoring.take()?;
+        let group = self.region.id.0;
+        self.progress.compacted = state.compacted;
+        self.progress.applying_bytes = 0;
+        self.log_bytes = Default::default();
+        pass.batch.reset(group, held.position);
+        let rounds = &mut self.unpersisted;
+        rounds.current.commit = rounds.current.commit.max(held.position.index);
+        // Writes the hard state beside the reset, whatever was written before.
+        rounds.written = HardState::default();
+        let writes = self.write(&held.entries, pass);
+        Some(Collected { rest: held.rest, writes, messages: held.messages, unsendable: Vec::new() })
+    }
+
+    /// After the pass that ended a restored round: raft learns that the state machine is there.
+    pub(crate) fn catch_up_applied(&mut self) {
+        if self.runs() && self.group.applied_index() < self.progress.applied.index {
+            self.group.applied(self.progress.applied.index);
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Wait {
+    No,
+    ForLog,
+}

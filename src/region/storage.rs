@@ -1,0 +1,208 @@
+//! Shows one group of the log engine, and the region's data as a snapshot, to raft-rs.
+//!
+//! raft-rs ends the process on most storage errors. So damage met while reading is noted
+//! ([`PeerStorage::take_fault`]) and answered as harmlessly as the trait allows; the peer looks at the
+//! note before it acts on what raft-rs made of the answer, and fences itself.
+
+use crate::codec;
+use crate::kv::{StateStore, View};
+use crate::log::{self, Log};
+use crate::types::{LogPosition, PeerId, Region, RegionId, Role};
+use ::raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot};
+use ::raft::{GetEntriesContext, RaftState, Storage, StorageError};
+use bytes::Bytes;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// The storage of one group.
+///
+/// * A snapshot's position is the applied position of the very view that will be sent.
+pub struct PeerStorage {
+    log: Log,
+    kv: Arc<dyn StateStore>,
+    region: RegionId,
+    start: RaftState,
+    views_max: usize,
+    views: RefCell<BTreeMap<PeerId, Box<dyn View>>>,
+    fault: RefCell<Option<String>>,
+}
+
+/// The raft configuration of a region.
+pub fn conf_state(region: &Region) -> ConfState {
+    let ids = |role: Role| -> Vec<u64> {
+        region.peers.iter().filter(|p| p.role == role).map(|p| p.id.0).collect()
+    };
+    ConfState { voters: ids(Role::Voter), learners: ids(Role::Learner), ..Default::default() }
+}
+
+/// The per-group state record in the log: term, vote, commit, each `u64` little-endian.
+pub fn encode_hard_state(state: &HardState) -> Bytes {
+    let mut out = Vec::with_capacity(24);
+    for value in [state.term, state.vote, state.commit] {
+        out.extend_from_slice(&value.to_le_bytes());
+    }
+    Bytes::from(out)
+}
+
+/// Reads what [`encode_hard_state`] wrote; `None` when it is something else.
+pub fn decode_hard_state(bytes: &[u8]) -> Option<HardState> {
+    let field = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+    if bytes.len() != 24 {
+        return None;
+    }
+    Some(HardState { term: field(0)?, vote: field(8)?, commit: field(16)?, ..Default::default() })
+}
+
+/// A raft entry as the log keeps it. Contexts are never used here and not kept.
+pub fn to_log(entry: &Entry) -> log::Entry {
+    log::Entry {
+        index: entry.index,
+        term: entry.term,
+        kind: entry.get_entry_type() as u8,
+        data: entry.data.clone(),
+    }
+}
+
+fn from_log(entry: log::Entry) -> Entry {
+    let mut out =
+        Entry { index: entry.index, term: entry.term, data: entry.data, ..Default::default() };
+    out.set_entry_type(match entry.kind {
+        1 => EntryType::EntryConfChange,
+        2 => EntryType::EntryConfChangeV2,
+        _ => EntryType::EntryNormal,
+    });
+    out
+}
+
+impl PeerStorage {
+    /// The storage of a region's group, raft starting from `hard_state`.
+    pub fn new(
+        log: Log,
+        kv: Arc<dyn StateStore>,
+        region: &Region,
+        hard_state: HardState,
+        views_max: usize,
+    ) -> PeerStorage {
+        PeerStorage {
+            log,
+            kv,
+            region: region.id,
+            start: RaftState::new(hard_state, conf_state(region)),
+            views_max,
+            views: RefCell::default(),
+            fault: RefCell::default(),
+        }
+    }
+
+    /// Damage met since the last call.
+    pub fn take_fault(&self) -> Option<String> {
+        self.fault.borrow_mut().take()
+    }
+
+    /// The data of the snapshot that was last made for `to`.
+    pub fn take_view(&self, to: PeerId) -> Option<Box<dyn View>> {
+        self.views.borrow_mut().remove(&to)
+    }
+
+    /// Term of an index of the log, if it is there.
+    pub fn term_of(&self, index: u64) -> Option<u64> {
+        let truncated = self.log.truncated(self.region.0);
+        if index == truncated.index {
+            return Some(truncated.term);
+        }
+        self.log.term(self.region.0, index).ok().flatten()
+    }
+
+    /// The point the group's log starts after.
+    pub fn truncated(&self) -> LogPosition {
+        self.log.truncated(self.region.0)
+    }
+
+    /// Entries up to here are applied: the cache may let them go.
+    pub fn trim_cache(&self, applied: u64) {
+        self.log.trim_cache(self.region.0, applied);
+    }
+
+    fn fail(&self, what: String) {
+        self.fault.borrow_mut().get_or_insert(what);
+    }
+}
+
+impl Storage for PeerStorage {
+    fn initial_state(&self) -> ::raft::Result<RaftState> {
+        Ok(self.start.clone())
+    }
+
+    fn entries(
+        &self,
+        low: u64,
+        high: u64,
+        max_size: impl Into<Option<u64>>,
+        _context: GetEntriesContext,
+    ) -> ::raft::Result<Vec<Entry>> {
+        if low <= self.log.truncated(self.region.0).index {
+            return Err(StorageError::Compacted.into());
+        }
+        let max_bytes = max_size.into().unwrap_or(u64::MAX);
+        match self.log.entries(self.region.0, low, high, max_bytes as usize) {
+            Ok(entries) => Ok(entries.into_iter().map(from_log).collect()),
+            Err(error) => {
+                self.fail(error.to_string());
+                Ok(Vec::new())
+            }
+        }
+    }
+
+    fn term(&self, index: u64) -> ::raft::Result<u64> {
+        let truncated = self.log.truncated(self.region.0);
+        if index < truncated.index {
+            return Err(StorageError::Compacted.into());
+        }
+        self.term_of(index).ok_or_else(|| StorageError::Unavailable.into())
+    }
+
+    fn first_index(&self) -> ::raft::Result<u64> {
+        Ok(self.log.truncated(self.region.0).index + 1)
+    }
+
+    fn last_index(&self) -> ::raft::Result<u64> {
+        Ok(last_index(&self.log, self.region))
+    }
+
+    fn snapshot(&self, request_index: u64, to: u64) -> ::raft::Result<Snapshot> {
+        let unavailable = || StorageError::SnapshotTemporarilyUnavailable.into();
+        let to = PeerId(to);
+        let mut views = self.views.borrow_mut();
+        if views.len() >= self.views_max && !views.contains_key(&to) {
+            return Err(unavailable());
+        }
+        let view = self.kv.view().map_err(|_| unavailable())?;
+        let state = view.region(self.region).ok_or_else(unavailable)?;
+        if state.applied.index < request_index {
+            return Err(unavailable());
+        }
+        let mut snapshot = Snapshot::default();
+        let meta = snapshot.mut_metadata();
+        meta.index = state.applied.index;
+        meta.term = state.applied.term;
+        meta.set_conf_state(conf_state(&state.region));
+        snapshot.data = codec::region::encode(&state.region, state.compacted);
+        views.insert(to, view);
+        Ok(snapshot)
+    }
+}
+
+/// The last index of a region's log; the point it starts after, when it is empty.
+pub fn last_index(log: &Log, region: RegionId) -> u64 {
+    log.last_index(region.0).max(log.truncated(region.0).index)
+}
+
+/// Whether the log holds, or starts exactly after, this position.
+pub fn holds(log: &Log, region: RegionId, position: LogPosition) -> bool {
+    let truncated = log.truncated(region.0);
+    if position.index == truncated.index {
+        return position.term == truncated.term;
+    }
+    matches!(log.term(region.0, position.index), Ok(Some(term)) if term == position.term)
+}

@@ -1,0 +1,189 @@
+//! One simulated node: the very store, log, kv and applier that production runs, on a seeded disk. What
+//! production does in threads is done here when the cluster says so, and reported back when it says so.
+
+use super::clock::NodeClock;
+use super::disk::SimDisk;
+use crate::env::Disk;
+use crate::error::Result;
+use crate::kv::mem::SimTablesDisk;
+use crate::kv::{Flush, StateStore, TableStore};
+use crate::log::{self, Log, LogBatch};
+use crate::region::apply::{Applier, ApplyOutcome};
+use crate::region::machine::KvMachine;
+use crate::region::storage::{decode_hard_state, encode_hard_state};
+use crate::store::{self, AfterPersist, ApplyTask, Registry, Shard, Store, StoreConfig};
+use crate::types::{Region, RegionId, StoreId, Time};
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::Arc;
+
+/// A bug put in on purpose, to see that the checkers find it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Planted {
+    /// Acknowledgements leave before the log is synced.
+    AckBeforeSync,
+    /// A restarted node does not know whom it voted for.
+    ForgottenVote,
+    /// The log is told of a flush that has not happened.
+    FlushReportedEarly,
+}
+
+/// Everything a node has while it runs; all of it is gone with a crash.
+pub struct Running {
+    /// Its store loops.
+    pub stores: Vec<Store>,
+    /// Its log.
+    pub log: Log,
+    /// Its state store.
+    pub kv: TableStore,
+    /// Its applier.
+    pub applier: Applier,
+    /// What clients' threads may look at.
+    pub registry: Registry,
+    /// Waits for the log.
+    pub after: VecDeque<(usize, AfterPersist)>,
+    /// Waits for the applier.
+    pub tasks: Vec<ApplyTask>,
+    /// A flush under way.
+    pub flush: Option<Box<dyn Flush>>,
+    /// Which of its activities are scheduled already.
+    pub scheduled: Scheduled,
+}
+
+/// Activities with an event in the queue.
+#[derive(Default)]
+pub struct Scheduled {
+    /// Loops about to drain.
+    pub drain: Vec<bool>,
+    /// The log writer.
+    pub write: bool,
+    /// The applier.
+    pub apply: bool,
+}
+
+/// A node and what survives its crashes.
+pub struct SimNode {
+    /// Which store it is.
+    pub id: StoreId,
+    /// Its disk.
+    pub disk: SimDisk,
+    /// The disk below its state store.
+    pub tables: SimTablesDisk,
+    /// Its clock.
+    pub clock: NodeClock,
+    /// Grows with each restart: completions of an earlier life mean nothing.
+    pub life: u64,
+    /// While it runs.
+    pub running: Option<Running>,
+}
+
+/// How the nodes of one cluster are set up.
+#[derive(Clone, Debug)]
+pub struct NodeOptions {
+    /// Limits and times.
+    pub config: StoreConfig,
+    /// Store loops.
+    pub loops: u64,
+    /// The log's.
+    pub log: log::Options,
+    /// Memtable bytes that ask for a flush.
+    pub memtable_bytes: u64,
+    /// The regions of the new cluster.
+    pub layout: Vec<Region>,
+    /// A bug put in on purpose.
+    pub planted: Option<Planted>,
+}
+
+/// Where a node's log lies on its disk.
+pub const LOG_DIR: &str = "/log";
+/// Where it puts received snapshots.
+pub const SNAP_DIR: &str = "/snap";
+const CLUSTER: u64 = 0xca7a;
+
+impl SimNode {
+    /// The node's own idea of the time.
+    pub fn now(&self, world: Time) -> Time {
+        self.clock.node_time(world)
+    }
+
+    /// Opens the directory and starts everything, as `Node::open` does.
+    pub fn start(&mut self, world: Time, options: &NodeOptions) -> Result<()> {
+        let now = self.now(world);
+        let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
+        disk.create_dir_all(Path::new(SNAP_DIR))?;
+        for leftover in disk.list(Path::new(SNAP_DIR))? {
+            disk.remove(&Path::new(SNAP_DIR).join(leftover))?;
+        }
+        let (log, found) = Log::open(disk.clone(), Path::new(LOG_DIR), options.log.clone())?;
+        let tables = Box::new(self.tables.open());
+        let kv_options = crate::kv::Options { memtable_bytes: options.memtable_bytes };
+        let kv = TableStore::open(tables, kv_options)?;
+        let incarnation = self.id.0 << 32 | 1;
+        let recovery =
+            store::prepare(&log, &found, &kv, CLUSTER, self.id, &options.layout, incarnation)?;
+        if options.planted == Some(Planted::ForgottenVote) {
+            forget_votes(&log)?;
+        }
+        let registry = Registry::default();
+        let shared: Arc<dyn StateStore> = Arc::new(kv.clone());
+        let stores = (0..options.loops)
+            .map(|index| {
+                Store::open(
+                    StoreConfig { store: self.id, ..options.config.clone() },
+                    Shard { index, count: options.loops },
+                    log.clone(),
+                    shared.clone(),
+                    &registry,
+                    &recovery.quarantined,
+                    now,
+                )
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let applier = Applier::new(shared, Arc::new(KvMachine), disk);
+        let scheduled = Scheduled { drain: vec![false; stores.len()], ..Default::default() };
+        self.life += 1;
+        self.running = Some(Running {
+            stores,
+            log,
+            kv,
+            applier,
+            registry,
+            after: VecDeque::new(),
+            tasks: Vec::new(),
+            flush: None,
+            scheduled,
+        });
+        Ok(())
+    }
+}
+
+impl Running {
+    /// Which loop a region belongs to.
+    pub fn loop_of(&self, region: RegionId) -> usize {
+        (region.0 % self.stores.len() as u64) as usize
+    }
+
+    /// Applies what waits.
+    pub fn apply(&mut self) -> Result<ApplyOutcome> {
+        let mut outcome = ApplyOutcome::default();
+        self.applier.apply(std::mem::take(&mut self.tasks), &mut outcome)?;
+        Ok(outcome)
+    }
+}
+
+/// The planted bug: clears every group's vote.
+fn forget_votes(log: &Log) -> Result<()> {
+    let mut batch = LogBatch::new();
+    for group in log.groups() {
+        let Some(mut state) = log.state(group).and_then(|bytes| decode_hard_state(&bytes)) else {
+            continue;
+        };
+        state.vote = 0;
+        batch.set_state(group, encode_hard_state(&state));
+    }
+    if !batch.is_empty() {
+        let seq = log.submit(batch)?;
+        log.wait(seq)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,307 @@
+//! The round: `handle` any number of events, then `drain` once.
+
+use super::event::{Delivered, DiskSpace, Event, Proposal, ReadRequest};
+use super::open::Shard;
+use crate::error::{Error, Result};
+use crate::kv::{Cut, StateStore};
+use crate::log::{Log, LogBatch};
+use crate::raft::Envelope;
+use crate::region::config::StoreConfig;
+use crate::region::effects::*;
+use crate::region::life;
+use crate::region::peer::Peer;
+use crate::region::ready::{Pass, Received};
+use crate::region::share::Registry;
+use crate::region::snapshot::SnapshotFile;
+use crate::types::*;
+use ::raft::SnapshotStatus;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// Every this many ticks a leader looks at its log's size.
+const COMPACTION_CHECK_TICKS: u64 = 8;
+/// Passes of one drain: a group that still has work then gets its turn in the next round.
+const PASSES_MAX: usize = 16;
+
+/// All replicas of one store loop.
+///
+/// * `touched` holds every peer whose group may have something to hand out, and nobody else is looked at.
+/// * Messages to another peer id than the present one are dropped.
+pub struct Store {
+    config: StoreConfig,
+    log: Log,
+    peers: BTreeMap<RegionId, Peer>,
+    touched: BTreeSet<RegionId>,
+    disk: DiskSpace,
+    /// Effects of events, handed out by the next drain.
+    pending: Effects,
+}
+
+impl Store {
+    /// Brings up the replicas of one loop from what log and state store hold, after
+    /// [`prepare`](super::prepare). Damaged ones (`quarantined`) come up fenced.
+    pub fn open(
+        config: StoreConfig,
+        shard: Shard,
+        log: Log,
+        kv: Arc<dyn StateStore>,
+        registry: &Registry,
+        quarantined: &BTreeMap<RegionId, String>,
+        now: Time,
+    ) -> Result<Store> {
+        let states: Vec<_> =
+            kv.region_states().into_iter().filter(|s| shard.owns(s.region.id)).collect();
+        let mut batch = LogBatch::new();
+        let found: Vec<_> =
+            states.iter().map(|state| life::agree(&log, state, &mut batch)).collect();
+        if !batch.is_empty() {
+            let seq = log.submit(batch)?;
+            log.wait(seq)?;
+        }
+        let mut peers = BTreeMap::new();
+        for (state, mut found) in states.into_iter().zip(found) {
+            let region = state.region.id;
+            if let Some(damage) = quarantined.get(&region) {
+                found.fence = Some(damage.clone());
+            }
+            let peer = Peer::start(&config, &log, &kv, state, found, now)?;
+            registry.insert(region, peer.share.clone());
+            peers.insert(region, peer);
+        }
+        let touched = peers.keys().copied().collect();
+        Ok(Store {
+            config,
+            log,
+            peers,
+            touched,
+            disk: DiskSpace::Enough,
+            pending: Effects::default(),
+        })
+    }
+
+    /// Takes one event. What follows from it is handed out by the next [`drain`](Self::drain).
+    pub fn handle(&mut self, now: Time, event: Event) {
+        match event {
+            Event::Tick => self.tick(now),
+            Event::Messages(envelopes) => {
+                for envelope in envelopes {
+                    self.message(now, envelope);
+                }
+            }
+            Event::Propose(proposals) => {
+                for proposal in proposals {
+                    self.propose(proposal);
+                }
+            }
+            Event::Read(requests) => {
+                for request in requests {
+                    self.read(now, request);
+                }
+            }
+            Event::Persisted(rounds) => {
+                for round in rounds {
+                    self.touch(round.region, |peer, _| peer.persisted(round));
+                }
+            }
+            Event::Applied(regions) => self.applied(regions),
+            Event::Flushed(cut) => self.flushed(&cut),
+            Event::Unreachable(store) => self.unreachable(store),
+            Event::SnapshotSent { region, from, to, delivered } => {
+                self.snapshot_sent(region, from, to, delivered);
+            }
+            Event::SnapshotReceived { envelope, file } => {
+                self.snapshot_received(now, envelope, file)
+            }
+            Event::Transfer { token, region, to } => self.transfer(token, region, to),
+            Event::Status(token) => {
+                let status = self.status();
+                self.pending.replies.push((token, Reply::Status(status)));
+            }
+            Event::DiskSpace(space) => self.disk = space,
+        }
+    }
+
+    /// Hands out everything that follows from the events since the last drain: one visit to every touched
+    /// peer, one batch for the log.
+    pub fn drain(&mut self, now: Time, effects: &mut Effects) {
+        debug_assert!(effects.is_empty(), "the previous round's effects were not performed");
+        *effects = std::mem::take(&mut self.pending);
+        for _ in 0..PASSES_MAX {
+            if self.touched.is_empty() || effects.fatal.is_some() {
+                break;
+            }
+            if let Err(error) = self.pass(now, effects) {
+                effects.fatal = Some(error);
+            }
+        }
+    }
+
+    /// Whether a drain would find work.
+    pub fn has_work(&self) -> bool {
+        !self.touched.is_empty() || !self.pending.is_empty()
+    }
+
+    /// Where all replicas stand, by region.
+    pub fn status(&self) -> Vec<RegionStatus> {
+        self.peers.values().map(Peer::status).collect()
+    }
+
+    /// The replicas, for checkers and tools.
+    pub fn peers(&self) -> impl Iterator<Item = &Peer> {
+        self.peers.values()
+    }
+
+    fn pass(&mut self, now: Time, effects: &mut Effects) -> Result<()> {
+        let touched = std::mem::take(&mut self.touched);
+        let mut pass = Pass {
+            batch: LogBatch::new(),
+            acks: Vec::new(),
+            after: Outbox::default(),
+            floor: None,
+            effects,
+        };
+        let mut collected = Vec::with_capacity(touched.len());
+        for region in touched {
+            let Some(peer) = self.peers.get_mut(&region) else { continue };
+            if let Some(round) = peer.collect(now, &self.config, &mut pass) {
+                collected.push((region, round));
+            }
+        }
+        let batch = std::mem::take(&mut pass.batch);
+        let seq = if batch.is_empty() { None } else { Some(self.log.submit(batch)?) };
+        for (region, round) in collected {
+            let Some(peer) = self.peers.get_mut(&region) else { continue };
+            peer.advance(round, seq, &mut pass);
+            peer.catch_up_applied();
+            // Persisting nothing may have made more ready, and a limit may have held some back.
+            self.touched.insert(region);
+        }
+        let Pass { acks, after, floor, effects, .. } = pass;
+        if let Some(seq) = floor {
+            effects.after_persist.push(AfterPersist { seq, acks, send: after });
+        }
+        Ok(())
+    }
+
+    /// Runs `act` on a region's peer, if there is one, and marks it touched.
+    fn touch(&mut self, region: RegionId, act: impl FnOnce(&mut Peer, &mut Effects)) {
+        if let Some(peer) = self.peers.get_mut(&region) {
+            act(peer, &mut self.pending);
+            self.touched.insert(region);
+        }
+    }
+
+    fn tick(&mut self, now: Time) {
+        for (region, peer) in &mut self.peers {
+            if !peer.runs() {
+                continue;
+            }
+            peer.tick();
+            peer.retry_reads(now, &self.config, &mut self.pending);
+            if peer.ticks % COMPACTION_CHECK_TICKS == 0 && peer.group.leads() {
+                peer.propose_compaction(&self.config);
+            }
+            self.touched.insert(*region);
+        }
+    }
+
+    fn message(&mut self, now: Time, envelope: Envelope) {
+        self.touch(envelope.region, |peer, effects| {
+            let known = peer.region.peer(envelope.from).is_some();
+            if envelope.to == peer.id && known && peer.runs() {
+                peer.step(now, envelope.message, effects);
+            }
+        });
+    }
+
+    fn propose(&mut self, proposal: Proposal) {
+        let Proposal { token, region, version, command } = proposal;
+        if self.disk == DiskSpace::Full {
+            let path = std::path::PathBuf::from("data directory");
+            return Peer::refuse(&mut self.pending, token, Error::DiskFull { path });
+        }
+        match self.peers.get_mut(&region) {
+            Some(peer) => {
+                peer.propose(&self.config, token, version, command, &mut self.pending);
+                self.touched.insert(region);
+            }
+            None => Peer::refuse(&mut self.pending, token, Error::RegionNotFound(region)),
+        }
+    }
+
+    fn read(&mut self, now: Time, request: ReadRequest) {
+        let ReadRequest { token, region, version, level } = request;
+        if !self.peers.contains_key(&region) {
+            let refusal = Reply::Read(Err(Error::RegionNotFound(region)));
+            return self.pending.replies.push((token, refusal));
+        }
+        self.touch(region, |peer, effects| peer.read(now, token, version, level, effects));
+    }
+
+    fn applied(&mut self, regions: Vec<Applied>) {
+        for applied in regions {
+            if let Some(peer) = self.peers.get_mut(&applied.region) {
+                self.touched.insert(applied.region);
+                peer.applied(applied, &self.config, &mut self.pending);
+            }
+        }
+    }
+
+    fn flushed(&mut self, cut: &Cut) {
+        for (region, id, position) in cut {
+            let Some(peer) = self.peers.get_mut(region).filter(|peer| peer.id == *id) else {
+                continue;
+            };
+            peer.flushed(position.index);
+            if peer.compactable() {
+                self.touched.insert(*region);
+            }
+        }
+    }
+
+    fn unreachable(&mut self, store: StoreId) {
+        for (region, peer) in &mut self.peers {
+            let Some(there) = peer.region.peer_on(store) else { continue };
+            if peer.runs() && peer.group.leads() {
+                peer.group.unreachable(there.id);
+                self.touched.insert(*region);
+            }
+        }
+    }
+
+    fn snapshot_sent(&mut self, region: RegionId, from: PeerId, to: PeerId, delivered: Delivered) {
+        let status = match delivered {
+            Delivered::Whole => SnapshotStatus::Finish,
+            Delivered::Failed => SnapshotStatus::Failure,
+        };
+        self.touch(region, |peer, _| {
+            if peer.id == from && peer.runs() {
+                peer.group.snapshot_sent(to, status);
+            }
+        });
+    }
+
+    fn snapshot_received(&mut self, now: Time, envelope: Envelope, file: SnapshotFile) {
+        let meta = envelope.message.get_snapshot().get_metadata();
+        let position = LogPosition { index: meta.index, term: meta.term };
+        let region = envelope.region;
+        let for_us =
+            self.peers.get(&region).is_some_and(|peer| peer.id == envelope.to && peer.runs());
+        if !for_us {
+            return self.pending.discard.push(file);
+        }
+        self.message(now, envelope);
+        self.touch(region, |peer, effects| {
+            effects.discard.extend(peer.keep_received(Received { position, file }));
+        });
+    }
+
+    fn transfer(&mut self, token: Token, region: RegionId, to: Option<StoreId>) {
+        let result = match self.peers.get_mut(&region) {
+            Some(peer) => peer.transfer(to),
+            None => Err(Error::RegionNotFound(region)),
+        };
+        self.touched.insert(region);
+        self.pending.replies.push((token, Reply::Transfer(result)));
+    }
+}
