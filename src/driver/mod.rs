@@ -313,7 +313,7 @@ impl Driver {
     }
 
     /// Hands client batches to the loop of `region`, all under one lock. All of them must belong to
-    /// regions of that loop (see [`same_loop`](Self::same_loop)). Every waiter is called, whatever happens.
+    /// regions of one [loop](Self::loop_of). Every waiter is called, whatever happens.
     pub fn propose(&self, at: RegionId, deadline: Time, submissions: Vec<Submission>) {
         let shared = &self.shared;
         let at = shared.loop_of(at);
@@ -348,9 +348,9 @@ impl Driver {
         }
     }
 
-    /// Whether two regions belong to one loop.
-    pub fn same_loop(&self, a: RegionId, b: RegionId) -> bool {
-        self.shared.loop_of(a) == self.shared.loop_of(b)
+    /// The loop that a region belongs to.
+    pub fn loop_of(&self, region: RegionId) -> usize {
+        self.shared.loop_of(region)
     }
 
     fn wait(&self, at: usize, deadline: Time, waiter: Waiter) -> Option<Token> {
