@@ -162,6 +162,11 @@ impl Peer {
         others.max_by_key(|(id, matched, _)| (*matched, *id)).map(|(id, ..)| *id)
     }
 
+    /// The term it leads, if it does.
+    pub fn leads_term(&self) -> Option<u64> {
+        (self.runs() && self.group.leads()).then(|| self.group.status().term)
+    }
+
     /// Where the replica stands.
     pub fn status(&self) -> RegionStatus {
         let status = self.group.status();

@@ -145,7 +145,7 @@ impl Storage for PeerStorage {
             return Err(StorageError::Compacted.into());
         }
         let max_bytes = max_size.into().unwrap_or(u64::MAX);
-        match self.log.entries(self.region.0, low, high, max_bytes as usize) {
+        match self.log.entries(self.region.0, low, high, max_bytes) {
             Ok(entries) => Ok(entries.into_iter().map(from_log).collect()),
             Err(error) => {
                 self.fail(error.to_string());

@@ -41,6 +41,17 @@ pub struct Asked {
     pub ids: Vec<OpId>,
     /// When it is given up.
     pub deadline: Time,
+    /// Whether a node may be working on it.
+    pub flight: Flight,
+}
+
+/// Whether a request may have an effect yet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Flight {
+    /// Nobody has it: giving it up is certain.
+    Waiting,
+    /// A node has it.
+    Sent,
 }
 
 /// One client.
@@ -106,7 +117,12 @@ impl Client {
             }
         }
         let patience = Duration::from_millis(rng.range("client.patience", 500..4000));
-        self.asked = Some(Asked { request: request.clone(), ids, deadline: now.after(patience) });
+        self.asked = Some(Asked {
+            request: request.clone(),
+            ids,
+            deadline: now.after(patience),
+            flight: Flight::Waiting,
+        });
         request
     }
 
@@ -204,6 +220,14 @@ impl Client {
     pub fn failed(&mut self, history: &mut History) {
         for id in self.asked.take().into_iter().flat_map(|asked| asked.ids) {
             history.failed(id);
+        }
+    }
+
+    /// The client's patience is at its end.
+    pub fn expired(&mut self, history: &mut History) {
+        match self.asked.as_ref().map(|asked| asked.flight) {
+            Some(Flight::Sent) => self.unknown(history),
+            _ => self.failed(history),
         }
     }
 

@@ -125,7 +125,7 @@ pub fn prepare(
         kv.bootstrap(&ident, initial_states(store, layout))?;
     }
     let quarantined =
-        found.quarantined.iter().map(|q| (RegionId(q.group), q.to_string())).collect();
+        found.quarantined.iter().map(|q| (RegionId(q.group), format!("{q:?}"))).collect();
     Ok(Recovery { ident, created, quarantined })
 }
 

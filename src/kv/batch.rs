@@ -1,0 +1,365 @@
+//! The write batch: what one apply pass wants to write, in order.
+
+use super::run::{Kind, RegionChange, Run, Slot, covers, normalise, order, prefix_of};
+use crate::error::{Error, Result};
+use crate::types::{KeyRange, RegionId, RegionState};
+use bytes::Bytes;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// The longest key a store takes, in bytes.
+pub const MAX_KEY_LEN: usize = 65_000;
+
+/// Keys and values up to this many bytes together are copied into the batch's arena; larger ones are kept by
+/// reference.
+const COPY_LIMIT: usize = 1 << 10;
+
+/// The arena never grows beyond this, so that 32-bit offsets always suffice.
+const ARENA_LIMIT: usize = 1 << 30;
+
+/// The arena's place in the chunk list.
+const ARENA: u32 = 0;
+
+/// A piece of memory that keys and values of a batch point into. See [`WriteBatch::add_chunk`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ChunkId(u32);
+
+/// What a batch, not yet written, will do to a key.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Pending {
+    /// It sets it.
+    Put(Bytes),
+    /// It removes it (by itself or within a range).
+    Deleted,
+    /// It does not touch it: ask a view.
+    Unknown,
+}
+
+/// A place in a batch to go back to. See [`WriteBatch::mark`].
+#[derive(Clone, Copy, Debug)]
+pub struct Mark {
+    ops: usize,
+    ranges: usize,
+    regions: usize,
+    refused: bool,
+}
+
+/// An ordered list of writes that takes effect as a whole.
+///
+/// * Order counts: a later write of a key wins; a range delete hides earlier writes of this batch in its range
+///   and leaves later ones.
+/// * Keys longer than [`MAX_KEY_LEN`] and pieces outside their chunk make the whole batch invalid: it is then
+///   refused by the store ([`Error::InvalidArgument`]). Check before a proposal is made.
+#[derive(Debug)]
+pub struct WriteBatch {
+    /// What slots point into; the first is the arena's place, filled in when the batch becomes a run.
+    chunks: Vec<Bytes>,
+    arena: Vec<u8>,
+    ops: Vec<Slot>,
+    /// Range deletes, each with the number of ops before it.
+    ranges: Vec<(usize, KeyRange)>,
+    regions: Vec<(RegionId, Option<RegionState>)>,
+    refused: bool,
+    pending: PendingIndex,
+}
+
+/// Last op of each key, built on the first look and caught up on later ones.
+#[derive(Default, Debug)]
+struct PendingIndex {
+    last: HashMap<Box<[u8]>, usize>,
+    indexed: usize,
+}
+
+impl Default for WriteBatch {
+    fn default() -> WriteBatch {
+        WriteBatch::new()
+    }
+}
+
+impl WriteBatch {
+    /// An empty batch.
+    pub fn new() -> WriteBatch {
+        WriteBatch {
+            chunks: vec![Bytes::new()],
+            arena: Vec::new(),
+            ops: Vec::new(),
+            ranges: Vec::new(),
+            regions: Vec::new(),
+            refused: false,
+            pending: PendingIndex::default(),
+        }
+    }
+
+    /// An empty batch with room for `ops` operations.
+    pub fn with_capacity(ops: usize) -> WriteBatch {
+        WriteBatch { ops: Vec::with_capacity(ops), ..WriteBatch::new() }
+    }
+
+    /// Number of point writes and range deletes.
+    pub fn len(&self) -> usize {
+        self.ops.len() + self.ranges.len()
+    }
+
+    /// Whether it would change nothing, not even a region's state.
+    pub fn is_empty(&self) -> bool {
+        self.ops.is_empty() && self.ranges.is_empty() && self.regions.is_empty()
+    }
+
+    /// Bytes that it holds on to.
+    pub fn bytes(&self) -> usize {
+        self.arena.len() + self.chunks.iter().map(Bytes::len).sum::<usize>()
+    }
+
+    /// Sets `key`. Small writes are copied, large values are kept by reference.
+    pub fn put(&mut self, key: Bytes, value: Bytes) {
+        if value.len() > u32::MAX as usize {
+            self.refused = true;
+            return;
+        }
+        let Some((key_chunk, key_at)) = self.own(&key, value.len()) else { return };
+        let (value_chunk, value_at) = if key.len() + value.len() <= COPY_LIMIT {
+            let at = self.arena.len() as u32;
+            self.arena.extend_from_slice(&value);
+            (ARENA, at)
+        } else {
+            (self.add_chunk(value.clone()).0, 0)
+        };
+        self.ops.push(Slot {
+            prefix: prefix_of(&key),
+            key_chunk,
+            key_at,
+            value_chunk,
+            value_at,
+            value_len: value.len() as u32,
+            key_len: key.len() as u16,
+            kind: Kind::Put,
+        });
+    }
+
+    /// Removes `key`.
+    pub fn delete(&mut self, key: Bytes) {
+        let Some((key_chunk, key_at)) = self.own(&key, 0) else { return };
+        self.push_delete(&key, key_chunk, key_at);
+    }
+
+    /// Removes every key of `range`: those in the store and those written earlier in this batch.
+    pub fn delete_range(&mut self, range: &KeyRange) {
+        if !range.is_empty() {
+            self.ranges.push((self.ops.len(), range.clone()));
+        }
+    }
+
+    /// Sets a region's state, applied position included.
+    pub fn set_region(&mut self, state: RegionState) {
+        self.regions.push((state.region.id, Some(state)));
+    }
+
+    /// Forgets a region.
+    pub fn remove_region(&mut self, region: RegionId) {
+        self.regions.push((region, None));
+    }
+
+    /// Registers memory that [`put_in`](Self::put_in) and [`delete_in`](Self::delete_in) point into, without
+    /// copying it (a raft entry's payload). The store keeps all of it until the keys are flushed.
+    pub fn add_chunk(&mut self, chunk: Bytes) -> ChunkId {
+        self.chunks.push(chunk);
+        ChunkId((self.chunks.len() - 1) as u32)
+    }
+
+    /// Sets a key; key and value lie in a chunk of this batch.
+    pub fn put_in(&mut self, chunk: ChunkId, key: Range<u32>, value: Range<u32>) {
+        let Some(bytes) = self.piece(chunk, &key) else { return };
+        let prefix = prefix_of(bytes);
+        if value.start > value.end || value.end as usize > self.chunks[chunk.0 as usize].len() {
+            self.refused = true;
+            return;
+        }
+        self.ops.push(Slot {
+            prefix,
+            key_chunk: chunk.0,
+            key_at: key.start,
+            value_chunk: chunk.0,
+            value_at: value.start,
+            value_len: value.end - value.start,
+            key_len: (key.end - key.start) as u16,
+            kind: Kind::Put,
+        });
+    }
+
+    /// Removes a key that lies in a chunk of this batch.
+    pub fn delete_in(&mut self, chunk: ChunkId, key: Range<u32>) {
+        let Some(bytes) = self.piece(chunk, &key) else { return };
+        let bytes = bytes.to_vec();
+        self.push_delete(&bytes, chunk.0, key.start);
+    }
+
+    /// What this batch will do to `key`, for compare-and-swap behind earlier writes of the same batch. The
+    /// first call builds an index over the batch; batches that never ask pay nothing.
+    pub fn get_pending(&mut self, key: &[u8]) -> Pending {
+        if self.ops.is_empty() && self.ranges.is_empty() {
+            return Pending::Unknown;
+        }
+        for at in self.pending.indexed..self.ops.len() {
+            let key = Box::from(self.op_key(&self.ops[at]));
+            self.pending.last.insert(key, at);
+        }
+        self.pending.indexed = self.ops.len();
+        let last = self.pending.last.get(key).copied();
+        let hidden = |before: usize| {
+            self.ranges.iter().any(|(position, range)| *position > before && range.contains(key))
+        };
+        match last {
+            Some(at) if hidden(at) => Pending::Deleted,
+            Some(at) => {
+                let slot = &self.ops[at];
+                match slot.kind {
+                    Kind::Delete => Pending::Deleted,
+                    Kind::Put => Pending::Put(self.op_value(slot)),
+                }
+            }
+            None if self.ranges.iter().any(|(_, range)| range.contains(key)) => Pending::Deleted,
+            None => Pending::Unknown,
+        }
+    }
+
+    /// Where the batch stands now.
+    pub fn mark(&self) -> Mark {
+        Mark {
+            ops: self.ops.len(),
+            ranges: self.ranges.len(),
+            regions: self.regions.len(),
+            refused: self.refused,
+        }
+    }
+
+    /// Takes back everything since `mark` (memory stays until the batch is written).
+    pub fn rollback(&mut self, mark: Mark) {
+        self.ops.truncate(mark.ops);
+        self.ranges.truncate(mark.ranges);
+        self.regions.truncate(mark.regions);
+        self.refused = mark.refused;
+        if self.pending.indexed > mark.ops {
+            self.pending = PendingIndex::default();
+        }
+    }
+
+    fn push_delete(&mut self, key: &[u8], key_chunk: u32, key_at: u32) {
+        self.ops.push(Slot {
+            prefix: prefix_of(key),
+            key_chunk,
+            key_at,
+            value_chunk: key_chunk,
+            value_at: key_at,
+            value_len: 0,
+            key_len: key.len() as u16,
+            kind: Kind::Delete,
+        });
+    }
+
+    /// Copies a key into the arena, leaving room for `value_len` bytes behind it.
+    fn own(&mut self, key: &[u8], value_len: usize) -> Option<(u32, u32)> {
+        let copied = key.len() + if value_len <= COPY_LIMIT { value_len } else { 0 };
+        if key.len() > MAX_KEY_LEN || self.arena.len() + copied > ARENA_LIMIT {
+            self.refused = true;
+            return None;
+        }
+        let at = self.arena.len() as u32;
+        self.arena.extend_from_slice(key);
+        Some((ARENA, at))
+    }
+
+    fn piece(&mut self, chunk: ChunkId, key: &Range<u32>) -> Option<&[u8]> {
+        let fits = key.start <= key.end
+            && (key.end - key.start) as usize <= MAX_KEY_LEN
+            && (chunk.0 as usize) < self.chunks.len()
+            && key.end as usize <= self.chunks[chunk.0 as usize].len();
+        if !fits {
+            self.refused = true;
+            return None;
+        }
+        Some(&self.chunks[chunk.0 as usize][key.start as usize..key.end as usize])
+    }
+
+    fn op_key(&self, slot: &Slot) -> &[u8] {
+        let range = slot.key_at as usize..slot.key_at as usize + slot.key_len as usize;
+        match slot.key_chunk {
+            ARENA => &self.arena[range],
+            chunk => &self.chunks[chunk as usize][range],
+        }
+    }
+
+    fn op_value(&self, slot: &Slot) -> Bytes {
+        let range = slot.value_at as usize..slot.value_at as usize + slot.value_len as usize;
+        match slot.value_chunk {
+            ARENA => Bytes::copy_from_slice(&self.arena[range]),
+            chunk => self.chunks[chunk as usize].slice(range),
+        }
+    }
+
+    /// Sorts the batch into a run: the last write of each key, range deletes applied to what came before them.
+    pub(super) fn into_run(mut self) -> Result<Run> {
+        if self.refused {
+            return Err(Error::InvalidArgument(format!(
+                "a key of the batch is longer than {MAX_KEY_LEN} bytes, or a piece lies outside its chunk"
+            )));
+        }
+        self.chunks[ARENA as usize] = Bytes::from(std::mem::take(&mut self.arena));
+        let chunks = self.chunks;
+        let mut ops = self.ops;
+        if !self.ranges.is_empty() {
+            ops = without_covered(ops, &self.ranges, &chunks);
+        }
+        if !ops.is_sorted_by(|a, b| order(a, b, &chunks).is_lt()) {
+            // Stable, so that among writes of one key the last stays last.
+            ops.sort_by(|a, b| order(a, b, &chunks));
+            let mut kept = 0;
+            for at in 0..ops.len() {
+                if kept > 0 && order(&ops[kept - 1], &ops[at], &chunks).is_eq() {
+                    ops[kept - 1] = ops[at];
+                } else {
+                    ops[kept] = ops[at];
+                    kept += 1;
+                }
+            }
+            ops.truncate(kept);
+        }
+        let ranges = normalise(self.ranges.into_iter().map(|(_, range)| range).collect());
+        Ok(Run::new(ops, chunks, ranges, last_changes(self.regions)))
+    }
+}
+
+/// Drops ops that a later range delete of the batch covers.
+fn without_covered(ops: Vec<Slot>, ranges: &[(usize, KeyRange)], chunks: &[Bytes]) -> Vec<Slot> {
+    let mut kept = Vec::with_capacity(ops.len());
+    let mut end = ops.len();
+    let mut later: Vec<KeyRange> = Vec::new();
+    // From the back: the ranges seen so far are those that come after the ops at hand.
+    for (position, range) in ranges.iter().rev() {
+        push_uncovered(&ops[*position..end], &later, chunks, &mut kept);
+        later.push(range.clone());
+        later = normalise(later);
+        end = *position;
+    }
+    push_uncovered(&ops[..end], &later, chunks, &mut kept);
+    kept.reverse();
+    kept
+}
+
+fn push_uncovered(ops: &[Slot], later: &[KeyRange], chunks: &[Bytes], kept: &mut Vec<Slot>) {
+    kept.extend(ops.iter().rev().filter(|slot| !covers(later, slot.key(chunks))));
+}
+
+/// The last change of each region, ascending by id.
+fn last_changes(changes: Vec<(RegionId, Option<RegionState>)>) -> Vec<RegionChange> {
+    let mut out: Vec<RegionChange> = Vec::with_capacity(changes.len());
+    for (id, state) in changes {
+        out.push((id, state.map(Arc::new)));
+    }
+    out.sort_by_key(|change| change.0);
+    // Keeps the last of each id: the sort is stable.
+    out.reverse();
+    out.dedup_by_key(|change| change.0);
+    out.reverse();
+    out
+}

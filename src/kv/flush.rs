@@ -1,0 +1,223 @@
+//! Cuts on their way to disk: the flush, and the snapshot restore, which is a flush with a region replaced.
+
+use super::run::{Kind, RegionChange, Run, normalise};
+use super::store::Inner;
+use super::tables::{Sink, TablesView, data_key, region_key, scan_data};
+use super::view::lay_over;
+use super::{Cut, Direction, Flush};
+use crate::error::{Error, Result};
+use crate::pb;
+use crate::types::{KeyRange, RegionState};
+use bytes::Bytes;
+use std::cmp::Ordering;
+use std::iter::Peekable;
+use std::sync::Arc;
+
+/// The flush of a frozen memtable.
+pub(super) struct TableFlush {
+    inner: Arc<Inner>,
+}
+
+impl TableFlush {
+    pub fn new(inner: Arc<Inner>) -> TableFlush {
+        TableFlush { inner }
+    }
+}
+
+impl Drop for TableFlush {
+    fn drop(&mut self) {
+        self.inner.outstanding.store(false, std::sync::atomic::Ordering::Release);
+    }
+}
+
+impl Flush for TableFlush {
+    fn run(self: Box<Self>) -> Result<Cut> {
+        let inner = &self.inner;
+        let _io = inner.io.lock();
+        // A restore that came in between has flushed the frozen memtable already.
+        let frozen = inner.frozen();
+        if let Some(frozen) = frozen {
+            let tables = Arc::clone(&inner.state.lock().tables);
+            inner.tables.ingest(&mut |sink: &mut dyn Sink| {
+                write_regions(&frozen.regions, sink)?;
+                let everything = 0..frozen.slots.len();
+                write_points(&frozen, everything, &frozen.ranges, &*tables, sink)
+            })?;
+            inner.install(&frozen.regions)?;
+        }
+        Ok(inner.durable_cut())
+    }
+}
+
+impl Inner {
+    /// The frozen memtable as one run, if there is one. Caller holds `io`.
+    fn frozen(&self) -> Option<Arc<Run>> {
+        let runs = self.state.lock().frozen.clone();
+        let merged = match &runs[..] {
+            [] => return None,
+            [one] => return Some(Arc::clone(one)),
+            _ => Arc::new(Run::merge(&runs)),
+        };
+        let mut state = self.state.lock();
+        state.frozen = vec![Arc::clone(&merged)];
+        state.frozen_bytes = merged.bytes;
+        state.changed();
+        Some(merged)
+    }
+
+    /// Publishes what was just ingested: tables in, frozen memtable out. Caller holds `io`.
+    fn install(&self, changes: &[RegionChange]) -> Result<()> {
+        let snapshot = self.tables.snapshot()?;
+        let mut regions = (*self.state.lock().base).clone();
+        let only_regions = Run { regions: changes.to_vec(), ..Run::default() };
+        lay_over(&mut regions, &only_regions);
+        self.flushes.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let mut state = self.state.lock();
+        let old = std::mem::take(&mut state.frozen);
+        state.frozen_bytes = 0;
+        state.tables = snapshot;
+        state.base = Arc::new(regions);
+        state.changed();
+        drop(state);
+        drop(old);
+        Ok(())
+    }
+
+    /// See [`StateStore::restore`](super::StateStore::restore).
+    pub fn restore(
+        &self,
+        range: &KeyRange,
+        items: &mut dyn Iterator<Item = Result<(Bytes, Bytes)>>,
+        region: RegionState,
+    ) -> Result<()> {
+        let _io = self.io.lock();
+        // Everything written so far becomes part of this cut. If the ingestion fails it stays frozen, with
+        // nothing left out, and goes with the next flush.
+        self.state.lock().cut();
+        let frozen = self.frozen().unwrap_or_default();
+        let tables = Arc::clone(&self.state.lock().tables);
+        let mut changes: Vec<RegionChange> =
+            frozen.regions.iter().filter(|change| change.0 != region.region.id).cloned().collect();
+        changes.push((region.region.id, Some(Arc::new(region))));
+        changes.sort_by_key(|change| change.0);
+        let inside = frozen.span(range);
+        let (below, above) = ranges_around(&frozen.ranges, range);
+        let mut items = Some(items);
+        self.tables.ingest(&mut |sink: &mut dyn Sink| {
+            let Some(items) = items.take() else {
+                return Err(Error::InvalidArgument("snapshot items can be read only once".into()));
+            };
+            write_regions(&changes, sink)?;
+            write_points(&frozen, 0..inside.start, &below, &*tables, sink)?;
+            replace(range, items, &*tables, sink)?;
+            write_points(&frozen, inside.end..frozen.slots.len(), &above, &*tables, sink)
+        })?;
+        self.install(&changes)
+    }
+}
+
+fn write_regions(changes: &[RegionChange], sink: &mut dyn Sink) -> Result<()> {
+    for (id, state) in changes {
+        match state {
+            Some(state) => sink.put(&region_key(*id), &pb::encode_region_state(state))?,
+            None => sink.delete(&region_key(*id))?,
+        }
+    }
+    Ok(())
+}
+
+/// Writes some slots of a run, and a tombstone for every key that the tables hold in `deleted` and the
+/// run does not write.
+fn write_points(
+    run: &Run,
+    span: std::ops::Range<usize>,
+    deleted: &[KeyRange],
+    tables: &dyn TablesView,
+    sink: &mut dyn Sink,
+) -> Result<()> {
+    let mut scratch = Vec::new();
+    let mut doomed = doomed_keys(deleted, tables).peekable();
+    for at in span {
+        let key = run.key(at);
+        delete_up_to(&mut doomed, Some(key), &mut scratch, sink)?;
+        data_key(key, &mut scratch);
+        match run.slots[at].kind {
+            Kind::Put => sink.put(&scratch, run.value(at))?,
+            Kind::Delete => sink.delete(&scratch)?,
+        }
+    }
+    delete_up_to(&mut doomed, None, &mut scratch, sink)
+}
+
+/// Writes the items, and tombstones for what else the tables hold in `range`.
+fn replace(
+    range: &KeyRange,
+    items: &mut dyn Iterator<Item = Result<(Bytes, Bytes)>>,
+    tables: &dyn TablesView,
+    sink: &mut dyn Sink,
+) -> Result<()> {
+    let mut scratch = Vec::new();
+    let mut doomed = doomed_keys(std::slice::from_ref(range), tables).peekable();
+    let mut last: Option<Bytes> = None;
+    for item in items {
+        let (key, value) = item?;
+        if !range.contains(&key) || last.as_ref().is_some_and(|last| *last >= key) {
+            return Err(Error::malformed("snapshot", "a key is out of order or out of range"));
+        }
+        delete_up_to(&mut doomed, Some(&key), &mut scratch, sink)?;
+        data_key(&key, &mut scratch);
+        sink.put(&scratch, &value)?;
+        last = Some(key);
+    }
+    delete_up_to(&mut doomed, None, &mut scratch, sink)
+}
+
+/// The keys that the tables hold in the ranges (sorted, disjoint), ascending.
+fn doomed_keys<'a>(
+    ranges: &'a [KeyRange],
+    tables: &'a dyn TablesView,
+) -> impl Iterator<Item = Result<Bytes>> + 'a {
+    ranges
+        .iter()
+        .flat_map(move |range| scan_data(tables, range, Direction::Forward))
+        .map(|item| item.map(|(key, _)| key))
+}
+
+/// Writes tombstones for the doomed keys below `next`, and forgets `next` itself: it is written anyway.
+fn delete_up_to<I: Iterator<Item = Result<Bytes>>>(
+    doomed: &mut Peekable<I>,
+    next: Option<&[u8]>,
+    scratch: &mut Vec<u8>,
+    sink: &mut dyn Sink,
+) -> Result<()> {
+    let due = |item: &Result<Bytes>| match (item, next) {
+        (Ok(key), Some(next)) => &key[..] <= next,
+        _ => true,
+    };
+    while let Some(item) = doomed.next_if(due) {
+        let key = item?;
+        if next.is_none_or(|next| key[..].cmp(next) == Ordering::Less) {
+            data_key(&key, scratch);
+            sink.delete(scratch)?;
+        }
+    }
+    Ok(())
+}
+
+/// What of the deleted ranges lies below and above `hole`.
+fn ranges_around(ranges: &[KeyRange], hole: &KeyRange) -> (Vec<KeyRange>, Vec<KeyRange>) {
+    // An empty start leaves nothing below; an empty end nothing above (and must not be read as "unbounded").
+    let below = if hole.start.is_empty() {
+        Vec::new()
+    } else {
+        let below = KeyRange::new(Bytes::new(), hole.start.clone());
+        normalise(ranges.iter().map(|range| range.intersect(&below)).collect())
+    };
+    let above = if hole.end.is_empty() {
+        Vec::new()
+    } else {
+        let above = KeyRange::new(hole.end.clone(), Bytes::new());
+        normalise(ranges.iter().map(|range| range.intersect(&above)).collect())
+    };
+    (below, above)
+}

@@ -1,0 +1,305 @@
+//! The default state store: our memtable over any [`Tables`].
+
+use super::flush::TableFlush;
+use super::layers;
+use super::run::Run;
+use super::tables::{Regions, Sink, Tables, load_meta};
+use super::tables::{IDENT_KEY, region_key};
+use super::view::{Picture, StoreView};
+use super::{Cut, Flush, Stats, StateStore, View, WriteBatch};
+use crate::error::{Error, Result};
+use crate::pb;
+use crate::types::{KeyRange, RegionState, StoreIdent};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// How a store behaves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Options {
+    /// The active memtable's size, in bytes, from which [`StateStore::should_flush`] says yes.
+    pub memtable_bytes: u64,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { memtable_bytes: 64 << 20 }
+    }
+}
+
+/// The default [`StateStore`]. Clones share one store.
+#[derive(Clone)]
+pub struct TableStore {
+    pub(super) inner: Arc<Inner>,
+}
+
+/// What every handle of one store shares.
+///
+/// * Lock order: `io`, then `merging`, then `state`. `state` is held for nanoseconds, never over IO.
+/// * Only the holder of `io` ingests, and only it installs a table snapshot, so no picture combines the
+///   tables of one instant with the memtable of another.
+pub(super) struct Inner {
+    pub tables: Box<dyn Tables>,
+    pub options: Options,
+    pub io: Mutex<()>,
+    /// Who merges runs.
+    merging: Mutex<()>,
+    pub state: Mutex<State>,
+    /// Whether a [`Flush`] object is out.
+    pub outstanding: AtomicBool,
+    pub flushes: AtomicU64,
+    batches: AtomicU64,
+}
+
+/// What is published: the source of every view.
+pub(super) struct State {
+    pub ident: Option<StoreIdent>,
+    /// Oldest first.
+    pub active: Vec<Arc<Run>>,
+    /// The cut on its way to disk, oldest first; empty if there is none.
+    pub frozen: Vec<Arc<Run>>,
+    pub active_bytes: usize,
+    pub frozen_bytes: usize,
+    /// Changes whenever `active` is replaced rather than extended: a merge of what it was is then void.
+    pub generation: u64,
+    pub tables: Arc<dyn super::TablesView>,
+    pub base: Arc<Regions>,
+    /// The picture of now, made by the first view after a change.
+    picture: Option<Arc<Picture>>,
+}
+
+impl State {
+    pub fn picture(&mut self) -> Arc<Picture> {
+        let State { frozen, active, tables, base, picture, .. } = self;
+        Arc::clone(picture.get_or_insert_with(|| {
+            Arc::new(Picture {
+                runs: frozen.iter().chain(active.iter()).cloned().collect(),
+                tables: Arc::clone(tables),
+                base: Arc::clone(base),
+            })
+        }))
+    }
+
+    /// To be called after every change.
+    pub fn changed(&mut self) {
+        self.picture = None;
+    }
+
+    /// Moves the active runs behind the frozen ones: takes the cut.
+    pub fn cut(&mut self) {
+        let active = std::mem::take(&mut self.active);
+        self.frozen.extend(active);
+        self.frozen_bytes += std::mem::take(&mut self.active_bytes);
+        self.generation += 1;
+        self.changed();
+    }
+}
+
+/// More runs than this and a writer waits for the merge that is under way instead of adding to the pile.
+const MAX_RUNS: usize = 128;
+
+impl TableStore {
+    /// Opens the store at the last durable cut of `tables`.
+    pub fn open(tables: Box<dyn Tables>, options: Options) -> Result<TableStore> {
+        let snapshot = tables.snapshot()?;
+        let (ident, regions) = load_meta(&*snapshot)?;
+        let state = State {
+            ident,
+            active: Vec::new(),
+            frozen: Vec::new(),
+            active_bytes: 0,
+            frozen_bytes: 0,
+            generation: 0,
+            tables: snapshot,
+            base: Arc::new(regions),
+            picture: None,
+        };
+        Ok(TableStore {
+            inner: Arc::new(Inner {
+                tables,
+                options,
+                io: Mutex::new(()),
+                merging: Mutex::new(()),
+                state: Mutex::new(state),
+                outstanding: AtomicBool::new(false),
+                flushes: AtomicU64::new(0),
+                batches: AtomicU64::new(0),
+            }),
+        })
+    }
+}
+
+impl Inner {
+    pub fn picture(&self) -> Arc<Picture> {
+        self.state.lock().picture()
+    }
+
+    /// Every region's applied position in the last durable cut.
+    pub fn durable_cut(&self) -> Cut {
+        let base = Arc::clone(&self.state.lock().base);
+        base.values().map(|state| (state.region.id, state.peer, state.applied)).collect()
+    }
+
+    /// Merges what is due. Readers and writers go on meanwhile: the result replaces the merged runs under the
+    /// publication lock.
+    fn merge_due(&self, pile: usize) {
+        let guard = if pile > MAX_RUNS { Some(self.merging.lock()) } else { self.merging.try_lock() };
+        let Some(_merging) = guard else { return };
+        loop {
+            let (due, runs, generation) = {
+                let state = self.state.lock();
+                let Some(due) = layers::due(&state.active) else { return };
+                let runs = state.active[due.clone()].to_vec();
+                (due, runs, state.generation)
+            };
+            let merged = Arc::new(Run::merge(&runs));
+            let mut state = self.state.lock();
+            if state.generation != generation {
+                return;
+            }
+            state.active.splice(due, [merged]);
+            state.active_bytes = layers::bytes(&state.active);
+            state.changed();
+            drop(state);
+            // Freed here, outside the lock, unless a view still holds them.
+            drop(runs);
+        }
+    }
+}
+
+impl StateStore for TableStore {
+    fn ident(&self) -> Result<Option<StoreIdent>> {
+        Ok(self.inner.state.lock().ident)
+    }
+
+    fn bootstrap(&self, ident: &StoreIdent, regions: Vec<RegionState>) -> Result<()> {
+        let inner = &self.inner;
+        let _io = inner.io.lock();
+        if let Some(there) = inner.state.lock().ident {
+            return Err(Error::Identity(format!(
+                "the state store belongs to store {} of cluster {} already",
+                there.store, there.cluster
+            )));
+        }
+        let regions: Regions =
+            regions.into_iter().map(|state| (state.region.id, Arc::new(state))).collect();
+        inner.tables.ingest(&mut |sink: &mut dyn Sink| {
+            sink.put(&IDENT_KEY, &pb::encode_ident(ident))?;
+            for (id, state) in &regions {
+                sink.put(&region_key(*id), &pb::encode_region_state(state))?;
+            }
+            Ok(())
+        })?;
+        let snapshot = inner.tables.snapshot()?;
+        let mut state = inner.state.lock();
+        state.ident = Some(*ident);
+        state.base = Arc::new(regions);
+        state.tables = snapshot;
+        state.changed();
+        Ok(())
+    }
+
+    fn region_states(&self) -> Vec<RegionState> {
+        self.inner.picture().regions().into_values().map(|state| (*state).clone()).collect()
+    }
+
+    fn write(&self, batch: WriteBatch) -> Result<()> {
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let run = Arc::new(batch.into_run()?);
+        let inner = &self.inner;
+        inner.batches.fetch_add(1, Ordering::Relaxed);
+        let (stale, pile, due) = {
+            let mut state = inner.state.lock();
+            state.active_bytes += run.bytes;
+            state.active.push(run);
+            let stale = state.picture.take();
+            (stale, state.active.len(), layers::due(&state.active).is_some())
+        };
+        // The last holder of an old picture frees a list of runs: not under the lock.
+        drop(stale);
+        if due {
+            inner.merge_due(pile);
+        }
+        Ok(())
+    }
+
+    fn view(&self) -> Result<Box<dyn View>> {
+        Ok(Box::new(StoreView(self.inner.picture())))
+    }
+
+    fn freeze(&self) -> Result<Option<Box<dyn Flush>>> {
+        let inner = &self.inner;
+        let mut state = inner.state.lock();
+        if state.frozen.is_empty() && state.active.is_empty() {
+            return Ok(None);
+        }
+        if inner.outstanding.swap(true, Ordering::AcqRel) {
+            return Ok(None);
+        }
+        if state.frozen.is_empty() {
+            state.cut();
+        }
+        drop(state);
+        Ok(Some(Box::new(TableFlush::new(Arc::clone(inner)))))
+    }
+
+    fn restore(
+        &self,
+        range: &KeyRange,
+        items: &mut dyn Iterator<Item = Result<(Bytes, Bytes)>>,
+        state: RegionState,
+    ) -> Result<()> {
+        self.inner.restore(range, items, state)
+    }
+
+    fn maintain(&self) -> Result<bool> {
+        let inner = &self.inner;
+        let worked = inner.tables.maintain()?;
+        // Old snapshots keep compacted files alive; take a new one, unless an ingestion is under way: what it
+        // installs must become visible together with the memtable change that belongs to it.
+        if worked && let Some(_io) = inner.io.try_lock() {
+            let snapshot = inner.tables.snapshot()?;
+            let mut state = inner.state.lock();
+            let old = std::mem::replace(&mut state.tables, snapshot);
+            let stale = state.picture.take();
+            drop(state);
+            drop((old, stale));
+        }
+        Ok(worked)
+    }
+
+    fn should_flush(&self) -> bool {
+        let state = self.inner.state.lock();
+        let full = state.active_bytes as u64 >= self.inner.options.memtable_bytes;
+        (full || !state.frozen.is_empty()) && !self.inner.outstanding.load(Ordering::Acquire)
+    }
+
+    fn memtable_bytes(&self) -> u64 {
+        let state = self.inner.state.lock();
+        (state.active_bytes + state.frozen_bytes) as u64
+    }
+
+    fn debt(&self) -> usize {
+        self.inner.tables.debt().runs
+    }
+
+    fn stats(&self) -> Stats {
+        let inner = &self.inner;
+        let debt = inner.tables.debt();
+        let regions = inner.picture().regions().len();
+        let state = inner.state.lock();
+        Stats {
+            regions,
+            active_bytes: state.active_bytes as u64,
+            frozen_bytes: state.frozen_bytes as u64,
+            runs: state.active.len() + state.frozen.len(),
+            table_runs: debt.runs,
+            table_bytes: debt.bytes,
+            flushes: inner.flushes.load(Ordering::Relaxed),
+            batches: inner.batches.load(Ordering::Relaxed),
+        }
+    }
+}
