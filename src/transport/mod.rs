@@ -29,9 +29,9 @@
 pub mod frame;
 pub mod local;
 pub mod payload;
-// mod queue;
-// pub mod remote;
-// pub mod tcp;
+mod queue;
+pub mod remote;
+pub mod tcp;
 
 use crate::error::Result;
 use crate::types::StoreId;
@@ -39,7 +39,7 @@ use bytes::Bytes;
 
 pub use crate::raft::{Envelope, Lane};
 pub use local::{Hub, Local};
-// pub use tcp::{Config, Tcp};
+pub use tcp::{Config, Tcp};
 
 /// Where a request came from, and so where its answer goes: one connection of this transport.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
