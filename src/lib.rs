@@ -5,7 +5,9 @@ pub mod error;
 pub mod pb;
 pub mod types;
 
+pub mod client;
 pub mod codec;
+pub mod config;
 pub mod driver;
 pub mod kv;
 pub mod log;
