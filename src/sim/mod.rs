@@ -16,16 +16,16 @@
 pub mod clock;
 pub mod disk;
 
-pub mod net;
-pub mod rng;
-pub mod trace;
-pub mod world;
 pub mod callers;
 pub mod checker;
 pub mod client;
 pub mod cluster;
 pub mod linear;
+pub mod net;
 pub mod node;
+pub mod rng;
 pub mod seed;
+pub mod trace;
 pub mod trouble;
 pub mod watch;
+pub mod world;
