@@ -13,9 +13,11 @@
 //!
 //! Not done: the assembly of clusters (it needs the store room), shrinking of failing seeds.
 
+pub mod checker;
 pub mod clock;
 pub mod disk;
 
+pub mod linear;
 pub mod net;
 pub mod rng;
 pub mod trace;
