@@ -1,6 +1,8 @@
 //! Crashes at every operation of a log workload, with every kind of loss of what was not synced: the
 //! recovered log is a whole-batch prefix that holds everything acknowledged.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so when it fails")]
+
 mod log_disk;
 
 use catamaran::Error;

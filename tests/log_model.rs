@@ -1,5 +1,7 @@
 //! Random workloads against a plain map, with reopening, on the real file system.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so when it fails")]
+
 use catamaran::Error;
 use catamaran::env::os::OsDisk;
 use catamaran::log::{Entry, Log, LogBatch, Options};

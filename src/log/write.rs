@@ -474,7 +474,7 @@ impl Options {
     pub(super) fn check(&self) -> Result<()> {
         let block = BLOCK as u64;
         if self.segment_bytes < 2 * block
-            || self.segment_bytes % block != 0
+            || !self.segment_bytes.is_multiple_of(block)
             || self.segment_bytes > 1 << 31
         {
             let what =
