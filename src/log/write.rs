@@ -202,7 +202,7 @@ impl Log {
         }
         {
             let mut queue = self.shared.queue.lock();
-            self.submit_locked(&mut queue, LogBatch::new().encode()?)?;
+            self.shared.enqueue(&mut queue, LogBatch::new().encode()?);
         }
         let round = self.shared.round(&mut writer, Reserve::Keep)?;
         // The mark itself carries nothing: that it is not stated by another costs nothing.
