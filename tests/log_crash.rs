@@ -269,7 +269,8 @@ fn crash_in_recovery(
 
 #[test]
 fn crash_at_every_operation() {
-    let seeds: u64 = std::env::var("LOG_CRASH_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(4);
+    let seeds: u64 =
+        std::env::var("LOG_CRASH_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(4);
     let mut images = 0;
     for seed in 1..=seeds {
         images += crash_everywhere(seed * 0x5851_f42d, 150);

@@ -127,11 +127,7 @@ impl Client {
 
     /// Runs a command of an embedder's own state machine in the region that owns `key`, and gives its
     /// response.
-    pub async fn execute(
-        &self,
-        key: impl Into<Bytes>,
-        command: impl Into<Bytes>,
-    ) -> Result<Bytes> {
+    pub async fn execute(&self, key: impl Into<Bytes>, command: impl Into<Bytes>) -> Result<Bytes> {
         written(self.call(Body::Execute { key: key.into(), command: command.into() }).await)
     }
 

@@ -24,9 +24,9 @@
 mod api;
 mod block;
 pub mod fault;
+mod job;
 pub mod local;
 mod pages;
-mod job;
 mod read;
 pub mod remote;
 pub mod request;

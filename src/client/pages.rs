@@ -1,8 +1,8 @@
 //! Scans: page by page, over any number of regions.
 
 use super::api::Client;
-use super::request::{Body, Response};
 use super::odd;
+use super::request::{Body, Response};
 use crate::error::Result;
 use crate::kv::Direction;
 use crate::store::ReadLevel;

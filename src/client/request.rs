@@ -218,9 +218,7 @@ impl Request {
         let route = Some(route).filter(|route| route.region.0 != 0);
         let body = match kind {
             1 => Body::Write { command: command(&mut from)? },
-            2 => {
-                Body::Execute { key: from.bytes(KEY_BYTES_MAX)?, command: command(&mut from)? }
-            }
+            2 => Body::Execute { key: from.bytes(KEY_BYTES_MAX)?, command: command(&mut from)? },
             3 => {
                 let level = read_level(&mut from)?;
                 let count = from.count(1, KEYS_MAX)?;

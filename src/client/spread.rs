@@ -188,12 +188,7 @@ impl Inner {
 }
 
 /// What is left of the whole range after a page of its first piece.
-fn widen(
-    response: Response,
-    range: &KeyRange,
-    piece: &KeyRange,
-    direction: Direction,
-) -> Response {
+fn widen(response: Response, range: &KeyRange, piece: &KeyRange, direction: Direction) -> Response {
     let Response::Page { items, rest } = response else { return response };
     let rest = match (direction, rest) {
         (Direction::Forward, Some(rest)) => {

@@ -46,9 +46,7 @@ use crate::log::Log;
 use crate::raft::{Envelope, Lane};
 use crate::region::apply::Applier;
 use crate::region::effects::SnapshotSend;
-use crate::store::{
-    Delivered, Event, Proposal, ReadLevel, ReadRequest, Registry, Store, Token,
-};
+use crate::store::{Delivered, Event, Proposal, ReadLevel, ReadRequest, Registry, Store, Token};
 use crate::types::{RegionId, StoreId, Time};
 use apply::ApplyQueue;
 use bytes::Bytes;
@@ -241,8 +239,7 @@ impl Driver {
         if stores.is_empty() || stores.len() > waiting::LOOPS_MAX || appliers.is_empty() {
             return Err(Error::InvalidArgument("store loops or apply workers".into()));
         }
-        let inbox =
-            |_| Arc::new(Inbox::new(config.inbox_bytes, config.inbox_message_bytes));
+        let inbox = |_| Arc::new(Inbox::new(config.inbox_bytes, config.inbox_message_bytes));
         let read_workers = config.read_workers.max(1);
         let shared = Arc::new(Shared {
             inboxes: (0..stores.len()).map(inbox).collect(),
@@ -318,7 +315,10 @@ impl Driver {
         let shared = &self.shared;
         let at = shared.loop_of(at);
         if let Some(error) = self.pressure() {
-            shared.counters.refused_proposals.fetch_add(submissions.len() as u64, Ordering::Relaxed);
+            shared
+                .counters
+                .refused_proposals
+                .fetch_add(submissions.len() as u64, Ordering::Relaxed);
             for submission in submissions {
                 (submission.waiter)(Err(error.clone()));
             }

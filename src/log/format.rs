@@ -192,17 +192,46 @@ impl Terms {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Op {
     /// Entries `first..first + count`; what the group had from `first` on is dropped.
-    Append { group: GroupId, first: u64, count: u32, terms: Terms, body: Span },
-    State { group: GroupId, body: Span },
-    Compact { group: GroupId, to: LogPosition },
-    Reset { group: GroupId, to: LogPosition },
-    Clear { group: GroupId },
+    Append {
+        group: GroupId,
+        first: u64,
+        count: u32,
+        terms: Terms,
+        body: Span,
+    },
+    State {
+        group: GroupId,
+        body: Span,
+    },
+    Compact {
+        group: GroupId,
+        to: LogPosition,
+    },
+    Reset {
+        group: GroupId,
+        to: LogPosition,
+    },
+    Clear {
+        group: GroupId,
+    },
     /// Restates where the group's log begins, exactly (checkpoint).
-    Base { group: GroupId, at: LogPosition },
+    Base {
+        group: GroupId,
+        at: LogPosition,
+    },
     /// Moves a run: entries `from..from + count` lie here, after `skip` others in the same body.
-    Rewrite { group: GroupId, from: u64, count: u32, skip: u32, terms: Terms, body: Span },
+    Rewrite {
+        group: GroupId,
+        from: u64,
+        count: u32,
+        skip: u32,
+        terms: Terms,
+        body: Span,
+    },
     /// Every record below `seq` is void: what was still needed of them stands in this record.
-    Floor { seq: u64 },
+    Floor {
+        seq: u64,
+    },
 }
 
 const APPEND: u8 = 1;

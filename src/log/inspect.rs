@@ -198,11 +198,9 @@ impl Inspector {
 
     /// Every record that counts, in order, one segment in memory at a time.
     pub fn records(&self) -> impl Iterator<Item = Result<RecordView>> + '_ {
-        self.found.iter().filter(|f| !f.is_void()).flat_map(|segment| {
-            match read_segment(segment) {
-                Ok(records) => records.into_iter().map(Ok).collect::<Vec<_>>(),
-                Err(error) => vec![Err(error)],
-            }
+        self.found.iter().filter(|f| !f.is_void()).flat_map(|segment| match read_segment(segment) {
+            Ok(records) => records.into_iter().map(Ok).collect::<Vec<_>>(),
+            Err(error) => vec![Err(error)],
         })
     }
 

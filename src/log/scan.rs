@@ -80,7 +80,8 @@ pub(super) fn find_segments(
     let mut limit = None;
     for segment in found.iter_mut().rev() {
         segment.limit = limit;
-        limit = Some(limit.map_or(segment.header.base_seq, |l: u64| l.min(segment.header.base_seq)));
+        limit =
+            Some(limit.map_or(segment.header.base_seq, |l: u64| l.min(segment.header.base_seq)));
     }
     Ok(found)
 }

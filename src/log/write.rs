@@ -474,7 +474,8 @@ impl Options {
             || self.segment_bytes % block != 0
             || self.segment_bytes > 1 << 31
         {
-            let what = format!("segment_bytes {}: 8 KiB to 2 GiB, whole blocks", self.segment_bytes);
+            let what =
+                format!("segment_bytes {}: 8 KiB to 2 GiB, whole blocks", self.segment_bytes);
             return Err(Error::InvalidArgument(what));
         }
         Ok(())

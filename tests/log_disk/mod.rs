@@ -13,12 +13,29 @@ use std::sync::{Arc, Mutex, MutexGuard};
 /// What was done to the disk.
 #[derive(Clone, Debug)]
 pub enum Step {
-    Write { inode: u64, at: u64, bytes: Vec<u8> },
-    SetLen { inode: u64, len: u64 },
-    Sync { inode: u64 },
-    Create { path: PathBuf, inode: u64 },
-    Rename { from: PathBuf, to: PathBuf },
-    Remove { path: PathBuf },
+    Write {
+        inode: u64,
+        at: u64,
+        bytes: Vec<u8>,
+    },
+    SetLen {
+        inode: u64,
+        len: u64,
+    },
+    Sync {
+        inode: u64,
+    },
+    Create {
+        path: PathBuf,
+        inode: u64,
+    },
+    Rename {
+        from: PathBuf,
+        to: PathBuf,
+    },
+    Remove {
+        path: PathBuf,
+    },
     SyncDir,
     /// From here on the test may rely on this record being durable.
     Acked(u64),
