@@ -219,8 +219,15 @@ pub fn verify(disk: &dyn Disk, dir: &Path) -> Result<Report> {
     Inspector::open(disk, dir)?.verify()
 }
 
+fn read_bytes(segment: &Found) -> Result<Vec<u8>> {
+    match segment.limit {
+        Some(_) => segment.read(),
+        None => segment.read_backwards(),
+    }
+}
+
 fn read_segment(segment: &Found) -> Result<Vec<RecordView>> {
-    let bytes = Bytes::from(segment.read()?);
+    let bytes = Bytes::from(read_bytes(segment)?);
     let mut scan = Scan::new(&bytes, &segment.header, segment.limit);
     let mut views = Vec::new();
     while let Some(record) = scan.next() {
@@ -331,7 +338,7 @@ impl Check {
             self.note(segment, bad, FindingKind::Rot, what, base);
         }
         self.segments += 1;
-        let bytes = segment.read()?;
+        let bytes = read_bytes(segment)?;
         let mut scan = Scan::new(&bytes, &segment.header, segment.limit);
         let mut records = Vec::new();
         while let Some(record) = scan.next() {

@@ -419,7 +419,10 @@ impl Shared {
     fn rotate(&self, writer: &mut Writer, reserve: Reserve) -> Result<()> {
         let base = self.durable.load(Relaxed) + 1;
         let mut pool = self.pool.lock();
-        let spare = pool.take(reserve)?;
+        let spare = pool.take(reserve).map_err(|error| match error {
+            full @ Error::DiskFull { .. } => full,
+            other => self.poison(other),
+        })?;
         let segment = pool.activate(spare, base, base - 1, |_| Vec::new());
         let segment = segment.map_err(|error| self.poison(error))?;
         drop(pool);

@@ -1,6 +1,7 @@
 //! `catamaran-sim`: runs seeds of the simulator on both cores. What it prints depends on the seeds alone,
 //! times apart.
 
+use catamaran::sim::node::Planted;
 use catamaran::sim::seed::{Plan, Report, run, run_traced};
 use std::ops::Range;
 use std::process::ExitCode;
@@ -17,6 +18,8 @@ usage: catamaran-sim [--workload kv] --seeds A..B [--steps N]
   --seed S       one seed; its last trace lines are printed
   --steps N      end the faults of a seed after N events (default 30000)
   --trace        write every line of the trace of --seed to stdout
+  --planted BUG  run with a bug put in on purpose: ack-before-sync, forgotten-vote or
+                 flush-reported-early; seeds must fail
   --workload kv  reads, writes, swaps and range deletes over a few keys (the only one today)
 
 exit code: 0 all seeds passed, 1 a seed failed, 2 usage
@@ -25,12 +28,13 @@ example: catamaran-sim --seeds 0..500";
 struct Arguments {
     seeds: Range<u64>,
     steps: Option<u64>,
+    planted: Option<(&'static str, Planted)>,
     single: bool,
     trace: bool,
 }
 
 fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
-    let mut out = Arguments { seeds: 0..0, steps: None, single: false, trace: false };
+    let mut out = Arguments { seeds: 0..0, steps: None, planted: None, single: false, trace: false };
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or(format!("{word} needs a value"));
         let number = |text: &str| text.parse::<u64>().map_err(|_| format!("not a number: {text}"));
@@ -46,6 +50,11 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
                 out.single = true;
             }
             "--steps" => out.steps = Some(number(&value()?)?),
+            "--planted" => {
+                let name = value()?;
+                let bug = Planted::ALL.into_iter().find(|(known, _)| *known == name);
+                out.planted = Some(bug.ok_or(format!("unknown bug {name}"))?);
+            }
             "--trace" => out.trace = true,
             "--workload" => match value()?.as_str() {
                 "kv" => {}
@@ -66,7 +75,17 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
 
 fn plan(seed: u64, arguments: &Arguments) -> Plan {
     let plan = Plan::new(seed);
-    Plan { steps: arguments.steps.unwrap_or(plan.steps), ..plan }
+    let planted = arguments.planted.map(|(_, bug)| bug);
+    Plan { steps: arguments.steps.unwrap_or(plan.steps), planted, ..plan }
+}
+
+/// A panic in the engine is a failure of the seed, and no reason to end the swarm.
+fn run_caught(plan: &Plan) -> Report {
+    std::panic::catch_unwind(|| run(plan)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("?");
+        Report::panicked(plan.seed, text)
+    })
 }
 
 /// All reports, in order of their seeds.
@@ -81,7 +100,7 @@ fn swarm(arguments: &Arguments) -> Vec<Report> {
                 if seed >= arguments.seeds.end {
                     return done;
                 }
-                done.push(run(&plan(seed, arguments)));
+                done.push(run_caught(&plan(seed, arguments)));
             }
         };
         let handles: Vec<_> = (0..workers).map(|_| scope.spawn(worker)).collect();
@@ -94,8 +113,9 @@ fn swarm(arguments: &Arguments) -> Vec<Report> {
 fn print(report: &Report, arguments: &Arguments) {
     if let Some(violation) = &report.violation {
         let steps = arguments.steps.map_or(String::new(), |steps| format!(" --steps {steps}"));
+        let planted = arguments.planted.map_or(String::new(), |(bug, _)| format!(" --planted {bug}"));
         println!(
-            "seed {} FAILED: {} | replay: catamaran-sim --workload kv --seed {}{steps}",
+            "seed {} FAILED: {} | replay: catamaran-sim --workload kv --seed {}{steps}{planted}",
             report.seed,
             violation.replace('\n', " / "),
             report.seed
@@ -115,6 +135,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    std::panic::set_hook(Box::new(|_| {})); // reported with the seed
     let started = Instant::now();
     let reports = match arguments.trace {
         true => vec![run_traced(&plan(arguments.seeds.start, &arguments), std::io::stdout())],

@@ -52,6 +52,20 @@ pub struct Report {
     pub tail: Vec<String>,
 }
 
+impl Report {
+    /// The report of a seed in which the engine panicked.
+    pub fn panicked(seed: u64, message: &str) -> Report {
+        Report {
+            seed,
+            violation: Some(format!("panic: {message}")),
+            counts: Counts::default(),
+            simulated: Duration::ZERO,
+            trace_hash: 0,
+            tail: Vec::new(),
+        }
+    }
+}
+
 /// Time in which a calm cluster must settle.
 const SETTLE: Duration = Duration::from_secs(9);
 const LOCAL_EPOCH: u64 = 1_000_000_000;
@@ -70,8 +84,8 @@ fn options(rng: &mut Rng, nodes: u64, planted: Option<Planted>) -> crate::Result
         },
         tick: Duration::from_millis(50),
         clock_drift_percent_max: 10,
-        compact_bytes: rng.range("shape.compact", 512..8192),
-        log_bytes_max: rng.range("shape.log", 4096..32768),
+        compact_bytes: rng.range("shape.compact", 256..4096),
+        log_bytes_max: rng.range("shape.log", 1024..24_000),
         entry_bytes_max: 4096,
         ..Default::default()
     };
@@ -163,9 +177,20 @@ fn live(cluster: &mut Cluster, plan: &Plan) -> Result<(), super::checker::Violat
     cluster.closing = true;
     let settled = now.after(SETTLE);
     while cluster.step(settled)? {}
+    // Leaders may still be proposing compactions: what is in flight at any instant arrives soon.
+    let mut judged = cluster.look_at_replicas();
+    for extra in 1..=20 {
+        if judged.is_ok() {
+            break;
+        }
+        let end = settled.after(Duration::from_millis(100) * extra);
+        while cluster.step(end)? {}
+        judged = cluster.look_at_replicas();
+    }
+    judged?;
     let (now, hash) = (cluster.world.now(), cluster.trace.hash());
     cluster.trace.line(now, format_args!("judging, {hash:016x}"));
-    cluster.look_at_the_end()
+    cluster.look_at_the_history()
 }
 
 fn report(plan: &Plan, cluster: Option<&Cluster>, violation: Option<String>) -> Report {

@@ -88,7 +88,7 @@ pub trait Transport: Send + Sync + 'static {
     fn send(&self, to: StoreId, lane: Lane, envelopes: Vec<Envelope>);
 
     /// Forwards a client's request to another store. `id` comes back with the answer; the caller keeps
-    /// it unique among its outstanding requests. [`Busy`](crate::Error::Busy) when the store's budget
+    /// it unique among its outstanding requests and notes it before this call. [`Busy`](crate::Error::Busy) when the store's budget
     /// is full or the store is known to be out of reach: then nothing was sent. After `Ok` there is an
     /// answer or a [`Handler::connection_lost`].
     fn request(&self, to: StoreId, id: u64, body: Bytes) -> Result<()>;

@@ -71,7 +71,7 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, from: SocketAddr) {
             }
             let Refusal { reason, detail } = &refusal;
             tracing::warn!(%from, ?reason, detail, "handshake refused");
-            return farewell(&shared, &mut writer, &refusal).await;
+            return farewell(&shared, reader, writer, &refusal).await;
         }
     };
     let mut out = Vec::new();
@@ -114,14 +114,22 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, from: SocketAddr) {
         }
         _ => tracing::warn!(%from, %error, "closing the connection"),
     }
-    farewell(&shared, &mut writer, &Refusal::of(&error)).await;
+    farewell(&shared, reader, writer, &Refusal::of(&error)).await;
 }
 
-async fn farewell(shared: &Shared, writer: &mut OwnedWriteHalf, refusal: &Refusal) {
+async fn farewell(
+    shared: &Shared,
+    mut reader: Reader,
+    mut writer: OwnedWriteHalf,
+    refusal: &Refusal,
+) {
     let mut out = Vec::new();
     write_refusal(refusal, &mut out);
     // Best effort: who sends nonsense may not read either.
-    let _ = write(writer, &out, FAREWELL, &shared.counters).await;
+    if write(&mut writer, &out, FAREWELL, &shared.counters).await.is_ok() {
+        drop(writer); // closes this direction
+        reader.drain(FAREWELL).await;
+    }
 }
 
 /// The dialling side's hello, if we want to talk to it.

@@ -25,9 +25,11 @@ pub(super) struct Dialled {
 pub(super) async fn keep(shared: Arc<Shared>, peer: Arc<Peer>) {
     let mut failures = 0u32;
     loop {
+        let mut connected = false;
         let ended = match dial(&shared, &peer, Purpose::Peer).await {
             Ok(dialled) => {
                 failures = 0;
+                connected = true;
                 tracing::info!(store = %peer.store, "connected");
                 Counters::add(&shared.counters.dialled, 1);
                 peer.outbox.open();
@@ -44,9 +46,12 @@ pub(super) async fn keep(shared: Arc<Shared>, peer: Arc<Peer>) {
             Error::Identity(_) => tracing::error!(store = %peer.store, %ended, "refused"),
             _ => tracing::warn!(store = %peer.store, %ended, ?wait, "out of reach"),
         }
-        let Some(handler) = shared.handler() else { return };
-        handler.connection_lost(peer.store);
-        handler.unreachable(peer.store);
+        if let Some(handler) = shared.handler() {
+            if connected || lost.calls > 0 {
+                handler.connection_lost(peer.store);
+            }
+            handler.unreachable(peer.store);
+        }
         let _ = timeout(wait, peer.alive.notified()).await;
     }
 }

@@ -167,6 +167,7 @@ impl Shared {
         let mut stop = self.stop.subscribe();
         self.handle.spawn(async move {
             tokio::select! {
+                biased;
                 _ = stop.wait_for(|stopped| *stopped) => {}
                 () = work => {}
             }

@@ -111,8 +111,14 @@ async fn transfer(
         // A receiver says nothing while chunks flow, so silence is no fault here.
         reader.relax(shared.config.max_frame, Patience { idle: FOREVER, frame: stall });
         tokio::select! {
-            poured = pouring => { poured?; None }
+            biased;
             frame = reader.next() => Some(frame?),
+            poured = pouring => match poured {
+                Ok(()) => None,
+                // The receiver may have said why before it closed.
+                Err(Error::Io { .. }) => Some(reader.next().await?),
+                Err(error) => return Err(error),
+            },
         }
     };
     if let Some(frame) = early {

@@ -115,6 +115,20 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         Ok(())
     }
 
+    /// Reads and forgets for a while, until the other side closes. A socket closed with unread bytes
+    /// resets the connection, and the refusal just written would be lost with it.
+    pub(crate) async fn drain(&mut self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        loop {
+            self.buffer.clear();
+            self.buffer.reserve(LEAST_ROOM);
+            match timeout_at(deadline, self.stream.read_buf(&mut self.buffer)).await {
+                Ok(Ok(read)) if read > 0 => {}
+                _ => return,
+            }
+        }
+    }
+
     fn cut(&mut self) -> Result<Option<Frame>> {
         let frame = self.decoder.decode(&mut self.buffer)?;
         if frame.is_some() || self.buffer.is_empty() {
