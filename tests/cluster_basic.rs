@@ -1,6 +1,6 @@
 //! Three nodes in one process over loopback TCP: writes, reads, crashes, restarts, snapshots.
 
-use catamaran::client::Blocking;
+use catamaran::client::{Blocking, RemoteClient};
 use catamaran::kv::Direction;
 use catamaran::store::ReadLevel;
 use catamaran::types::KeyRange;
@@ -184,11 +184,8 @@ fn every_node_serves_everything() {
         cluster.client(1).put(key(i), value(i)).unwrap();
     }
     for direction in [Direction::Forward, Direction::Reverse] {
-        let pages = cluster.node(2).client().scan(
-            KeyRange::all(),
-            direction,
-            ReadLevel::Linearizable,
-        );
+        let pages =
+            cluster.node(2).client().scan(KeyRange::all(), direction, ReadLevel::Linearizable);
         let rows = catamaran::client::wait(pages.page_size(7).collect()).unwrap();
         let mut keys: Vec<_> = rows.into_iter().map(|(key, _)| key).collect();
         if direction == Direction::Reverse {
@@ -284,9 +281,9 @@ fn a_node_that_fell_behind_the_log_gets_a_snapshot() {
         cluster.client(1 + i % 2).put(key(1_000_000 + i), &filler).unwrap();
     }
     eventually("compaction beyond what the third node has", || {
-        cluster.running().all(|node| {
-            node.status().unwrap().iter().all(|region| region.first_index > 100)
-        })
+        cluster
+            .running()
+            .all(|node| node.status().unwrap().iter().all(|region| region.first_index > 100))
     });
     cluster.open(3);
     cluster.converge();
@@ -334,4 +331,44 @@ fn writes_of_many_regions_share_their_syncs() {
     let syncs: Vec<u64> = before.iter().zip(&after).map(|(b, a)| a - b).collect();
     eprintln!("64 writes cost {syncs:?} syncs");
     assert!(syncs.iter().all(|n| *n <= 16), "{syncs:?}");
+}
+
+#[test]
+fn remote_clients_go_round_the_nodes() {
+    let mut cluster = Cluster::start(3, |_| {});
+    cluster.settle();
+    let addresses: Vec<String> = cluster.addresses.values().cloned().collect();
+    let timeout = Duration::from_secs(10);
+    let connect = |cluster| RemoteClient::new(&addresses, cluster, timeout).unwrap();
+    let client = connect(Some(1)).client().blocking();
+    for i in 0..60 {
+        client.put(key(i), value(i)).unwrap();
+    }
+    check(&client, 0..60);
+    let rows = client.scan(KeyRange::all(), Direction::Reverse, ReadLevel::Lease);
+    assert_eq!(rows.count(), 60);
+    let swap = client.compare_and_swap(key(3), Some(&value(3)), Some(b"x")).unwrap();
+    assert!(swap.swapped);
+    client.put(key(3), value(3)).unwrap();
+    assert_eq!(client.status().unwrap().regions.len(), 4);
+    let wrong = connect(Some(99)).client().blocking().put("a", "b").unwrap_err();
+    assert_eq!(wrong.outcome(), catamaran::Outcome::NotApplied, "{wrong}");
+
+    // With a node gone the others answer; what was not sent is sent elsewhere.
+    cluster.take(2).kill();
+    cluster.settle();
+    check(&client, 0..60);
+    let mut unknown = 0;
+    for i in 100..160 {
+        match client.put(key(i), value(i)) {
+            Ok(()) => {}
+            Err(error) if error.outcome() == catamaran::Outcome::Unknown => {
+                unknown += 1;
+                client.put(key(i), value(i)).unwrap();
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(unknown <= 2, "{unknown}");
+    check(&client, 100..160);
 }
