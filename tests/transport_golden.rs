@@ -1,6 +1,8 @@
 //! The bytes of every kind of frame, as `src/transport/format.md` describes them. A change here is a
 //! new protocol version.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
+
 use ::raft::eraftpb::{Entry, Message, MessageType};
 use bytes::BytesMut;
 use catamaran::transport::Envelope;

@@ -2,6 +2,8 @@
 //! cluster, wrong version, a length of 4 GiB, silence, frames cut short. Asked for each time: an error in
 //! the log, a closed connection, no panic, bounded memory.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
+
 use ::raft::eraftpb::{Entry, Message, MessageType};
 use bytes::{Bytes, BytesMut};
 use catamaran::transport::frame::{self, Decoder, Frame, HEAD, Kind};

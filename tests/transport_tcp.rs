@@ -1,6 +1,8 @@
 //! Three transports over loopback: delivery, requests, kill and return, back-off reports, snapshots, the
 //! client's connection. And the in-process twin through the same eyes.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
+
 use ::raft::eraftpb::{Entry, Message, MessageType};
 use bytes::Bytes;
 use catamaran::transport::remote::Connection;
@@ -14,6 +16,9 @@ use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
+/// Header, bytes and end of every snapshot.
+type Snapshots = Arc<Mutex<Vec<(Bytes, usize, &'static str)>>>;
+
 /// Remembers what it is told; answers requests by echo, but for "mute" ones.
 #[derive(Default)]
 struct Node {
@@ -23,7 +28,7 @@ struct Node {
     answers: Mutex<Vec<(StoreId, u64, Bytes)>>,
     unreachable: Mutex<Vec<(StoreId, Instant)>>,
     lost: Mutex<Vec<StoreId>>,
-    snapshots: Arc<Mutex<Vec<(Bytes, usize, &'static str)>>>,
+    snapshots: Snapshots,
     counting: bool,
 }
 
@@ -31,7 +36,7 @@ struct Sink {
     header: Bytes,
     bytes: usize,
     ended: bool,
-    list: Arc<Mutex<Vec<(Bytes, usize, &'static str)>>>,
+    list: Snapshots,
 }
 
 impl SnapshotSink for Sink {

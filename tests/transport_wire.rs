@@ -1,6 +1,8 @@
 //! The message codec and the payloads: round trips, one encoding per message, no copy, and bytes that
 //! are random or damaged.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
+
 use ::raft::eraftpb::{ConfState, Entry, EntryType, Message, MessageType, Snapshot};
 use bytes::{Bytes, BytesMut};
 use catamaran::codec::Reader;

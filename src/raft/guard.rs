@@ -104,7 +104,11 @@ fn check_append(view: &View<'_>, m: &Message) -> Verdict {
                 m,
                 &format!(
                     "entry {} at term {} out of order: after {} at term {}, expected {expected}, {} entries",
-                    entry.index, entry.term, m.index, m.log_term, m.entries.len()
+                    entry.index,
+                    entry.term,
+                    m.index,
+                    m.log_term,
+                    m.entries.len()
                 ),
             );
         }

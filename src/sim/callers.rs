@@ -1,19 +1,18 @@
 //! The clients' side of a cluster: requests go to the node a client believes in, answers come back by
 //! token, and what is given up on stays open in the history.
 
-use super::client::{Flight, Request, value_of};
 use super::checker::Violation;
+use super::client::{Flight, Request, value_of};
 use super::cluster::{Caller, Cluster, Happening, Step, violation};
 use crate::codec::command::decode_swaps;
 use crate::error::{Error, Outcome};
-use crate::kv::{StateStore, View};
+use crate::kv::StateStore;
 use crate::store::*;
 use crate::types::*;
 use bytes::Bytes;
 use std::time::Duration;
 
 impl Cluster {
-
     pub(super) fn ask(&mut self, now: Time, at: usize, attempt: u64) -> Step {
         if self.clients[at].attempt != attempt {
             return Ok(());
@@ -163,10 +162,10 @@ impl Cluster {
         let hint = match error {
             Error::NotLeader { leader, .. } => leader,
             Error::Quarantined { region, reason } => {
-                return Err(violation("no replica is fenced without damage", format!(
-                    "{} {region}: {reason}",
-                    caller.node
-                )));
+                return Err(violation(
+                    "no replica is fenced without damage",
+                    format!("{} {region}: {reason}", caller.node),
+                ));
             }
             _ => None,
         };
@@ -198,4 +197,3 @@ impl Cluster {
         self.world.after(pause, Happening::Ask(at, attempt));
     }
 }
-

@@ -1,11 +1,11 @@
 //! The network: one tokio listener, one dialled connection per peer node, snapshots apart.
 //!
-//! Rooms: [`stream`] reads and writes frames, [`dial`] keeps a connection to each peer alive,
-//! [`accept`] serves those who dial us, [`snapshot`] both ends of a transfer. All tasks hang on one
+//! Rooms: `stream` reads and writes frames, `dial` keeps a connection to each peer alive,
+//! `accept` serves those who dial us, `snapshot` both ends of a transfer. All tasks hang on one
 //! stop signal.
 //!
 //! * A task per connection and direction, none per group. Queues are in
-//!   [`queue`](super::queue), bounded in bytes.
+//!   `transport::queue`, bounded in bytes.
 //! * While a peer is out of reach its queue is closed: messages to it are dropped at once, requests
 //!   answered `Busy`; reconnecting backs off exponentially with jitter, and stops waiting as soon as
 //!   that peer dials us.
