@@ -1,5 +1,7 @@
 //! Three nodes in one process over loopback TCP: writes, reads, crashes, restarts, snapshots.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use catamaran::client::{Blocking, RemoteClient};
 use catamaran::kv::Direction;
 use catamaran::store::ReadLevel;
