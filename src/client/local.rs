@@ -67,9 +67,9 @@ impl Local {
         Local { inner }
     }
 
-    /// A client of this node.
+    /// A client of this node. It does not keep the node alive.
     pub fn client(&self, timeout: Duration) -> Client {
-        Client::new(Arc::new(self.clone()), timeout)
+        Client::new(Arc::new(Door(Arc::downgrade(&self.inner))), timeout)
     }
 
     /// Requests of other nodes and of remote clients.
@@ -210,14 +210,27 @@ pub(super) fn written(reply: Result<Reply>) -> Result<Response> {
     }
 }
 
-impl Backend for Local {
+/// What clients hold: a node that has been closed lets go of its directory, whoever still has a client.
+struct Door(Weak<Inner>);
+
+fn gone() -> Error {
+    Error::Stopped { reason: "the node is closed".into() }
+}
+
+impl Backend for Door {
     fn call(&self, body: Body, timeout: Duration, done: Done<Response>) {
-        let started = self.inner.now();
-        self.inner.start(body, started, started.after(timeout), 0, done);
+        let Some(inner) = self.0.upgrade() else { return done.call(Err(gone())) };
+        let started = inner.now();
+        inner.start(body, started, started.after(timeout), 0, done);
     }
 
     fn write_many(&self, batches: Vec<(Bytes, Done<Bytes>)>, timeout: Duration) {
-        let inner = &self.inner;
+        let Some(inner) = &self.0.upgrade() else {
+            for (_, done) in batches {
+                done.call(Err(gone()));
+            }
+            return;
+        };
         let started = inner.now();
         let deadline = started.after(timeout);
         let mut here: BTreeMap<usize, (RegionId, Vec<Submission>)> = BTreeMap::new();
@@ -273,7 +286,7 @@ impl Backend for Local {
     }
 
     fn read_now(&self, body: &Body) -> Option<Result<Response>> {
-        self.inner.read_now(body)
+        self.0.upgrade()?.read_now(body)
     }
 }
 

@@ -38,6 +38,7 @@ pub use api::{Blocking, Client};
 pub use block::wait;
 pub use pages::{Pages, Rows};
 
+pub use remote::RemoteClient;
 pub use request::NodeStatus;
 
 use crate::error::{Error, Result};

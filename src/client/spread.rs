@@ -81,9 +81,9 @@ impl Inner {
             Body::Read { level, keys } => match self.by_region(&keys) {
                 Err(error) => done.call(Err(error)),
                 Ok(parts) if parts.is_empty() => done.call(Ok(Response::Values(Vec::new()))),
-                Ok(parts) if parts.len() == 1 => {
-                    for (_, (route, _)) in parts {
-                        return self.run(job(Body::Read { level, keys }, route, done));
+                Ok(mut parts) if parts.len() == 1 => {
+                    if let Some((_, (route, _))) = parts.pop_first() {
+                        self.run(job(Body::Read { level, keys }, route, done));
                     }
                 }
                 Ok(parts) => {
@@ -116,7 +116,6 @@ impl Inner {
         }
     }
 
-    #[expect(clippy::type_complexity, reason = "named nowhere else")]
     fn by_region(&self, keys: &[Bytes]) -> Result<BTreeMap<RegionId, (Route, Vec<usize>)>> {
         let routes = self.routes.read();
         let mut parts: BTreeMap<RegionId, (Route, Vec<usize>)> = BTreeMap::new();
