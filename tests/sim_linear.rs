@@ -202,7 +202,8 @@ fn long_histories_are_judged_quickly() {
         });
         *last.unwrap() = Some(u64::MAX);
         let start = Instant::now();
-        let Verdict::Violation(why) = ours(&events) else { panic!("the stale read got through") };
+        let verdict = ours(&events);
+        let Verdict::Violation(why) = verdict else { panic!("the wrong read: {verdict:?}") };
         println!(
             "unknown {unknown}: explained in {good:?}, refuted in {:?}\n{why}",
             start.elapsed()

@@ -79,6 +79,8 @@ pub struct Counts {
     pub elections: u64,
     /// Flushes made durable.
     pub flushes: u64,
+    /// Seeds in which the judge gave up on a key.
+    pub undecided: u64,
     /// Reads answered by a lease alone.
     pub lease_reads: u64,
 }
