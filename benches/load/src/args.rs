@@ -324,11 +324,6 @@ impl Plan {
         if !self.connect.is_empty() && self.profile != Profile::Durable {
             return Err("--connect goes with the durable profile only".into());
         }
-        if self.verify && self.state == State::Memory {
-            return Err(
-                "--state memory is gone with the process: nothing to verify after reopening".into(),
-            );
-        }
         Ok(())
     }
 }

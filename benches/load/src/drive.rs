@@ -220,6 +220,7 @@ impl<'a> Generator<'a> {
         client.request.slots.clear();
         self.outstanding += 1;
         let mut slice = client.chooser.slice(&mut client.rng);
+        let one_slice = (plan.spread == Spread::OneRegion).then_some(slice);
         let mut keys = Vec::new();
         let mut batch = BatchBuilder::new();
         let mut redraws = 0;
@@ -250,7 +251,7 @@ impl<'a> Generator<'a> {
             }
         }
         let work = if reads { Work::Read(keys) } else { Work::Write(batch) };
-        Request { client: at, work }
+        Request { client: at, slice: one_slice, work }
     }
 
     fn complete(&mut self, done: &mut Vec<Completion>) {

@@ -6,17 +6,21 @@
 //! | `keys`, `ledger` | which keys, which values, and what each key must hold |
 //! | `drive`, `target` | logical clients on few threads against anything that answers |
 //! | `record`, `report`, `machine`, `watch` | counts, the result, where it comes from, progress |
+//! | `cluster`, `enter`, `remote` | nodes of this process, ways into them and into servers |
 //! | `verify` | reading back |
 //! | `profile` | what is set up and driven |
 
 mod args;
+mod cluster;
 mod drive;
+mod enter;
 mod keys;
 mod ledger;
 mod machine;
 mod profile;
 mod quantity;
 mod record;
+mod remote;
 mod report;
 mod target;
 mod verify;

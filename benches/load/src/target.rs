@@ -20,6 +20,8 @@ pub enum Work {
 pub struct Request {
     /// Which of the generator's clients.
     pub client: u32,
+    /// The part of the key space that all its keys lie in, if they do.
+    pub slice: Option<u32>,
     /// What it wants.
     pub work: Work,
 }

@@ -193,7 +193,9 @@ fn with_writer<T>(log: &Log, durable: &Durable, work: impl FnOnce() -> Result<T>
                     Ok(Some(round)) => durable.publish(round.durable, false),
                     Ok(None) if ended.load(Ordering::Acquire) => return Ok(()),
                     Ok(None) => {
-                        log.wait_for_work(Duration::from_millis(20));
+                        // The purge runs rounds too.
+                        durable.publish(log.durable(), false);
+                        log.wait_for_work(Duration::from_millis(5));
                     }
                     Err(error) => {
                         durable.publish(Seq(0), true);
