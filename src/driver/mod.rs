@@ -46,9 +46,7 @@ use crate::log::Log;
 use crate::raft::{Envelope, Lane};
 use crate::region::apply::Applier;
 use crate::region::effects::SnapshotSend;
-use crate::store::{
-    Delivered, Event, Proposal, ReadLevel, ReadRequest, Registry, Store, Token,
-};
+use crate::store::{Delivered, Event, Proposal, ReadLevel, ReadRequest, Registry, Store, Token};
 use crate::types::{RegionId, StoreId, Time};
 use apply::ApplyQueue;
 use bytes::Bytes;
@@ -241,8 +239,7 @@ impl Driver {
         if stores.is_empty() || stores.len() > waiting::LOOPS_MAX || appliers.is_empty() {
             return Err(Error::InvalidArgument("store loops or apply workers".into()));
         }
-        let inbox =
-            |_| Arc::new(Inbox::new(config.inbox_bytes, config.inbox_message_bytes));
+        let inbox = |_| Arc::new(Inbox::new(config.inbox_bytes, config.inbox_message_bytes));
         let read_workers = config.read_workers.max(1);
         let shared = Arc::new(Shared {
             inboxes: (0..stores.len()).map(inbox).collect(),
@@ -313,12 +310,15 @@ impl Driver {
     }
 
     /// Hands client batches to the loop of `region`, all under one lock. All of them must belong to
-    /// regions of that loop (see [`same_loop`](Self::same_loop)). Every waiter is called, whatever happens.
+    /// regions of one [loop](Self::loop_of). Every waiter is called, whatever happens.
     pub fn propose(&self, at: RegionId, deadline: Time, submissions: Vec<Submission>) {
         let shared = &self.shared;
         let at = shared.loop_of(at);
         if let Some(error) = self.pressure() {
-            shared.counters.refused_proposals.fetch_add(submissions.len() as u64, Ordering::Relaxed);
+            shared
+                .counters
+                .refused_proposals
+                .fetch_add(submissions.len() as u64, Ordering::Relaxed);
             for submission in submissions {
                 (submission.waiter)(Err(error.clone()));
             }
@@ -348,9 +348,9 @@ impl Driver {
         }
     }
 
-    /// Whether two regions belong to one loop.
-    pub fn same_loop(&self, a: RegionId, b: RegionId) -> bool {
-        self.shared.loop_of(a) == self.shared.loop_of(b)
+    /// The loop that a region belongs to.
+    pub fn loop_of(&self, region: RegionId) -> usize {
+        self.shared.loop_of(region)
     }
 
     fn wait(&self, at: usize, deadline: Time, waiter: Waiter) -> Option<Token> {

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::store::{DiskSpace, Event};
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 /// Whether the caller of a flush waits for it.
@@ -24,6 +24,7 @@ pub struct Upkeep {
     wake: Condvar,
     flush_wanted: AtomicBool,
     purge_wanted: AtomicBool,
+    full: AtomicU8,
     /// Held over a flush: `FlushNow::Wait` and the flusher take turns.
     flushing: Mutex<()>,
 }
@@ -37,6 +38,8 @@ struct State {
 const LOOK: Duration = Duration::from_millis(20);
 /// How often the log's size is looked at.
 const LOOK_AT_LOG: Duration = Duration::from_millis(500);
+/// Flushes for the log's sake are at least this far apart.
+const FLUSH_FOR_LOG: Duration = Duration::from_secs(2);
 /// The log is purged this long after a flush: the loops compact first.
 const PURGE_AFTER: Duration = Duration::from_millis(300);
 /// And at least this often, for what was compacted later.
@@ -56,6 +59,10 @@ impl Upkeep {
         self.wake();
     }
 
+    fn is_full(&self, room: Room) -> bool {
+        self.full.load(Ordering::Acquire) & room as u8 != 0
+    }
+
     /// Ends the threads.
     pub fn close(&self) {
         self.state.lock().closed = true;
@@ -68,6 +75,36 @@ impl Upkeep {
         if !state.closed && !shared.stopped() {
             self.wake.wait_for(&mut state, at_most);
         }
+    }
+}
+
+/// Who needs room on the disk. Bits, so that several may lack it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Room {
+    /// The log.
+    Log = 1,
+    /// The state store.
+    State = 2,
+}
+
+/// A room found no place to write: new writes are refused from now on.
+pub fn is_full(shared: &Shared, room: Room, error: &Error) {
+    let before = shared.upkeep.full.fetch_or(room as u8, Ordering::AcqRel);
+    if before & room as u8 == 0 {
+        tracing::warn!(?room, %error, "no place to write: writes are refused");
+    }
+    shared.post_all(|| Event::DiskSpace(DiskSpace::Full));
+}
+
+/// A room could write. Writes are taken again once no room lacks place.
+pub fn has_room(shared: &Shared, room: Room) {
+    if shared.upkeep.full.load(Ordering::Acquire) == 0 {
+        return;
+    }
+    let before = shared.upkeep.full.fetch_and(!(room as u8), Ordering::AcqRel);
+    if before == room as u8 {
+        tracing::info!("there is room again: writes are taken");
+        shared.post_all(|| Event::DiskSpace(DiskSpace::Enough));
     }
 }
 
@@ -95,7 +132,6 @@ pub fn flush_now(shared: &Shared, how: FlushNow) -> Result<()> {
 pub fn run_flusher(shared: &Shared) {
     let mut flushed_at = Instant::now();
     let mut looked_at = Instant::now();
-    let mut full = false;
     while !shared.stopped() {
         shared.upkeep.pause(shared, LOOK);
         if shared.stopped() {
@@ -104,27 +140,22 @@ pub fn run_flusher(shared: &Shared) {
         let behind = shared.kv.memtable_bytes() > shared.config.memtable_bytes_max;
         shared.behind.store(behind, Ordering::Relaxed);
         let wanted = shared.upkeep.flush_wanted.swap(false, Ordering::Relaxed);
-        let mut due = full || behind || wanted || shared.kv.should_flush();
+        let mut due = shared.upkeep.is_full(Room::State) || behind || wanted || shared.kv.should_flush();
         due |= flushed_at.elapsed() >= shared.config.flush_interval;
         if looked_at.elapsed() >= LOOK_AT_LOG {
             looked_at = Instant::now();
-            // Not at every look: a log that pinned segments keep large would be flushed for nothing.
-            due |= shared.log.stats().disk_bytes > shared.config.log_budget_bytes;
+            // Not at every look: a log that a laggard keeps large would be flushed for nothing.
+            due |= flushed_at.elapsed() >= FLUSH_FOR_LOG
+                && shared.log.stats().disk_bytes > shared.config.log_budget_bytes;
         }
         if !due {
             continue;
         }
         flushed_at = Instant::now();
         match flush(shared) {
-            Ok(_) => {
-                if std::mem::take(&mut full) {
-                    shared.post_all(|| Event::DiskSpace(DiskSpace::Enough));
-                }
-            }
+            Ok(_) => has_room(shared, Room::State),
             Err(error @ Error::DiskFull { .. }) => {
-                tracing::warn!(%error, "the state store cannot be flushed: writes are refused");
-                full = true;
-                shared.post_all(|| Event::DiskSpace(DiskSpace::Full));
+                is_full(shared, Room::State, &error);
                 shared.upkeep.pause(shared, FULL_PAUSE);
             }
             Err(error) => return shared.fail("flush", error),

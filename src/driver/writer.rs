@@ -1,9 +1,10 @@
 //! The log writer: one thread writes and syncs for all groups, then releases what waited for it.
 
 use super::Shared;
+use super::upkeep::{Room, has_room, is_full};
 use crate::error::Error;
 use crate::log::Seq;
-use crate::store::{AfterPersist, DiskSpace, Event};
+use crate::store::{AfterPersist, Event};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -83,7 +84,6 @@ pub fn release_all(shared: &Shared) {
 /// The thread.
 pub fn run(shared: &Shared) {
     let mut unstated = false;
-    let mut full = false;
     while !shared.stopped() {
         if !shared.log.wait_for_work(NAP) {
             // Quiet: state on the disk what is durable, so that damage to it is told from a torn tail.
@@ -103,16 +103,11 @@ pub fn run(shared: &Shared) {
         match shared.log.write_round() {
             Ok(_) => {
                 unstated = true;
-                if std::mem::take(&mut full) {
-                    shared.post_all(|| Event::DiskSpace(DiskSpace::Enough));
-                }
+                has_room(shared, Room::Log);
                 release_all(shared);
             }
             Err(error @ Error::DiskFull { .. }) => {
-                if !std::mem::replace(&mut full, true) {
-                    tracing::warn!(%error, "the log cannot grow: writes are refused");
-                }
-                shared.post_all(|| Event::DiskSpace(DiskSpace::Full));
+                is_full(shared, Room::Log, &error);
                 shared.upkeep.log_is_full();
                 shared.upkeep.pause(shared, FULL_PAUSE);
             }

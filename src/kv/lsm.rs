@@ -100,14 +100,7 @@ impl LsmTables {
         let strategy = lsm_tree::compaction::Leveled::default()
             .with_l0_threshold(options.l0_runs.max(2))
             .with_table_target_size(options.table_bytes);
-        Ok(LsmTables {
-            tree,
-            visible,
-            strategy: Arc::new(strategy),
-            options,
-            path,
-            _lock: lock,
-        })
+        Ok(LsmTables { tree, visible, strategy: Arc::new(strategy), options, path, _lock: lock })
     }
 
     fn error(&self, op: &'static str, error: lsm_tree::Error) -> Error {
@@ -149,7 +142,10 @@ fn check_version_file(tree: &Path) -> Result<()> {
     hasher.write_all(&bytes).map_err(|e| Error::io("checksum", &version, e))?;
     let found = hasher.checksum().into_u128();
     if found.to_le_bytes() != sum {
-        return Err(damaged(version, format!("checksum {found:032x} differs from the one recorded")));
+        return Err(damaged(
+            version,
+            format!("checksum {found:032x} differs from the one recorded"),
+        ));
     }
     Ok(())
 }

@@ -198,11 +198,9 @@ impl Inspector {
 
     /// Every record that counts, in order, one segment in memory at a time.
     pub fn records(&self) -> impl Iterator<Item = Result<RecordView>> + '_ {
-        self.found.iter().filter(|f| !f.is_void()).flat_map(|segment| {
-            match read_segment(segment) {
-                Ok(records) => records.into_iter().map(Ok).collect::<Vec<_>>(),
-                Err(error) => vec![Err(error)],
-            }
+        self.found.iter().filter(|f| !f.is_void()).flat_map(|segment| match read_segment(segment) {
+            Ok(records) => records.into_iter().map(Ok).collect::<Vec<_>>(),
+            Err(error) => vec![Err(error)],
         })
     }
 
@@ -221,8 +219,15 @@ pub fn verify(disk: &dyn Disk, dir: &Path) -> Result<Report> {
     Inspector::open(disk, dir)?.verify()
 }
 
+fn read_bytes(segment: &Found) -> Result<Vec<u8>> {
+    match segment.limit {
+        Some(_) => segment.read(),
+        None => segment.read_backwards(),
+    }
+}
+
 fn read_segment(segment: &Found) -> Result<Vec<RecordView>> {
-    let bytes = Bytes::from(segment.read()?);
+    let bytes = Bytes::from(read_bytes(segment)?);
     let mut scan = Scan::new(&bytes, &segment.header, segment.limit);
     let mut views = Vec::new();
     while let Some(record) = scan.next() {
@@ -333,7 +338,7 @@ impl Check {
             self.note(segment, bad, FindingKind::Rot, what, base);
         }
         self.segments += 1;
-        let bytes = segment.read()?;
+        let bytes = read_bytes(segment)?;
         let mut scan = Scan::new(&bytes, &segment.header, segment.limit);
         let mut records = Vec::new();
         while let Some(record) = scan.next() {

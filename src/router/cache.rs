@@ -82,7 +82,8 @@ impl RangeCache {
         if range.is_empty() {
             return Vec::new();
         }
-        let first = match self.by_start.range::<[u8], _>(up_to(Included(&range.start))).next_back() {
+        let first = match self.by_start.range::<[u8], _>(up_to(Included(&range.start))).next_back()
+        {
             Some((start, route)) if route.region.range.contains(&range.start) => start.clone(),
             _ => range.start.clone(),
         };
@@ -109,9 +110,8 @@ impl RangeCache {
             self.by_start.remove(&gone.region.range.start);
             self.starts.remove(&gone.region.id);
         }
-        let leader = known
-            .and_then(|known| known.leader)
-            .filter(|store| region.peer_on(*store).is_some());
+        let leader =
+            known.and_then(|known| known.leader).filter(|store| region.peer_on(*store).is_some());
         let start = region.range.start.clone();
         self.starts.insert(region.id, start.clone());
         self.by_start.insert(start, Route { region: Arc::new(region), leader });

@@ -30,11 +30,7 @@ fn unknown(key: &[u8]) -> Error {
 fn open_part<'a>(parts: &'a mut Vec<Open>, route: &Route) -> &'a mut Open {
     let at = parts.iter().position(|part| part.route.region.id == route.region.id);
     let at = at.unwrap_or_else(|| {
-        parts.push(Open {
-            route: route.clone(),
-            builder: BatchBuilder::new(),
-            swaps: Vec::new(),
-        });
+        parts.push(Open { route: route.clone(), builder: BatchBuilder::new(), swaps: Vec::new() });
         parts.len() - 1
     });
     &mut parts[at]
@@ -86,7 +82,11 @@ pub fn split_batch(cache: &RangeCache, batch: &Bytes) -> Result<Vec<Part>> {
         let raw = from..ops.position();
         from = raw.end;
         if let Op::DeleteRange { start, end } = op {
-            split_range(cache, &KeyRange { start: batch.slice(start), end: batch.slice(end) }, &mut parts)?;
+            split_range(
+                cache,
+                &KeyRange { start: batch.slice(start), end: batch.slice(end) },
+                &mut parts,
+            )?;
             continue;
         }
         let key = &batch[op.key()];
