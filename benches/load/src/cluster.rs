@@ -30,8 +30,7 @@ pub struct Cluster {
 fn free_addresses(count: u64) -> Result<BTreeMap<u64, String>> {
     let listeners: Vec<TcpListener> =
         (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
-    let address = |listener: &TcpListener| Ok(listener.local_addr()?.to_string());
-    (1..).zip(&listeners).map(|(id, listener)| Ok((id, address(listener)?))).collect()
+    (1..).zip(&listeners).map(|(id, socket)| Ok((id, socket.local_addr()?.to_string()))).collect()
 }
 
 fn config(plan: &Plan, dir: &Path, id: u64, addresses: &BTreeMap<u64, String>) -> NodeConfig {
@@ -145,8 +144,7 @@ impl Cluster {
     /// What the nodes and the process have used so far.
     pub fn cost(&self) -> Cost {
         let used = Used::now();
-        let mut cost =
-            Cost { storage_bytes: used.storage_bytes, cpu: used.cpu, ..Cost::default() };
+        let mut cost = Cost { storage_bytes: used.storage_bytes, cpu: used.cpu, ..Cost::default() };
         for log in self.nodes.iter().map(|node| node.stats().log) {
             cost.entries += log.entries;
             cost.fsyncs += log.fsyncs;

@@ -118,9 +118,8 @@ impl Source for Entry {
     fn scan(&self, start: &[u8], end: &[u8], each: &mut dyn FnMut(&[u8], &[u8])) -> Result<()> {
         let range = KeyRange::new(start.to_vec(), end.to_vec());
         let client = &self.clients[self.node(None)];
-        let mut pages = client
-            .scan(range, Direction::Forward, ReadLevel::Linearizable)
-            .page_size(PAGE_ITEMS);
+        let mut pages =
+            client.scan(range, Direction::Forward, ReadLevel::Linearizable).page_size(PAGE_ITEMS);
         while let Some(page) = wait(pages.next_page()).context("cannot read back")? {
             for (key, value) in &page {
                 each(key, value);
