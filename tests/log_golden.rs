@@ -2,6 +2,8 @@
 //! the golden segment opens. After a deliberate change of the format (and of its version), write it
 //! anew with `LOG_GOLDEN=write cargo test -p catamaran --test log_golden`.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so when it fails")]
+
 mod log_disk;
 
 use catamaran::Error;

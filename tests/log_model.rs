@@ -1,5 +1,7 @@
 //! Random workloads against a plain map, with reopening, on the real file system.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so when it fails")]
+
 use catamaran::Error;
 use catamaran::env::os::OsDisk;
 use catamaran::log::{Entry, Log, LogBatch, Options};
@@ -271,4 +273,50 @@ fn inspection_beside_a_live_log_sees_no_damage() {
         }
         assert!(looks > 0);
     });
+}
+
+#[test]
+fn laggards_do_not_pin_segments() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { segment_bytes: 256 << 10, cache_bytes: 0, ..Options::default() };
+    let (log, _) = Log::open(Arc::new(OsDisk), dir.path(), options.clone()).unwrap();
+    let data = |group: u64, index: u64| format!("{group}/{index};").repeat(20).into_bytes();
+    for index in 1..=200u64 {
+        let mut batch = LogBatch::new();
+        for group in 0..200u64 {
+            let data = data(group, index).into();
+            batch.append(group, [Entry { index, term: index / 30, kind: 0, data }]);
+            log.trim_cache(group, index);
+            // Two groups of 200 never compact.
+            if index > 2 && group >= 2 {
+                batch.compact_to(group, LogPosition { index: index - 2, term: (index - 2) / 30 });
+            }
+        }
+        log.submit(batch).unwrap();
+        log.write_round().unwrap();
+        if index % 10 == 0 {
+            log.purge().unwrap();
+        }
+    }
+    while log.purge().unwrap().segments > 0 {}
+    let stats = log.stats();
+    let segments = stats.disk_bytes - stats.spares * options.segment_bytes;
+    // A few segments stay whatever lives in them; 8 MB were written.
+    assert!(segments <= 2 * stats.live_bytes + 6 * options.segment_bytes, "{stats:?}");
+    let whole = |log: &Log| {
+        for group in 0..2 {
+            let entries = log.entries(group, 1, 201, u64::MAX).unwrap();
+            assert_eq!(entries.len(), 200);
+            for entry in entries {
+                assert_eq!(&entry.data[..], data(group, entry.index));
+                assert_eq!(entry.term, entry.index / 30);
+            }
+        }
+        assert_eq!((log.first_index(77), log.last_index(77)), (199, 200));
+    };
+    whole(&log);
+    drop(log);
+    let (log, recovery) = Log::open(Arc::new(OsDisk), dir.path(), options).unwrap();
+    assert!(recovery.quarantined.is_empty());
+    whole(&log);
 }

@@ -1,6 +1,8 @@
 //! Quick figures on the real disk, to see that nothing got slow. Ignored by default:
 //! `cargo test --release -p catamaran --test log_speed -- --ignored --nocapture`
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so when it fails")]
+
 use catamaran::env::os::OsDisk;
 use catamaran::log::{Entry, Log, LogBatch, Options, Seq};
 use catamaran::types::LogPosition;
@@ -84,11 +86,11 @@ fn many(threads: u64, span: u64, per_group: u64, size: usize, window: usize, rou
                         let entry = |index| Entry { index, term: 1, kind: 0, data: data.clone() };
                         batch.append(t * groups + group, (at..at + per_group).map(entry));
                         next[group as usize] += per_group;
-                        if at % 64 == 0 && at > 64 {
+                        if at.is_multiple_of(64) && at > 64 {
                             let to = LogPosition { index: at - 64, term: 1 };
                             batch.compact_to(t * groups + group, to);
                         }
-                        if at % 16 == 0 {
+                        if at.is_multiple_of(16) {
                             log.trim_cache(t * groups + group, at - 1);
                         }
                     }

@@ -202,7 +202,7 @@ impl Log {
         }
         {
             let mut queue = self.shared.queue.lock();
-            self.submit_locked(&mut queue, LogBatch::new().encode()?)?;
+            self.shared.enqueue(&mut queue, LogBatch::new().encode()?);
         }
         let round = self.shared.round(&mut writer, Reserve::Keep)?;
         // The mark itself carries nothing: that it is not stated by another costs nothing.
@@ -474,7 +474,7 @@ impl Options {
     pub(super) fn check(&self) -> Result<()> {
         let block = BLOCK as u64;
         if self.segment_bytes < 2 * block
-            || self.segment_bytes % block != 0
+            || !self.segment_bytes.is_multiple_of(block)
             || self.segment_bytes > 1 << 31
         {
             let what =

@@ -34,7 +34,8 @@ struct Arguments {
 }
 
 fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
-    let mut out = Arguments { seeds: 0..0, steps: None, planted: None, single: false, trace: false };
+    let mut out =
+        Arguments { seeds: 0..0, steps: None, planted: None, single: false, trace: false };
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or(format!("{word} needs a value"));
         let number = |text: &str| text.parse::<u64>().map_err(|_| format!("not a number: {text}"));
@@ -113,7 +114,8 @@ fn swarm(arguments: &Arguments) -> Vec<Report> {
 fn print(report: &Report, arguments: &Arguments) {
     if let Some(violation) = &report.violation {
         let steps = arguments.steps.map_or(String::new(), |steps| format!(" --steps {steps}"));
-        let planted = arguments.planted.map_or(String::new(), |(bug, _)| format!(" --planted {bug}"));
+        let planted =
+            arguments.planted.map_or(String::new(), |(bug, _)| format!(" --planted {bug}"));
         println!(
             "seed {} FAILED: {} | replay: catamaran-sim --workload kv --seed {}{steps}{planted}",
             report.seed,

@@ -242,9 +242,7 @@ impl Client {
 
 fn draw_level(rng: &mut Rng) -> ReadLevel {
     match rng.range("client.level", 0..4) {
-        0 => ReadLevel::Stale {
-            max: Duration::from_millis(rng.range("client.stale", 50..2000)),
-        },
+        0 => ReadLevel::Stale { max: Duration::from_millis(rng.range("client.stale", 50..2000)) },
         1 | 2 => ReadLevel::Lease,
         _ => ReadLevel::Linearizable,
     }

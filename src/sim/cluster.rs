@@ -212,7 +212,14 @@ impl Cluster {
     }
 
     /// Hands an event to a loop and makes sure that it drains soon.
-    pub(super) fn post(&mut self, now: Time, id: StoreId, life: u64, at: usize, event: Event) -> Step {
+    pub(super) fn post(
+        &mut self,
+        now: Time,
+        id: StoreId,
+        life: u64,
+        at: usize,
+        event: Event,
+    ) -> Step {
         let pause = self.pause("drain.pause", 300);
         let Some(node) = self.alive(id, life) else { return Ok(()) };
         let local = node.now(now);
@@ -548,10 +555,10 @@ impl Cluster {
         }
         for status in self.statuses(id) {
             if let Some(reason) = status.quarantined {
-                return Err(violation("no replica is fenced without damage", format!(
-                    "{id} {}: {reason}",
-                    status.region.id
-                )));
+                return Err(violation(
+                    "no replica is fenced without damage",
+                    format!("{id} {}: {reason}", status.region.id),
+                ));
             }
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! A disk in memory that keeps a journal of what was done to it, so that a test can stand at any
 //! operation and ask what a crash could have left behind.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so when it fails")]
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use catamaran::env::{DirLock, Disk, File, OpenMode};
