@@ -3,13 +3,14 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
+use bytes::Bytes;
 use catamaran::config::StateKind;
 use catamaran::env::mem::MemDisk;
-use catamaran::region::machine::NullMachine;
+use catamaran::region::machine::{Context, NullMachine, StateMachine};
 use catamaran::store::ReadLevel;
 use catamaran::transport::Hub;
 use catamaran::types::{RegionId, StoreId};
-use catamaran::{Node, NodeConfig, Outcome};
+use catamaran::{Error, Node, NodeConfig, Outcome, Result};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -69,8 +70,8 @@ fn a_cut_off_leader_serves_nothing_stale() {
     assert!(write.is_err());
 
     hub.heal_all();
-    for at in 0..3 {
-        let client = nodes[at].client().blocking();
+    for node in &nodes {
+        let client = node.client().blocking();
         let value = client.get("k").unwrap().unwrap();
         // The write during the cut has an unknown outcome only if it reached a log.
         match write.as_ref().unwrap_err().outcome() {
@@ -125,4 +126,40 @@ fn the_parts_of_the_consensus_benchmark_fit() {
     }
     let applied = nodes.iter().map(|node| node.stats().driver.applied_entries).max();
     assert!(applied >= Some(100));
+}
+
+/// Fails on one command: to a store that is a reason to stop.
+struct Brittle;
+
+impl StateMachine for Brittle {
+    fn apply(&self, _context: &mut Context<'_>, command: &Bytes) -> Result<Bytes> {
+        match &command[..] {
+            b"boom" => Err(Error::Identity("boom".into())),
+            _ => Ok(command.clone()),
+        }
+    }
+}
+
+#[test]
+fn an_apply_error_stops_the_node_and_tells_everybody() {
+    let config = NodeConfig {
+        data_dir: "alone".into(),
+        state: StateKind::Memory,
+        tick_ms: 20,
+        segment_bytes: 1 << 20,
+        ..NodeConfig::default()
+    };
+    let disk = Arc::new(MemDisk::default());
+    let node = Node::builder(config).disk(disk).machine(Arc::new(Brittle)).open().unwrap();
+    let client = node.client().blocking();
+    assert_eq!(client.execute("k", "fine").unwrap(), "fine");
+    assert!(node.health().is_none());
+    let told = client.execute("k", "boom").unwrap_err();
+    assert!(matches!(&told, Error::Stopped { reason } if reason.contains("boom")), "{told}");
+    assert_eq!(told.outcome(), Outcome::Unknown);
+    assert!(matches!(node.health(), Some(Error::Stopped { .. })));
+    let later = client.execute("k", "fine").unwrap_err();
+    assert!(matches!(later, Error::Stopped { .. }), "{later}");
+    // Closing what has stopped already neither hangs nor fails.
+    node.shutdown().unwrap();
 }
