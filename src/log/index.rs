@@ -193,8 +193,8 @@ impl Group {
             self.terms.pop();
         }
         let mut freed = 0;
-        while let Some(entry) = self.cache.pop_back_if(|e| e.index >= first) {
-            freed += weight(&entry);
+        while self.cache.back().is_some_and(|e| e.index >= first) {
+            freed += self.cache.pop_back().map_or(0, |e| weight(&e));
         }
         freed
     }
@@ -223,8 +223,8 @@ impl Group {
         self.truncated = to;
         self.base_seq = seq;
         let mut freed = 0;
-        while let Some(entry) = self.cache.pop_front_if(|e| e.index <= to.index) {
-            freed += weight(&entry);
+        while self.cache.front().is_some_and(|e| e.index <= to.index) {
+            freed += self.cache.pop_front().map_or(0, |e| weight(&e));
         }
         freed
     }

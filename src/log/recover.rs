@@ -3,7 +3,7 @@
 use super::format::{BLOCK, BadSum, Op, RecordHeader, align};
 use super::index::{Damage, Dead, Index};
 use super::scan::{End, Found, Neighbour, Record, Scan, find_segments};
-use super::segment::{Pool, Reserve, SEGMENT_SUFFIX, Segment, SegmentTable, parse_name};
+use super::segment::{Pool, Reserve, SEGMENT_SUFFIX, Segment, SegmentTable, make_spare, parse_name};
 use super::write::{Queue, Waiters, Writer};
 use super::{Counters, GroupId, Log, Options, Shared};
 use crate::env::{Disk, OpenMode};
@@ -135,11 +135,16 @@ impl Log {
         pool.adopt(&names)?;
         let (active, base) = replay.take_over(&mut pool, tail, &options)?;
         let table = replay.build_table(&mut pool, found, active, base)?;
-        // The reserve: a log that cannot make it must not take writes that it could not purge.
         if pool.len() == 0 {
+            // The reserve. On a full disk the log opens without: it can be read, and purged.
             let path = pool.next_path();
-            let spare = super::segment::make_spare(&*disk, dir, path, options.segment_bytes)?;
-            pool.put(spare);
+            match make_spare(&*disk, dir, path, options.segment_bytes) {
+                Ok(spare) => pool.put(spare),
+                Err(Error::DiskFull { path }) => {
+                    tracing::warn!(?path, "no room for a spare segment");
+                }
+                Err(error) => return Err(error),
+            }
         }
 
         let Replay { index, recovery, next_seq, .. } = replay;
