@@ -1,6 +1,8 @@
 //! What each verb prints, to the letter, and how it exits. `UPDATE_GOLDEN=1` writes the files anew; look
 //! at the difference before you commit it.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
 mod fixture;
 
 use bytes::Bytes;

@@ -7,8 +7,13 @@ use crate::failure::{Failure, Verdict};
 use crate::load::{Loaded, LogDir};
 use crate::model::{Standing, name};
 use crate::output::{Page, Table, cell, hex32, print};
-use catamaran::log::inspect::FindingKind;
+use catamaran::log::BLOCK;
+use catamaran::log::inspect::{Finding, FindingKind};
 use serde::Serialize;
+use std::os::unix::fs::FileExt;
+
+/// Size of a record's header: magic, checksum of the rest, the rest.
+const RECORD_HEADER: usize = 48;
 
 #[derive(Serialize)]
 struct Verified {
@@ -125,6 +130,28 @@ fn kind_name(kind: FindingKind) -> &'static str {
     }
 }
 
+/// A record that was not found where it should be: perhaps the very bytes are damaged that say whose
+/// life of the file it belongs to. Then its checksum says so. It begins where the one before ended, or at
+/// the next block.
+fn unread_record(finding: &Finding) -> Option<Finding> {
+    let file = std::fs::File::open(&finding.file).ok()?;
+    let block = finding.offset.next_multiple_of(BLOCK as u64);
+    [finding.offset, block].into_iter().find_map(|offset| {
+        let mut head = [0; RECORD_HEADER];
+        file.read_exact_at(&mut head, offset).ok()?;
+        let mut sum = [0; 4];
+        sum.copy_from_slice(&head[4..8]);
+        let (expected, found) = (u32::from_le_bytes(sum), crc32c::crc32c(&head[8..]));
+        let written = head.iter().any(|byte| *byte != 0);
+        (written && expected != found).then(|| Finding {
+            offset,
+            expected,
+            found,
+            ..finding.clone()
+        })
+    })
+}
+
 /// `verify`.
 pub fn run(args: &Groups, context: &mut Context<'_>) -> Result<Verdict, Failure> {
     let Loaded { model, report } = LogDir::find(&args.at.dir)?.load(|_, _, _| ())?;
@@ -147,6 +174,11 @@ pub fn run(args: &Groups, context: &mut Context<'_>) -> Result<Verdict, Failure>
     let findings = report.findings.iter().filter(|finding| wanted(finding.group));
     let mut findings: Vec<Found> = findings
         .map(|finding| {
+            let unread = match finding.kind == FindingKind::Rot && finding.offset > 0 {
+                true if (finding.expected, finding.found) == (0, 0) => unread_record(finding),
+                _ => None,
+            };
+            let finding = unread.as_ref().unwrap_or(finding);
             // Where a record should begin and nothing does there is no checksum to compare.
             let sums = (finding.expected, finding.found) != (0, 0)
                 && finding.kind != FindingKind::BeyondDurable;
@@ -158,7 +190,10 @@ pub fn run(args: &Groups, context: &mut Context<'_>) -> Result<Verdict, Failure>
                 found: sums.then(|| hex32(finding.found)),
                 group: finding.group,
                 last_good: finding.group.and_then(last_good),
-                detail: finding.detail.clone(),
+                detail: match sums && finding.expected == finding.found {
+                    true => format!("{}: its magic number, checksum unharmed", finding.detail),
+                    false => finding.detail.clone(),
+                },
             }
         })
         .collect();
