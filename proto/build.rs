@@ -1,4 +1,9 @@
 //! Generates the Rust side of `proto/*.proto` into `OUT_DIR` (pure Rust, no protoc needed).
+#![expect(
+    clippy::expect_used,
+    reason = "a failing build script stops the build, which is the point"
+)]
+
 use std::path::Path;
 
 fn main() {

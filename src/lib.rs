@@ -5,10 +5,13 @@ pub mod error;
 pub mod pb;
 pub mod types;
 
+pub mod client;
 pub mod codec;
+pub mod config;
 pub mod driver;
 pub mod kv;
 pub mod log;
+pub mod node;
 pub mod raft;
 pub mod region;
 pub mod router;
@@ -17,4 +20,7 @@ pub mod sim;
 pub mod store;
 pub mod transport;
 
+pub use client::{Batch, Client};
+pub use config::NodeConfig;
 pub use error::{Error, Outcome, Result};
+pub use node::Node;

@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::types::*;
 use bytes::Bytes;
 
-#[allow(warnings, clippy::all)]
+#[allow(warnings, clippy::all, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 #[rustfmt::skip]
 mod generated {
     include!(concat!(env!("OUT_DIR"), "/meta.rs"));

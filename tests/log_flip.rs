@@ -1,6 +1,8 @@
 //! One flipped byte anywhere: reported with file and offset, or harmless; never lost silently and
 //! never served.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so when it fails")]
+
 mod log_disk;
 
 use catamaran::Error;
@@ -14,12 +16,7 @@ use std::sync::Arc;
 const DIR: &str = "/log";
 
 fn options() -> Options {
-    Options {
-        segment_bytes: 32 << 10,
-        cache_bytes: 0,
-        spare_segments: 1,
-        ..Options::default()
-    }
+    Options { segment_bytes: 32 << 10, cache_bytes: 0, spare_segments: 1, ..Options::default() }
 }
 
 fn open(disk: &MemDisk) -> catamaran::Result<(Log, catamaran::log::Recovery)> {
@@ -102,8 +99,10 @@ fn one_flipped_byte() {
                     let near = report.findings.iter().find(|f| {
                         f.file == *path && f.offset <= at as u64 && at as u64 <= f.offset + 4096
                     });
-                    assert!(report.findings.is_empty() || near.is_some() || !report.is_rotten(),
-                        "{where_}: {report:?}");
+                    assert!(
+                        report.findings.is_empty() || near.is_some() || !report.is_rotten(),
+                        "{where_}: {report:?}"
+                    );
                     if report.is_rotten() {
                         Some(FindingKind::Rot)
                     } else {
@@ -142,7 +141,9 @@ fn one_flipped_byte() {
             }
         }
     }
-    println!("{rot} rot, {torn} torn, {quiet} harmless; {refused} refused, {fenced} fenced one group");
+    println!(
+        "{rot} rot, {torn} torn, {quiet} harmless; {refused} refused, {fenced} fenced one group"
+    );
     assert!(rot > 0 && quiet > 0 && fenced > 0);
 }
 

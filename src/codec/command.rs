@@ -213,6 +213,11 @@ pub fn ops(batch: &[u8]) -> Ops<'_> {
 }
 
 impl Ops<'_> {
+    /// Where in the batch the next operation starts.
+    pub fn position(&self) -> usize {
+        self.at
+    }
+
     fn read(&mut self) -> Result<Op> {
         let bytes = self.bytes;
         let head =

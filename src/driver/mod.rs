@@ -1,1 +1,558 @@
-//! (room being built)
+//! The engine room: the threads of a node around the deterministic [`Store`]s.
+//!
+//! | thread | how many | does |
+//! |---|---|---|
+//! | store loop (`round`) | `loops` | swaps its inbox out, handles everything, ticks, drains once, hands the effects on |
+//! | log writer (`writer`) | 1 | writes and syncs all that waits, then releases what waited for it |
+//! | apply (`apply`) | `apply_workers` | applies committed entries, answers callers |
+//! | reads ([`readers`]) | `read_workers` | reads that waited for a grant, and forwarded ones |
+//! | flusher, compactor, keeper (`upkeep`) | 3 | flush the state store; compact it; purge the log and make its spare files |
+//! | timer ([`timer`]) | 1 | deadlines and retries of callers |
+//!
+//! Their number does not depend on the number of regions. A write crosses: caller -> inbox -> loop ->
+//! log writer (and transport) -> loop (`Persisted`, acknowledgements) -> apply -> caller. Everything is
+//! handed over in batches, and a thread is woken only when it sleeps.
+//!
+//! **Bounds.** Inboxes bound what clients propose and what peers send; a full one answers `Busy` or
+//! drops (raft sends again). Apply queues and the state store's memtables do not refuse work that is
+//! committed; instead [`Driver::pressure`] refuses new proposals. Completions are bounded by the work
+//! that they complete.
+//!
+//! **Stopping.** A failed sync or an apply error stops the node at once: [`Driver::stop`] keeps the first
+//! reason, closes every queue, sends every waiting caller home with it. Nothing is flushed then; the log
+//! has all that was acknowledged.
+//!
+//! Not done: moving regions between loops by load (a region's loop is its id modulo the loops).
+
+mod apply;
+mod clock;
+mod inbox;
+pub mod readers;
+mod round;
+pub mod timer;
+mod upkeep;
+pub mod waiting;
+mod writer;
+
+pub use clock::Clock;
+pub use timer::Timer;
+pub use upkeep::FlushNow;
+pub use waiting::{Slab, Waiter};
+
+use crate::env::Disk;
+use crate::error::{Error, Result};
+use crate::kv::StateStore;
+use crate::log::Log;
+use crate::raft::{Envelope, Lane};
+use crate::region::apply::Applier;
+use crate::region::effects::SnapshotSend;
+use crate::store::{Delivered, Event, Proposal, ReadLevel, ReadRequest, Registry, Store, Token};
+use crate::types::{RegionId, StoreId, Time};
+use apply::ApplyQueue;
+use bytes::Bytes;
+use inbox::Inbox;
+use parking_lot::Mutex;
+use readers::Readers;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use waiting::Desks;
+use writer::WriterQueue;
+
+/// The way out of a node, as the driver sees it. Must not block.
+pub trait Outward: Send + Sync + 'static {
+    /// Sends raft messages, best effort.
+    fn send(&self, to: StoreId, lane: Lane, envelopes: Vec<Envelope>);
+    /// Streams a snapshot; tells the end to `done`, exactly once.
+    fn send_snapshot(&self, snapshot: SnapshotSend, done: Box<dyn FnOnce(Delivered) + Send>);
+}
+
+/// Limits and times of the driver; see `NodeConfig` for their meaning.
+#[derive(Clone, Debug)]
+pub struct DriverConfig {
+    /// One tick of the logical clock.
+    pub tick: Duration,
+    /// Threads for reads.
+    pub read_workers: usize,
+    /// Client bytes in one inbox.
+    pub inbox_bytes: usize,
+    /// Raft message bytes in one inbox.
+    pub inbox_message_bytes: usize,
+    /// Committed bytes waiting to be applied above which proposals are refused.
+    pub apply_queue_bytes: usize,
+    /// Memtable bytes above which proposals are refused.
+    pub memtable_bytes_max: u64,
+    /// Log bytes on disk above which the state store is flushed.
+    pub log_budget_bytes: u64,
+    /// Time between flushes while something changes, at most.
+    pub flush_interval: Duration,
+}
+
+/// What a driver is made of.
+pub struct Parts {
+    /// Limits and times.
+    pub config: DriverConfig,
+    /// One store for each loop, shard `i` of `stores.len()` at place `i`.
+    pub stores: Vec<Store>,
+    /// One applier for each apply worker.
+    pub appliers: Vec<Applier>,
+    /// The log.
+    pub log: Log,
+    /// The state store.
+    pub kv: Arc<dyn StateStore>,
+    /// What the stores publish.
+    pub registry: Registry,
+    /// Where received snapshots lie.
+    pub disk: Arc<dyn Disk>,
+    /// The way out.
+    pub outward: Arc<dyn Outward>,
+    /// The clock that the stores were opened by.
+    pub clock: Clock,
+}
+
+/// A client batch and who waits for it.
+pub struct Submission {
+    /// The region its keys were routed to.
+    pub region: RegionId,
+    /// The epoch version it was routed for.
+    pub version: u64,
+    /// The state machine's command.
+    pub command: Bytes,
+    /// Who waits.
+    pub waiter: Waiter,
+}
+
+/// Counters of the driver.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct DriverStats {
+    /// Rounds of all store loops.
+    pub rounds: u64,
+    /// Entries applied.
+    pub applied_entries: u64,
+    /// Bytes of them.
+    pub applied_bytes: u64,
+    /// Passes of the apply workers.
+    pub apply_passes: u64,
+    /// Raft messages dropped because an inbox was full.
+    pub dropped_messages: u64,
+    /// Client batches refused with `Busy` before they reached a loop.
+    pub refused_proposals: u64,
+    /// Callers waiting now.
+    pub waiting: u64,
+    /// Bytes waiting to be applied now.
+    pub apply_queue_bytes: u64,
+}
+
+#[derive(Default)]
+struct Counters {
+    rounds: AtomicU64,
+    applied_entries: AtomicU64,
+    applied_bytes: AtomicU64,
+    apply_passes: AtomicU64,
+    dropped_messages: AtomicU64,
+    refused_proposals: AtomicU64,
+}
+
+/// Everything that the threads share.
+struct Shared {
+    config: DriverConfig,
+    inboxes: Vec<Arc<Inbox>>,
+    desks: Desks,
+    writer: WriterQueue,
+    apply: Vec<ApplyQueue>,
+    apply_bytes: AtomicUsize,
+    readers: Readers,
+    upkeep: upkeep::Upkeep,
+    /// Raised while the state store owes too much to take more.
+    behind: AtomicBool,
+    log: Log,
+    kv: Arc<dyn StateStore>,
+    registry: Registry,
+    disk: Arc<dyn Disk>,
+    outward: Arc<dyn Outward>,
+    clock: Clock,
+    timer: Timer,
+    stopped: AtomicBool,
+    reason: Mutex<Option<Error>>,
+    counters: Counters,
+}
+
+/// A handle to a node's threads; clones share them.
+#[derive(Clone)]
+pub struct Driver {
+    shared: Arc<Shared>,
+    threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
+}
+
+impl Shared {
+    fn loop_of(&self, region: RegionId) -> usize {
+        (region.0 % self.inboxes.len() as u64) as usize
+    }
+
+    fn stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
+    fn post_all(&self, event: impl Fn() -> Event) {
+        for inbox in &self.inboxes {
+            inbox.post(event());
+        }
+    }
+
+    /// Keeps the first reason; closes everything.
+    fn stop(&self, why: Error) {
+        let error = {
+            let mut reason = self.reason.lock();
+            reason.get_or_insert(why).clone()
+        };
+        if self.stopped.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        for inbox in &self.inboxes {
+            inbox.close();
+        }
+        for queue in &self.apply {
+            queue.close();
+        }
+        self.upkeep.close();
+        self.log.wake_writer();
+        self.readers.stop();
+        self.desks.close(&error);
+    }
+
+    /// The node cannot go on.
+    fn fail(&self, room: &'static str, error: Error) {
+        if !self.stopped() {
+            tracing::error!(room, %error, "the store stops");
+        }
+        self.stop(Error::Stopped { reason: format!("{room}: {error}") });
+    }
+}
+
+type Body = Box<dyn FnOnce(&Shared) + Send>;
+
+impl Driver {
+    /// Starts the threads.
+    pub fn start(parts: Parts) -> Result<Driver> {
+        let Parts { config, stores, appliers, log, kv, registry, disk, outward, clock } = parts;
+        if stores.is_empty() || stores.len() > waiting::LOOPS_MAX || appliers.is_empty() {
+            return Err(Error::InvalidArgument("store loops or apply workers".into()));
+        }
+        let inbox = |_| Arc::new(Inbox::new(config.inbox_bytes, config.inbox_message_bytes));
+        let read_workers = config.read_workers.max(1);
+        let shared = Arc::new(Shared {
+            inboxes: (0..stores.len()).map(inbox).collect(),
+            desks: Desks::new(stores.len()),
+            writer: WriterQueue::new(stores.len()),
+            apply: appliers.iter().map(|_| ApplyQueue::default()).collect(),
+            apply_bytes: AtomicUsize::new(0),
+            readers: Readers::default(),
+            upkeep: upkeep::Upkeep::default(),
+            behind: AtomicBool::new(false),
+            timer: Timer::start("timer")?,
+            stopped: AtomicBool::new(false),
+            reason: Mutex::new(None),
+            counters: Counters::default(),
+            config,
+            log,
+            kv,
+            registry,
+            disk,
+            outward,
+            clock,
+        });
+        let mut bodies: Vec<(String, Body)> = Vec::new();
+        for (at, store) in stores.into_iter().enumerate() {
+            bodies.push((format!("store-{at}"), Box::new(move |s| round::run(s, at, store))));
+        }
+        for (at, applier) in appliers.into_iter().enumerate() {
+            bodies.push((format!("apply-{at}"), Box::new(move |s| apply::run(s, at, applier))));
+        }
+        for at in 0..read_workers {
+            bodies.push((format!("read-{at}"), Box::new(|s| s.readers.run())));
+        }
+        bodies.push(("log-writer".into(), Box::new(writer::run)));
+        bodies.push(("flusher".into(), Box::new(upkeep::run_flusher)));
+        bodies.push(("compactor".into(), Box::new(upkeep::run_compactor)));
+        bodies.push(("log-keeper".into(), Box::new(upkeep::run_keeper)));
+        let driver = Driver { shared, threads: Arc::default() };
+        for (name, body) in bodies {
+            if let Err(error) = driver.spawn(&name, body) {
+                driver.stop("a thread could not be started");
+                driver.join();
+                return Err(error);
+            }
+        }
+        driver.expire_callers();
+        Ok(driver)
+    }
+
+    fn spawn(&self, name: &str, body: Body) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let inside = move || {
+            let guard = Stopper(&shared);
+            body(&shared);
+            drop(guard);
+        };
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(inside)
+            .map_err(|e| Error::io("spawn thread", name, e))?;
+        self.threads.lock().push(thread);
+        Ok(())
+    }
+
+    /// Looks for overdue callers every now and then.
+    fn expire_callers(&self) {
+        let weak = Arc::downgrade(&self.shared);
+        expire_later(&self.shared.timer, weak);
+    }
+
+    /// Hands client batches to the loop of `region`, all under one lock. All of them must belong to
+    /// regions of one [loop](Self::loop_of). Every waiter is called, whatever happens.
+    pub fn propose(&self, at: RegionId, deadline: Time, submissions: Vec<Submission>) {
+        let shared = &self.shared;
+        let at = shared.loop_of(at);
+        if let Some(error) = self.pressure() {
+            shared
+                .counters
+                .refused_proposals
+                .fetch_add(submissions.len() as u64, Ordering::Relaxed);
+            for submission in submissions {
+                (submission.waiter)(Err(error.clone()));
+            }
+            return;
+        }
+        let mut proposals = Vec::with_capacity(submissions.len());
+        let mut waiters = Vec::with_capacity(submissions.len());
+        for Submission { region, version, command, waiter } in submissions {
+            proposals.push(Proposal { token: Token(0), region, version, command });
+            waiters.push(waiter);
+        }
+        let mut place = 0;
+        shared.desks.seat(at, deadline, waiters, |token| match token {
+            Some(token) => {
+                proposals[place].token = token;
+                place += 1;
+            }
+            None => {
+                proposals.remove(place);
+            }
+        });
+        let refused = shared.inboxes[at].propose(proposals);
+        if !refused.is_empty() {
+            shared.counters.refused_proposals.fetch_add(refused.len() as u64, Ordering::Relaxed);
+            let tokens = refused.into_iter().map(|proposal| proposal.token);
+            shared.desks.refuse(tokens, &Error::Busy { what: "store inbox" });
+        }
+    }
+
+    /// The loop that a region belongs to.
+    pub fn loop_of(&self, region: RegionId) -> usize {
+        self.shared.loop_of(region)
+    }
+
+    fn wait(&self, at: usize, deadline: Time, waiter: Waiter) -> Option<Token> {
+        let mut seat = None;
+        self.shared.desks.seat(at, deadline, [waiter], |token| seat = token);
+        seat
+    }
+
+    /// Asks for a read grant.
+    pub fn read(
+        &self,
+        region: RegionId,
+        version: u64,
+        level: ReadLevel,
+        deadline: Time,
+        waiter: Waiter,
+    ) {
+        let at = self.shared.loop_of(region);
+        if let Some(token) = self.wait(at, deadline, waiter)
+            && let Err(error) =
+                self.shared.inboxes[at].read(ReadRequest { token, region, version, level })
+        {
+            self.shared.desks.refuse([token], &error);
+        }
+    }
+
+    /// Hands leadership over.
+    pub fn transfer(&self, region: RegionId, to: Option<StoreId>, deadline: Time, waiter: Waiter) {
+        let at = self.shared.loop_of(region);
+        if let Some(token) = self.wait(at, deadline, waiter) {
+            self.shared.inboxes[at].post(Event::Transfer { token, region, to });
+        }
+    }
+
+    /// Asks every loop where its replicas stand: one answer for each.
+    pub fn status(&self, deadline: Time, mut waiter: impl FnMut() -> Waiter) {
+        for at in 0..self.shared.inboxes.len() {
+            if let Some(token) = self.wait(at, deadline, waiter()) {
+                self.shared.inboxes[at].post(Event::Status(token));
+            }
+        }
+    }
+
+    /// How many store loops there are.
+    pub fn loops(&self) -> usize {
+        self.shared.inboxes.len()
+    }
+
+    /// Raft messages from peers.
+    pub fn messages(&self, envelopes: Vec<Envelope>) {
+        let shared = &self.shared;
+        let dropped = match shared.inboxes.len() {
+            1 => shared.inboxes[0].messages(envelopes),
+            loops => {
+                let mut parts: Vec<Vec<Envelope>> = vec![Vec::new(); loops];
+                for envelope in envelopes {
+                    parts[shared.loop_of(envelope.region)].push(envelope);
+                }
+                let parts = parts.into_iter().enumerate().filter(|(_, part)| !part.is_empty());
+                parts.map(|(at, part)| shared.inboxes[at].messages(part)).sum()
+            }
+        };
+        if dropped > 0 {
+            shared.counters.dropped_messages.fetch_add(dropped as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// Tells one region's loop.
+    pub fn post(&self, region: RegionId, event: Event) {
+        self.shared.inboxes[self.shared.loop_of(region)].post(event);
+    }
+
+    /// Messages to a store do not arrive.
+    pub fn unreachable(&self, store: StoreId) {
+        self.shared.post_all(|| Event::Unreachable(store));
+    }
+
+    /// Why new proposals are refused, if they are.
+    pub fn pressure(&self) -> Option<Error> {
+        let shared = &self.shared;
+        if shared.stopped() {
+            return Some(self.stopped_error());
+        }
+        if shared.apply_bytes.load(Ordering::Relaxed) > shared.config.apply_queue_bytes {
+            return Some(Error::Busy { what: "apply queue" });
+        }
+        shared
+            .behind
+            .load(Ordering::Relaxed)
+            .then_some(Error::Busy { what: "state store (flush is behind)" })
+    }
+
+    /// Runs a read on a read thread.
+    pub fn spawn_read(&self, job: readers::ReadJob) -> Result<()> {
+        self.shared.readers.submit(job)
+    }
+
+    /// Flushes the state store soon, or waits for it.
+    pub fn flush(&self, how: FlushNow) -> Result<()> {
+        upkeep::flush_now(&self.shared, how)
+    }
+
+    /// The clock.
+    pub fn clock(&self) -> Clock {
+        self.shared.clock
+    }
+
+    /// The timer: for retries.
+    pub fn timer(&self) -> &Timer {
+        &self.shared.timer
+    }
+
+    /// The state store.
+    pub fn kv(&self) -> &Arc<dyn StateStore> {
+        &self.shared.kv
+    }
+
+    /// The log.
+    pub fn log(&self) -> &Log {
+        &self.shared.log
+    }
+
+    /// What the replicas publish.
+    pub fn registry(&self) -> &Registry {
+        &self.shared.registry
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> DriverStats {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = &self.shared.counters;
+        DriverStats {
+            rounds: load(&counters.rounds),
+            applied_entries: load(&counters.applied_entries),
+            applied_bytes: load(&counters.applied_bytes),
+            apply_passes: load(&counters.apply_passes),
+            dropped_messages: load(&counters.dropped_messages),
+            refused_proposals: load(&counters.refused_proposals),
+            waiting: self.shared.desks.len() as u64,
+            apply_queue_bytes: self.shared.apply_bytes.load(Ordering::Relaxed) as u64,
+        }
+    }
+
+    /// Why the threads have stopped, if they have.
+    pub fn stop_reason(&self) -> Option<Error> {
+        self.shared.reason.lock().clone()
+    }
+
+    fn stopped_error(&self) -> Error {
+        let fallback = || Error::Stopped { reason: "the node is closed".into() };
+        self.stop_reason().unwrap_or_else(fallback)
+    }
+
+    /// Stops everything at once; returns before the threads have ended.
+    pub fn stop(&self, reason: &str) {
+        self.shared.stop(Error::Stopped { reason: reason.to_owned() });
+    }
+
+    /// Waits for the threads to end, except for the one that calls.
+    pub fn join(&self) {
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for thread in threads {
+            if thread.thread().id() != std::thread::current().id() {
+                let _ = thread.join();
+            }
+        }
+        self.shared.timer.stop();
+    }
+}
+
+/// Callers' deadlines are looked at this often.
+const EXPIRE_EVERY: Duration = Duration::from_millis(50);
+
+fn expire_later(timer: &Timer, shared: std::sync::Weak<Shared>) {
+    timer.after(
+        EXPIRE_EVERY,
+        Box::new(move || {
+            let Some(strong) = shared.upgrade() else { return };
+            if strong.stopped() {
+                return;
+            }
+            strong.desks.expire(strong.clock.now());
+            expire_later(&strong.timer, shared);
+        }),
+    );
+}
+
+/// A thread that ends before the node was told to stop has panicked: the others must not go on as if
+/// it still did its part.
+struct Stopper<'a>(&'a Shared);
+
+impl Drop for Stopper<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let name = std::thread::current().name().unwrap_or("a thread").to_owned();
+            self.0.stop(Error::Stopped { reason: format!("{name} panicked") });
+        }
+    }
+}
+
+impl std::fmt::Debug for Driver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Driver").field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}

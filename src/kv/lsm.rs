@@ -22,8 +22,7 @@ use crate::error::{Error, Result};
 use crate::types::KeyRange;
 use bytes::Bytes;
 use fs2::FileExt;
-use lsm_tree::table::filter::standard_bloom::Builder as Bloom;
-use lsm_tree::{AbstractTree, AnyTree, Guard, SeqNo, SequenceNumberCounter, Slice};
+use lsm_tree::{AbstractTree, AnyTree, SeqNo, SequenceNumberCounter, Slice};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -100,14 +99,7 @@ impl LsmTables {
         let strategy = lsm_tree::compaction::Leveled::default()
             .with_l0_threshold(options.l0_runs.max(2))
             .with_table_target_size(options.table_bytes);
-        Ok(LsmTables {
-            tree,
-            visible,
-            strategy: Arc::new(strategy),
-            options,
-            path,
-            _lock: lock,
-        })
+        Ok(LsmTables { tree, visible, strategy: Arc::new(strategy), options, path, _lock: lock })
     }
 
     fn error(&self, op: &'static str, error: lsm_tree::Error) -> Error {
@@ -149,7 +141,10 @@ fn check_version_file(tree: &Path) -> Result<()> {
     hasher.write_all(&bytes).map_err(|e| Error::io("checksum", &version, e))?;
     let found = hasher.checksum().into_u128();
     if found.to_le_bytes() != sum {
-        return Err(damaged(version, format!("checksum {found:032x} differs from the one recorded")));
+        return Err(damaged(
+            version,
+            format!("checksum {found:032x} differs from the one recorded"),
+        ));
     }
     Ok(())
 }

@@ -6,7 +6,7 @@
 //! snapshot, so it cannot be rebuilt after a restart: it must be sent a snapshot again.
 
 use super::mem::MemTables;
-use super::{Flush, Options, Stats, StateStore, TableStore, View, WriteBatch};
+use super::{Flush, Options, StateStore, Stats, TableStore, View, WriteBatch};
 use crate::error::Result;
 use crate::types::{KeyRange, RegionState, StoreIdent};
 use bytes::Bytes;

@@ -3,10 +3,10 @@
 use super::flush::TableFlush;
 use super::layers;
 use super::run::Run;
-use super::tables::{Regions, Sink, Tables, load_meta};
 use super::tables::{IDENT_KEY, region_key};
+use super::tables::{Regions, Sink, Tables, load_meta};
 use super::view::{Picture, StoreView};
-use super::{Cut, Flush, Stats, StateStore, View, WriteBatch};
+use super::{Cut, Flush, StateStore, Stats, View, WriteBatch};
 use crate::error::{Error, Result};
 use crate::pb;
 use crate::types::{KeyRange, RegionState, StoreIdent};
@@ -144,7 +144,8 @@ impl Inner {
     /// Merges what is due. Readers and writers go on meanwhile: the result replaces the merged runs under the
     /// publication lock.
     fn merge_due(&self, pile: usize) {
-        let guard = if pile > MAX_RUNS { Some(self.merging.lock()) } else { self.merging.try_lock() };
+        let guard =
+            if pile > MAX_RUNS { Some(self.merging.lock()) } else { self.merging.try_lock() };
         let Some(_merging) = guard else { return };
         loop {
             let (due, runs, generation) = {

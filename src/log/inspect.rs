@@ -205,11 +205,9 @@ impl Inspector {
     /// `seq`, if they share a segment with later ones).
     pub fn records_from(&self, seq: u64) -> impl Iterator<Item = Result<RecordView>> + '_ {
         let wanted = move |f: &&Found| !f.is_void() && f.limit.is_none_or(|limit| limit > seq);
-        self.found.iter().filter(wanted).flat_map(|segment| {
-            match read_segment(segment) {
-                Ok(records) => records.into_iter().map(Ok).collect::<Vec<_>>(),
-                Err(error) => vec![Err(error)],
-            }
+        self.found.iter().filter(wanted).flat_map(|segment| match read_segment(segment) {
+            Ok(records) => records.into_iter().map(Ok).collect::<Vec<_>>(),
+            Err(error) => vec![Err(error)],
         })
     }
 
@@ -228,8 +226,15 @@ pub fn verify(disk: &dyn Disk, dir: &Path) -> Result<Report> {
     Inspector::open(disk, dir)?.verify()
 }
 
+fn read_bytes(segment: &Found) -> Result<Vec<u8>> {
+    match segment.limit {
+        Some(_) => segment.read(),
+        None => segment.read_backwards(),
+    }
+}
+
 fn read_segment(segment: &Found) -> Result<Vec<RecordView>> {
-    let bytes = Bytes::from(segment.read()?);
+    let bytes = Bytes::from(read_bytes(segment)?);
     let mut scan = Scan::new(&bytes, &segment.header, segment.limit);
     let mut views = Vec::new();
     while let Some(record) = scan.next() {
@@ -340,7 +345,7 @@ impl Check {
             self.note(segment, bad, FindingKind::Rot, what, base);
         }
         self.segments += 1;
-        let bytes = segment.read()?;
+        let bytes = read_bytes(segment)?;
         let mut scan = Scan::new(&bytes, &segment.header, segment.limit);
         let mut records = Vec::new();
         while let Some(record) = scan.next() {

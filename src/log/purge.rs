@@ -208,7 +208,7 @@ impl Shared {
     }
 
     /// Queues a record of our own making. It may exceed the bound of the queue: it frees space.
-    fn enqueue(&self, queue: &mut Queue, mut encoded: Encoded) -> u64 {
+    pub(super) fn enqueue(&self, queue: &mut Queue, mut encoded: Encoded) -> u64 {
         let seq = queue.next_seq;
         queue.next_seq += 1;
         encoded.dir_crc = crc32c::crc32c(&encoded.dir);

@@ -3,7 +3,9 @@
 use super::format::{BLOCK, BadSum, Op, RecordHeader, align};
 use super::index::{Damage, Dead, Index};
 use super::scan::{End, Found, Neighbour, Record, Scan, find_segments};
-use super::segment::{Pool, Reserve, SEGMENT_SUFFIX, Segment, SegmentTable, make_spare, parse_name};
+use super::segment::{
+    Pool, Reserve, SEGMENT_SUFFIX, Segment, SegmentTable, make_spare, parse_name,
+};
 use super::write::{Queue, Waiters, Writer};
 use super::{Counters, GroupId, Log, Options, Shared};
 use crate::env::{Disk, OpenMode};
@@ -180,7 +182,13 @@ impl Replay {
     fn segment(&mut self, segment: &Found) -> Result<Option<Tail>> {
         let base = segment.header.base_seq;
         if base > self.next_seq {
-            self.lose(segment, self.next_seq, base, 0, "a segment before this one is missing".into());
+            self.lose(
+                segment,
+                self.next_seq,
+                base,
+                0,
+                "a segment before this one is missing".into(),
+            );
         }
         self.next_seq = base;
         self.recovery.segments += 1;

@@ -33,6 +33,17 @@ impl Found {
         bytes.truncate(n);
         Ok(bytes)
     }
+
+    /// Reads a segment that may be being written, block by block from the end to the beginning. A
+    /// record that states another to be durable was written after it and lies behind it: read in this
+    /// order, whatever evidence we see, what it speaks of was complete when we come to read it.
+    pub fn read_backwards(&self) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; self.file.len()? as usize];
+        for (n, block) in bytes.chunks_mut(BLOCK).enumerate().rev() {
+            self.file.read_at((n * BLOCK) as u64, block)?;
+        }
+        Ok(bytes)
+    }
 }
 
 /// What to do about a file that vanishes or changes its name while the directory is read.
@@ -80,7 +91,8 @@ pub(super) fn find_segments(
     let mut limit = None;
     for segment in found.iter_mut().rev() {
         segment.limit = limit;
-        limit = Some(limit.map_or(segment.header.base_seq, |l: u64| l.min(segment.header.base_seq)));
+        limit =
+            Some(limit.map_or(segment.header.base_seq, |l: u64| l.min(segment.header.base_seq)));
     }
     Ok(found)
 }

@@ -1,7 +1,7 @@
 //! The files: which segments there are, where each record's payload lies, and the pool of spare files.
 
-use super::format::{BLOCK, SegmentHeader};
 use super::Options;
+use super::format::{BLOCK, SegmentHeader};
 use crate::env::{Disk, File, OpenMode};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
@@ -267,12 +267,7 @@ impl Pool {
 }
 
 /// Makes a file full of zeros, durably. What a failure leaves behind is removed.
-pub(super) fn make_spare(
-    disk: &dyn Disk,
-    dir: &Path,
-    path: PathBuf,
-    size: u64,
-) -> Result<Spare> {
+pub(super) fn make_spare(disk: &dyn Disk, dir: &Path, path: PathBuf, size: u64) -> Result<Spare> {
     let file = disk.open(&path, OpenMode::CreateNew)?;
     let filled = fill(file.as_ref(), size).and_then(|()| disk.sync_dir(dir));
     match filled {

@@ -202,7 +202,7 @@ impl Log {
         }
         {
             let mut queue = self.shared.queue.lock();
-            self.submit_locked(&mut queue, LogBatch::new().encode()?)?;
+            self.shared.enqueue(&mut queue, LogBatch::new().encode()?);
         }
         let round = self.shared.round(&mut writer, Reserve::Keep)?;
         // The mark itself carries nothing: that it is not stated by another costs nothing.
@@ -419,7 +419,10 @@ impl Shared {
     fn rotate(&self, writer: &mut Writer, reserve: Reserve) -> Result<()> {
         let base = self.durable.load(Relaxed) + 1;
         let mut pool = self.pool.lock();
-        let spare = pool.take(reserve)?;
+        let spare = pool.take(reserve).map_err(|error| match error {
+            full @ Error::DiskFull { .. } => full,
+            other => self.poison(other),
+        })?;
         let segment = pool.activate(spare, base, base - 1, |_| Vec::new());
         let segment = segment.map_err(|error| self.poison(error))?;
         drop(pool);
@@ -471,10 +474,11 @@ impl Options {
     pub(super) fn check(&self) -> Result<()> {
         let block = BLOCK as u64;
         if self.segment_bytes < 2 * block
-            || self.segment_bytes % block != 0
+            || !self.segment_bytes.is_multiple_of(block)
             || self.segment_bytes > 1 << 31
         {
-            let what = format!("segment_bytes {}: 8 KiB to 2 GiB, whole blocks", self.segment_bytes);
+            let what =
+                format!("segment_bytes {}: 8 KiB to 2 GiB, whole blocks", self.segment_bytes);
             return Err(Error::InvalidArgument(what));
         }
         Ok(())

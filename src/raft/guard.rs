@@ -102,7 +102,14 @@ fn check_append(view: &View<'_>, m: &Message) -> Verdict {
         if entry.index != expected || entry.term < term || entry.term > m.term {
             return violation(
                 m,
-                &format!("entry {} at term {} out of order", entry.index, entry.term),
+                &format!(
+                    "entry {} at term {} out of order: after {} at term {}, expected {expected}, {} entries",
+                    entry.index,
+                    entry.term,
+                    m.index,
+                    m.log_term,
+                    m.entries.len()
+                ),
             );
         }
         if entry.index <= view.committed

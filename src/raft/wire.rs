@@ -330,15 +330,14 @@ fn decode_entry(r: &mut Reader, previous: (u64, u64)) -> Result<Entry> {
     if flags & !ENTRY_KNOWN != 0 {
         return Err(r.malformed(format_args!("unknown entry bits {flags:#04x}")));
     }
-    let mut entry = Entry::default();
-    entry.entry_type = match flags & ENTRY_KIND {
+    let entry_type = match flags & ENTRY_KIND {
         0 => EntryType::EntryNormal,
         1 => EntryType::EntryConfChange,
         2 => EntryType::EntryConfChangeV2,
         kind => return Err(r.malformed(format_args!("entry type {kind}"))),
     };
+    let mut entry = Entry { entry_type, term: previous.0, ..Default::default() };
     entry.sync_log = flags & ENTRY_SYNC_LOG != 0;
-    entry.term = previous.0;
     if flags & ENTRY_TERM != 0 {
         entry.term = r.varint()?;
         if entry.term == previous.0 {

@@ -96,16 +96,17 @@ impl Peer {
         found: Found,
         now: Time,
     ) -> Result<Peer> {
-        let storage = PeerStorage::new(
-            log.clone(),
-            kv.clone(),
-            &state.region,
-            found.hard_state.clone(),
-            config.snapshots_max,
-        );
-        // A fenced replica's group is never touched, and must not fail to start either.
-        let applied = state.applied.index;
-        let mut group = Group::new(state.peer, &config.group, applied, storage)
+        let mut hard_state = found.hard_state.clone();
+        let mut raft_applied = state.applied.index;
+        if found.fence.is_some() {
+            // Its group is never touched; raft-rs must only accept it, whatever the log looks like.
+            raft_applied = log.truncated(state.region.id.0).index;
+            hard_state.commit = raft_applied;
+        }
+        let kv = kv.clone();
+        let storage =
+            PeerStorage::new(log.clone(), kv, &state.region, hard_state, config.snapshots_max);
+        let mut group = Group::new(state.peer, &config.group, raft_applied, storage)
             .map_err(|e| Error::malformed("raft state", e.to_string()))?;
         let alone = state.region.peers.len() == 1;
         let first = state.region.peers.first().is_some_and(|peer| peer.id == state.peer);
@@ -126,7 +127,7 @@ impl Peer {
             unpersisted: Unpersisted::new(found.hard_state),
             progress: Progress {
                 applied: state.applied,
-                flushed: applied,
+                flushed: state.applied.index,
                 compacted: state.compacted,
                 applying_bytes: 0,
             },

@@ -75,10 +75,12 @@ impl Peer {
         }
     }
 
-    /// The error that a fenced replica answers.
+    /// The error that a replica answers which does not run.
     pub(crate) fn fenced(&self) -> Error {
-        let reason = self.fence.clone().unwrap_or_else(|| "restoring a snapshot".into());
-        Error::Quarantined { region: self.region.id, reason }
+        match &self.fence {
+            Some(reason) => Error::Quarantined { region: self.region.id, reason: reason.clone() },
+            None => Error::Busy { what: "restoring a snapshot" },
+        }
     }
 
     /// The error that a non-leader answers.
@@ -117,6 +119,8 @@ impl Peer {
         if persisted.peer == self.id && self.runs() {
             self.unpersisted.done(persisted.number);
             self.group.persisted(persisted.number);
+            // A restored snapshot is applied before raft knows it to be persisted.
+            self.group.applied(self.progress.applied.index);
         }
     }
 
@@ -160,6 +164,11 @@ impl Peer {
         let progress = self.group.progress();
         let others = progress.iter().filter(|(id, _, live)| *id != self.id && *live);
         others.max_by_key(|(id, matched, _)| (*matched, *id)).map(|(id, ..)| *id)
+    }
+
+    /// The term it leads, if it does.
+    pub fn leads_term(&self) -> Option<u64> {
+        (self.runs() && self.group.leads()).then(|| self.group.status().term)
     }
 
     /// Where the replica stands.

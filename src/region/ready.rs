@@ -372,13 +372,6 @@ impl Peer {
         let writes = self.write(&held.entries, pass);
         Some(Collected { rest: held.rest, writes, messages: held.messages, unsendable: Vec::new() })
     }
-
-    /// After the pass that ended a restored round: raft learns that the state machine is there.
-    pub(crate) fn catch_up_applied(&mut self) {
-        if self.runs() && self.group.applied_index() < self.progress.applied.index {
-            self.group.applied(self.progress.applied.index);
-        }
-    }
 }
 
 #[derive(Clone, Copy)]

@@ -1,2 +1,173 @@
-//! `catamaran-sim`: runs seeds of the simulator.
-fn main() {}
+//! `catamaran-sim`: runs seeds of the simulator on both cores. What it prints depends on the seeds alone,
+//! times apart.
+
+use catamaran::sim::node::Planted;
+use catamaran::sim::seed::{Plan, Report, run, run_traced};
+use std::ops::Range;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+const USAGE: &str = "\
+catamaran-sim: whole clusters on one thread, with faults, judged
+
+usage: catamaran-sim [--workload kv] --seeds A..B [--steps N]
+       catamaran-sim [--workload kv] --seed S [--steps N] [--trace]
+
+  --seeds A..B   half-open range of seeds, run on all cores
+  --seed S       one seed; its last trace lines are printed
+  --steps N      end the faults of a seed after N events (default 30000)
+  --trace        write every line of the trace of --seed to stdout
+  --planted BUG  run with a bug put in on purpose: ack-before-sync, forgotten-vote or
+                 flush-reported-early; seeds must fail
+  --workload kv  reads, writes, swaps and range deletes over a few keys (the only one today)
+
+exit code: 0 all seeds passed, 1 a seed failed, 2 usage
+example: catamaran-sim --seeds 0..500";
+
+struct Arguments {
+    seeds: Range<u64>,
+    steps: Option<u64>,
+    planted: Option<(&'static str, Planted)>,
+    single: bool,
+    trace: bool,
+}
+
+fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
+    let mut out =
+        Arguments { seeds: 0..0, steps: None, planted: None, single: false, trace: false };
+    while let Some(word) = words.next() {
+        let mut value = || words.next().ok_or(format!("{word} needs a value"));
+        let number = |text: &str| text.parse::<u64>().map_err(|_| format!("not a number: {text}"));
+        match word.as_str() {
+            "--seeds" => {
+                let text = value()?;
+                let (from, to) = text.split_once("..").ok_or("--seeds takes A..B")?;
+                out.seeds = number(from)?..number(to)?;
+            }
+            "--seed" => {
+                let seed = number(&value()?)?;
+                out.seeds = seed..seed + 1;
+                out.single = true;
+            }
+            "--steps" => out.steps = Some(number(&value()?)?),
+            "--planted" => {
+                let name = value()?;
+                let bug = Planted::ALL.into_iter().find(|(known, _)| *known == name);
+                out.planted = Some(bug.ok_or(format!("unknown bug {name}"))?);
+            }
+            "--trace" => out.trace = true,
+            "--workload" => match value()?.as_str() {
+                "kv" => {}
+                other => return Err(format!("unknown workload {other}; there is: kv")),
+            },
+            "--help" | "-h" => return Err(String::new()),
+            other => return Err(format!("unknown argument {other}")),
+        }
+    }
+    if out.seeds.is_empty() {
+        return Err("no seeds: --seeds A..B with A < B".into());
+    }
+    if out.trace && !out.single {
+        return Err("--trace goes with --seed".into());
+    }
+    Ok(out)
+}
+
+fn plan(seed: u64, arguments: &Arguments) -> Plan {
+    let plan = Plan::new(seed);
+    let planted = arguments.planted.map(|(_, bug)| bug);
+    Plan { steps: arguments.steps.unwrap_or(plan.steps), planted, ..plan }
+}
+
+/// A panic in the engine is a failure of the seed, and no reason to end the swarm.
+fn run_caught(plan: &Plan) -> Report {
+    std::panic::catch_unwind(|| run(plan)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("?");
+        Report::panicked(plan.seed, text)
+    })
+}
+
+/// All reports, in order of their seeds.
+fn swarm(arguments: &Arguments) -> Vec<Report> {
+    let next = AtomicU64::new(arguments.seeds.start);
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut reports: Vec<Report> = std::thread::scope(|scope| {
+        let worker = || {
+            let mut done = Vec::new();
+            loop {
+                let seed = next.fetch_add(1, Ordering::Relaxed);
+                if seed >= arguments.seeds.end {
+                    return done;
+                }
+                done.push(run_caught(&plan(seed, arguments)));
+            }
+        };
+        let handles: Vec<_> = (0..workers).map(|_| scope.spawn(worker)).collect();
+        handles.into_iter().flat_map(|h| h.join().unwrap_or_default()).collect()
+    });
+    reports.sort_by_key(|report| report.seed);
+    reports
+}
+
+fn print(report: &Report, arguments: &Arguments) {
+    if let Some(violation) = &report.violation {
+        let steps = arguments.steps.map_or(String::new(), |steps| format!(" --steps {steps}"));
+        let planted =
+            arguments.planted.map_or(String::new(), |(bug, _)| format!(" --planted {bug}"));
+        println!(
+            "seed {} FAILED: {} | replay: catamaran-sim --workload kv --seed {}{steps}{planted}",
+            report.seed,
+            violation.replace('\n', " / "),
+            report.seed
+        );
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = match parse(std::env::args().skip(1)) {
+        Ok(arguments) => arguments,
+        Err(problem) if problem.is_empty() => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        Err(problem) => {
+            eprintln!("catamaran-sim: {problem}\n\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    std::panic::set_hook(Box::new(|_| {})); // reported with the seed
+    let started = Instant::now();
+    let reports = match arguments.trace {
+        true => vec![run_traced(&plan(arguments.seeds.start, &arguments), std::io::stdout())],
+        false => swarm(&arguments),
+    };
+    for report in &reports {
+        if arguments.single && !arguments.trace {
+            report.tail.iter().for_each(|line| println!("{line}"));
+        }
+        print(report, &arguments);
+    }
+    let failed = reports.iter().filter(|report| report.violation.is_some()).count();
+    let sum = |count: fn(&Report) -> u64| reports.iter().map(count).sum::<u64>();
+    let hash = reports.iter().fold(0u64, |all, r| all.rotate_left(5) ^ r.trace_hash);
+    let simulated: f64 = reports.iter().map(|r| r.simulated.as_secs_f64()).sum();
+    eprintln!("{:.1} s of real time", started.elapsed().as_secs_f64());
+    println!(
+        "{} seeds, {failed} failed, {} undecided; {} events, {} operations answered, {} unknown, {} crashes, \
+         {} elections, {} snapshots, {} flushes, {} reads by lease or freshness, \
+         {simulated:.0} s simulated, trace {hash:016x}",
+        reports.len(),
+        sum(|r| r.counts.undecided),
+        sum(|r| r.counts.steps),
+        sum(|r| r.counts.answered),
+        sum(|r| r.counts.unknown),
+        sum(|r| r.counts.crashes),
+        sum(|r| r.counts.elections),
+        sum(|r| r.counts.snapshots),
+        sum(|r| r.counts.flushes),
+        sum(|r| r.counts.lease_reads),
+    );
+    if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}

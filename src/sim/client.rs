@@ -41,6 +41,17 @@ pub struct Asked {
     pub ids: Vec<OpId>,
     /// When it is given up.
     pub deadline: Time,
+    /// Whether a node may be working on it.
+    pub flight: Flight,
+}
+
+/// Whether a request may have an effect yet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Flight {
+    /// Nobody has it: giving it up is certain.
+    Waiting,
+    /// A node has it.
+    Sent,
 }
 
 /// One client.
@@ -106,7 +117,12 @@ impl Client {
             }
         }
         let patience = Duration::from_millis(rng.range("client.patience", 500..4000));
-        self.asked = Some(Asked { request: request.clone(), ids, deadline: now.after(patience) });
+        self.asked = Some(Asked {
+            request: request.clone(),
+            ids,
+            deadline: now.after(patience),
+            flight: Flight::Waiting,
+        });
         request
     }
 
@@ -207,6 +223,14 @@ impl Client {
         }
     }
 
+    /// The client's patience is at its end.
+    pub fn expired(&mut self, history: &mut History) {
+        match self.asked.as_ref().map(|asked| asked.flight) {
+            Some(Flight::Sent) => self.unknown(history),
+            _ => self.failed(history),
+        }
+    }
+
     /// Nobody knows whether the request had or will have an effect.
     pub fn unknown(&mut self, history: &mut History) {
         match &self.asked {
@@ -218,9 +242,7 @@ impl Client {
 
 fn draw_level(rng: &mut Rng) -> ReadLevel {
     match rng.range("client.level", 0..4) {
-        0 => ReadLevel::Stale {
-            max: Duration::from_millis(rng.range("client.stale", 50..2000)),
-        },
+        0 => ReadLevel::Stale { max: Duration::from_millis(rng.range("client.stale", 50..2000)) },
         1 | 2 => ReadLevel::Lease,
         _ => ReadLevel::Linearizable,
     }

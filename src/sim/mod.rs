@@ -11,12 +11,25 @@
 //! - One seed, one trace: nothing in here asks a clock, a thread, an address or a hash order.
 //! - Draws are keyed ([`rng::Rng`]): leaving out one fault does not move the others.
 //!
-//! Not done: the assembly of clusters (it needs the store room), shrinking of failing seeds.
+//! [`seed`] runs one seed from its drawn shape to the judgement: [`node`] is one node in production's own
+//! code, [`cluster`] does in events what production's shell does in threads, [`client`] and [`callers`] are
+//! the workload, [`trouble`] the faults, [`watch`] what the checkers look at.
+//!
+//! Not done: shrinking of failing seeds.
 
+pub mod callers;
+pub mod checker;
+pub mod client;
 pub mod clock;
+pub mod cluster;
 pub mod disk;
-
+pub mod linear;
 pub mod net;
+pub mod node;
 pub mod rng;
+pub mod seed;
 pub mod trace;
+pub mod traffic;
+pub mod trouble;
+pub mod watch;
 pub mod world;

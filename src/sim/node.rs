@@ -28,6 +28,15 @@ pub enum Planted {
     FlushReportedEarly,
 }
 
+impl Planted {
+    /// All of them, by name.
+    pub const ALL: [(&'static str, Planted); 3] = [
+        ("ack-before-sync", Planted::AckBeforeSync),
+        ("forgotten-vote", Planted::ForgottenVote),
+        ("flush-reported-early", Planted::FlushReportedEarly),
+    ];
+}
+
 /// Everything a node has while it runs; all of it is gone with a crash.
 pub struct Running {
     /// Its store loops.

@@ -18,5 +18,5 @@ pub use crate::region::config::StoreConfig;
 pub use crate::region::effects::*;
 pub use crate::region::share::{PeerShare, Registry};
 pub use event::{Delivered, DiskSpace, Event, Proposal, ReadLevel, ReadRequest};
-pub use open::{Recovery, Shard, bootstrap_regions, prepare};
+pub use open::{IDENT_GROUP, Recovery, Shard, bootstrap_regions, prepare};
 pub use round::Store;

@@ -172,7 +172,6 @@ impl Store {
         for (region, round) in collected {
             let Some(peer) = self.peers.get_mut(&region) else { continue };
             peer.advance(round, seq, &mut pass);
-            peer.catch_up_applied();
             // Persisting nothing may have made more ready, and a limit may have held some back.
             self.touched.insert(region);
         }

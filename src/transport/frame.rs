@@ -37,25 +37,23 @@ pub enum Kind {
     Request = 5,
     /// An answer: id and body.
     Response = 6,
-    /// Are you there?
+    /// "I am here": both sides say so at intervals; silence means a dead connection.
     Ping = 7,
-    /// Yes.
-    Pong = 8,
     /// A snapshot's header.
-    SnapshotBegin = 9,
+    SnapshotBegin = 8,
     /// The receiver has reserved room.
-    SnapshotAccept = 10,
+    SnapshotAccept = 9,
     /// A piece of a snapshot, numbered from 0.
-    SnapshotChunk = 11,
+    SnapshotChunk = 10,
     /// The sender has sent all: how many chunks and bytes.
-    SnapshotEnd = 12,
+    SnapshotEnd = 11,
     /// The receiver holds all.
-    SnapshotDone = 13,
+    SnapshotDone = 12,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 13] = [
+    pub const ALL: [Kind; 12] = [
         Kind::Hello,
         Kind::Welcome,
         Kind::Refused,
@@ -63,7 +61,6 @@ impl Kind {
         Kind::Request,
         Kind::Response,
         Kind::Ping,
-        Kind::Pong,
         Kind::SnapshotBegin,
         Kind::SnapshotAccept,
         Kind::SnapshotChunk,

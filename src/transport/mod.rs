@@ -29,9 +29,9 @@
 pub mod frame;
 pub mod local;
 pub mod payload;
-// mod queue;
-// pub mod remote;
-// pub mod tcp;
+mod queue;
+pub mod remote;
+pub mod tcp;
 
 use crate::error::Result;
 use crate::types::StoreId;
@@ -39,7 +39,7 @@ use bytes::Bytes;
 
 pub use crate::raft::{Envelope, Lane};
 pub use local::{Hub, Local};
-// pub use tcp::{Config, Tcp};
+pub use tcp::{Config, Tcp};
 
 /// Where a request came from, and so where its answer goes: one connection of this transport.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -88,7 +88,7 @@ pub trait Transport: Send + Sync + 'static {
     fn send(&self, to: StoreId, lane: Lane, envelopes: Vec<Envelope>);
 
     /// Forwards a client's request to another store. `id` comes back with the answer; the caller keeps
-    /// it unique among its outstanding requests. [`Busy`](crate::Error::Busy) when the store's budget
+    /// it unique among its outstanding requests and notes it before this call. [`Busy`](crate::Error::Busy) when the store's budget
     /// is full or the store is known to be out of reach: then nothing was sent. After `Ok` there is an
     /// answer or a [`Handler::connection_lost`].
     fn request(&self, to: StoreId, id: u64, body: Bytes) -> Result<()>;

@@ -1,6 +1,7 @@
 //! A disk in memory that keeps a journal of what was done to it, so that a test can stand at any
 //! operation and ask what a crash could have left behind.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so when it fails")]
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use catamaran::env::{DirLock, Disk, File, OpenMode};
@@ -13,12 +14,29 @@ use std::sync::{Arc, Mutex, MutexGuard};
 /// What was done to the disk.
 #[derive(Clone, Debug)]
 pub enum Step {
-    Write { inode: u64, at: u64, bytes: Vec<u8> },
-    SetLen { inode: u64, len: u64 },
-    Sync { inode: u64 },
-    Create { path: PathBuf, inode: u64 },
-    Rename { from: PathBuf, to: PathBuf },
-    Remove { path: PathBuf },
+    Write {
+        inode: u64,
+        at: u64,
+        bytes: Vec<u8>,
+    },
+    SetLen {
+        inode: u64,
+        len: u64,
+    },
+    Sync {
+        inode: u64,
+    },
+    Create {
+        path: PathBuf,
+        inode: u64,
+    },
+    Rename {
+        from: PathBuf,
+        to: PathBuf,
+    },
+    Remove {
+        path: PathBuf,
+    },
     SyncDir,
     /// From here on the test may rely on this record being durable.
     Acked(u64),

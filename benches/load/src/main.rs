@@ -1,2 +1,64 @@
-//! (being built)
-fn main() {}
+//! `catamaran-load`: load, measured honestly, and checked.
+//!
+//! | room | what |
+//! |---|---|
+//! | `args`, `quantity` | the command line |
+//! | `keys`, `ledger` | which keys, which values, and what each key must hold |
+//! | `drive`, `target` | logical clients on few threads against anything that answers |
+//! | `record`, `report`, `machine`, `watch` | counts, the result, where it comes from, progress |
+//! | `cluster`, `enter`, `remote` | nodes of this process, ways into them and into servers |
+//! | `verify` | reading back |
+//! | `profile` | what is set up and driven |
+
+mod args;
+mod cluster;
+mod drive;
+mod enter;
+mod keys;
+mod ledger;
+mod machine;
+mod profile;
+mod quantity;
+mod record;
+mod remote;
+mod report;
+mod target;
+mod verify;
+mod watch;
+
+use args::{Cli, Command, Plan};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
+use std::process::ExitCode;
+
+fn run(plan: &Plan) -> ExitCode {
+    let result = profile::run(plan).and_then(|report| {
+        report.publish(plan.json.as_deref())?;
+        Ok(report.is_fine())
+    });
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => {
+            eprintln!("error: the read-back found missing or wrong values");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Run(args) => match args.plan() {
+            Ok(plan) => run(&plan),
+            Err(message) => Cli::command().error(ErrorKind::ValueValidation, message).exit(),
+        },
+        Command::Completions { shell } => {
+            let mut out = std::io::stdout();
+            clap_complete::generate(shell, &mut Cli::command(), "catamaran-load", &mut out);
+            ExitCode::SUCCESS
+        }
+    }
+}

@@ -1,2 +1,45 @@
-//! (being built)
-fn main() {}
+//! `catamaran`: one node of a cluster, a demo of three, and the tools to use them.
+//!
+//! | room | what |
+//! |---|---|
+//! | `args`, `settings` | the command line and the configuration file |
+//! | `serve` | nodes: opening, waiting, stopping |
+//! | `kv`, `status` | a running cluster from outside |
+//! | `print` | bytes for people, JSON and pipes |
+
+mod args;
+mod kv;
+mod print;
+mod serve;
+mod settings;
+mod status;
+
+use args::{Cli, Command};
+use clap::{CommandFactory, Parser};
+use std::process::ExitCode;
+
+/// Usage or configuration.
+const USAGE: u8 = 2;
+
+fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::from(code)
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Serve(args) => match serve::serve(&args) {
+            Ok(result) => result,
+            Err(mistake) => return fail(&mistake, USAGE),
+        },
+        Command::Demo(args) => serve::demo(&args),
+        Command::Kv(args) => kv::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Completions { shell } => {
+            let mut out = std::io::stdout();
+            clap_complete::generate(shell, &mut Cli::command(), "catamaran", &mut out);
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    result.unwrap_or_else(|error| fail(&error, 1))
+}

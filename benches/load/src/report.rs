@@ -1,0 +1,284 @@
+//! The result: JSON for machines, a table for people.
+
+use crate::args::{Plan, Spread, State};
+use crate::machine::{self, Machine};
+use crate::quantity::{grouped, human_bytes, human_micros};
+use crate::record::{Percentiles, Record};
+use crate::verify::Verified;
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+use std::time::Duration;
+
+/// Counters of the engine over the measured window. Of several nodes: their sum.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Cost {
+    /// Entries written to logs.
+    pub entries: u64,
+    /// Syncs of log files.
+    pub fsyncs: u64,
+    /// Bytes written to logs, padding included.
+    pub log_bytes: u64,
+    /// Bytes that the whole process sent to storage (log, tables, compaction); 0 if unknown.
+    pub storage_bytes: u64,
+    /// Processor time of the process, generator included.
+    pub cpu: Duration,
+}
+
+impl Cost {
+    /// What was added since `before`.
+    pub fn since(self, before: Cost) -> Cost {
+        Cost {
+            entries: self.entries.saturating_sub(before.entries),
+            fsyncs: self.fsyncs.saturating_sub(before.fsyncs),
+            log_bytes: self.log_bytes.saturating_sub(before.log_bytes),
+            storage_bytes: self.storage_bytes.saturating_sub(before.storage_bytes),
+            cpu: self.cpu.saturating_sub(before.cpu),
+        }
+    }
+}
+
+/// What only the log profile has.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+pub struct LogFigures {
+    /// Groups.
+    pub groups: u64,
+    /// Threads that wrote.
+    pub threads: usize,
+    /// Entries in a write.
+    pub entries_per_write: u64,
+    /// Groups of a write.
+    pub span: u64,
+    /// Writes outstanding per thread.
+    pub window: usize,
+    /// Writes per second.
+    pub writes_per_s: f64,
+    /// Entries per second.
+    pub entries_per_s: f64,
+}
+
+/// Everything a run has to say. Field names are a promise: scripts read them.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Name of the profile.
+    pub profile: &'static str,
+    /// Nodes of this process; 0 when driving running servers.
+    pub nodes: u64,
+    /// Regions, or slices of the key space.
+    pub regions: u64,
+    /// Logical clients.
+    pub clients: u32,
+    /// Operations in a request.
+    pub batch: usize,
+    /// Bytes of a key.
+    pub key_size: usize,
+    /// Bytes of a value.
+    pub value_size: usize,
+    /// How keys were chosen.
+    pub distribution: String,
+    /// Whether a request's keys lay in one region.
+    pub one_region_batches: bool,
+    /// Part of the requests that read.
+    pub read_ratio: f64,
+    /// Where applied data lived.
+    pub state: &'static str,
+    /// Operations per second aimed at; null: closed loop.
+    pub rate: Option<u64>,
+    /// Seed.
+    pub seed: u64,
+    /// Measured seconds.
+    pub duration_s: f64,
+    /// Operations acknowledged in them.
+    pub ops: u64,
+    /// The same per second.
+    pub ops_per_s: f64,
+    /// Of the operations, reads.
+    pub reads: u64,
+    /// Reads that returned what they must not.
+    pub wrong_reads: u64,
+    /// Requests acknowledged.
+    pub requests: u64,
+    /// Log entries written, all nodes together; null when driving running servers.
+    pub entries: Option<u64>,
+    /// Syncs of log files, all nodes together.
+    pub fsyncs: Option<u64>,
+    /// The same per second.
+    pub fsyncs_per_s: Option<f64>,
+    /// Bytes written to logs, all nodes together.
+    pub bytes_written: Option<u64>,
+    /// Bytes the process sent to storage in all (tables and compaction too), as far as the system says.
+    pub storage_bytes_written: u64,
+    /// Processor seconds of the process, generator included.
+    pub cpu_s: f64,
+    /// The same per operation, in microseconds.
+    pub cpu_us_per_op: f64,
+    /// Most memory held, generator and its ledger included.
+    pub rss_bytes: u64,
+    /// Latency of requests; with a rate, from the intended start.
+    pub latency_us: Percentiles,
+    /// Operations by second.
+    pub ops_by_second: Vec<u64>,
+    /// Failed requests by kind.
+    pub errors: BTreeMap<&'static str, u64>,
+    /// Requests never answered.
+    pub abandoned: u64,
+    /// What reading back found; null without --verify.
+    pub verified: Option<Verified>,
+    /// What only the log profile has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log: Option<LogFigures>,
+    /// The machine.
+    pub machine: Machine,
+    /// The commit.
+    pub commit: &'static str,
+}
+
+impl Report {
+    /// Puts a run's counts together. `cost` is `None` for what this process cannot see.
+    pub fn new(plan: &Plan, record: &Record, measured: Duration, cost: Cost) -> Report {
+        let seconds = measured.as_secs_f64();
+        let ours = plan.connect.is_empty();
+        let cpu_s = cost.cpu.as_secs_f64();
+        let name = plan.distribution.to_possible_value();
+        Report {
+            profile: plan.profile.name(),
+            nodes: plan.nodes,
+            regions: plan.regions,
+            clients: plan.clients,
+            batch: plan.batch,
+            key_size: plan.key_size,
+            value_size: plan.value_size,
+            distribution: name.map_or_else(String::new, |name| name.get_name().to_owned()),
+            one_region_batches: plan.spread == Spread::OneRegion,
+            read_ratio: plan.read_ratio,
+            state: match plan.state {
+                State::Disk => "disk",
+                State::Memory => "memory",
+            },
+            rate: plan.rate,
+            seed: plan.seed,
+            duration_s: seconds,
+            ops: record.ops,
+            ops_per_s: record.ops as f64 / seconds,
+            reads: record.reads,
+            wrong_reads: record.wrong_reads,
+            requests: record.requests,
+            entries: ours.then_some(cost.entries),
+            fsyncs: ours.then_some(cost.fsyncs),
+            fsyncs_per_s: ours.then_some(cost.fsyncs as f64 / seconds),
+            bytes_written: ours.then_some(cost.log_bytes),
+            storage_bytes_written: cost.storage_bytes,
+            cpu_s,
+            cpu_us_per_op: if record.ops == 0 { 0.0 } else { cpu_s * 1e6 / record.ops as f64 },
+            rss_bytes: machine::peak_rss_bytes(),
+            latency_us: record.percentiles(),
+            ops_by_second: record.by_second.clone(),
+            errors: record.errors.clone(),
+            abandoned: 0,
+            verified: None,
+            log: None,
+            machine: Machine::this(),
+            commit: machine::commit(),
+        }
+    }
+
+    /// Whether nothing was found missing or wrong.
+    pub fn is_fine(&self) -> bool {
+        self.wrong_reads == 0 && self.verified.as_ref().is_none_or(Verified::is_fine)
+    }
+
+    /// Rows of the table: what, how much.
+    fn rows(&self) -> Vec<(&'static str, String)> {
+        let latency = &self.latency_us;
+        let mut rows = vec![
+            ("profile", format!("{}, state {}", self.profile, self.state)),
+            ("nodes, regions", format!("{}, {}", self.nodes, self.regions)),
+            ("clients x batch", format!("{} x {}", self.clients, self.batch)),
+            ("key, value", format!("{} B, {} B", self.key_size, self.value_size)),
+            ("measured", format!("{:.1} s", self.duration_s)),
+            ("operations", grouped(self.ops)),
+            ("operations/s", grouped(self.ops_per_s as u64)),
+        ];
+        if let Some(log) = &self.log {
+            rows[1] = ("groups, threads", format!("{}, {}", log.groups, log.threads));
+            rows[2] = (
+                "entries, span, window",
+                format!("{}, {}, {}", log.entries_per_write, log.span, log.window),
+            );
+            rows.push(("writes/s", grouped(log.writes_per_s as u64)));
+        }
+        if self.reads > 0 {
+            rows.push(("of them reads", grouped(self.reads)));
+        }
+        if let (Some(entries), Some(fsyncs), Some(bytes)) =
+            (self.entries, self.fsyncs, self.bytes_written)
+        {
+            rows.push(("log entries", grouped(entries)));
+            rows.push(("log fsyncs/s", grouped((fsyncs as f64 / self.duration_s) as u64)));
+            rows.push(("log bytes", human_bytes(bytes)));
+        }
+        rows.extend([
+            ("storage bytes", human_bytes(self.storage_bytes_written)),
+            ("cpu", format!("{:.1} s, {:.2} us/op", self.cpu_s, self.cpu_us_per_op)),
+            ("memory, peak", human_bytes(self.rss_bytes)),
+            ("latency p50", human_micros(latency.p50)),
+            ("latency p90", human_micros(latency.p90)),
+            ("latency p99", human_micros(latency.p99)),
+            ("latency p99.9", human_micros(latency.p999)),
+            ("latency max", human_micros(latency.max)),
+        ]);
+        let errors: Vec<String> =
+            self.errors.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
+        rows.push(("errors", if errors.is_empty() { "none".into() } else { errors.join(", ") }));
+        if self.abandoned > 0 {
+            rows.push(("never answered", self.abandoned.to_string()));
+        }
+        if self.wrong_reads > 0 {
+            rows.push(("WRONG READS", self.wrong_reads.to_string()));
+        }
+        if let Some(verified) = &self.verified {
+            let (checked, missing) = (grouped(verified.checked), verified.missing);
+            rows.push((
+                "verified",
+                format!("{checked} keys, {missing} missing, {} wrong", verified.wrong),
+            ));
+        }
+        rows.push(("commit", self.commit.to_owned()));
+        rows
+    }
+
+    /// The table.
+    pub fn table(&self) -> String {
+        let rows = self.rows();
+        let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+        let mut out = String::new();
+        for (name, value) in rows {
+            out.push_str(&format!("{name:<width$}  {value}\n"));
+        }
+        if let Some(verified) = &self.verified {
+            for example in &verified.examples {
+                out.push_str(&format!("  {example}\n"));
+            }
+        }
+        out
+    }
+
+    /// Writes the table to standard output and the JSON to where the plan says.
+    pub fn publish(&self, json: Option<&Path>) -> Result<()> {
+        let mut stdout = std::io::stdout().lock();
+        let text = serde_json::to_string_pretty(self)?;
+        match json {
+            Some(path) if path == Path::new("-") => writeln!(stdout, "{text}")?,
+            Some(path) => {
+                std::fs::write(path, text + "\n")
+                    .with_context(|| format!("cannot write {}", path.display()))?;
+                write!(stdout, "{}", self.table())?;
+            }
+            None => write!(stdout, "{}", self.table())?,
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,194 @@
+//! One routed request on its way: aimed at a replica, sent, and sent again while that is safe.
+
+use super::Done;
+use super::local::Inner;
+use super::request::{Body, Response, Route};
+use crate::error::{Error, Result};
+use crate::router::retry::{self, Access, Decision, Target};
+use crate::store::ReadLevel;
+use crate::types::{StoreId, Time};
+use std::sync::Arc;
+
+/// A request for one region that has not been answered yet.
+pub(super) struct Job {
+    pub body: Body,
+    pub route: Route,
+    pub started: Time,
+    pub deadline: Time,
+    pub attempt: u32,
+    /// Where the next attempt goes, if an answer said so.
+    target: Option<StoreId>,
+    /// Who did not know better last time.
+    avoid: Option<StoreId>,
+    pub done: Done<Response>,
+}
+
+/// How far an attempt got.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Reach {
+    /// The replica's node has (or may have) seen it.
+    Answered,
+    /// It was never sent: the transport refused it.
+    Refused,
+}
+
+impl Job {
+    pub fn new(
+        body: Body,
+        route: Route,
+        started: Time,
+        deadline: Time,
+        attempt: u32,
+        done: Done<Response>,
+    ) -> Job {
+        Job { body, route, started, deadline, attempt, target: None, avoid: None, done }
+    }
+
+    fn access(&self) -> Access {
+        match self.body {
+            Body::Write { .. } | Body::Execute { .. } => Access::Write,
+            Body::Read { .. } | Body::Scan { .. } | Body::Status | Body::Transfer { .. } => {
+                Access::Read
+            }
+        }
+    }
+
+    /// Whether any replica can answer, not the leader alone.
+    fn anywhere(&self) -> bool {
+        match self.body {
+            Body::Read { level, .. } | Body::Scan { level, .. } => level != ReadLevel::Lease,
+            _ => false,
+        }
+    }
+}
+
+impl Inner {
+    /// Sends the next attempt.
+    pub fn run(self: &Arc<Self>, job: Job) {
+        if self.now() >= job.deadline {
+            let error = Error::Busy { what: "no replica took the request in time" };
+            return job.done.call(Err(error));
+        }
+        let to = self.aim(&job);
+        if to != self.store {
+            return self.forward(to, job);
+        }
+        let (route, body, deadline) = (job.route, job.body.clone(), job.deadline);
+        let back = Arc::clone(self);
+        let done = Done::new(move |result| back.finish(job, to, Reach::Answered, result));
+        self.execute(route, body, deadline, done);
+    }
+
+    fn aim(&self, job: &Job) -> StoreId {
+        if let Some(target) = job.target {
+            return target;
+        }
+        let fresh = |store: &StoreId| Some(*store) != job.avoid;
+        if let Some(share) = self.driver.registry().get(job.route.region) {
+            if job.anywhere() && fresh(&self.store) {
+                return self.store;
+            }
+            if let Some(leader) = share.leader().filter(fresh) {
+                return leader;
+            }
+        }
+        let routes = self.routes.read();
+        let Some(route) = routes.get(job.route.region) else { return self.store };
+        if let Some(leader) = route.leader.filter(fresh) {
+            return leader;
+        }
+        let others: Vec<StoreId> =
+            route.region.peers.iter().map(|peer| peer.store).filter(fresh).collect();
+        match others.len() {
+            0 => self.store,
+            n => others[job.attempt as usize % n],
+        }
+    }
+
+    /// Takes the answer of an attempt: hands it on, or tries again.
+    pub fn finish(
+        self: &Arc<Self>,
+        mut job: Job,
+        at: StoreId,
+        reach: Reach,
+        result: Result<Response>,
+    ) {
+        let error = match result {
+            Ok(response) => {
+                if at != self.store && !job.anywhere() {
+                    self.learn_leader(&job, Some(at));
+                }
+                return job.done.call(Ok(response));
+            }
+            Err(error) => error,
+        };
+        let now = self.now();
+        let error = match error {
+            Error::Timeout { after_ms: 0, what } => {
+                Error::Timeout { after_ms: now.since(job.started).as_millis() as u64, what }
+            }
+            error => error,
+        };
+        self.learn(&job, at, reach, &error);
+        let left = job.deadline.since(now);
+        let decision = retry::decide(job.access(), &error, job.attempt, left, self.jitter());
+        let Decision::Again { at: target, after } = decision else {
+            return job.done.call(Err(error));
+        };
+        if self.driver.stop_reason().is_some() {
+            return job.done.call(Err(error));
+        }
+        job.attempt += 1;
+        job.avoid = None;
+        job.target = None;
+        match target {
+            Target::Same if reach == Reach::Answered => job.target = Some(at),
+            Target::Same | Target::Other => job.avoid = Some(at),
+            Target::Store(store) if store == at => {}
+            Target::Store(store) => job.target = Some(store),
+            Target::Reroute => {}
+        }
+        let again = {
+            let back = Arc::clone(self);
+            move || match target {
+                Target::Reroute => {
+                    let Job { body, started, deadline, attempt, done, .. } = job;
+                    back.start(body, started, deadline, attempt, done);
+                }
+                _ => back.run(job),
+            }
+        };
+        match after.is_zero() {
+            true => again(),
+            false => self.driver.timer().after(after, Box::new(again)),
+        }
+    }
+
+    /// Takes what an error tells about the cluster.
+    fn learn(&self, job: &Job, at: StoreId, reach: Reach, error: &Error) {
+        match error {
+            Error::EpochNotMatch { current } => {
+                let mut routes = self.routes.write();
+                for region in current {
+                    routes.update(region.clone());
+                }
+            }
+            Error::NotLeader { leader, .. } => self.learn_leader(job, leader.filter(|l| *l != at)),
+            _ if reach == Reach::Refused => {
+                let hint = self.routes.read().get(job.route.region).and_then(|r| r.leader);
+                if hint == Some(at) {
+                    self.learn_leader(job, None);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn learn_leader(&self, job: &Job, leader: Option<StoreId>) {
+        let region = job.route.region;
+        let known = self.routes.read().get(region).map(|route| route.leader);
+        if known.is_some_and(|known| known != leader) {
+            self.routes.write().set_leader(region, leader);
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! [`Local`]: a node's own backend. Routes, executes what this node can, forwards the rest.
+
+use super::job::{Job, Reach};
+use super::request::{self, Body, Request, Response, Route};
+use super::{Backend, Client, Done};
+use crate::driver::{Driver, Slab, Submission};
+use crate::error::{Error, Result};
+use crate::router::{RangeCache, split_batch};
+use crate::store::Reply;
+use crate::transport::{Origin, Transport};
+use crate::types::{Region, RegionId, StoreId, Time};
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+/// What is shared by a node's clients and by the answers on their way.
+pub(super) struct Inner {
+    pub store: StoreId,
+    pub driver: Driver,
+    pub transport: Arc<dyn Transport>,
+    pub routes: RwLock<RangeCache>,
+    outstanding: Mutex<Slab<Outstanding>>,
+    jitter: AtomicU64,
+}
+
+/// A request that another node works on.
+struct Outstanding {
+    to: StoreId,
+    job: Job,
+}
+
+/// The way from requests to replicas. Clones share it.
+#[derive(Clone)]
+pub struct Local {
+    pub(super) inner: Arc<Inner>,
+}
+
+/// Forwarded requests get this much more time than their deadline says, for the answer's way back.
+const GRACE: Duration = Duration::from_millis(100);
+const EXPIRE_EVERY: Duration = Duration::from_millis(50);
+
+impl Local {
+    /// A backend over a running driver; `layout` is what is known of the cluster's regions.
+    pub fn new(
+        store: StoreId,
+        driver: Driver,
+        transport: Arc<dyn Transport>,
+        layout: Vec<Region>,
+        seed: u64,
+    ) -> Local {
+        let mut routes = RangeCache::new();
+        for region in layout {
+            routes.update(region);
+        }
+        let inner = Arc::new(Inner {
+            store,
+            driver,
+            transport,
+            routes: RwLock::new(routes),
+            outstanding: Mutex::default(),
+            jitter: AtomicU64::new(seed),
+        });
+        expire_later(&inner, Arc::downgrade(&inner));
+        Local { inner }
+    }
+
+    /// A client of this node. It does not keep the node alive.
+    pub fn client(&self, timeout: Duration) -> Client {
+        Client::new(Arc::new(Door(Arc::downgrade(&self.inner))), timeout)
+    }
+
+    /// Requests of other nodes and of remote clients.
+    pub fn serve(&self, origin: Origin, requests: Vec<(u64, Bytes)>) {
+        super::serve::serve(&self.inner, origin, requests);
+    }
+
+    /// The answer to a forwarded request.
+    pub fn answered(&self, from: StoreId, id: u64, body: Bytes) {
+        let found = self.inner.outstanding.lock().take(id);
+        match found {
+            Some(Outstanding { to, job }) if to == from => {
+                self.inner.finish(job, to, Reach::Answered, request::decode_response(body));
+            }
+            // Late: its deadline has passed.
+            _ => {}
+        }
+    }
+
+    /// What was forwarded to `store` and not answered has an unknown outcome.
+    pub fn connection_lost(&self, store: StoreId) {
+        let mut lost = Vec::new();
+        self.inner.outstanding.lock().take_where(Time(0), |one| one.to == store, &mut lost);
+        for Outstanding { to, job } in lost {
+            let error = Error::Ambiguous { what: "the connection broke before the answer" };
+            self.inner.finish(job, to, Reach::Answered, Err(error));
+        }
+    }
+
+    /// The regions known, for tools.
+    pub fn regions(&self) -> Vec<Region> {
+        self.inner.routes.read().routes().map(|route| route.region.as_ref().clone()).collect()
+    }
+
+    /// Sends everybody home whose request is with another node.
+    pub fn close(&self) {
+        let mut all = Vec::new();
+        self.inner.outstanding.lock().take_where(Time(u64::MAX), |_| true, &mut all);
+        for Outstanding { job, .. } in all {
+            job.done.call(Err(Error::Stopped { reason: "the node is closing".into() }));
+        }
+    }
+}
+
+fn expire_later(inner: &Inner, weak: Weak<Inner>) {
+    let look = move || {
+        let Some(inner) = weak.upgrade() else { return };
+        let mut late = Vec::new();
+        inner.outstanding.lock().take_where(inner.now(), |_| false, &mut late);
+        for Outstanding { to, job } in late {
+            let error = Error::Timeout { after_ms: 0, what: "another node's answer" };
+            inner.finish(job, to, Reach::Answered, Err(error));
+        }
+        expire_later(&inner, weak);
+    };
+    inner.driver.timer().after(EXPIRE_EVERY, Box::new(look));
+}
+
+impl Inner {
+    pub fn now(&self) -> Time {
+        self.driver.clock().now()
+    }
+
+    /// Numbers to spread retries by.
+    pub fn jitter(&self) -> u64 {
+        let count = self.jitter.fetch_add(1, Ordering::Relaxed);
+        // splitmix64's constants (Steele, Lea, Flood 2014).
+        let mut x = count.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ self.store.0;
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x ^ (x >> 31)
+    }
+
+    /// Sends a job's request to another node.
+    pub fn forward(self: &Arc<Self>, to: StoreId, job: Job) {
+        let left = job.deadline.since(self.now());
+        let request =
+            Request { timeout: left, route: Some(job.route), body: job.body.clone() }.encode();
+        let deadline = job.deadline.after(GRACE);
+        let seat = self.outstanding.lock().insert(Outstanding { to, job }, deadline);
+        let id = match seat {
+            Ok(id) => id,
+            Err(Outstanding { job, .. }) => {
+                return job.done.call(Err(Error::Busy { what: "requests with other nodes" }));
+            }
+        };
+        if let Err(error) = self.transport.request(to, id, request) {
+            let back = self.outstanding.lock().take(id);
+            if let Some(Outstanding { job, .. }) = back {
+                self.finish(job, to, Reach::Refused, Err(error));
+            }
+        }
+    }
+
+    /// Executes a routed request on this node's replica.
+    pub fn execute(
+        self: &Arc<Self>,
+        route: Route,
+        body: Body,
+        deadline: Time,
+        done: Done<Response>,
+    ) {
+        match body {
+            Body::Write { command } | Body::Execute { command, .. } => {
+                let waiter = Box::new(move |reply| done.call(written(reply)));
+                let Route { region, version } = route;
+                let one = Submission { region, version, command, waiter };
+                self.driver.propose(region, deadline, vec![one]);
+            }
+            Body::Read { level, .. } | Body::Scan { level, .. } => {
+                self.read_when_granted(route, level, body, deadline, done);
+            }
+            Body::Transfer { region, to } => {
+                let waiter = Box::new(move |reply| {
+                    done.call(match reply {
+                        Ok(Reply::Transfer(result)) => result.map(|()| Response::Done),
+                        other => Err(unexpected(other)),
+                    });
+                });
+                self.driver.transfer(region, to, deadline, waiter);
+            }
+            Body::Status => self.status(deadline, done),
+        }
+    }
+}
+
+/// The error for a reply of another kind than was asked for.
+pub(super) fn unexpected(reply: Result<Reply>) -> Error {
+    match reply {
+        Err(error) => error,
+        Ok(_) => super::odd(),
+    }
+}
+
+pub(super) fn written(reply: Result<Reply>) -> Result<Response> {
+    match reply {
+        Ok(Reply::Written(result)) => result.map(Response::Written),
+        other => Err(unexpected(other)),
+    }
+}
+
+/// What clients hold: a node that has been closed lets go of its directory, whoever still has a client.
+struct Door(Weak<Inner>);
+
+fn gone() -> Error {
+    Error::Stopped { reason: "the node is closed".into() }
+}
+
+impl Backend for Door {
+    fn call(&self, body: Body, timeout: Duration, done: Done<Response>) {
+        let Some(inner) = self.0.upgrade() else { return done.call(Err(gone())) };
+        let started = inner.now();
+        inner.start(body, started, started.after(timeout), 0, done);
+    }
+
+    fn write_many(&self, batches: Vec<(Bytes, Done<Bytes>)>, timeout: Duration) {
+        let Some(inner) = &self.0.upgrade() else {
+            for (_, done) in batches {
+                done.call(Err(gone()));
+            }
+            return;
+        };
+        let started = inner.now();
+        let deadline = started.after(timeout);
+        let mut here: BTreeMap<usize, (RegionId, Vec<Submission>)> = BTreeMap::new();
+        let mut elsewhere = Vec::new();
+        {
+            let routes = inner.routes.read();
+            for (command, done) in batches {
+                let done =
+                    Done::new(move |result: Result<Response>| done.call(super::written(result)));
+                let mut parts = match split_batch(&routes, &command) {
+                    Ok(parts) => parts,
+                    Err(error) => {
+                        elsewhere.push((Err(error), done));
+                        continue;
+                    }
+                };
+                let part = match parts.len() {
+                    1 => parts.remove(0),
+                    _ => {
+                        elsewhere.push((Ok(command), done));
+                        continue;
+                    }
+                };
+                let region = part.route.region.id;
+                let share = inner.driver.registry().get(region);
+                if share.and_then(|share| share.leader()) != Some(inner.store) {
+                    elsewhere.push((Ok(command), done));
+                    continue;
+                }
+                let route = Route { region, version: part.route.region.epoch.version };
+                let body = Body::Write { command: command.clone() };
+                let job = Job::new(body, route, started, deadline, 0, done);
+                let back = Arc::clone(inner);
+                let waiter = Box::new(move |reply| {
+                    back.finish(job, back.store, Reach::Answered, written(reply));
+                });
+                let one = Submission { region, version: route.version, command, waiter };
+                let at = inner.driver.loop_of(region);
+                here.entry(at).or_insert_with(|| (region, Vec::new())).1.push(one);
+            }
+        }
+        for (region, submissions) in here.into_values() {
+            inner.driver.propose(region, deadline, submissions);
+        }
+        for (command, done) in elsewhere {
+            match command {
+                Ok(command) => {
+                    inner.start(Body::Write { command }, started, deadline, 0, done);
+                }
+                Err(error) => done.call(Err(error)),
+            }
+        }
+    }
+
+    fn read_now(&self, body: &Body) -> Option<Result<Response>> {
+        self.0.upgrade()?.read_now(body)
+    }
+}
+
+impl std::fmt::Debug for Local {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Local").field("store", &self.inner.store).finish_non_exhaustive()
+    }
+}

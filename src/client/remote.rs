@@ -1,0 +1,188 @@
+//! [`RemoteClient`]: the same calls as the embedded [`Client`], over connections to running nodes.
+
+use super::request::{Body, Request, Response, decode_response};
+use super::{Backend, Client, Done};
+use crate::error::{Error, Result};
+use crate::router::retry::{self, Access, Decision};
+use crate::transport::remote::Connection;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+use tokio::runtime::{Handle, Runtime};
+
+/// An address that could not be reached is left alone this long while others can.
+const DOWN: Duration = Duration::from_millis(500);
+/// For one dial, at most.
+const DIAL: Duration = Duration::from_secs(2);
+/// What a node gets to answer beyond its own deadline, which is the caller's.
+const GRACE: Duration = Duration::from_millis(200);
+
+/// A client of nodes in other processes.
+///
+/// * Calls go round the addresses; each connection is dialled when first needed, and again when broken.
+/// * When a node cannot be reached, or says that the request certainly was not applied, the next one is
+///   asked. When a connection breaks under a write, its outcome is unknown and the caller is told.
+///
+/// It has network threads of its own, and needs no runtime around it.
+#[derive(Clone, Debug)]
+pub struct RemoteClient {
+    client: Client,
+}
+
+impl RemoteClient {
+    /// A client of the nodes at `addresses` (`host:port`). Dials nobody yet. With a cluster id given,
+    /// nodes of another cluster are refused.
+    pub fn new(addresses: &[String], cluster: Option<u64>, timeout: Duration) -> Result<Self> {
+        if addresses.is_empty() {
+            return Err(Error::InvalidArgument("no addresses to connect to".into()));
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("client-network")
+            .enable_all()
+            .build()
+            .map_err(|e| Error::io("start runtime", "client", e))?;
+        let slots = addresses.iter().map(|address| Slot {
+            address: address.clone(),
+            connection: tokio::sync::Mutex::default(),
+            down_until: Mutex::new(None),
+        });
+        let handle = runtime.handle().clone();
+        let shared = Shared {
+            slots: slots.collect(),
+            cluster,
+            next: AtomicUsize::new(0),
+            jitter: AtomicU64::new(u64::from(std::process::id())),
+        };
+        let remote = Remote { shared: Arc::new(shared), handle, runtime: Some(runtime) };
+        Ok(RemoteClient { client: Client::new(Arc::new(remote), timeout) })
+    }
+
+    /// The calls.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+}
+
+struct Slot {
+    address: String,
+    connection: tokio::sync::Mutex<Option<Connection>>,
+    down_until: Mutex<Option<Instant>>,
+}
+
+struct Shared {
+    slots: Vec<Slot>,
+    cluster: Option<u64>,
+    next: AtomicUsize,
+    jitter: AtomicU64,
+}
+
+struct Remote {
+    shared: Arc<Shared>,
+    handle: Handle,
+    runtime: Option<Runtime>,
+}
+
+impl Drop for Remote {
+    fn drop(&mut self) {
+        // In the background: it may be dropped where waiting is forbidden.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Backend for Remote {
+    fn call(&self, body: Body, timeout: Duration, done: Done<Response>) {
+        let shared = Arc::clone(&self.shared);
+        self.handle.spawn(async move { done.call(shared.ask(body, timeout).await) });
+    }
+}
+
+fn access(body: &Body) -> Access {
+    match body {
+        Body::Write { .. } | Body::Execute { .. } => Access::Write,
+        Body::Read { .. } | Body::Scan { .. } | Body::Status | Body::Transfer { .. } => {
+            Access::Read
+        }
+    }
+}
+
+impl Shared {
+    async fn ask(&self, body: Body, timeout: Duration) -> Result<Response> {
+        let deadline = Instant::now() + timeout;
+        let first = self.next.fetch_add(1, Ordering::Relaxed);
+        let access = access(&body);
+        for attempt in 0.. {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let slot = self.choose(first.wrapping_add(attempt as usize));
+            let error = match self.attempt(slot, &body, left).await {
+                Ok(response) => return Ok(response),
+                Err(error) => error,
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            let jitter = self.jitter.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
+            match retry::decide(access, &error, attempt, left, jitter) {
+                Decision::GiveUp => return Err(error),
+                Decision::Again { after, .. } => tokio::time::sleep(after).await,
+            }
+        }
+        Err(Error::Busy { what: "every node" })
+    }
+
+    /// The slot whose turn it is, or the next one that is not known to be down.
+    fn choose(&self, turn: usize) -> &Slot {
+        let now = Instant::now();
+        let count = self.slots.len();
+        let up = |at: &usize| self.slots[*at].down_until.lock().is_none_or(|until| until <= now);
+        let at = (0..count).map(|i| turn.wrapping_add(i) % count).find(up);
+        &self.slots[at.unwrap_or(turn % count)]
+    }
+
+    async fn attempt(&self, slot: &Slot, body: &Body, left: Duration) -> Result<Response> {
+        let started = Instant::now();
+        // Whatever goes wrong before the request is sent: it was not applied.
+        let connection = match self.connection(slot, left).await {
+            Ok(connection) => connection,
+            Err(error) => {
+                *slot.down_until.lock() = Some(Instant::now() + DOWN);
+                return Err(match error {
+                    Error::Identity(_) | Error::InvalidArgument(_) => error,
+                    error => {
+                        tracing::debug!(address = slot.address, %error, "cannot connect");
+                        Error::Busy { what: "a node cannot be reached" }
+                    }
+                });
+            }
+        };
+        let left = left.saturating_sub(started.elapsed());
+        let request = Request { timeout: left, route: None, body: body.clone() }.encode();
+        let answer = tokio::time::timeout(left + GRACE, connection.call(request));
+        let bytes: Bytes = match answer.await {
+            Ok(answer) => answer?,
+            Err(_) => {
+                let after_ms = started.elapsed().as_millis() as u64;
+                return Err(Error::Timeout { after_ms, what: "a node's answer" });
+            }
+        };
+        decode_response(bytes)
+    }
+
+    async fn connection(&self, slot: &Slot, left: Duration) -> Result<Connection> {
+        let late = || Error::Busy { what: "a connection" };
+        let connect = async {
+            let mut current = slot.connection.lock().await;
+            if let Some(connection) = current.as_ref().filter(|c| c.is_open()) {
+                return Ok(connection.clone());
+            }
+            *current = None;
+            let connection = Connection::connect(&slot.address, self.cluster).await?;
+            *slot.down_until.lock() = None;
+            *current = Some(connection.clone());
+            Ok(connection)
+        };
+        tokio::time::timeout(left.min(DIAL), connect).await.map_err(|_| late())?
+    }
+}

@@ -1,0 +1,493 @@
+//! Requests and responses, and their bytes.
+//!
+//! | request | bytes |
+//! |---|---|
+//! | head | version `u8` = 1, kind `u8`, time left in ms, region id (0 = unrouted), epoch version |
+//! | 1 write | the batch, to the end |
+//! | 2 execute | key, then the command to the end |
+//! | 3 read | level, count, keys |
+//! | 4 scan | level, direction `u8`, start, end, items at most, bytes at most |
+//! | 5 status | |
+//! | 6 transfer | region, store (0 = any) |
+//!
+//! A level is `0` linearizable, `1` lease, `2` stale and then its bound in ms. A response is version
+//! `u8` = 1, kind `u8` (0 = error, see [`fault`]), then the result: 1 written (to the end), 2
+//! values (count, each `0` or `1` and bytes), 3 page (count, keys and values, `0` or `1` and the range that is
+//! left), 4 status (store, count, regions), 5 done. Numbers and lengths are varints unless said otherwise.
+
+use super::fault;
+use crate::codec::command::{BATCH_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::codec::{Reader, Writer, region};
+use crate::error::{Error, Result};
+use crate::kv::Direction;
+use crate::store::{ReadLevel, RegionStatus};
+use crate::types::{KeyRange, LogPosition, PeerId, RegionId, StoreId};
+use bytes::Bytes;
+use std::time::Duration;
+
+const VERSION: u8 = 1;
+/// Keys of one read.
+pub const KEYS_MAX: usize = 1 << 16;
+/// Items of one page.
+pub const PAGE_ITEMS_MAX: usize = 1 << 16;
+/// Bytes of one page, about: one item more may stand in it.
+pub const PAGE_BYTES_MAX: usize = 8 << 20;
+
+/// To which region a request was routed, and by which version of its shape.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Route {
+    /// The region.
+    pub region: RegionId,
+    /// Its epoch version.
+    pub version: u64,
+}
+
+/// What is asked.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Body {
+    /// A batch of the built-in state machine.
+    Write {
+        /// The batch.
+        command: Bytes,
+    },
+    /// A command of the embedder's state machine, for the region that owns `key`.
+    Execute {
+        /// Decides the region.
+        key: Bytes,
+        /// The command.
+        command: Bytes,
+    },
+    /// The values of some keys.
+    Read {
+        /// How fresh.
+        level: ReadLevel,
+        /// The keys.
+        keys: Vec<Bytes>,
+    },
+    /// A page of a range.
+    Scan {
+        /// How fresh.
+        level: ReadLevel,
+        /// Which way.
+        direction: Direction,
+        /// Of which keys.
+        range: KeyRange,
+        /// Items at most.
+        items: usize,
+        /// Bytes at most, about.
+        bytes: usize,
+    },
+    /// Where the node's replicas stand.
+    Status,
+    /// Hand leadership of a region over.
+    Transfer {
+        /// The region.
+        region: RegionId,
+        /// Where to; `None`: to the most advanced follower.
+        to: Option<StoreId>,
+    },
+}
+
+/// A request as it crosses the network.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Request {
+    /// How long the asker waits.
+    pub timeout: Duration,
+    /// Where it was routed to; `None`: route it.
+    pub route: Option<Route>,
+    /// What is asked.
+    pub body: Body,
+}
+
+/// Where one node stands.
+#[derive(Clone, PartialEq, Debug)]
+pub struct NodeStatus {
+    /// The node.
+    pub store: StoreId,
+    /// Its replicas, by region.
+    pub regions: Vec<RegionStatus>,
+}
+
+/// An answer.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Response {
+    /// What the state machine said.
+    Written(Bytes),
+    /// In the order of the keys.
+    Values(Vec<Option<Bytes>>),
+    /// Items in the scan's direction, and the range that is left.
+    Page {
+        /// Keys and values.
+        items: Vec<(Bytes, Bytes)>,
+        /// Where the next page lies.
+        rest: Option<KeyRange>,
+    },
+    /// Where the node stands.
+    Status(NodeStatus),
+    /// It was done.
+    Done,
+}
+
+fn write_level(level: &ReadLevel, out: &mut Writer<'_>) {
+    match level {
+        ReadLevel::Linearizable => out.u8(0),
+        ReadLevel::Lease => out.u8(1),
+        ReadLevel::Stale { max } => {
+            out.u8(2);
+            out.varint(max.as_millis() as u64);
+        }
+    }
+}
+
+fn read_level(from: &mut Reader) -> Result<ReadLevel> {
+    Ok(match from.u8()? {
+        0 => ReadLevel::Linearizable,
+        1 => ReadLevel::Lease,
+        2 => ReadLevel::Stale { max: Duration::from_millis(from.varint()?) },
+        level => return Err(from.malformed(format_args!("unknown read level {level}"))),
+    })
+}
+
+fn write_range(range: &KeyRange, out: &mut Writer<'_>) {
+    out.bytes(&range.start);
+    out.bytes(&range.end);
+}
+
+fn read_range(from: &mut Reader) -> Result<KeyRange> {
+    // One byte more than a key: the successor of the longest key is a legal bound.
+    let start = from.bytes(KEY_BYTES_MAX + 1)?;
+    Ok(KeyRange { start, end: from.bytes(KEY_BYTES_MAX + 1)? })
+}
+
+impl Request {
+    /// Its bytes.
+    pub fn encode(&self) -> Bytes {
+        let mut bytes = Vec::with_capacity(64 + self.body.weight());
+        let mut out = Writer::new(&mut bytes);
+        out.u8(VERSION);
+        out.u8(match &self.body {
+            Body::Write { .. } => 1,
+            Body::Execute { .. } => 2,
+            Body::Read { .. } => 3,
+            Body::Scan { .. } => 4,
+            Body::Status => 5,
+            Body::Transfer { .. } => 6,
+        });
+        out.varint(self.timeout.as_millis() as u64);
+        out.varint(self.route.map_or(0, |route| route.region.0));
+        out.varint(self.route.map_or(0, |route| route.version));
+        match &self.body {
+            Body::Write { command } => out.raw(command),
+            Body::Execute { key, command } => {
+                out.bytes(key);
+                out.raw(command);
+            }
+            Body::Read { level, keys } => {
+                write_level(level, &mut out);
+                out.varint(keys.len() as u64);
+                for key in keys {
+                    out.bytes(key);
+                }
+            }
+            Body::Scan { level, direction, range, items, bytes } => {
+                write_level(level, &mut out);
+                out.u8(u8::from(*direction == Direction::Reverse));
+                write_range(range, &mut out);
+                out.varint(*items as u64);
+                out.varint(*bytes as u64);
+            }
+            Body::Status => {}
+            Body::Transfer { region, to } => {
+                out.varint(region.0);
+                out.varint(to.map_or(0, |store| store.0));
+            }
+        }
+        Bytes::from(bytes)
+    }
+
+    /// Reads what [`encode`](Self::encode) wrote.
+    pub fn decode(bytes: Bytes) -> Result<Request> {
+        let mut from = Reader::new("request", bytes);
+        let version = from.u8()?;
+        if version != VERSION {
+            return Err(from.malformed(format_args!("version {version}, {VERSION} is spoken here")));
+        }
+        let kind = from.u8()?;
+        let timeout = Duration::from_millis(from.varint()?.min(1 << 32));
+        let route = Route { region: RegionId(from.varint()?), version: from.varint()? };
+        let route = Some(route).filter(|route| route.region.0 != 0);
+        let body = match kind {
+            1 => Body::Write { command: command(&mut from)? },
+            2 => Body::Execute { key: from.bytes(KEY_BYTES_MAX)?, command: command(&mut from)? },
+            3 => {
+                let level = read_level(&mut from)?;
+                let count = from.count(1, KEYS_MAX)?;
+                let keys = (0..count).map(|_| from.bytes(KEY_BYTES_MAX)).collect::<Result<_>>()?;
+                Body::Read { level, keys }
+            }
+            4 => Body::Scan {
+                level: read_level(&mut from)?,
+                direction: match from.u8()? {
+                    0 => Direction::Forward,
+                    1 => Direction::Reverse,
+                    other => return Err(from.malformed(format_args!("direction {other}"))),
+                },
+                range: read_range(&mut from)?,
+                items: from.varint()?.clamp(1, PAGE_ITEMS_MAX as u64) as usize,
+                bytes: from.varint()?.min(PAGE_BYTES_MAX as u64) as usize,
+            },
+            5 => Body::Status,
+            6 => Body::Transfer {
+                region: RegionId(from.varint()?),
+                to: Some(StoreId(from.varint()?)).filter(|store| store.0 != 0),
+            },
+            kind => return Err(from.malformed(format_args!("unknown request kind {kind}"))),
+        };
+        from.finish()?;
+        Ok(Request { timeout, route, body })
+    }
+}
+
+fn command(from: &mut Reader) -> Result<Bytes> {
+    let command = from.rest();
+    match command.len() > BATCH_BYTES_MAX {
+        true => Err(from.malformed("batch above its limit")),
+        false => Ok(command),
+    }
+}
+
+impl Body {
+    fn weight(&self) -> usize {
+        match self {
+            Body::Write { command } => command.len(),
+            Body::Execute { key, command } => key.len() + command.len(),
+            Body::Read { keys, .. } => keys.iter().map(|key| key.len() + 3).sum(),
+            Body::Scan { range, .. } => range.start.len() + range.end.len(),
+            Body::Status | Body::Transfer { .. } => 0,
+        }
+    }
+}
+
+/// The bytes of an answer.
+pub fn encode_response(response: &Result<Response>) -> Bytes {
+    let mut bytes = Vec::new();
+    let mut out = Writer::new(&mut bytes);
+    out.u8(VERSION);
+    match response {
+        Err(error) => {
+            out.u8(0);
+            fault::encode(error, &mut out);
+        }
+        Ok(Response::Written(result)) => {
+            out.u8(1);
+            out.raw(result);
+        }
+        Ok(Response::Values(values)) => {
+            out.u8(2);
+            out.varint(values.len() as u64);
+            for value in values {
+                out.u8(u8::from(value.is_some()));
+                if let Some(value) = value {
+                    out.bytes(value);
+                }
+            }
+        }
+        Ok(Response::Page { items, rest }) => {
+            out.u8(3);
+            out.varint(items.len() as u64);
+            for (key, value) in items {
+                out.bytes(key);
+                out.bytes(value);
+            }
+            out.u8(u8::from(rest.is_some()));
+            if let Some(rest) = rest {
+                write_range(rest, &mut out);
+            }
+        }
+        Ok(Response::Status(status)) => {
+            out.u8(4);
+            out.varint(status.store.0);
+            out.varint(status.regions.len() as u64);
+            for region in &status.regions {
+                write_region(region, &mut out);
+            }
+        }
+        Ok(Response::Done) => out.u8(5),
+    }
+    Bytes::from(bytes)
+}
+
+/// Reads what [`encode_response`] wrote: the answer, or the other node's error. What does not parse is
+/// an error whose outcome is unknown: something was done, and we cannot tell what.
+pub fn decode_response(bytes: Bytes) -> Result<Response> {
+    let mut from = Reader::new("response", bytes);
+    let parsed = parse_response(&mut from).and_then(|answer| from.finish().map(|()| answer));
+    parsed.unwrap_or_else(|error| {
+        tracing::warn!(%error, "an answer does not parse");
+        Err(Error::Ambiguous { what: "the answer does not parse" })
+    })
+}
+
+fn parse_response(from: &mut Reader) -> Result<Result<Response>> {
+    let version = from.u8()?;
+    if version != VERSION {
+        return Err(from.malformed(format_args!("version {version}")));
+    }
+    Ok(Ok(match from.u8()? {
+        0 => return Ok(Err(fault::decode(from)?)),
+        1 => Response::Written(from.rest()),
+        2 => {
+            let count = from.count(1, KEYS_MAX)?;
+            let mut values = Vec::with_capacity(count);
+            for _ in 0..count {
+                values.push(match from.u8()? {
+                    0 => None,
+                    _ => Some(from.bytes(VALUE_BYTES_MAX)?),
+                });
+            }
+            Response::Values(values)
+        }
+        3 => {
+            let count = from.count(2, PAGE_ITEMS_MAX)?;
+            let mut items = Vec::with_capacity(count);
+            for _ in 0..count {
+                items.push((from.bytes(KEY_BYTES_MAX)?, from.bytes(VALUE_BYTES_MAX)?));
+            }
+            let rest = match from.u8()? {
+                0 => None,
+                _ => Some(read_range(from)?),
+            };
+            Response::Page { items, rest }
+        }
+        4 => {
+            let store = StoreId(from.varint()?);
+            let count = from.count(48, 1 << 20)?;
+            let regions = (0..count).map(|_| read_region(from)).collect::<Result<_>>()?;
+            Response::Status(NodeStatus { store, regions })
+        }
+        5 => Response::Done,
+        kind => return Err(from.malformed(format_args!("unknown response kind {kind}"))),
+    }))
+}
+
+fn write_region(status: &RegionStatus, out: &mut Writer<'_>) {
+    out.bytes(&region::encode(&status.region, LogPosition::default()));
+    out.varint(status.peer.0);
+    out.u8(u8::from(status.leads));
+    for number in [
+        status.leader.map_or(0, |peer| peer.0),
+        status.term,
+        status.committed,
+        status.applied,
+        status.flushed,
+        status.first_index,
+        status.last_index,
+        status.log_bytes,
+    ] {
+        out.varint(number);
+    }
+    out.u8(u8::from(status.quarantined.is_some()));
+    if let Some(reason) = &status.quarantined {
+        out.bytes(reason.chars().take(1000).collect::<String>().as_bytes());
+    }
+}
+
+fn read_region(from: &mut Reader) -> Result<RegionStatus> {
+    Ok(RegionStatus {
+        region: region::decode(&from.bytes(128 << 10)?)?.0,
+        peer: PeerId(from.varint()?),
+        leads: from.u8()? != 0,
+        leader: Some(PeerId(from.varint()?)).filter(|peer| peer.0 != 0),
+        term: from.varint()?,
+        committed: from.varint()?,
+        applied: from.varint()?,
+        flushed: from.varint()?,
+        first_index: from.varint()?,
+        last_index: from.varint()?,
+        log_bytes: from.varint()?,
+        quarantined: match from.u8()? {
+            0 => None,
+            _ => Some(from.text(4096)?),
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Epoch, Peer, Region, Role};
+    use proptest::prelude::*;
+
+    #[test]
+    fn requests_read_back() {
+        let stale = ReadLevel::Stale { max: Duration::from_millis(70) };
+        let bodies = [
+            Body::Write { command: "batch".into() },
+            Body::Execute { key: "k".into(), command: "c".into() },
+            Body::Read { level: ReadLevel::Lease, keys: vec!["a".into(), "".into()] },
+            Body::Scan {
+                level: stale,
+                direction: Direction::Reverse,
+                range: KeyRange::new("a", ""),
+                items: 10,
+                bytes: 100,
+            },
+            Body::Status,
+            Body::Transfer { region: RegionId(3), to: Some(StoreId(1)) },
+        ];
+        for body in bodies {
+            for route in [None, Some(Route { region: RegionId(9), version: 4 })] {
+                let timeout = Duration::from_millis(1234);
+                let request = Request { timeout, route, body: body.clone() };
+                assert_eq!(Request::decode(request.encode()).unwrap(), request);
+            }
+        }
+    }
+
+    #[test]
+    fn responses_read_back() {
+        let status = RegionStatus {
+            region: Region {
+                id: RegionId(3),
+                range: KeyRange::new("a", "b"),
+                epoch: Epoch { conf_ver: 1, version: 1 },
+                peers: vec![Peer { id: PeerId(1), store: StoreId(1), role: Role::Learner }],
+            },
+            peer: PeerId(1),
+            leads: true,
+            leader: None,
+            term: 300,
+            committed: 1,
+            applied: 2,
+            flushed: 3,
+            first_index: 4,
+            last_index: 5,
+            log_bytes: 6,
+            quarantined: Some("rot".into()),
+        };
+        let responses = [
+            Response::Written("x".into()),
+            Response::Values(vec![None, Some("".into()), Some("v".into())]),
+            Response::Page {
+                items: vec![("k".into(), "v".into())],
+                rest: Some(KeyRange::new("k\0", "")),
+            },
+            Response::Status(NodeStatus { store: StoreId(2), regions: vec![status] }),
+            Response::Done,
+        ];
+        for response in responses {
+            assert_eq!(decode_response(encode_response(&Ok(response.clone()))).unwrap(), response);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(mut bytes: Vec<u8>, kind in 0u8..8) {
+            if let Some(first) = bytes.first_mut() { *first = VERSION; }
+            if let Some(second) = bytes.get_mut(1) { *second = kind; }
+            let bytes = Bytes::from(bytes);
+            let _ = Request::decode(bytes.clone());
+            let _ = decode_response(bytes);
+        }
+    }
+}

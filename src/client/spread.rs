@@ -1,0 +1,285 @@
+//! Unrouted requests: split by region, gathered again.
+
+use super::Done;
+use super::fault;
+use super::job::Job;
+use super::local::{Inner, unexpected};
+use super::request::{Body, NodeStatus, Response, Route};
+use crate::codec::command::{self, Swap};
+use crate::driver::Waiter;
+use crate::error::{Error, Result};
+use crate::kv::Direction;
+use crate::router;
+use crate::store::Reply;
+use crate::types::{KeyRange, RegionId, Time};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// What the parts of one request have brought so far.
+struct Gather {
+    left: usize,
+    succeeded: usize,
+    errors: Vec<Error>,
+    swaps: Vec<Option<Swap>>,
+    values: Vec<Option<Bytes>>,
+    done: Option<Done<Response>>,
+}
+
+fn route_of(route: &router::Route) -> Route {
+    Route { region: route.region.id, version: route.region.epoch.version }
+}
+
+fn unknown(key: &[u8]) -> Error {
+    Error::InvalidArgument(format!("no region is known for key {:?}", Bytes::copy_from_slice(key)))
+}
+
+impl Inner {
+    /// Routes a request and runs it, in parts if need be.
+    pub fn start(
+        self: &Arc<Self>,
+        body: Body,
+        started: Time,
+        deadline: Time,
+        attempt: u32,
+        done: Done<Response>,
+    ) {
+        let job = |body, route, done| Job::new(body, route, started, deadline, attempt, done);
+        match body {
+            Body::Write { command } => {
+                let parts = router::split_batch(&self.routes.read(), &command);
+                let mut parts = match parts {
+                    Ok(parts) => parts,
+                    Err(error) => return done.call(Err(error)),
+                };
+                match parts.len() {
+                    0 => done.call(Ok(Response::Written(Bytes::new()))),
+                    1 => {
+                        let part = parts.remove(0);
+                        let body = Body::Write { command: part.command };
+                        self.run(job(body, route_of(&part.route), done));
+                    }
+                    _ => {
+                        let swaps = parts.iter().map(|part| part.swaps.len()).sum();
+                        let gather = gather(parts.len(), swaps, 0, done);
+                        for part in parts {
+                            let body = Body::Write { command: part.command };
+                            let done = gather_swaps(&gather, part.swaps);
+                            self.run(job(body, route_of(&part.route), done));
+                        }
+                    }
+                }
+            }
+            Body::Execute { ref key, .. } => {
+                let route = self.routes.read().lookup(key).map(route_of);
+                match route {
+                    Some(route) => self.run(job(body, route, done)),
+                    None => done.call(Err(unknown(key))),
+                }
+            }
+            Body::Read { level, keys } => match self.by_region(&keys) {
+                Err(error) => done.call(Err(error)),
+                Ok(parts) if parts.is_empty() => done.call(Ok(Response::Values(Vec::new()))),
+                Ok(mut parts) if parts.len() == 1 => {
+                    if let Some((_, (route, _))) = parts.pop_first() {
+                        self.run(job(Body::Read { level, keys }, route, done));
+                    }
+                }
+                Ok(parts) => {
+                    let gather = gather(parts.len(), 0, keys.len(), done);
+                    for (_, (route, places)) in parts {
+                        let keys = places.iter().map(|at| keys[*at].clone()).collect();
+                        let done = gather_values(&gather, places);
+                        self.run(job(Body::Read { level, keys }, route, done));
+                    }
+                }
+            },
+            Body::Scan { level, direction, range, items, bytes } => {
+                match self.piece(&range, direction) {
+                    Err(error) => done.call(Err(error)),
+                    Ok(None) => done.call(Ok(Response::Page { items: Vec::new(), rest: None })),
+                    Ok(Some((route, piece))) => {
+                        let whole = piece.clone();
+                        let done = Done::new(move |result: Result<Response>| {
+                            done.call(result.map(|r| widen(r, &range, &whole, direction)));
+                        });
+                        let body = Body::Scan { level, direction, range: piece, items, bytes };
+                        self.run(job(body, route, done));
+                    }
+                }
+            }
+            Body::Status => self.status(deadline, done),
+            Body::Transfer { region, .. } => {
+                self.run(job(body, Route { region, version: 0 }, done));
+            }
+        }
+    }
+
+    fn by_region(&self, keys: &[Bytes]) -> Result<BTreeMap<RegionId, (Route, Vec<usize>)>> {
+        let routes = self.routes.read();
+        let mut parts: BTreeMap<RegionId, (Route, Vec<usize>)> = BTreeMap::new();
+        for (at, key) in keys.iter().enumerate() {
+            let route = routes.lookup(key).ok_or_else(|| unknown(key))?;
+            let part = parts.entry(route.region.id);
+            part.or_insert_with(|| (route_of(route), Vec::new())).1.push(at);
+        }
+        Ok(parts)
+    }
+
+    /// The region that a scan begins in, and what of the range lies there.
+    fn piece(&self, range: &KeyRange, direction: Direction) -> Result<Option<(Route, KeyRange)>> {
+        if range.is_empty() {
+            return Ok(None);
+        }
+        let routes = self.routes.read();
+        let (route, edge) = match direction {
+            Direction::Forward => (routes.lookup(&range.start), &range.start),
+            Direction::Reverse => (routes.lookup_before(&range.end), &range.end),
+        };
+        let route = route.ok_or_else(|| unknown(edge))?;
+        Ok(Some((route_of(route), range.intersect(&route.region.range))))
+    }
+
+    /// The route of a read that one region here can answer, for reads on the caller's thread.
+    pub fn lone_route(&self, keys: &[Bytes]) -> Option<Route> {
+        let routes = self.routes.read();
+        let route = routes.lookup(keys.first()?)?;
+        keys.iter().all(|key| route.region.range.contains(key)).then(|| route_of(route))
+    }
+
+    /// Asks every loop of this node.
+    pub fn status(self: &Arc<Self>, deadline: Time, done: Done<Response>) {
+        type Parts = (usize, Vec<crate::store::RegionStatus>, Option<Done<Response>>);
+        let parts: Parts = (self.driver.loops(), Vec::new(), Some(done));
+        let parts = Arc::new(Mutex::new(parts));
+        let store = self.store;
+        self.driver.status(deadline, || -> Waiter {
+            let parts = Arc::clone(&parts);
+            Box::new(move |reply| {
+                let mut parts = parts.lock();
+                let (left, regions, done) = &mut *parts;
+                let failed = match reply {
+                    Ok(Reply::Status(some)) => {
+                        regions.extend(some);
+                        *left -= 1;
+                        None
+                    }
+                    other => Some(unexpected(other)),
+                };
+                let result = match failed {
+                    Some(error) => Err(error),
+                    None if *left > 0 => return,
+                    None => {
+                        regions.sort_by_key(|status| status.region.id);
+                        let regions = std::mem::take(regions);
+                        Ok(Response::Status(NodeStatus { store, regions }))
+                    }
+                };
+                let done = done.take();
+                drop(parts);
+                if let Some(done) = done {
+                    done.call(result);
+                }
+            })
+        });
+    }
+}
+
+/// What is left of the whole range after a page of its first piece.
+fn widen(response: Response, range: &KeyRange, piece: &KeyRange, direction: Direction) -> Response {
+    let Response::Page { items, rest } = response else { return response };
+    let rest = match (direction, rest) {
+        (Direction::Forward, Some(rest)) => {
+            Some(KeyRange { start: rest.start, end: range.end.clone() })
+        }
+        (Direction::Reverse, Some(rest)) => {
+            Some(KeyRange { start: range.start.clone(), end: rest.end })
+        }
+        (Direction::Forward, None) if piece.end != range.end => {
+            Some(KeyRange { start: piece.end.clone(), end: range.end.clone() })
+        }
+        (Direction::Reverse, None) if piece.start != range.start => {
+            Some(KeyRange { start: range.start.clone(), end: piece.start.clone() })
+        }
+        (_, None) => None,
+    };
+    Response::Page { items, rest }
+}
+
+fn gather(left: usize, swaps: usize, values: usize, done: Done<Response>) -> Arc<Mutex<Gather>> {
+    Arc::new(Mutex::new(Gather {
+        left,
+        succeeded: 0,
+        errors: Vec::new(),
+        swaps: vec![None; swaps],
+        values: vec![None; values],
+        done: Some(done),
+    }))
+}
+
+/// Counts a part off; the last one answers.
+fn arrive(
+    gather: &Mutex<Gather>,
+    result: Result<Response>,
+    place: impl FnOnce(&mut Gather, Response) -> Result<()>,
+) {
+    let mut all = gather.lock();
+    all.left -= 1;
+    match result.and_then(|response| place(&mut all, response)) {
+        Ok(()) => all.succeeded += 1,
+        Err(error) => all.errors.push(error),
+    }
+    if all.left > 0 {
+        return;
+    }
+    let reads = !all.values.is_empty();
+    let error = match reads {
+        true => all.errors.first().cloned(),
+        false => fault::of_parts(&all.errors, all.succeeded),
+    };
+    let result = match error {
+        Some(error) => Err(error),
+        None if reads => Ok(Response::Values(std::mem::take(&mut all.values))),
+        None => {
+            let swaps: Vec<Swap> = std::mem::take(&mut all.swaps).into_iter().flatten().collect();
+            Ok(Response::Written(command::encode_swaps(&swaps)))
+        }
+    };
+    let done = all.done.take();
+    drop(all);
+    if let Some(done) = done {
+        done.call(result);
+    }
+}
+
+fn gather_swaps(gather: &Arc<Mutex<Gather>>, places: Vec<u32>) -> Done<Response> {
+    let gather = Arc::clone(gather);
+    Done::new(move |result| {
+        arrive(&gather, result, |all, response| {
+            let Response::Written(bytes) = response else { return Err(super::odd()) };
+            for (at, swap) in places.into_iter().zip(command::decode_swaps(&bytes)?) {
+                if let Some(place) = all.swaps.get_mut(at as usize) {
+                    *place = Some(swap);
+                }
+            }
+            Ok(())
+        });
+    })
+}
+
+fn gather_values(gather: &Arc<Mutex<Gather>>, places: Vec<usize>) -> Done<Response> {
+    let gather = Arc::clone(gather);
+    Done::new(move |result| {
+        arrive(&gather, result, |all, response| {
+            let Response::Values(values) = response else { return Err(super::odd()) };
+            if values.len() != places.len() {
+                return Err(super::odd());
+            }
+            for (at, value) in places.into_iter().zip(values) {
+                all.values[at] = value;
+            }
+            Ok(())
+        });
+    })
+}

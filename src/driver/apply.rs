@@ -1,0 +1,151 @@
+//! Apply workers: committed entries in, answers out.
+
+use super::Shared;
+use crate::region::apply::{Applier, ApplyOutcome};
+use crate::store::{Applied, ApplyTask, Event};
+use parking_lot::{Condvar, Mutex};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// The queue before one worker. Not bounded here: what is committed must be applied; `pressure` refuses
+/// new proposals instead.
+#[derive(Default)]
+pub struct ApplyQueue {
+    state: Mutex<State>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    tasks: Vec<ApplyTask>,
+    sleeping: bool,
+    closed: bool,
+}
+
+impl ApplyQueue {
+    fn push(&self, tasks: Vec<ApplyTask>) {
+        let mut state = self.state.lock();
+        if state.closed {
+            return;
+        }
+        state.tasks.extend(tasks);
+        let wake = std::mem::replace(&mut state.sleeping, false);
+        drop(state);
+        if wake {
+            self.wake.notify_one();
+        }
+    }
+
+    fn take(&self) -> Option<Vec<ApplyTask>> {
+        let mut state = self.state.lock();
+        while state.tasks.is_empty() && !state.closed {
+            state.sleeping = true;
+            self.wake.wait(&mut state);
+        }
+        (!state.closed).then(|| std::mem::take(&mut state.tasks))
+    }
+
+    /// Ends the worker; what it has not begun is dropped (the log has it).
+    pub fn close(&self) {
+        let mut state = self.state.lock();
+        state.closed = true;
+        state.tasks.clear();
+        drop(state);
+        self.wake.notify_all();
+    }
+}
+
+fn bytes_of(task: &ApplyTask) -> usize {
+    match task {
+        ApplyTask::Entries { entries, .. } => entries.iter().map(|e| e.data.len() + 64).sum(),
+        ApplyTask::Restore { .. } => 64,
+    }
+}
+
+/// Hands tasks to the workers of their regions.
+pub fn queue(shared: &Shared, tasks: Vec<ApplyTask>) {
+    // Counted before a worker can count it off again.
+    let bytes = tasks.iter().map(bytes_of).sum();
+    shared.apply_bytes.fetch_add(bytes, Ordering::Relaxed);
+    let workers = shared.apply.len();
+    if workers == 1 {
+        return shared.apply[0].push(tasks);
+    }
+    let mut parts: Vec<Vec<ApplyTask>> = (0..workers).map(|_| Vec::new()).collect();
+    for task in tasks {
+        parts[(task.region().0 % workers as u64) as usize].push(task);
+    }
+    for (queue, part) in shared.apply.iter().zip(parts) {
+        if !part.is_empty() {
+            queue.push(part);
+        }
+    }
+}
+
+/// Unmerged ingestions from which applying is slowed down.
+const DEBT_FREE: usize = 8;
+const PAUSE_PER_DEBT: Duration = Duration::from_micros(500);
+const PAUSE_MAX: Duration = Duration::from_millis(10);
+
+/// Small sleeps while compaction is late, so that it never has to stop writers hard.
+fn pace(shared: &Shared) {
+    let debt = shared.kv.debt().saturating_sub(DEBT_FREE) as u32;
+    if debt > 0 {
+        std::thread::sleep((PAUSE_PER_DEBT * debt).min(PAUSE_MAX));
+    }
+    if shared.behind.load(Ordering::Relaxed) {
+        std::thread::sleep(PAUSE_MAX);
+    }
+}
+
+/// The thread.
+pub fn run(shared: &Shared, at: usize, mut applier: Applier) {
+    while let Some(tasks) = shared.apply[at].take() {
+        let mut outcome = ApplyOutcome::default();
+        let bytes: usize = tasks.iter().map(bytes_of).sum();
+        let entries: usize = tasks
+            .iter()
+            .map(|task| match task {
+                ApplyTask::Entries { entries, .. } => entries.len(),
+                ApplyTask::Restore { .. } => 0,
+            })
+            .sum();
+        let result = applier.apply(tasks, &mut outcome);
+        shared.apply_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        // After an error nothing of the pass is answered: the stop tells the callers.
+        if let Err(error) = result {
+            return shared.fail("apply", error);
+        }
+        shared.desks.complete(outcome.replies);
+        post(shared, outcome.applied);
+        for file in outcome.discard {
+            super::round::remove(shared, &file.path);
+        }
+        let counters = &shared.counters;
+        counters.applied_entries.fetch_add(entries as u64, Ordering::Relaxed);
+        counters.applied_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        counters.apply_passes.fetch_add(1, Ordering::Relaxed);
+        if shared.kv.should_flush() {
+            shared.upkeep.wake();
+        }
+        pace(shared);
+    }
+}
+
+fn post(shared: &Shared, applied: Vec<Applied>) {
+    if shared.inboxes.len() == 1 {
+        if !applied.is_empty() {
+            shared.inboxes[0].post(Event::Applied(applied));
+        }
+        return;
+    }
+    let mut parts: Vec<Vec<Applied>> = vec![Vec::new(); shared.inboxes.len()];
+    for one in applied {
+        parts[shared.loop_of(one.region)].push(one);
+    }
+    for (inbox, part) in shared.inboxes.iter().zip(parts) {
+        if !part.is_empty() {
+            inbox.post(Event::Applied(part));
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! The mail box of a store loop: bounded, swapped out as a whole.
+
+use crate::error::{Error, Result};
+use crate::raft::Envelope;
+use crate::store::{Event, Proposal, ReadRequest};
+use parking_lot::{Condvar, Mutex};
+use std::time::Instant;
+
+/// Everything that arrived since the last time.
+#[derive(Default, Debug)]
+pub struct Mail {
+    /// What happened, in order.
+    pub events: Vec<Event>,
+    /// Client batches, in order.
+    pub proposals: Vec<Proposal>,
+    /// Reads, in order.
+    pub reads: Vec<ReadRequest>,
+    proposal_bytes: usize,
+    message_bytes: usize,
+}
+
+impl Mail {
+    fn is_empty(&self) -> bool {
+        self.events.is_empty() && self.proposals.is_empty() && self.reads.is_empty()
+    }
+
+    fn clear(&mut self) {
+        self.events.clear();
+        self.proposals.clear();
+        self.reads.clear();
+        self.proposal_bytes = 0;
+        self.message_bytes = 0;
+    }
+}
+
+#[derive(Default)]
+struct State {
+    mail: Mail,
+    sleeping: bool,
+    closed: bool,
+}
+
+/// One loop's inbox.
+///
+/// * Client proposals beyond `proposal_bytes_max` are refused (a first one always fits), raft messages
+///   beyond `message_bytes_max` dropped; completions always enter: they are bounded by what was asked.
+/// * Whoever adds something wakes the loop only if it sleeps, once.
+pub struct Inbox {
+    state: Mutex<State>,
+    wake: Condvar,
+    proposal_bytes_max: usize,
+    message_bytes_max: usize,
+}
+
+/// Reads waiting in one inbox, at most.
+const READS_MAX: usize = 1 << 18;
+
+/// What a message weighs here, about.
+fn weight(envelope: &Envelope) -> usize {
+    let entries = envelope.message.get_entries().iter().map(|entry| entry.data.len() + 64);
+    160 + entries.sum::<usize>()
+}
+
+impl Inbox {
+    /// An inbox with these bounds.
+    pub fn new(proposal_bytes_max: usize, message_bytes_max: usize) -> Inbox {
+        Inbox {
+            state: Mutex::default(),
+            wake: Condvar::new(),
+            proposal_bytes_max,
+            message_bytes_max,
+        }
+    }
+
+    fn with<T>(&self, add: impl FnOnce(&mut Mail) -> T) -> Option<T> {
+        let mut state = self.state.lock();
+        if state.closed {
+            return None;
+        }
+        let out = add(&mut state.mail);
+        let wake = std::mem::replace(&mut state.sleeping, false);
+        drop(state);
+        if wake {
+            self.wake.notify_one();
+        }
+        Some(out)
+    }
+
+    /// Adds an event that has no bound of its own.
+    pub fn post(&self, event: Event) {
+        self.with(|mail| mail.events.push(event));
+    }
+
+    /// Adds client batches; gives back those that found no room.
+    pub fn propose(&self, proposals: impl IntoIterator<Item = Proposal>) -> Vec<Proposal> {
+        let max = self.proposal_bytes_max;
+        self.with(|mail| {
+            let mut refused = Vec::new();
+            for proposal in proposals {
+                let bytes = proposal.command.len() + 64;
+                if mail.proposal_bytes > 0 && mail.proposal_bytes + bytes > max {
+                    refused.push(proposal);
+                } else {
+                    mail.proposal_bytes += bytes;
+                    mail.proposals.push(proposal);
+                }
+            }
+            refused
+        })
+        .unwrap_or_default()
+    }
+
+    /// Adds a read.
+    pub fn read(&self, read: ReadRequest) -> Result<()> {
+        let room = self.with(|mail| {
+            let room = mail.reads.len() < READS_MAX;
+            if room {
+                mail.reads.push(read);
+            }
+            room
+        });
+        match room {
+            Some(false) => Err(Error::Busy { what: "store inbox (reads)" }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Adds raft messages; tells how many were dropped.
+    pub fn messages(&self, envelopes: Vec<Envelope>) -> usize {
+        let bytes: usize = envelopes.iter().map(weight).sum();
+        let count = envelopes.len();
+        let max = self.message_bytes_max;
+        let taken = self.with(|mail| {
+            if mail.message_bytes > 0 && mail.message_bytes + bytes > max {
+                return false;
+            }
+            mail.message_bytes += bytes;
+            mail.events.push(Event::Messages(envelopes));
+            true
+        });
+        if taken == Some(false) { count } else { 0 }
+    }
+
+    /// Swaps everything out into `mail` (which is emptied first), sleeping until there is something or
+    /// `until` comes. `false` once the inbox is closed.
+    pub fn take(&self, mail: &mut Mail, until: Instant) -> bool {
+        mail.clear();
+        let mut state = self.state.lock();
+        while state.mail.is_empty() && !state.closed {
+            state.sleeping = true;
+            if self.wake.wait_until(&mut state, until).timed_out() {
+                break;
+            }
+        }
+        state.sleeping = false;
+        std::mem::swap(&mut state.mail, mail);
+        !state.closed
+    }
+
+    /// Takes nothing more, and ends the loop.
+    pub fn close(&self) {
+        let mut state = self.state.lock();
+        state.closed = true;
+        state.mail = Mail::default();
+        drop(state);
+        self.wake.notify_all();
+    }
+}
+
+impl std::fmt::Debug for Inbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inbox").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::region::effects::Token;
+    use crate::types::RegionId;
+    use bytes::Bytes;
+
+    fn proposal(bytes: usize) -> Proposal {
+        let command = Bytes::from(vec![0; bytes]);
+        Proposal { token: Token(1), region: RegionId(1), version: 1, command }
+    }
+
+    #[test]
+    fn proposals_are_bounded_and_completions_are_not() {
+        let inbox = Inbox::new(1000, 1000);
+        assert!(inbox.propose([proposal(5000)]).is_empty(), "a first one always fits");
+        assert_eq!(inbox.propose([proposal(1), proposal(1)]).len(), 2);
+        inbox.post(Event::Tick);
+        let mut mail = Mail::default();
+        assert!(inbox.take(&mut mail, Instant::now()));
+        assert_eq!((mail.proposals.len(), mail.events.len()), (1, 1));
+        assert!(inbox.propose([proposal(100), proposal(100)]).is_empty(), "room again");
+        inbox.close();
+        assert!(!inbox.take(&mut mail, Instant::now()));
+    }
+}

@@ -1,0 +1,99 @@
+//! A store loop: one pass over everything that arrived, one drain, effects handed on.
+
+use super::Shared;
+use super::inbox::Mail;
+use crate::store::{Effects, Event, Store};
+use crate::types::Time;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Ticks made up for after a stall, at most: a loop that slept must hear its mail before it decides
+/// that nobody wrote.
+const CATCH_UP_TICKS: u32 = 2;
+
+/// Runs until the inbox is closed.
+pub fn run(shared: &Shared, at: usize, mut store: Store) {
+    let inbox = &shared.inboxes[at];
+    let mut mail = Mail::default();
+    let mut effects = Effects::default();
+    let mut next_tick = shared.clock.now().after(shared.config.tick);
+    while inbox.take(&mut mail, shared.clock.instant(next_tick)) {
+        let now = shared.clock.now();
+        for event in mail.events.drain(..) {
+            store.handle(now, event);
+        }
+        if !mail.proposals.is_empty() {
+            store.handle(now, Event::Propose(std::mem::take(&mut mail.proposals)));
+        }
+        if !mail.reads.is_empty() {
+            store.handle(now, Event::Read(std::mem::take(&mut mail.reads)));
+        }
+        next_tick = tick(shared, &mut store, now, next_tick);
+        store.drain(now, &mut effects);
+        shared.counters.rounds.fetch_add(1, Ordering::Relaxed);
+        if !effects.is_empty() && !perform(shared, at, &mut effects) {
+            return;
+        }
+    }
+}
+
+/// Ticks that are due by the clock; gives the time of the next one.
+fn tick(shared: &Shared, store: &mut Store, now: Time, due: Time) -> Time {
+    let tick = shared.config.tick;
+    let mut next = due;
+    let mut done = 0;
+    while next <= now && done < CATCH_UP_TICKS {
+        store.handle(now, Event::Tick);
+        next = next.after(tick);
+        done += 1;
+    }
+    if next <= now { now.after(tick) } else { next }
+}
+
+/// Hands a round's effects on. `false` if the store cannot go on.
+fn perform(shared: &Shared, at: usize, effects: &mut Effects) -> bool {
+    for (to, lane, envelopes) in effects.send_now.take() {
+        shared.outward.send(to, lane, envelopes);
+    }
+    if !effects.after_persist.is_empty() {
+        super::writer::queue(shared, at, effects.after_persist.drain(..));
+    }
+    if !effects.apply.is_empty() {
+        super::apply::queue(shared, std::mem::take(&mut effects.apply));
+    }
+    if !effects.replies.is_empty() {
+        shared.desks.complete(std::mem::take(&mut effects.replies));
+    }
+    for snapshot in effects.snapshots.drain(..) {
+        send_snapshot(shared, at, snapshot);
+    }
+    for file in effects.discard.drain(..) {
+        remove(shared, &file.path);
+    }
+    match effects.fatal.take() {
+        Some(error) => {
+            shared.fail("store", error);
+            false
+        }
+        None => true,
+    }
+}
+
+fn send_snapshot(shared: &Shared, at: usize, snapshot: crate::store::SnapshotSend) {
+    let (region, from, to) =
+        (snapshot.envelope.region, snapshot.envelope.from, snapshot.envelope.to);
+    let inbox = Arc::clone(&shared.inboxes[at]);
+    shared.outward.send_snapshot(
+        snapshot,
+        Box::new(move |delivered| {
+            inbox.post(Event::SnapshotSent { region, from, to, delivered });
+        }),
+    );
+}
+
+/// Removes a received snapshot that nobody needs. A file that stays costs room until the next start.
+pub fn remove(shared: &Shared, path: &std::path::Path) {
+    if let Err(error) = shared.disk.remove(path) {
+        tracing::warn!(%error, "a received snapshot could not be removed");
+    }
+}

@@ -1,0 +1,213 @@
+//! What must be done now and then: flush and compact the state store, purge the log.
+
+use super::Shared;
+use crate::error::{Error, Result};
+use crate::store::{DiskSpace, Event};
+use parking_lot::{Condvar, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+/// Whether the caller of a flush waits for it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FlushNow {
+    /// Soon, on the flusher's thread.
+    Soon,
+    /// On the caller's thread; durable on return.
+    Wait,
+}
+
+/// Wake-ups for the upkeep threads.
+#[derive(Default, Debug)]
+pub struct Upkeep {
+    state: Mutex<State>,
+    wake: Condvar,
+    flush_wanted: AtomicBool,
+    purge_wanted: AtomicBool,
+    full: AtomicU8,
+    /// Held over a flush: `FlushNow::Wait` and the flusher take turns.
+    flushing: Mutex<()>,
+}
+
+#[derive(Default, Debug)]
+struct State {
+    closed: bool,
+}
+
+/// How often memtables and spares are looked at.
+const LOOK: Duration = Duration::from_millis(20);
+/// How often the log's size is looked at.
+const LOOK_AT_LOG: Duration = Duration::from_millis(500);
+/// Flushes for the log's sake are at least this far apart.
+const FLUSH_FOR_LOG: Duration = Duration::from_secs(2);
+/// The log is purged this long after a flush: the loops compact first.
+const PURGE_AFTER: Duration = Duration::from_millis(300);
+/// And at least this often, for what was compacted later.
+const PURGE_EVERY: Duration = Duration::from_secs(5);
+const FULL_PAUSE: Duration = Duration::from_millis(500);
+
+impl Upkeep {
+    /// Looks now.
+    pub fn wake(&self) {
+        self.flush_wanted.store(true, Ordering::Relaxed);
+        self.wake.notify_all();
+    }
+
+    /// The log found no room: purge what can be purged.
+    pub fn log_is_full(&self) {
+        self.purge_wanted.store(true, Ordering::Relaxed);
+        self.wake();
+    }
+
+    fn is_full(&self, room: Room) -> bool {
+        self.full.load(Ordering::Acquire) & room as u8 != 0
+    }
+
+    /// Ends the threads.
+    pub fn close(&self) {
+        self.state.lock().closed = true;
+        self.wake.notify_all();
+    }
+
+    /// Sleeps until woken (or the node stops).
+    pub fn pause(&self, shared: &Shared, at_most: Duration) {
+        let mut state = self.state.lock();
+        if !state.closed && !shared.stopped() {
+            self.wake.wait_for(&mut state, at_most);
+        }
+    }
+}
+
+/// Who needs room on the disk. Bits, so that several may lack it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Room {
+    /// The log.
+    Log = 1,
+    /// The state store.
+    State = 2,
+}
+
+/// A room found no place to write: new writes are refused from now on.
+pub fn is_full(shared: &Shared, room: Room, error: &Error) {
+    let before = shared.upkeep.full.fetch_or(room as u8, Ordering::AcqRel);
+    if before & room as u8 == 0 {
+        tracing::warn!(?room, %error, "no place to write: writes are refused");
+    }
+    shared.post_all(|| Event::DiskSpace(DiskSpace::Full));
+}
+
+/// A room could write. Writes are taken again once no room lacks place.
+pub fn has_room(shared: &Shared, room: Room) {
+    if shared.upkeep.full.load(Ordering::Acquire) == 0 {
+        return;
+    }
+    let before = shared.upkeep.full.fetch_and(!(room as u8), Ordering::AcqRel);
+    if before == room as u8 {
+        tracing::info!("there is room again: writes are taken");
+        shared.post_all(|| Event::DiskSpace(DiskSpace::Enough));
+    }
+}
+
+/// Takes a cut and writes it, tells the loops. `false` if there was nothing to flush.
+fn flush(shared: &Shared) -> Result<bool> {
+    let _turn = shared.upkeep.flushing.lock();
+    let Some(flush) = shared.kv.freeze()? else { return Ok(false) };
+    let cut = Arc::new(flush.run()?);
+    shared.post_all(|| Event::Flushed(Arc::clone(&cut)));
+    Ok(true)
+}
+
+/// For callers outside.
+pub fn flush_now(shared: &Shared, how: FlushNow) -> Result<()> {
+    match how {
+        FlushNow::Soon => {
+            shared.upkeep.wake();
+            Ok(())
+        }
+        FlushNow::Wait => flush(shared).map(|_| ()),
+    }
+}
+
+/// The flusher: on size, on the log's budget, on time.
+pub fn run_flusher(shared: &Shared) {
+    let mut flushed_at = Instant::now();
+    let mut looked_at = Instant::now();
+    while !shared.stopped() {
+        shared.upkeep.pause(shared, LOOK);
+        if shared.stopped() {
+            return;
+        }
+        let behind = shared.kv.memtable_bytes() > shared.config.memtable_bytes_max;
+        shared.behind.store(behind, Ordering::Relaxed);
+        let wanted = shared.upkeep.flush_wanted.swap(false, Ordering::Relaxed);
+        let mut due =
+            shared.upkeep.is_full(Room::State) || behind || wanted || shared.kv.should_flush();
+        due |= flushed_at.elapsed() >= shared.config.flush_interval;
+        if looked_at.elapsed() >= LOOK_AT_LOG {
+            looked_at = Instant::now();
+            // Not at every look: a log that a laggard keeps large would be flushed for nothing.
+            due |= flushed_at.elapsed() >= FLUSH_FOR_LOG
+                && shared.log.stats().disk_bytes > shared.config.log_budget_bytes;
+        }
+        if !due {
+            continue;
+        }
+        flushed_at = Instant::now();
+        match flush(shared) {
+            Ok(_) => has_room(shared, Room::State),
+            Err(error @ Error::DiskFull { .. }) => {
+                is_full(shared, Room::State, &error);
+                shared.upkeep.pause(shared, FULL_PAUSE);
+            }
+            Err(error) => return shared.fail("flush", error),
+        }
+    }
+}
+
+/// The compactor: bounded steps while there is work.
+pub fn run_compactor(shared: &Shared) {
+    while !shared.stopped() {
+        match shared.kv.maintain() {
+            Ok(true) => {}
+            Ok(false) => shared.upkeep.pause(shared, LOOK),
+            Err(error @ Error::DiskFull { .. }) => {
+                tracing::warn!(%error, "compaction waits for room");
+                shared.upkeep.pause(shared, FULL_PAUSE);
+            }
+            Err(error) => return shared.fail("compaction", error),
+        }
+    }
+}
+
+/// The keeper of the log: spare segments before the writer needs them, purge after flushes.
+pub fn run_keeper(shared: &Shared) {
+    let mut flushes = shared.kv.stats().flushes;
+    let mut purge_at = Instant::now() + PURGE_EVERY;
+    while !shared.stopped() {
+        match shared.log.prepare() {
+            Ok(true) => continue,
+            Ok(false) => {}
+            // The writer meets the same, and tells.
+            Err(Error::DiskFull { .. }) => shared.upkeep.pause(shared, FULL_PAUSE),
+            Err(error) => return shared.fail("log spares", error),
+        }
+        let now = Instant::now();
+        let seen = shared.kv.stats().flushes;
+        if seen != flushes {
+            flushes = seen;
+            purge_at = purge_at.min(now + PURGE_AFTER);
+        }
+        if shared.upkeep.purge_wanted.swap(false, Ordering::Relaxed) || now >= purge_at {
+            purge_at = now + PURGE_EVERY;
+            let purged = shared.log.purge();
+            // It writes rounds itself.
+            super::writer::release_all(shared);
+            match purged {
+                Ok(_) | Err(Error::DiskFull { .. }) => {}
+                Err(Error::Stopped { .. }) => return,
+                Err(error) => return shared.fail("log purge", error),
+            }
+        }
+        shared.upkeep.pause(shared, LOOK);
+    }
+}

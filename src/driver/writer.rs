@@ -1,0 +1,117 @@
+//! The log writer: one thread writes and syncs for all groups, then releases what waited for it.
+
+use super::Shared;
+use super::upkeep::{Room, has_room, is_full};
+use crate::error::Error;
+use crate::log::Seq;
+use crate::store::{AfterPersist, Event};
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// What waits for the log, per store loop.
+///
+/// * Each queue is in order of `seq`: a loop numbers its batches and queues them in one order.
+/// * Whoever releases holds `releasing`, from taking out to handing on: so rounds of a peer are
+///   reported in order, whether the writer releases or the loop (for what became durable before it was
+///   queued).
+#[derive(Debug)]
+pub struct WriterQueue {
+    loops: Vec<Waiting>,
+}
+
+#[derive(Default, Debug)]
+struct Waiting {
+    queue: Mutex<VecDeque<AfterPersist>>,
+    releasing: Mutex<()>,
+}
+
+impl WriterQueue {
+    /// Queues for this many loops.
+    pub fn new(loops: usize) -> WriterQueue {
+        WriterQueue { loops: (0..loops).map(|_| Waiting::default()).collect() }
+    }
+}
+
+/// How long the writer sleeps without work before it looks whether it shall end.
+const NAP: Duration = Duration::from_millis(100);
+/// Pause between attempts on a full disk.
+const FULL_PAUSE: Duration = Duration::from_millis(200);
+
+/// Queues what waits for the log, and releases at once what no longer has to.
+pub fn queue(shared: &Shared, at: usize, waiting: impl Iterator<Item = AfterPersist>) {
+    let front = {
+        let mut queue = shared.writer.loops[at].queue.lock();
+        queue.extend(waiting);
+        queue.front().map(|first| first.seq)
+    };
+    // The writer publishes the durable number before it looks into the queue: either it sees what was
+    // just queued, or we see the number.
+    let durable = shared.log.durable();
+    if front.is_some_and(|seq| seq <= durable) {
+        release(shared, at, durable);
+    }
+}
+
+fn release(shared: &Shared, at: usize, durable: Seq) {
+    let waiting = &shared.writer.loops[at];
+    let _order = waiting.releasing.lock();
+    let ready: Vec<AfterPersist> = {
+        let mut queue = waiting.queue.lock();
+        let count = queue.iter().take_while(|first| first.seq <= durable).count();
+        queue.drain(..count).collect()
+    };
+    let mut acks = Vec::new();
+    for mut round in ready {
+        for (to, lane, envelopes) in round.send.take() {
+            shared.outward.send(to, lane, envelopes);
+        }
+        acks.append(&mut round.acks);
+    }
+    if !acks.is_empty() {
+        shared.inboxes[at].post(Event::Persisted(acks));
+    }
+}
+
+/// Releases all that the log's durable number allows. For whoever may have written a round.
+pub fn release_all(shared: &Shared) {
+    let durable = shared.log.durable();
+    for at in 0..shared.writer.loops.len() {
+        release(shared, at, durable);
+    }
+}
+
+/// The thread.
+pub fn run(shared: &Shared) {
+    let mut unstated = false;
+    while !shared.stopped() {
+        if !shared.log.wait_for_work(NAP) {
+            // Quiet: state on the disk what is durable, so that damage to it is told from a torn tail.
+            if std::mem::take(&mut unstated)
+                && let Err(error) = shared.log.barrier()
+                && !matches!(error, Error::DiskFull { .. })
+            {
+                shared.fail("log", error);
+            }
+            // Rounds are also written by purge and barrier.
+            release_all(shared);
+            continue;
+        }
+        if shared.stopped() {
+            return;
+        }
+        match shared.log.write_round() {
+            Ok(_) => {
+                unstated = true;
+                has_room(shared, Room::Log);
+                release_all(shared);
+            }
+            Err(error @ Error::DiskFull { .. }) => {
+                is_full(shared, Room::Log, &error);
+                shared.upkeep.log_is_full();
+                shared.upkeep.pause(shared, FULL_PAUSE);
+            }
+            Err(error) => return shared.fail("log", error),
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! Putting a node together, from the disk upwards.
+
+use super::desk::{Desk, Outbound};
+use super::{Node, Running, Shared};
+use crate::client::local::Local;
+use crate::config::{NodeConfig, StateKind};
+use crate::driver::{Clock, Driver, DriverConfig, Parts};
+use crate::env::Disk;
+use crate::env::os::OsDisk;
+use crate::error::{Error, Result};
+use crate::kv::lsm::{LsmOptions, LsmTables};
+use crate::kv::{self, MemoryStore, StateStore, TableStore};
+use crate::log::{self, Log};
+use crate::pb;
+use crate::raft::GroupConfig;
+use crate::region::apply::Applier;
+use crate::region::machine::{KvMachine, StateMachine};
+use crate::store::{self, IDENT_GROUP, Registry, Shard, Store, StoreConfig, bootstrap_regions};
+use crate::transport::{self, Handler, Hub, Tcp, Transport};
+use crate::types::{INITIAL_POSITION, Region, RegionState, StoreId};
+use parking_lot::Mutex;
+use std::hash::{BuildHasher, Hasher};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::time::Duration;
+
+/// Opens a [`Node`] with other parts than the usual ones.
+pub struct NodeBuilder {
+    config: NodeConfig,
+    machine: Arc<dyn StateMachine>,
+    state: Option<Arc<dyn StateStore>>,
+    disk: Arc<dyn Disk>,
+    hub: Option<Hub>,
+}
+
+/// A transport that is bound and not yet started.
+enum Bound {
+    Tcp(Tcp, tokio::runtime::Runtime),
+    Hub(Arc<transport::Local>),
+}
+
+/// A number that no other start draws.
+fn draw() -> u64 {
+    let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
+    hasher.write_u32(std::process::id());
+    hasher.finish().max(1)
+}
+
+impl NodeBuilder {
+    /// The usual parts: [`KvMachine`], the operating system's disk, TCP when the configuration names an
+    /// address.
+    pub fn new(config: NodeConfig) -> NodeBuilder {
+        NodeBuilder {
+            config,
+            machine: Arc::new(KvMachine),
+            state: None,
+            disk: Arc::new(OsDisk),
+            hub: None,
+        }
+    }
+
+    /// Applies commands by another state machine. The same on every node.
+    pub fn machine(mut self, machine: Arc<dyn StateMachine>) -> NodeBuilder {
+        self.machine = machine;
+        self
+    }
+
+    /// Keeps user data in another engine.
+    pub fn state_store(mut self, state: Arc<dyn StateStore>) -> NodeBuilder {
+        self.state = Some(state);
+        self
+    }
+
+    /// Keeps log and received snapshots on another disk, in memory for example (the default tables of
+    /// the state store always use the operating system's).
+    pub fn disk(mut self, disk: Arc<dyn Disk>) -> NodeBuilder {
+        self.disk = disk;
+        self
+    }
+
+    /// Talks to the other nodes of this process through a hub instead of the network.
+    pub fn hub(mut self, hub: Hub) -> NodeBuilder {
+        self.hub = Some(hub);
+        self
+    }
+
+    /// Opens the node. See [`Node::open`].
+    pub fn open(self) -> Result<Node> {
+        let NodeBuilder { config, machine, state, disk, hub } = self;
+        config.validate()?;
+        let store_id = StoreId(config.store_id);
+        let snap_dir = config.data_dir.join("snap");
+        make_dirs(&*disk, &config.data_dir)?;
+        for leftover in disk.list(&snap_dir)? {
+            disk.remove(&snap_dir.join(leftover))?;
+        }
+        let (log, found) =
+            Log::open(Arc::clone(&disk), &config.data_dir.join("log"), log_options(&config))?;
+        if let Some(torn) = &found.torn {
+            tracing::info!(?torn, "the log's torn tail was cut");
+        }
+        let layout = bootstrap_regions(&config.stores(), config.regions, config.replica_count())?;
+        let kv = match state {
+            Some(state) => state,
+            None => open_state(&config, &log, store_id, &layout)?,
+        };
+        let incarnation = draw();
+        let recovery =
+            store::prepare(&log, &found, &*kv, config.cluster_id, store_id, &layout, incarnation)?;
+        for (region, reason) in &recovery.quarantined {
+            tracing::error!(%region, reason, "a replica is fenced off: its log is damaged");
+        }
+
+        let clock = Clock::start();
+        let registry = Registry::default();
+        let store_config = store_config(&config);
+        let count = loops(&config) as u64;
+        let stores = (0..count)
+            .map(|index| {
+                Store::open(
+                    store_config.clone(),
+                    Shard { index, count },
+                    log.clone(),
+                    Arc::clone(&kv),
+                    &registry,
+                    &recovery.quarantined,
+                    clock.now(),
+                )
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let appliers = (0..config.apply_workers)
+            .map(|_| Applier::new(Arc::clone(&kv), Arc::clone(&machine), Arc::clone(&disk)))
+            .collect();
+
+        let bound = bind(&config, recovery.ident.incarnation, hub)?;
+        let transport: Arc<dyn Transport> = match &bound {
+            Bound::Tcp(tcp, _) => Arc::new(tcp.clone()),
+            Bound::Hub(local) => Arc::clone(local) as Arc<dyn Transport>,
+        };
+        let driver = Driver::start(Parts {
+            config: driver_config(&config),
+            stores,
+            appliers,
+            log,
+            kv: Arc::clone(&kv),
+            registry,
+            disk: Arc::clone(&disk),
+            outward: Arc::new(Outbound { transport: Arc::clone(&transport) }),
+            clock,
+        })?;
+        // What the store knows durably is at least as new as the first layout.
+        let known = layout.into_iter().chain(kv.region_states().into_iter().map(|s| s.region));
+        let local =
+            Local::new(store_id, driver.clone(), Arc::clone(&transport), known.collect(), draw());
+        let desk: Arc<dyn Handler> = Arc::new(Desk {
+            local: local.clone(),
+            driver: driver.clone(),
+            disk,
+            snap_dir,
+            snapshots_max: config.snapshots.max(2),
+            receiving: Arc::new(AtomicUsize::new(0)),
+            files: AtomicU64::new(1),
+            incarnations: Mutex::default(),
+        });
+        let (local_addr, runtime) = match bound {
+            Bound::Tcp(tcp, runtime) => {
+                tcp.start(desk);
+                (Some(tcp.local_addr()), Some(runtime))
+            }
+            Bound::Hub(hub) => {
+                hub.start(desk);
+                (None, None)
+            }
+        };
+        let client = local.client(Duration::from_millis(config.request_timeout_ms));
+        let running = Running { driver, local, transport, runtime };
+        Ok(Node {
+            shared: Arc::new(Shared {
+                config,
+                store: store_id,
+                local_addr,
+                client,
+                running: Mutex::new(Some(Arc::new(running))),
+                last_words: Mutex::default(),
+            }),
+        })
+    }
+}
+
+impl std::fmt::Debug for NodeBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NodeBuilder").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+fn make_dirs(disk: &dyn Disk, data: &Path) -> Result<()> {
+    for dir in ["log", "snap"] {
+        disk.create_dir_all(&data.join(dir))?;
+    }
+    Ok(())
+}
+
+fn loops(config: &NodeConfig) -> usize {
+    match config.loops {
+        0 => std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1)),
+        n => n,
+    }
+}
+
+fn log_options(config: &NodeConfig) -> log::Options {
+    log::Options {
+        segment_bytes: config.segment_bytes,
+        cache_bytes: config.entry_cache_bytes,
+        ..log::Options::default()
+    }
+}
+
+fn open_state(
+    config: &NodeConfig,
+    log: &Log,
+    store: StoreId,
+    layout: &[Region],
+) -> Result<Arc<dyn StateStore>> {
+    match config.state {
+        StateKind::Disk => {
+            let options =
+                LsmOptions { block_cache_bytes: config.block_cache_bytes, ..LsmOptions::default() };
+            let tables = LsmTables::open(&config.data_dir.join("state"), options)?;
+            let options = kv::Options { memtable_bytes: config.memtable_bytes as u64 };
+            Ok(Arc::new(TableStore::open(Box::new(tables), options)?))
+        }
+        StateKind::Memory => {
+            let state = MemoryStore::new()?;
+            // The log is the whole truth: it is replayed from its start into the first layout.
+            if let Some(ident) = log.state(IDENT_GROUP) {
+                let states = layout.iter().filter_map(|region| {
+                    Some(RegionState {
+                        region: region.clone(),
+                        peer: region.peer_on(store)?.id,
+                        applied: INITIAL_POSITION,
+                        compacted: INITIAL_POSITION,
+                    })
+                });
+                state.bootstrap(&pb::decode_ident(&ident)?, states.collect())?;
+            }
+            Ok(Arc::new(state))
+        }
+    }
+}
+
+fn store_config(config: &NodeConfig) -> StoreConfig {
+    StoreConfig {
+        store: StoreId(config.store_id),
+        group: GroupConfig {
+            election_ticks: config.election_ticks,
+            heartbeat_ticks: config.heartbeat_ticks,
+            seed: if config.seed == 0 { draw() } else { config.seed },
+            ..GroupConfig::default()
+        },
+        tick: config.tick(),
+        clock_drift_percent_max: config.clock_drift_percent,
+        pending_bytes_max: config.pending_bytes,
+        entry_bytes_max: config.entry_bytes,
+        compact_bytes: config.compact_bytes,
+        log_bytes_max: config.region_log_bytes,
+        snapshots_max: config.snapshots,
+        ..StoreConfig::default()
+    }
+}
+
+fn driver_config(config: &NodeConfig) -> DriverConfig {
+    DriverConfig {
+        tick: config.tick(),
+        read_workers: config.read_workers,
+        inbox_bytes: config.inbox_bytes,
+        inbox_message_bytes: config.inbox_message_bytes,
+        apply_queue_bytes: config.apply_queue_bytes,
+        memtable_bytes_max: config.memtable_bytes as u64 * 4,
+        log_budget_bytes: config.log_budget_bytes,
+        flush_interval: Duration::from_millis(config.flush_interval_ms),
+    }
+}
+
+fn resolve(address: &str) -> Result<SocketAddr> {
+    let failed = |e| Error::io("resolve", address, e);
+    let mut found = address.to_socket_addrs().map_err(failed)?;
+    found.next().ok_or_else(|| Error::InvalidArgument(format!("no address for {address:?}")))
+}
+
+fn bind(config: &NodeConfig, incarnation: u64, hub: Option<Hub>) -> Result<Bound> {
+    let store = StoreId(config.store_id);
+    let listen = match (hub, config.listen_addr()) {
+        (Some(hub), _) => return Ok(Bound::Hub(hub.join(store))),
+        // Nobody else to talk to: a hub of one.
+        (None, None) => return Ok(Bound::Hub(Hub::new().join(store))),
+        (None, Some(listen)) => resolve(&listen)?,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(std::thread::available_parallelism().map_or(1, |n| n.get().clamp(1, 4)))
+        .thread_name("network")
+        .enable_all()
+        .build()
+        .map_err(|e| Error::io("start runtime", "network", e))?;
+    let mut tcp = transport::Config::new(config.cluster_id, store, incarnation, listen);
+    tcp.peers = config
+        .cluster
+        .iter()
+        .filter(|(id, _)| **id != config.store_id)
+        .map(|(id, address)| (StoreId(*id), address.clone()))
+        .collect();
+    tcp.peer_budget = config.peer_queue_bytes;
+    tcp.snapshot_sends = config.snapshots;
+    let tcp = Tcp::bind(tcp, runtime.handle().clone())?;
+    Ok(Bound::Tcp(tcp, runtime))
+}

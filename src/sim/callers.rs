@@ -1,0 +1,199 @@
+//! The clients' side of a cluster: requests go to the node a client believes in, answers come back by
+//! token, and what is given up on stays open in the history.
+
+use super::checker::Violation;
+use super::client::{Flight, Request, value_of};
+use super::cluster::{Caller, Cluster, Happening, Step, violation};
+use crate::codec::command::decode_swaps;
+use crate::error::{Error, Outcome};
+use crate::kv::StateStore;
+use crate::store::*;
+use crate::types::*;
+use bytes::Bytes;
+use std::time::Duration;
+
+impl Cluster {
+    pub(super) fn ask(&mut self, now: Time, at: usize, attempt: u64) -> Step {
+        if self.clients[at].attempt != attempt {
+            return Ok(());
+        }
+        self.clients[at].attempt += 1;
+        let expired = self.clients[at].asked.as_ref().is_some_and(|asked| now >= asked.deadline);
+        if expired {
+            self.counts.unknown += 1;
+            self.clients[at].expired(&mut self.history);
+        }
+        if self.clients[at].asked.is_none() {
+            if self.closing {
+                return Ok(());
+            }
+            self.clients[at].ask(now, &self.keys, &mut self.rng, &mut self.history);
+        }
+        self.attempt(now, at)
+    }
+
+    /// Sends the client's request to the node it believes in.
+    fn attempt(&mut self, now: Time, at: usize) -> Step {
+        let (node, attempt) = (self.clients[at].node, self.clients[at].attempt);
+        let Some(asked) = &self.clients[at].asked else { return Ok(()) };
+        let (request, deadline) = (asked.request.clone(), asked.deadline);
+        // If no answer has come by then, the outcome is unknown.
+        self.world.at(deadline, Happening::Ask(at, attempt));
+        let key = match &request {
+            Request::Write { ops, .. } => &ops[0].0,
+            Request::Read { key, .. } => key,
+        };
+        let region = self.region_of(key);
+        let Some((life, loop_at)) = self.place(node, region.id) else {
+            return self.try_elsewhere(at, None);
+        };
+        if let Request::Read { key, level } = &request
+            && *level != ReadLevel::Linearizable
+            && self.served_at_once(now, at, node, region.id, key, *level)?
+        {
+            return Ok(());
+        }
+        self.next_token += 1;
+        let token = Token(self.next_token);
+        self.callers.insert(token, Caller { client: at, attempt, node });
+        let version = region.epoch.version;
+        let event = match request {
+            Request::Write { command, .. } => {
+                Event::Propose(vec![Proposal { token, region: region.id, version, command }])
+            }
+            Request::Read { level, .. } => {
+                Event::Read(vec![ReadRequest { token, region: region.id, version, level }])
+            }
+        };
+        let Some(asked) = &mut self.clients[at].asked else { return Ok(()) };
+        asked.flight = Flight::Sent;
+        self.post(now, node, life, loop_at, event)
+    }
+
+    pub(super) fn region_of(&self, key: &[u8]) -> Region {
+        let layout = &self.options.layout;
+        layout.iter().find(|region| region.range.contains(key)).cloned().unwrap_or_default()
+    }
+
+    /// A read that the replica's lease or freshness allows without asking its loop.
+    fn served_at_once(
+        &mut self,
+        now: Time,
+        at: usize,
+        id: StoreId,
+        region: RegionId,
+        key: &Bytes,
+        level: ReadLevel,
+    ) -> Result<bool, Violation> {
+        let Some(node) = self.nodes.get(&id) else { return Ok(false) };
+        let local = node.now(now);
+        let Some(share) = node.running.as_ref().and_then(|r| r.registry.get(region)) else {
+            return Ok(false);
+        };
+        let may = match level {
+            ReadLevel::Lease => share.lease_holds(local),
+            ReadLevel::Stale { max } => {
+                share.fresh_as_of() > Time(0) && local.since(share.fresh_as_of()) <= max
+            }
+            ReadLevel::Linearizable => false,
+        };
+        if may {
+            self.counts.lease_reads += 1;
+            self.read_now(now, at, id, key)?;
+        }
+        Ok(may)
+    }
+
+    fn read_now(&mut self, now: Time, at: usize, id: StoreId, key: &Bytes) -> Step {
+        let failed = |e: Error| violation("a view can be read", e.to_string());
+        let Some(running) = self.running(id) else { return Ok(()) };
+        let view = running.kv.view().map_err(failed)?;
+        let value = value_of(view.get(key).map_err(failed)?.as_deref());
+        self.clients[at].has_read(now, value, &mut self.history);
+        self.answered(at);
+        Ok(())
+    }
+
+    fn answered(&mut self, at: usize) {
+        self.counts.answered += 1;
+        let attempt = self.next_attempt(at);
+        let pause = self.pause("client.think", 30_000);
+        self.world.after(pause, Happening::Ask(at, attempt));
+    }
+
+    fn next_attempt(&mut self, at: usize) -> u64 {
+        self.clients[at].attempt += 1;
+        self.clients[at].attempt
+    }
+
+    pub(super) fn answer(&mut self, now: Time, id: StoreId, replies: Vec<(Token, Reply)>) -> Step {
+        for (token, reply) in replies {
+            let Some(caller) = self.callers.remove(&token) else { continue };
+            let current = self.clients[caller.client].attempt == caller.attempt;
+            if !current {
+                continue;
+            }
+            match reply {
+                Reply::Written(Ok(response)) => {
+                    let swaps = decode_swaps(&response);
+                    self.clients[caller.client].wrote(now, swaps, &mut self.history);
+                    self.answered(caller.client);
+                }
+                Reply::Read(Ok(_)) => {
+                    let asked = self.clients[caller.client].asked.as_ref().map(|a| &a.request);
+                    let Some(Request::Read { key, .. }) = asked else { continue };
+                    let key = key.clone();
+                    self.read_now(now, caller.client, id, &key)?;
+                }
+                Reply::Written(Err(error)) | Reply::Read(Err(error)) => {
+                    self.refused(now, caller, error)?;
+                }
+                Reply::Transfer(_) | Reply::Status(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn refused(&mut self, now: Time, caller: Caller, error: Error) -> Step {
+        if error.outcome() == Outcome::Unknown {
+            self.give_up(now, caller);
+            return Ok(());
+        }
+        let hint = match error {
+            Error::NotLeader { leader, .. } => leader,
+            Error::Quarantined { region, reason } => {
+                return Err(violation(
+                    "no replica is fenced without damage",
+                    format!("{} {region}: {reason}", caller.node),
+                ));
+            }
+            _ => None,
+        };
+        if let Some(asked) = &mut self.clients[caller.client].asked {
+            asked.flight = Flight::Waiting;
+        }
+        self.try_elsewhere(caller.client, hint)
+    }
+
+    fn try_elsewhere(&mut self, at: usize, hint: Option<StoreId>) -> Step {
+        let ids: Vec<StoreId> = self.nodes.keys().copied().collect();
+        let any = self.rng.pick("client.node", &ids).copied().unwrap_or_default();
+        let pause = self.pause("client.retry", 100_000) + Duration::from_millis(1);
+        self.clients[at].node = hint.unwrap_or(any);
+        let attempt = self.next_attempt(at);
+        self.world.after(pause, Happening::Ask(at, attempt));
+        Ok(())
+    }
+
+    pub(super) fn give_up(&mut self, _now: Time, caller: Caller) {
+        let at = caller.client;
+        if self.clients[at].attempt != caller.attempt {
+            return;
+        }
+        self.counts.unknown += 1;
+        self.clients[at].unknown(&mut self.history);
+        let attempt = self.next_attempt(at);
+        let pause = self.pause("client.think", 30_000);
+        self.world.after(pause, Happening::Ask(at, attempt));
+    }
+}

@@ -1,0 +1,488 @@
+//! A whole cluster on one thread: nodes, network, clients and the checkers that look on.
+//!
+//! Production's shell has threads, sockets and callers; here each of its activities is an event in one
+//! queue: a loop drains, the log writer writes, what is durable is reported, the applier applies, a flush
+//! starts and ends, a message arrives. The seed decides how they interleave. After each of them the checkers
+//! look at what changed.
+
+use super::checker::{LogMatching, OneLeaderPerTerm, StateEquality, Violation};
+use super::client::{Client, Keys};
+use super::disk::Mercy;
+use super::linear::History;
+use super::net::Net;
+use super::node::{NodeOptions, Planted, SimNode};
+use super::rng::Rng;
+use super::trace::Trace;
+use super::world::World;
+use crate::error::Error;
+use crate::kv::{Cut, StateStore};
+use crate::raft::Envelope;
+use crate::store::*;
+use crate::types::*;
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What can happen next. Completions carry the life of the node that asked for them.
+pub enum Happening {
+    /// A node's clock ticks.
+    Tick(StoreId, u64),
+    /// A loop ends its round.
+    Drain(StoreId, u64, usize),
+    /// The log writer runs.
+    Write(StoreId, u64),
+    /// What was written is known to be durable.
+    Durable(StoreId, u64, Vec<(usize, AfterPersist)>),
+    /// The applier runs.
+    Apply(StoreId, u64),
+    /// Events reach a loop.
+    Post(StoreId, u64, usize, Event),
+    /// A cut is taken.
+    Freeze(StoreId, u64),
+    /// The cut is written.
+    Flush(StoreId, u64),
+    /// A message arrives.
+    Arrive(StoreId, Envelope),
+    /// A snapshot arrives: the message and its data.
+    SnapshotArrive(StoreId, StoreId, u64, Envelope, Vec<Bytes>),
+    /// A client asks, or asks again.
+    Ask(usize, u64),
+    /// The fault injector's turn.
+    Trouble,
+    /// A node comes back.
+    Restart(StoreId),
+}
+
+/// Who waits under a token.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Caller {
+    pub client: usize,
+    pub attempt: u64,
+    pub node: StoreId,
+}
+
+/// Running counts, for the summary of a seed.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Counts {
+    /// Events handled.
+    pub steps: u64,
+    /// Client operations that ended with an answer.
+    pub answered: u64,
+    /// Client operations given up or of unknown outcome.
+    pub unknown: u64,
+    /// Crashes.
+    pub crashes: u64,
+    /// Snapshots delivered.
+    pub snapshots: u64,
+    /// Elections won.
+    pub elections: u64,
+    /// Flushes made durable.
+    pub flushes: u64,
+    /// Seeds in which the judge gave up on a key.
+    pub undecided: u64,
+    /// Reads answered by a lease alone.
+    pub lease_reads: u64,
+}
+
+/// The cluster.
+pub struct Cluster {
+    pub(super) world: World<Happening>,
+    pub(super) rng: Rng,
+    pub(super) net: Net,
+    pub(super) nodes: BTreeMap<StoreId, SimNode>,
+    pub(super) options: NodeOptions,
+    pub(super) trace: Trace,
+    pub(super) counts: Counts,
+    pub(super) history: History,
+    /// Clients ask nothing new.
+    pub(super) closing: bool,
+    /// Faults are over.
+    pub(super) calm: bool,
+    pub(super) clients: Vec<Client>,
+    pub(super) keys: Keys,
+    pub(super) callers: BTreeMap<Token, Caller>,
+    pub(super) next_token: u64,
+    pub(super) matching: LogMatching,
+    pub(super) leaders: OneLeaderPerTerm,
+    pub(super) led: BTreeMap<RegionId, u64>,
+    pub(super) states: StateEquality,
+}
+
+pub(super) type Step = Result<(), Violation>;
+
+pub(super) fn violation(what: &'static str, detail: impl Into<String>) -> Violation {
+    Violation { what, detail: detail.into() }
+}
+
+impl Cluster {
+    /// Nodes with empty disks, and clients, in a network.
+    pub fn new(
+        seed: u64,
+        net: Net,
+        nodes: Vec<SimNode>,
+        options: NodeOptions,
+        clients: usize,
+        keys: Keys,
+    ) -> Cluster {
+        let mut cluster = Cluster {
+            world: World::new(),
+            rng: Rng::new(seed),
+            net,
+            nodes: nodes.into_iter().map(|node| (node.id, node)).collect(),
+            options,
+            trace: Trace::new(200),
+            counts: Counts::default(),
+            history: History::new(),
+            closing: false,
+            calm: false,
+            clients: Vec::new(),
+            keys,
+            callers: BTreeMap::new(),
+            next_token: 0,
+            matching: LogMatching::default(),
+            leaders: OneLeaderPerTerm::default(),
+            led: BTreeMap::new(),
+            states: StateEquality::default(),
+        };
+        let ids: Vec<StoreId> = cluster.nodes.keys().copied().collect();
+        for id in 0..clients {
+            let node = ids[id % ids.len()];
+            cluster.clients.push(Client::new(id as u64 + 1, node));
+            cluster.world.after(Duration::from_millis(id as u64), Happening::Ask(id, 0));
+        }
+        for node in ids {
+            cluster.world.at(Time(0), Happening::Restart(node));
+        }
+        cluster
+    }
+
+    /// Handles one event. `false` when nothing is left to happen before `end`.
+    pub fn step(&mut self, end: Time) -> Result<bool, Violation> {
+        let Some((now, happening)) = self.world.step_until(end) else { return Ok(false) };
+        self.counts.steps += 1;
+        self.happen(now, happening)?;
+        Ok(true)
+    }
+
+    fn happen(&mut self, now: Time, happening: Happening) -> Step {
+        match happening {
+            Happening::Tick(node, life) => self.tick(now, node, life),
+            Happening::Drain(node, life, at) => self.drain(now, node, life, at),
+            Happening::Write(node, life) => self.write(now, node, life),
+            Happening::Durable(node, life, done) => self.durable(now, node, life, done),
+            Happening::Apply(node, life) => self.apply(now, node, life),
+            Happening::Post(node, life, at, event) => self.post(now, node, life, at, event),
+            Happening::Freeze(node, life) => self.freeze(now, node, life),
+            Happening::Flush(node, life) => self.flush(now, node, life),
+            Happening::Arrive(node, envelope) => self.arrive(now, node, envelope),
+            Happening::SnapshotArrive(node, from, life, envelope, chunks) => {
+                self.snapshot_arrive(now, node, from, life, envelope, chunks)
+            }
+            Happening::Ask(client, attempt) => self.ask(now, client, attempt),
+            Happening::Trouble => self.trouble(now),
+            Happening::Restart(node) => self.restart(now, node),
+        }
+    }
+
+    /// The node, if it still runs the life that the event belongs to.
+    pub(super) fn alive(&mut self, node: StoreId, life: u64) -> Option<&mut SimNode> {
+        self.nodes.get_mut(&node).filter(|n| n.life == life && n.running.is_some())
+    }
+
+    pub(super) fn pause(&mut self, site: &'static str, max_us: u64) -> Duration {
+        Duration::from_micros(self.rng.range(site, 0..max_us + 1))
+    }
+
+    // ---- node activities -------------------------------------------------------------------------
+
+    fn tick(&mut self, now: Time, id: StoreId, life: u64) -> Step {
+        let tick = self.options.config.tick;
+        let Some(node) = self.alive(id, life) else { return Ok(()) };
+        let local = node.now(now);
+        let next = node.clock.world_time(local.after(tick));
+        let loops = node.running.as_ref().map_or(0, |r| r.stores.len());
+        for at in 0..loops {
+            self.post(now, id, life, at, Event::Tick)?;
+        }
+        self.world.at(next, Happening::Tick(id, life));
+        Ok(())
+    }
+
+    /// Hands an event to a loop and makes sure that it drains soon.
+    pub(super) fn post(
+        &mut self,
+        now: Time,
+        id: StoreId,
+        life: u64,
+        at: usize,
+        event: Event,
+    ) -> Step {
+        let pause = self.pause("drain.pause", 300);
+        let Some(node) = self.alive(id, life) else { return Ok(()) };
+        let local = node.now(now);
+        let Some(running) = node.running.as_mut() else { return Ok(()) };
+        running.stores[at].handle(local, event);
+        if !std::mem::replace(&mut running.scheduled.drain[at], true) {
+            self.world.after(pause, Happening::Drain(id, life, at));
+        }
+        Ok(())
+    }
+
+    fn drain(&mut self, now: Time, id: StoreId, life: u64, at: usize) -> Step {
+        let Some(node) = self.alive(id, life) else { return Ok(()) };
+        let local = node.now(now);
+        let Some(running) = node.running.as_mut() else { return Ok(()) };
+        running.scheduled.drain[at] = false;
+        let mut effects = Effects::default();
+        running.stores[at].drain(local, &mut effects);
+        if running.stores[at].has_work() {
+            running.scheduled.drain[at] = true;
+            self.world.after(Duration::from_micros(50), Happening::Drain(id, life, at));
+        }
+        self.look_at_leaders(now, id, at)?;
+        self.perform(now, id, life, at, effects)
+    }
+
+    fn perform(&mut self, now: Time, id: StoreId, life: u64, at: usize, effects: Effects) -> Step {
+        let Effects { mut send_now, after_persist, apply, replies, snapshots, discard, fatal } =
+            effects;
+        self.send(now, id, &mut send_now);
+        for task in &apply {
+            self.look_at_commits(task)?;
+        }
+        if self.options.planted == Some(Planted::AckBeforeSync) {
+            self.durable(now, id, life, after_persist.into_iter().map(|a| (at, a)).collect())?;
+        } else if let Some(running) = self.running(id) {
+            running.after.extend(after_persist.into_iter().map(|after| (at, after)));
+        }
+        if let Some(running) = self.running(id) {
+            running.tasks.extend(apply);
+        }
+        self.schedule_work(id, life);
+        for snapshot in snapshots {
+            self.send_snapshot(now, id, life, snapshot);
+        }
+        self.discard(id, discard);
+        self.answer(now, id, replies)?;
+        match fatal {
+            Some(error) => self.node_failed(now, id, "drain", error),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn running(&mut self, id: StoreId) -> Option<&mut super::node::Running> {
+        self.nodes.get_mut(&id)?.running.as_mut()
+    }
+
+    /// Wakes log writer and applier when they have work.
+    fn schedule_work(&mut self, id: StoreId, life: u64) {
+        let (write_pause, apply_pause) =
+            (self.pause("write.pause", 500), self.pause("apply.pause", 2000));
+        let Some(running) = self.running(id) else { return };
+        let write = running.log.stats().pending_bytes > 0 || !running.after.is_empty();
+        let write = write && !std::mem::replace(&mut running.scheduled.write, write);
+        let apply = !running.tasks.is_empty() && !running.scheduled.apply;
+        running.scheduled.apply |= apply;
+        if write {
+            self.world.after(write_pause, Happening::Write(id, life));
+        }
+        if apply {
+            self.world.after(apply_pause, Happening::Apply(id, life));
+        }
+    }
+
+    fn write(&mut self, now: Time, id: StoreId, life: u64) -> Step {
+        let Some(node) = self.alive(id, life) else { return Ok(()) };
+        let disk = node.disk.clone();
+        let Some(running) = node.running.as_mut() else { return Ok(()) };
+        running.scheduled.write = false;
+        if let Err(error) = running.log.write_round() {
+            return self.node_failed(now, id, "log write", error);
+        }
+        let durable = running.log.durable();
+        let mut done = Vec::new();
+        while running.after.front().is_some_and(|(_, after)| after.seq <= durable) {
+            done.extend(running.after.pop_front());
+        }
+        let busy = disk.take_busy();
+        self.world.after(busy, Happening::Durable(id, life, done));
+        Ok(())
+    }
+
+    /// The log writer's own part: messages that promised durability leave, loops are told.
+    fn durable(
+        &mut self,
+        now: Time,
+        id: StoreId,
+        life: u64,
+        done: Vec<(usize, AfterPersist)>,
+    ) -> Step {
+        if self.alive(id, life).is_none() {
+            return Ok(());
+        }
+        for (at, mut after) in done {
+            self.send(now, id, &mut after.send);
+            self.look_at_log(id, &after.acks)?;
+            let pause = self.pause("persisted.pause", 200);
+            self.world.after(pause, Happening::Post(id, life, at, Event::Persisted(after.acks)));
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, now: Time, id: StoreId, life: u64) -> Step {
+        if self.alive(id, life).is_none() {
+            return Ok(());
+        }
+        let Some(running) = self.running(id) else { return Ok(()) };
+        running.scheduled.apply = false;
+        let outcome = match running.apply() {
+            Ok(outcome) => outcome,
+            Err(error) => return self.node_failed(now, id, "apply", error),
+        };
+        self.look_at_states(id, &outcome.applied)?;
+        self.discard(id, outcome.discard);
+        self.answer(now, id, outcome.replies)?;
+        for applied in outcome.applied {
+            let pause = self.pause("applied.pause", 200);
+            let Some(running) = self.running(id) else { return Ok(()) };
+            let at = running.loop_of(applied.region);
+            self.world.after(pause, Happening::Post(id, life, at, Event::Applied(vec![applied])));
+        }
+        Ok(())
+    }
+
+    fn freeze(&mut self, now: Time, id: StoreId, life: u64) -> Step {
+        let next = self.pause("flush.interval", 800_000) + Duration::from_millis(100);
+        let length = self.pause("flush.length", 100_000);
+        let planted = self.options.planted;
+        if self.alive(id, life).is_none() {
+            return Ok(());
+        }
+        self.world.after(next, Happening::Freeze(id, life));
+        let Some(running) = self.running(id) else { return Ok(()) };
+        if running.flush.is_some() {
+            return Ok(());
+        }
+        match running.kv.freeze() {
+            Ok(flush) => running.flush = flush,
+            Err(error) => return self.node_failed(now, id, "freeze", error),
+        }
+        if running.flush.is_none() {
+            return Ok(());
+        }
+        let states = running.kv.region_states();
+        self.world.after(length, Happening::Flush(id, life));
+        if planted == Some(Planted::FlushReportedEarly) {
+            let cut = states.iter().map(|s| (s.region.id, s.peer, s.applied)).collect();
+            return self.flushed(now, id, life, cut);
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self, now: Time, id: StoreId, life: u64) -> Step {
+        let compact = self.rng.chance("flush.compact", 300);
+        if self.alive(id, life).is_none() {
+            return Ok(());
+        }
+        let Some(running) = self.running(id) else { return Ok(()) };
+        let Some(flush) = running.flush.take() else { return Ok(()) };
+        match flush.run() {
+            Ok(cut) => {
+                if compact && let Err(error) = running.kv.maintain() {
+                    return self.node_failed(now, id, "compaction", error);
+                }
+                self.counts.flushes += 1;
+                self.trace.line(now, format_args!("{id} flushed"));
+                self.flushed(now, id, life, cut)
+            }
+            // Kept and offered again by the next freeze.
+            Err(Error::DiskFull { .. } | Error::Io { .. }) => Ok(()),
+            Err(error) => self.node_failed(now, id, "flush", error),
+        }
+    }
+
+    fn flushed(&mut self, now: Time, id: StoreId, life: u64, cut: Cut) -> Step {
+        let cut = Arc::new(cut);
+        let loops = self.running(id).map_or(0, |r| r.stores.len());
+        for at in 0..loops {
+            self.post(now, id, life, at, Event::Flushed(cut.clone()))?;
+        }
+        let Some(running) = self.running(id) else { return Ok(()) };
+        match running.log.purge() {
+            Ok(_) => Ok(()),
+            Err(error) => self.node_failed(now, id, "purge", error),
+        }
+    }
+
+    // ---- life and death --------------------------------------------------------------------------
+
+    fn restart(&mut self, now: Time, id: StoreId) -> Step {
+        let options = self.options.clone();
+        let calm = self.calm;
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        if node.running.is_some() {
+            return Ok(());
+        }
+        if let Err(error) = node.start(now, &options) {
+            if node.disk.is_off() || (!calm && matches!(error, Error::Io { .. })) {
+                self.trace.line(now, format_args!("{id} failed to start: {error}"));
+                return self.crash(now, id, Mercy::Drawn);
+            }
+            return Err(violation("a node opens its directory again", format!("{id}: {error}")));
+        }
+        let life = node.life;
+        let tick = node.clock.world_time(node.now(now).after(options.config.tick));
+        self.trace.line(now, format_args!("{id} started, life {life}"));
+        self.world.at(tick, Happening::Tick(id, life));
+        self.world.after(Duration::from_millis(300), Happening::Freeze(id, life));
+        let loops = self.running(id).map_or(0, |r| r.stores.len());
+        for at in 0..loops {
+            let running = self.running(id);
+            if let Some(running) = running {
+                running.scheduled.drain[at] = true;
+            }
+            self.world.at(now, Happening::Drain(id, life, at));
+        }
+        for status in self.statuses(id) {
+            if let Some(reason) = status.quarantined {
+                return Err(violation(
+                    "no replica is fenced without damage",
+                    format!("{id} {}: {reason}", status.region.id),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Power loss or kill; comes back after a while.
+    pub(super) fn crash(&mut self, now: Time, id: StoreId, mercy: Mercy) -> Step {
+        let down = self.pause("crash.down", 3_000_000) + Duration::from_millis(5);
+        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
+        node.running = None;
+        node.life += 1;
+        node.disk.crash(mercy);
+        node.tables.crash();
+        self.counts.crashes += 1;
+        self.trace.line(now, format_args!("{id} crashed ({mercy:?})"));
+        let gone: Vec<Token> =
+            self.callers.iter().filter(|(_, c)| c.node == id).map(|(t, _)| *t).collect();
+        for token in gone {
+            let Some(caller) = self.callers.remove(&token) else { continue };
+            self.give_up(now, caller);
+        }
+        self.world.after(down, Happening::Restart(id));
+        Ok(())
+    }
+
+    /// An activity of a node failed: fatal for the node; a violation unless a fault explains it.
+    pub(super) fn node_failed(&mut self, now: Time, id: StoreId, what: &str, error: Error) -> Step {
+        let Some(node) = self.nodes.get(&id) else { return Ok(()) };
+        let explained = node.disk.is_off() || node.disk.counts().faults > 0;
+        if !explained {
+            return Err(violation("a node works on a sound disk", format!("{id} {what}: {error}")));
+        }
+        self.trace.line(now, format_args!("{id} stopped: {what}"));
+        self.crash(now, id, Mercy::Drawn)
+    }
+}

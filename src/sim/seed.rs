@@ -1,0 +1,205 @@
+//! One seed: a cluster of drawn shape lives through drawn faults, calms down, and is judged.
+
+use super::client::Keys;
+use super::clock::NodeClock;
+use super::cluster::{Cluster, Counts, Happening};
+use super::disk::SimDisk;
+use super::net::{Net, Weather};
+use super::node::{NodeOptions, Planted, SimNode};
+use super::rng::Rng;
+use crate::kv::mem::SimTablesDisk;
+use crate::log;
+use crate::raft::GroupConfig;
+use crate::store::{StoreConfig, bootstrap_regions};
+use crate::types::{Region, StoreId, Time};
+use bytes::Bytes;
+use std::time::Duration;
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The seed.
+    pub seed: u64,
+    /// Events after which the faults end at the latest.
+    pub steps: u64,
+    /// Simulated time after which the faults end.
+    pub trouble: Duration,
+    /// A bug put in on purpose.
+    pub planted: Option<Planted>,
+}
+
+impl Plan {
+    /// The plan of CI for a seed.
+    pub fn new(seed: u64) -> Plan {
+        Plan { seed, steps: 30_000, trouble: Duration::from_secs(12), planted: None }
+    }
+}
+
+/// How a seed ended.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The seed.
+    pub seed: u64,
+    /// The first broken promise.
+    pub violation: Option<String>,
+    /// What was going on.
+    pub counts: Counts,
+    /// Simulated time.
+    pub simulated: Duration,
+    /// Hash over the whole trace.
+    pub trace_hash: u64,
+    /// The last lines of the trace.
+    pub tail: Vec<String>,
+}
+
+impl Report {
+    /// The report of a seed in which the engine panicked.
+    pub fn panicked(seed: u64, message: &str) -> Report {
+        Report {
+            seed,
+            violation: Some(format!("panic: {message}")),
+            counts: Counts::default(),
+            simulated: Duration::ZERO,
+            trace_hash: 0,
+            tail: Vec::new(),
+        }
+    }
+}
+
+/// Time in which a calm cluster must settle.
+const SETTLE: Duration = Duration::from_secs(9);
+const LOCAL_EPOCH: u64 = 1_000_000_000;
+
+fn options(rng: &mut Rng, nodes: u64, planted: Option<Planted>) -> crate::Result<NodeOptions> {
+    let stores: Vec<StoreId> = (1..=nodes).map(StoreId).collect();
+    let regions = rng.range("shape.regions", 1..5);
+    let config = StoreConfig {
+        group: GroupConfig {
+            election_ticks: 10,
+            heartbeat_ticks: 2,
+            inflight_messages_max: rng.range("shape.inflight", 2..32) as usize,
+            append_bytes_max: rng.range("shape.append", 64..4096),
+            seed: rng.draw("shape.timeouts"),
+            ..Default::default()
+        },
+        tick: Duration::from_millis(50),
+        clock_drift_percent_max: 10,
+        compact_bytes: rng.range("shape.compact", 256..4096),
+        log_bytes_max: rng.range("shape.log", 1024..24_000),
+        entry_bytes_max: 4096,
+        ..Default::default()
+    };
+    let replicas = if nodes < 3 { nodes } else { 3 };
+    Ok(NodeOptions {
+        config,
+        loops: rng.range("shape.loops", 1..3),
+        log: log::Options {
+            segment_bytes: rng.range("shape.segment", 8..32) * 4096,
+            cache_bytes: (rng.range("shape.cache", 1..64) << 10) as usize,
+            max_pending_bytes: 16 << 20,
+            spare_segments: 1,
+            ..Default::default()
+        },
+        memtable_bytes: 4096,
+        layout: bootstrap_regions(&stores, regions, replicas as usize)?,
+        planted,
+    })
+}
+
+/// A few keys in each region.
+fn keys(layout: &[Region], per_region: u64) -> Keys {
+    let key = |region: &Region, at: u64| -> Bytes {
+        let mut key = region.range.start.to_vec();
+        key.extend_from_slice(b"k");
+        key.push(b'0' + at as u8);
+        Bytes::from(key)
+    };
+    let by_region =
+        layout.iter().map(|region| (0..per_region).map(|at| key(region, at)).collect()).collect();
+    Keys { by_region }
+}
+
+/// Builds the cluster of a seed.
+pub fn cluster(plan: &Plan) -> crate::Result<Cluster> {
+    let mut rng = Rng::new(plan.seed);
+    let count = *rng.pick("shape.nodes", &[3, 3, 3, 5, 1]).unwrap_or(&3);
+    let options = options(&mut rng, count, plan.planted)?;
+    let keys = keys(&options.layout, 3);
+    let nodes = (1..=count)
+        .map(|id| SimNode {
+            id: StoreId(id),
+            disk: SimDisk::new(rng.draw_for("shape.disk", id)),
+            tables: SimTablesDisk::new(),
+            clock: NodeClock::new(
+                Time(LOCAL_EPOCH * id),
+                rng.range_for("shape.drift", id, 0..60_000) as i32 - 30_000,
+            ),
+            life: 0,
+            running: None,
+        })
+        .collect();
+    let net = Net::new((1..=count).map(StoreId), Weather::draw(&mut rng));
+    let clients = rng.range("shape.clients", 2..7) as usize;
+    Ok(Cluster::new(plan.seed, net, nodes, options, clients, keys))
+}
+
+/// Runs a seed to its end or its first violation.
+pub fn run(plan: &Plan) -> Report {
+    let mut cluster = match cluster(plan) {
+        Ok(cluster) => cluster,
+        Err(error) => return report(plan, None, Some(error.to_string())),
+    };
+    let violation = live(&mut cluster, plan).err().map(|v| v.to_string());
+    report(plan, Some(&cluster), violation)
+}
+
+/// The same with every line of the trace written to `out`.
+pub fn run_traced(plan: &Plan, out: impl std::io::Write + Send + 'static) -> Report {
+    let mut cluster = match cluster(plan) {
+        Ok(cluster) => cluster,
+        Err(error) => return report(plan, None, Some(error.to_string())),
+    };
+    cluster.trace.dump_to(out);
+    let violation = live(&mut cluster, plan).err().map(|v| v.to_string());
+    let written = cluster.trace.finish().err().map(|e| e.to_string());
+    report(plan, Some(&cluster), violation.or(written))
+}
+
+fn live(cluster: &mut Cluster, plan: &Plan) -> Result<(), super::checker::Violation> {
+    cluster.world.after(Duration::from_secs(2), Happening::Trouble);
+    let end = Time(0).after(plan.trouble);
+    while cluster.counts.steps < plan.steps && cluster.step(end)? {}
+    let now = cluster.world.now();
+    cluster.calm_down(now);
+    // Clients go on for a while in the calm: what was lost shows now. Then everything settles.
+    let working = now.after(SETTLE / 3);
+    while cluster.step(working)? {}
+    cluster.closing = true;
+    let settled = now.after(SETTLE);
+    while cluster.step(settled)? {}
+    // Leaders may still be proposing compactions: what is in flight at any instant arrives soon.
+    let mut judged = cluster.look_at_replicas();
+    for extra in 1..=20 {
+        if judged.is_ok() {
+            break;
+        }
+        let end = settled.after(Duration::from_millis(100) * extra);
+        while cluster.step(end)? {}
+        judged = cluster.look_at_replicas();
+    }
+    judged?;
+    let (now, hash) = (cluster.world.now(), cluster.trace.hash());
+    cluster.trace.line(now, format_args!("judging, {hash:016x}"));
+    cluster.look_at_the_history()
+}
+
+fn report(plan: &Plan, cluster: Option<&Cluster>, violation: Option<String>) -> Report {
+    Report {
+        seed: plan.seed,
+        violation,
+        counts: cluster.map_or(Counts::default(), |c| c.counts),
+        simulated: Duration::from_nanos(cluster.map_or(0, |c| c.world.now().0)),
+        trace_hash: cluster.map_or(0, |c| c.trace.hash()),
+        tail: cluster.map_or(Vec::new(), |c| c.trace.last().map(str::to_owned).collect()),
+    }
+}

@@ -1,0 +1,146 @@
+//! The checkers' side of a cluster: what they look at, and when.
+
+use super::checker::state_hash;
+use super::cluster::{Cluster, Step, violation};
+use super::linear::{Effort, Verdict};
+use crate::kv::{Direction, StateStore, View};
+use crate::region::storage::{holds, last_index};
+use crate::store::*;
+use crate::types::*;
+use bytes::Bytes;
+
+fn crc(data: &[u8]) -> u32 {
+    crc32c::crc32c(data)
+}
+
+impl Cluster {
+    /// Where a node's replicas stand; nothing while it is down.
+    pub fn statuses(&self, id: StoreId) -> Vec<RegionStatus> {
+        let running = self.nodes.get(&id).and_then(|node| node.running.as_ref());
+        running.map_or(Vec::new(), |r| r.stores.iter().flat_map(Store::status).collect())
+    }
+
+    /// After a drain: one leader per term, and a new leader's log holds everything committed.
+    pub(super) fn look_at_leaders(&mut self, now: Time, id: StoreId, at: usize) -> Step {
+        let Some(running) = self.nodes.get(&id).and_then(|n| n.running.as_ref()) else {
+            return Ok(());
+        };
+        for peer in running.stores[at].peers() {
+            let Some(term) = peer.leads_term() else { continue };
+            let region = peer.region.id;
+            self.leaders.observe(region, term, peer.id)?;
+            if self.led.insert(region, term) == Some(term) {
+                continue;
+            }
+            self.counts.elections += 1;
+            self.trace.line(now, format_args!("{id} {} leads {region} in term {term}", peer.id));
+            let first = running.log.truncated(region.0).index + 1;
+            self.matching.leader_is_complete(region, peer.id, term, first, |index| {
+                let entries = running.log.entries(region.0, index, index + 1, u64::MAX).ok()?;
+                entries.first().map(|entry| (entry.term, crc(&entry.data)))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Before entries are applied: what is committed never changes.
+    pub(super) fn look_at_commits(&mut self, task: &ApplyTask) -> Step {
+        let ApplyTask::Entries { region, peer, entries } = task else { return Ok(()) };
+        for entry in entries {
+            let LogPosition { index, term } = entry.position;
+            self.matching.commit(*region, *peer, index, term, crc(&entry.data))?;
+        }
+        Ok(())
+    }
+
+    /// After a write is durable: entries of one index and term are the same everywhere.
+    pub(super) fn look_at_log(&mut self, id: StoreId, acks: &[Persisted]) -> Step {
+        let Some(running) = self.nodes.get(&id).and_then(|n| n.running.as_ref()) else {
+            return Ok(());
+        };
+        for ack in acks {
+            let last = last_index(&running.log, ack.region);
+            let first = running.log.truncated(ack.region.0).index + 1;
+            let from = last.saturating_sub(8).max(first);
+            let entries = running
+                .log
+                .entries(ack.region.0, from, last + 1, u64::MAX)
+                .map_err(|e| violation("the log can be read", e.to_string()))?;
+            for entry in entries {
+                let sum = crc(&entry.data);
+                self.matching.observe(ack.region, ack.peer, entry.index, entry.term, sum)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// After applying: equal applied index, equal state.
+    pub(super) fn look_at_states(&mut self, id: StoreId, applied: &[Applied]) -> Step {
+        let Some(running) = self.nodes.get(&id).and_then(|n| n.running.as_ref()) else {
+            return Ok(());
+        };
+        let view = running.kv.view().map_err(|e| violation("a view", e.to_string()))?;
+        for applied in applied {
+            let Some(state) = view.region(applied.region) else {
+                return Err(violation("an applied region has a state", applied.region.to_string()));
+            };
+            let hash = self.hash_of(&*view, &state.region.range)?;
+            let (region, peer, index) = (applied.region, applied.peer, state.applied.index);
+            self.states.observe(region, peer, index, hash)?;
+        }
+        Ok(())
+    }
+
+    fn hash_of(&self, view: &dyn View, range: &KeyRange) -> Result<u64, super::checker::Violation> {
+        let scan = view.scan(range, Direction::Forward);
+        let items: Vec<(Bytes, Bytes)> = scan
+            .and_then(Iterator::collect)
+            .map_err(|e| violation("a region can be scanned", e.to_string()))?;
+        Ok(state_hash(items.iter().map(|(key, value)| (&key[..], &value[..]))))
+    }
+
+    /// At the end, after calm: all replicas have applied everything and are equal, every log holds or
+    /// starts at what is applied.
+    pub(super) fn look_at_replicas(&self) -> Step {
+        for region in self.options.layout.clone() {
+            let mut seen: Option<(StoreId, u64, u64)> = None;
+            for peer in &region.peers {
+                let store = peer.store;
+                let Some(running) = self.nodes.get(&store).and_then(|n| n.running.as_ref()) else {
+                    return Err(violation("every node is back", store.to_string()));
+                };
+                let view = running.kv.view().map_err(|e| violation("a view", e.to_string()))?;
+                let applied = view.region(region.id).unwrap_or_default().applied;
+                if !holds(&running.log, region.id, applied) {
+                    let detail = format!("{store} {}: {applied:?}", region.id);
+                    return Err(violation("the log reaches what is applied", detail));
+                }
+                let hash = self.hash_of(&*view, &region.range)?;
+                let (first, index, other) = *seen.get_or_insert((store, applied.index, hash));
+                if (index, other) != (applied.index, hash) {
+                    let detail = format!(
+                        "{}: {first} applied {index} ({other:016x}), {store} applied {} ({hash:016x})",
+                        region.id, applied.index
+                    );
+                    return Err(violation("replicas are equal in the end", detail));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// At the end: there is an order that explains everything that clients saw. A key whose search would
+    /// be too long is counted as undecided.
+    pub(super) fn look_at_the_history(&mut self) -> Step {
+        match self.history.check(Effort::default()) {
+            Verdict::Violation(explanation) => {
+                Err(violation("linearizable", explanation.to_string()))
+            }
+            Verdict::Linearizable => Ok(()),
+            Verdict::Undecided { .. } => {
+                self.counts.undecided += 1;
+                Ok(())
+            }
+        }
+    }
+}

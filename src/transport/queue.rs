@@ -1,0 +1,254 @@
+//! What waits for one connection: two lanes of messages, calls between them, one byte budget.
+
+use super::frame::Kind;
+use super::payload::{envelope_len, write_call, write_envelopes};
+use super::{Envelope, Lane};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use tokio::sync::Notify;
+
+/// The queue before one connection.
+///
+/// * Never holds more than its budget (control messages may use an eighth more, so that a wall of
+///   appends does not keep heartbeats out).
+/// * Closed, it takes nothing and holds nothing.
+/// * Within a lane order is kept; control leaves before calls, calls before bulk.
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    inner: Mutex<Inner>,
+    budget: usize,
+    wake: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    control: VecDeque<Envelope>,
+    calls: VecDeque<(Kind, u64, Bytes)>,
+    bulk: VecDeque<Envelope>,
+    bytes: usize,
+    closed: Closed,
+}
+
+#[derive(Debug, Default, PartialEq, Eq, Clone, Copy)]
+enum Closed {
+    #[default]
+    No,
+    Yes,
+}
+
+/// What was thrown away.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Lost {
+    pub(crate) envelopes: u64,
+    pub(crate) calls: u64,
+}
+
+/// What a writer took, recycled between rounds.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    control: Vec<Envelope>,
+    calls: Vec<(Kind, u64, Bytes)>,
+    bulk: Vec<Envelope>,
+}
+
+impl Batch {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.control.is_empty() && self.calls.is_empty() && self.bulk.is_empty()
+    }
+
+    pub(crate) fn envelopes(&self) -> u64 {
+        (self.control.len() + self.bulk.len()) as u64
+    }
+
+    /// Appends frames of all that was taken; messages beyond `max` are left out and counted.
+    pub(crate) fn encode(&self, max: usize, out: &mut Vec<u8>) -> usize {
+        let mut left_out = write_envelopes(self.control.iter(), max, out);
+        for (kind, id, body) in &self.calls {
+            write_call(*kind, *id, body, out);
+        }
+        left_out += write_envelopes(self.bulk.iter(), max, out);
+        left_out
+    }
+
+    fn clear(&mut self) {
+        self.control.clear();
+        self.calls.clear();
+        self.bulk.clear();
+    }
+}
+
+fn call_len(body: &Bytes) -> usize {
+    body.len() + 64
+}
+
+impl Outbox {
+    pub(crate) fn new(budget: usize) -> Outbox {
+        Outbox { inner: Mutex::new(Inner::default()), budget, wake: Notify::new() }
+    }
+
+    /// Queues what fits, in order; returns how many did not, and whether the queue was open.
+    pub(crate) fn push(&self, lane: Lane, envelopes: Vec<Envelope>) -> Pushed {
+        let all = envelopes.len();
+        let mut inner = self.inner.lock();
+        if inner.closed == Closed::Yes {
+            return Pushed { dropped: all, full: false };
+        }
+        let limit = match lane {
+            Lane::Control => self.budget + self.budget / 8,
+            Lane::Bulk => self.budget,
+        };
+        let mut taken = 0;
+        for envelope in envelopes {
+            let len = envelope_len(&envelope);
+            if inner.bytes + len > limit {
+                break;
+            }
+            inner.bytes += len;
+            match lane {
+                Lane::Control => inner.control.push_back(envelope),
+                Lane::Bulk => inner.bulk.push_back(envelope),
+            }
+            taken += 1;
+        }
+        drop(inner);
+        if taken > 0 {
+            self.wake.notify_one();
+        }
+        Pushed { dropped: all - taken, full: taken < all }
+    }
+
+    /// Queues a request or an answer; `false` if it does not fit or the queue is closed.
+    #[must_use]
+    pub(crate) fn push_call(&self, kind: Kind, id: u64, body: Bytes) -> bool {
+        let mut inner = self.inner.lock();
+        let len = call_len(&body);
+        if inner.closed == Closed::Yes || inner.bytes + len > self.budget {
+            return false;
+        }
+        inner.bytes += len;
+        inner.calls.push_back((kind, id, body));
+        drop(inner);
+        self.wake.notify_one();
+        true
+    }
+
+    /// Takes all control messages and calls, and bulk up to `limit` bytes: what comes while that is
+    /// being written goes before the rest of the bulk. `batch` is emptied first.
+    pub(crate) fn take(&self, limit: usize, batch: &mut Batch) {
+        batch.clear();
+        let mut inner = self.inner.lock();
+        let mut bytes = 0;
+        while bytes < limit {
+            let Some(envelope) = inner.control.pop_front() else { break };
+            bytes += envelope_len(&envelope);
+            batch.control.push(envelope);
+        }
+        while bytes < limit {
+            let Some(call) = inner.calls.pop_front() else { break };
+            bytes += call_len(&call.2);
+            batch.calls.push(call);
+        }
+        while bytes < limit {
+            let Some(envelope) = inner.bulk.pop_front() else { break };
+            bytes += envelope_len(&envelope);
+            batch.bulk.push(envelope);
+        }
+        inner.bytes = inner.bytes.saturating_sub(bytes);
+    }
+
+    /// Until something may have been queued since the last [`take`](Self::take).
+    pub(crate) async fn ready(&self) {
+        self.wake.notified().await;
+    }
+
+    /// Takes in again.
+    pub(crate) fn open(&self) {
+        self.inner.lock().closed = Closed::No;
+    }
+
+    /// Throws everything away and takes nothing more.
+    pub(crate) fn close(&self) -> Lost {
+        let mut inner = self.inner.lock();
+        let lost = Lost {
+            envelopes: (inner.control.len() + inner.bulk.len()) as u64,
+            calls: inner.calls.len() as u64,
+        };
+        *inner = Inner { closed: Closed::Yes, ..Inner::default() };
+        lost
+    }
+
+    /// Bytes waiting.
+    pub(crate) fn bytes(&self) -> usize {
+        self.inner.lock().bytes
+    }
+}
+
+/// What became of a push.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pushed {
+    /// Messages that were not queued.
+    pub(crate) dropped: usize,
+    /// Whether that was for want of room (and not because the queue is closed).
+    pub(crate) full: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::frame::{Decoder, HEAD};
+    use crate::transport::payload::read_envelopes;
+    use crate::types::{PeerId, RegionId, StoreId};
+    use ::raft::eraftpb::{Entry, Message, MessageType};
+    use bytes::BytesMut;
+
+    fn envelope(kind: MessageType, data: usize) -> Envelope {
+        let mut message = Message { msg_type: kind, to: 2, from: 1, term: 6, ..Default::default() };
+        if data > 0 {
+            let entry = Entry { data: vec![7; data].into(), ..Default::default() };
+            message.entries = vec![entry].into();
+        }
+        let (from, to) = (PeerId(1), PeerId(2));
+        Envelope { region: RegionId(1), from, to, from_store: StoreId(1), message }
+    }
+
+    #[test]
+    fn a_vote_behind_ten_megabytes_of_appends_leaves_first() {
+        let outbox = Outbox::new(16 << 20);
+        for _ in 0..10 {
+            let appends = (0..64).map(|_| envelope(MessageType::MsgAppend, 16 << 10)).collect();
+            assert_eq!(outbox.push(Lane::Bulk, appends).dropped, 0);
+        }
+        let mut batch = Batch::default();
+        outbox.take(256 << 10, &mut batch);
+        let vote = envelope(MessageType::MsgRequestVote, 0);
+        outbox.push(Lane::Control, vec![vote.clone()]);
+        outbox.take(256 << 10, &mut batch);
+        let mut out = Vec::new();
+        batch.encode(64 << 20, &mut out);
+        assert!(out.len() < (256 << 10) + (17 << 10) + HEAD, "one write is bounded: {}", out.len());
+        let mut wire = BytesMut::from(&out[..]);
+        let first = Decoder::new(64 << 20).decode(&mut wire).unwrap().unwrap();
+        let mut got = Vec::new();
+        read_envelopes(first.payload, StoreId(1), &mut got).unwrap();
+        assert_eq!(got, [vote]);
+    }
+
+    #[test]
+    fn the_budget_holds_and_control_has_a_reserve() {
+        let outbox = Outbox::new(100 << 10);
+        let appends = (0..100).map(|_| envelope(MessageType::MsgAppend, 10 << 10)).collect();
+        let pushed = outbox.push(Lane::Bulk, appends);
+        assert!(pushed.full && pushed.dropped > 80);
+        assert!(outbox.bytes() <= 100 << 10);
+        let beats = (0..10_000).map(|_| envelope(MessageType::MsgHeartbeat, 0)).collect();
+        let pushed = outbox.push(Lane::Control, beats);
+        assert!(pushed.dropped < 10_000 && outbox.bytes() <= 113 << 10);
+        assert!(!outbox.push_call(Kind::Request, 1, Bytes::from_static(b"x")));
+        let lost = outbox.close();
+        assert!(lost.envelopes > 9 && lost.calls == 0 && outbox.bytes() == 0);
+        assert!(!outbox.push_call(Kind::Request, 1, Bytes::new()));
+        outbox.open();
+        assert!(outbox.push_call(Kind::Request, 1, Bytes::new()));
+    }
+}

@@ -1,0 +1,132 @@
+//! The format on disk stays what it is: a fixed workload writes the golden segment byte for byte, and
+//! the golden segment opens. After a deliberate change of the format (and of its version), write it
+//! anew with `LOG_GOLDEN=write cargo test -p catamaran --test log_golden`.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so when it fails")]
+
+mod log_disk;
+
+use catamaran::Error;
+use catamaran::log::inspect::{Inspector, OpView};
+use catamaran::log::{Entry, Log, LogBatch, Options, VERSION};
+use catamaran::types::LogPosition;
+use log_disk::{Image, MemDisk};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+const DIR: &str = "/log";
+const SEGMENT: &str = "/log/0000000000000001.seg";
+
+fn golden_path() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/log/v{VERSION}.seg"))
+}
+
+fn open(disk: &MemDisk) -> catamaran::Result<(Log, catamaran::log::Recovery)> {
+    let options = Options { segment_bytes: 32 << 10, spare_segments: 1, ..Options::default() };
+    Log::open(Arc::new(disk.clone()), Path::new(DIR), options)
+}
+
+fn entry(index: u64, term: u64, kind: u8, data: &str) -> Entry {
+    Entry { index, term, kind, data: data.to_string().into() }
+}
+
+fn write() -> Vec<u8> {
+    let disk = MemDisk::default();
+    let (log, _) = open(&disk).unwrap();
+    let mut batch = LogBatch::new();
+    batch.append(1, [entry(1, 1, 0, "one"), entry(2, 1, 7, ""), entry(3, 2, 0, "three")]);
+    batch.set_state(1, "vote 1");
+    batch.reset(300, LogPosition { index: 5, term: 5 });
+    batch.append(300, [entry(6, 5, 1, "six")]);
+    log.submit(batch).unwrap();
+    let mut batch = LogBatch::new();
+    batch.append(1, [entry(3, 3, 0, "three again"), entry(4, 3, 2, "four")]);
+    batch.append(u64::MAX, [entry(1, 9, 255, "the last group")]);
+    log.submit(batch).unwrap();
+    log.write_round().unwrap();
+    let mut batch = LogBatch::new();
+    batch.compact_to(1, LogPosition { index: 1, term: 1 });
+    batch.set_state(300, vec![0; 200]);
+    log.write(batch).unwrap();
+    let mut batch = LogBatch::new();
+    batch.append(8, [entry(1, 1, 0, "gone")]);
+    batch.clear(8);
+    log.write(batch).unwrap();
+    log.barrier().unwrap();
+    let state = disk.state();
+    state.image.files[&state.image.names[Path::new(SEGMENT)]].clone()
+}
+
+fn golden() -> Vec<u8> {
+    std::fs::read(golden_path()).unwrap()
+}
+
+fn disk_with(bytes: Vec<u8>) -> MemDisk {
+    MemDisk::of(Image {
+        files: BTreeMap::from([(1, bytes)]),
+        names: BTreeMap::from([(PathBuf::from(SEGMENT), 1)]),
+    })
+}
+
+#[test]
+fn the_workload_writes_the_golden_bytes() {
+    let bytes = write();
+    if std::env::var("LOG_GOLDEN").is_ok_and(|what| what == "write") {
+        std::fs::write(golden_path(), &bytes).unwrap();
+    }
+    let golden = golden();
+    let differs = bytes.iter().zip(&golden).position(|(a, b)| a != b);
+    assert_eq!(differs, None, "first difference at this offset");
+    assert_eq!(bytes.len(), golden.len());
+}
+
+#[test]
+fn the_golden_segment_opens() {
+    let (log, recovery) = open(&disk_with(golden())).unwrap();
+    assert_eq!((recovery.records, recovery.last_seq, &recovery.torn), (5, 5, &None));
+    assert!(recovery.quarantined.is_empty() && recovery.harmless.is_empty());
+    assert_eq!(log.groups(), [1, 300, u64::MAX]);
+    assert_eq!(log.truncated(1), LogPosition { index: 1, term: 1 });
+    let wanted = [entry(2, 1, 7, ""), entry(3, 3, 0, "three again"), entry(4, 3, 2, "four")];
+    assert_eq!(log.entries(1, 2, 5, u64::MAX).unwrap(), wanted);
+    assert_eq!(log.state(1).unwrap(), "vote 1");
+    assert_eq!(log.state(300).unwrap().len(), 200);
+    assert_eq!(log.entries(300, 6, 7, 0).unwrap(), [entry(6, 5, 1, "six")]);
+    let last = log.entries(u64::MAX, 1, 2, 0).unwrap();
+    assert_eq!(last, [entry(1, 9, 255, "the last group")]);
+}
+
+#[test]
+fn the_golden_segment_inspects() {
+    let disk = disk_with(golden());
+    let inspector = Inspector::open(&disk, Path::new(DIR)).unwrap();
+    let segments = inspector.segments().unwrap();
+    assert_eq!(
+        (segments.len(), segments[0].header.generation, segments[0].header.base_seq),
+        (1, 1, 1)
+    );
+    let records: Vec<_> = inspector.records().map(Result::unwrap).collect();
+    let places: Vec<_> = records.iter().map(|r| (r.seq, r.durable, r.offset)).collect();
+    let second = places[1].2;
+    assert_eq!(places, [(1, 0, 4096), (2, 0, second), (3, 2, 8192), (4, 3, 12288), (5, 4, 16384)]);
+    assert_eq!(records[0].ops.len(), 4);
+    assert!(
+        matches!(&records[1].ops[0], OpView::Append { group: 1, entries } if entries[0].term == 3)
+    );
+    let report = inspector.verify().unwrap();
+    assert!(!report.is_rotten());
+    assert_eq!(report.durable, 4);
+    assert_eq!(report.last_good, BTreeMap::from([(1, 4), (300, 6), (u64::MAX, 1)]));
+}
+
+#[test]
+fn another_version_is_refused() {
+    let mut bytes = golden();
+    for at in [0, 2048] {
+        bytes[at + 8] = VERSION as u8 + 1;
+        let crc = crc32c::crc32c(&bytes[at..at + 60]).to_le_bytes();
+        bytes[at + 60..at + 64].copy_from_slice(&crc);
+    }
+    assert!(matches!(open(&disk_with(bytes)), Err(Error::Identity(_))));
+}

@@ -1,0 +1,81 @@
+//! raft-rs 0.7 with `batch_append`: an unsent empty append is joined with entries that do not follow its index.
+//!
+//! The story (seed 1 of the simulator's first day): a leader tells a follower its commit index by an append
+//! without entries at index 220. Before the message leaves, the follower is reported unreachable, and its next
+//! index goes back to what it is known to match; the next append starts at entry 220. raft-rs puts those
+//! entries into the waiting message without looking at its index. The follower would check index 220, find its
+//! own entry there, append one entry after it, and acknowledge 221, which it does not have.
+//!
+//! `Group::ready` rebuilds the message that was meant. The guard of the receiver refuses the wrong one.
+
+use bytes::Bytes;
+use catamaran::raft::guard::Verdict;
+use catamaran::raft::{Group, GroupConfig};
+use catamaran::types::PeerId;
+use raft::eraftpb::{ConfState, Message, MessageType};
+use raft::storage::MemStorage;
+
+fn message(kind: MessageType, term: u64, change: impl FnOnce(&mut Message)) -> Message {
+    let mut m = Message { from: 2, to: 1, term, ..Default::default() };
+    m.set_msg_type(kind);
+    change(&mut m);
+    m
+}
+
+/// Ends a round as a store with an instant disk would; returns what is sent.
+fn round(group: &mut Group<MemStorage>) -> Vec<Message> {
+    let mut sent = Vec::new();
+    while let Some(ready) = group.ready() {
+        group.storage_mut().wl().append(&ready.entries).unwrap();
+        if let Some(hard_state) = ready.hard_state {
+            group.storage_mut().wl().set_hardstate(hard_state);
+        }
+        let number = ready.rest.number();
+        sent.extend(ready.send_now);
+        sent.extend(ready.send_after_persist);
+        group.advance(ready.rest);
+        group.persisted(number);
+    }
+    sent
+}
+
+#[test]
+fn appends_always_follow_their_index() {
+    let voters = ConfState { voters: vec![1, 2, 3], ..Default::default() };
+    let storage = MemStorage::new_with_conf_state(voters);
+    let config = GroupConfig { inflight_messages_max: 64, ..Default::default() };
+    let mut group = Group::new(PeerId(1), &config, 0, storage).unwrap();
+    group.campaign();
+    round(&mut group);
+    let term = group.status().term + 1;
+    for kind in [MessageType::MsgRequestPreVoteResponse, MessageType::MsgRequestVoteResponse] {
+        assert_eq!(group.step(message(kind, term, |_| {})), Verdict::Step);
+        round(&mut group);
+    }
+    assert!(group.leads());
+    let acknowledge = |group: &mut Group<MemStorage>, index: u64| {
+        let ack = message(MessageType::MsgAppendResponse, term, |m| m.index = index);
+        assert_eq!(group.step(ack), Verdict::Step);
+    };
+    acknowledge(&mut group, 1);
+    round(&mut group);
+    for data in ["a", "b", "c"] {
+        group.propose(Bytes::from(data)).unwrap();
+    }
+    round(&mut group);
+    // The follower has 2 of 4 entries; its answer commits entry 2, which the leader wants to tell...
+    acknowledge(&mut group, 2);
+    // ... but before it leaves, the follower is said to be unreachable and answers a probe anew.
+    group.unreachable(PeerId(2));
+    acknowledge(&mut group, 3);
+    group.propose(Bytes::from("d")).unwrap();
+    let sent = round(&mut group);
+    let appends: Vec<_> = sent
+        .iter()
+        .filter(|m| m.get_msg_type() == MessageType::MsgAppend && !m.entries.is_empty())
+        .collect();
+    assert!(!appends.is_empty());
+    for append in appends {
+        assert_eq!(append.entries[0].index, append.index + 1, "{append:?}");
+    }
+}

@@ -1,0 +1,132 @@
+//! The bytes of every kind of frame, as `src/transport/format.md` describes them. A change here is a
+//! new protocol version.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test")]
+
+use ::raft::eraftpb::{Entry, Message, MessageType};
+use bytes::BytesMut;
+use catamaran::transport::Envelope;
+use catamaran::transport::frame::{Decoder, HEAD, Kind};
+use catamaran::transport::payload::*;
+use catamaran::types::{PeerId, RegionId, StoreId};
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn append() -> Envelope {
+    let entry = |data: &'static [u8]| Entry { data: data.into(), ..Default::default() };
+    let first = Entry { term: 6, index: 10, ..entry(b"ab") };
+    let second = Entry { term: 6, index: 11, ..entry(b"c") };
+    let third = Entry { term: 7, index: 300, context: (&b"x"[..]).into(), ..entry(b"") };
+    let message = Message {
+        msg_type: MessageType::MsgAppend,
+        to: 12,
+        from: 11,
+        term: 6,
+        log_term: 5,
+        index: 9,
+        commit: 8,
+        entries: vec![first, second, third].into(),
+        ..Default::default()
+    };
+    let (from, to, from_store) = (PeerId(11), PeerId(12), StoreId(1));
+    Envelope { region: RegionId(3), from, to, from_store, message }
+}
+
+fn snapshot() -> Envelope {
+    let mut message = Message {
+        msg_type: MessageType::MsgSnapshot,
+        to: 12,
+        from: 11,
+        term: 6,
+        reject: true,
+        priority: -1,
+        context: (&b"z"[..]).into(),
+        ..Default::default()
+    };
+    let meta = message.mut_snapshot().mut_metadata();
+    meta.index = 9;
+    meta.term = 5;
+    meta.mut_conf_state().voters = vec![11, 12];
+    meta.mut_conf_state().learners = vec![300];
+    meta.mut_conf_state().auto_leave = true;
+    message.mut_snapshot().data = (&b"d"[..]).into();
+    let (from, to, from_store) = (PeerId(11), PeerId(13), StoreId(1));
+    Envelope { region: RegionId(300), from, to, from_store, message }
+}
+
+/// One frame of every kind.
+fn all() -> Vec<(Kind, Vec<u8>)> {
+    let hello = Hello {
+        protocol: PROTOCOL,
+        purpose: Purpose::Peer,
+        cluster: Some(7),
+        store: StoreId(1),
+        incarnation: 0x1122,
+        target: Some(StoreId(2)),
+    };
+    let welcome =
+        Welcome { protocol: PROTOCOL, cluster: 7, store: StoreId(2), incarnation: 0x3344 };
+    let refusal = Refusal { reason: Reason::Cluster, detail: "no".into() };
+    let frame = |write: &dyn Fn(&mut Vec<u8>)| {
+        let mut out = Vec::new();
+        write(&mut out);
+        out
+    };
+    vec![
+        (Kind::Hello, frame(&|out| write_hello(&hello, out))),
+        (Kind::Welcome, frame(&|out| write_welcome(&welcome, out))),
+        (Kind::Refused, frame(&|out| write_refusal(&refusal, out))),
+        (
+            Kind::Envelopes,
+            frame(&|out| {
+                write_envelopes([append(), snapshot()].iter(), 1 << 20, out);
+            }),
+        ),
+        (Kind::Request, frame(&|out| write_call(Kind::Request, 5, b"ask", out))),
+        (Kind::Response, frame(&|out| write_call(Kind::Response, 5, b"say", out))),
+        (Kind::Ping, frame(&|out| write_signal(Kind::Ping, out))),
+        (Kind::SnapshotBegin, frame(&|out| write_snapshot_begin(b"head", out))),
+        (Kind::SnapshotAccept, frame(&|out| write_signal(Kind::SnapshotAccept, out))),
+        (Kind::SnapshotChunk, frame(&|out| write_snapshot_chunk(2, b"data", out))),
+        (Kind::SnapshotEnd, frame(&|out| write_snapshot_end(3, 12, out))),
+        (Kind::SnapshotDone, frame(&|out| write_signal(Kind::SnapshotDone, out))),
+    ]
+}
+
+#[test]
+fn every_kind_has_the_bytes_it_always_had() {
+    let found: String = all().iter().map(|(k, bytes)| format!("{k:?} {}\n", hex(bytes))).collect();
+    let golden = include_str!("golden/transport_frames.txt");
+    assert_eq!(found, golden, "\n{found}");
+}
+
+#[test]
+fn every_kind_is_read_back() {
+    for (kind, bytes) in all() {
+        let mut wire = BytesMut::from(&bytes[..]);
+        let frame = Decoder::new(1 << 20).decode(&mut wire).unwrap().unwrap();
+        assert_eq!((frame.kind, frame.payload.len() + HEAD), (kind, bytes.len()));
+        let p = frame.payload;
+        match kind {
+            Kind::Hello => assert_eq!(read_hello(p).unwrap().target, Some(StoreId(2))),
+            Kind::Welcome => assert_eq!(read_welcome(p).unwrap().incarnation, 0x3344),
+            Kind::Refused => assert_eq!(read_refusal(p).unwrap().detail, "no"),
+            Kind::Envelopes => {
+                let mut got = Vec::new();
+                read_envelopes(p, StoreId(1), &mut got).unwrap();
+                assert_eq!(got, [append(), snapshot()]);
+            }
+            Kind::Request => assert_eq!(read_call(p).unwrap(), (5, (&b"ask"[..]).into())),
+            Kind::Response => assert_eq!(read_call(p).unwrap(), (5, (&b"say"[..]).into())),
+            Kind::SnapshotBegin => assert_eq!(&read_snapshot_begin(p).unwrap()[..], b"head"),
+            Kind::SnapshotChunk => {
+                assert!(read_snapshot_chunk(p.clone(), 1).is_err(), "out of order");
+                assert_eq!(&read_snapshot_chunk(p, 2).unwrap()[..], b"data");
+            }
+            Kind::SnapshotEnd => assert_eq!(read_snapshot_end(p).unwrap(), (3, 12)),
+            Kind::Ping | Kind::SnapshotAccept | Kind::SnapshotDone => read_signal(p).unwrap(),
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use std::path::PathBuf;
+use std::time::Duration;
+
+const EXAMPLES: &str = "\
+Examples:
+  Look around, three nodes in this process:
+    catamaran demo
+  One node of a cluster of three (start the others alike, with their own id, directory and address):
+    catamaran serve --store-id 1 --data-dir /var/lib/catamaran --listen 10.0.0.1:7001 \\
+      --cluster 1=10.0.0.1:7001,2=10.0.0.2:7001,3=10.0.0.3:7001 --regions 64
+  Use it:
+    catamaran kv put greeting hello
+    catamaran kv get greeting
+    catamaran kv scan --prefix gr --output json
+    catamaran status --connect 10.0.0.1:7001,10.0.0.2:7001,10.0.0.3:7001
+
+Exit codes: 0 fine; 1 an error, or the key was not found; 2 usage or configuration.
+Logs go to standard error; RUST_LOG says how much (default: info).";
+
+const SERVE_EXAMPLES: &str = "\
+Examples:
+    catamaran serve --store-id 1 --data-dir d1 --listen 127.0.0.1:7001 \\
+      --cluster 1=127.0.0.1:7001,2=127.0.0.1:7002,3=127.0.0.1:7003 --regions 16
+    catamaran serve --config node1.toml --set memtable_bytes=67108864
+
+A configuration file holds the same settings and more, as TOML:
+    store_id = 1
+    data_dir = \"d1\"
+    regions = 16
+    [cluster]
+    1 = \"127.0.0.1:7001\"
+    2 = \"127.0.0.1:7002\"
+    3 = \"127.0.0.1:7003\"
+Flags win over the file. `catamaran serve --print-config` prints every setting with its value.";
+
+const KV_EXAMPLES: &str = "\
+Examples:
+    catamaran kv put greeting hello
+    catamaran kv put picture - < picture.png
+    catamaran kv get greeting --output raw
+    catamaran kv get --hex 6772656574696e67
+    catamaran kv scan --prefix gr --limit 10 --reverse
+    catamaran kv delete greeting";
+
+/// A multi-Raft sharded key-value store: one node, a demo, and the tools to use them.
+#[derive(Parser, Debug)]
+#[command(name = "catamaran", version, after_help = EXAMPLES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Run one node until it is told to stop (SIGINT, SIGTERM), then hand its leaderships over.
+    #[command(after_help = SERVE_EXAMPLES)]
+    Serve(Box<ServeArgs>),
+    /// Run three nodes in this process, print what to try, stay until Ctrl-C.
+    Demo(DemoArgs),
+    /// Read and write keys of a running cluster.
+    #[command(after_help = KV_EXAMPLES)]
+    Kv(KvArgs),
+    /// Show regions, leaders, applied indexes and log sizes of running nodes.
+    Status(StatusArgs),
+    /// Print a completion script for a shell.
+    Completions {
+        /// Which shell.
+        shell: Shell,
+    },
+}
+
+/// Options of `serve`.
+#[derive(Args, Debug)]
+pub struct ServeArgs {
+    /// Which member of the cluster this node is, from 1.
+    #[arg(long)]
+    pub store_id: Option<u64>,
+    /// Where it keeps its data.
+    #[arg(long)]
+    pub data_dir: Option<PathBuf>,
+    /// Where it listens [default: the address that --cluster names for it].
+    #[arg(long, value_name = "HOST:PORT")]
+    pub listen: Option<String>,
+    /// All members: `1=host:port,2=host:port,3=host:port`.
+    #[arg(long, value_delimiter = ',', value_name = "ID=HOST:PORT,..", value_parser = member)]
+    pub cluster: Vec<(u64, String)>,
+    /// Regions of a new cluster.
+    #[arg(long)]
+    pub regions: Option<u64>,
+    /// A TOML file with settings; flags win over it.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Any other setting, in TOML's spelling; wins over everything else. May be repeated.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Print the settings as TOML and end.
+    #[arg(long)]
+    pub print_config: bool,
+}
+
+/// Options of `demo`.
+#[derive(Args, Debug)]
+pub struct DemoArgs {
+    /// Where the nodes keep their data [default: a temporary directory, removed at the end].
+    #[arg(long)]
+    pub data_dir: Option<PathBuf>,
+    /// The first node's port; the others take the next ones.
+    #[arg(long, default_value_t = 7001, value_parser = clap::value_parser!(u16).range(1..=65000))]
+    pub port: u16,
+    /// Regions.
+    #[arg(long, default_value_t = 8)]
+    pub regions: u64,
+}
+
+/// Which servers to talk to.
+#[derive(Args, Debug)]
+pub struct Connect {
+    /// Addresses of running nodes, comma-separated; any of them will do.
+    #[arg(
+        long,
+        env = "CATAMARAN_CONNECT",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:7001",
+        value_name = "HOST:PORT,..",
+        global = true
+    )]
+    pub connect: Vec<String>,
+    /// How long to try.
+    #[arg(long, default_value = "10s", value_parser = duration, global = true)]
+    pub timeout: Duration,
+}
+
+/// Options of `kv`.
+#[derive(Args, Debug)]
+pub struct KvArgs {
+    /// Which servers.
+    #[command(flatten)]
+    pub connect: Connect,
+    /// How to print.
+    #[arg(long, value_enum, default_value = "table", global = true)]
+    pub output: Output,
+    /// Keys and values are hexadecimal, on the command line and in what is printed.
+    #[arg(long, global = true)]
+    pub hex: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: KvCommand,
+}
+
+/// What `kv` does.
+#[derive(Subcommand, Debug)]
+pub enum KvCommand {
+    /// Print the value of a key; exit code 1 if there is none.
+    Get {
+        /// The key.
+        key: String,
+    },
+    /// Set a key.
+    Put {
+        /// The key.
+        key: String,
+        /// Its value; `-` reads standard input, as it is.
+        #[arg(allow_hyphen_values = true)]
+        value: String,
+    },
+    /// Remove a key; no error if it is not there.
+    Delete {
+        /// The key.
+        key: String,
+    },
+    /// Print keys and values in order.
+    Scan {
+        /// First key, inclusive.
+        #[arg(long)]
+        from: Option<String>,
+        /// Last key, exclusive.
+        #[arg(long)]
+        to: Option<String>,
+        /// Only keys that begin with this.
+        #[arg(long, conflicts_with_all = ["from", "to"])]
+        prefix: Option<String>,
+        /// At most this many.
+        #[arg(long, default_value_t = 100)]
+        limit: u64,
+        /// From the last key down.
+        #[arg(long)]
+        reverse: bool,
+    },
+}
+
+/// Options of `status`.
+#[derive(Args, Debug)]
+pub struct StatusArgs {
+    /// Which servers: each of them is asked.
+    #[command(flatten)]
+    pub connect: Connect,
+    /// How to print.
+    #[arg(long, value_enum, default_value = "table")]
+    pub output: StatusOutput,
+    /// A line for each region too.
+    #[arg(long)]
+    pub regions: bool,
+}
+
+/// How keys and values are printed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum Output {
+    /// For people: escaped where not printable.
+    Table,
+    /// One JSON object per line. What is not UTF-8 is given as `key_hex`, `value_hex`.
+    Json,
+    /// The bytes as they are: values for get; key, tab, value, newline for scan.
+    Raw,
+}
+
+/// How the status is printed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum StatusOutput {
+    /// For people.
+    Table,
+    /// One JSON document.
+    Json,
+}
+
+fn member(text: &str) -> Result<(u64, String), String> {
+    let (id, address) = text.split_once('=').ok_or("expected ID=HOST:PORT")?;
+    let id = id.trim().parse().ok().filter(|&id| id > 0);
+    let id = id.ok_or_else(|| format!("{text:?}: the id must be a number from 1"))?;
+    if !address.contains(':') {
+        return Err(format!("{text:?}: the address needs a port"));
+    }
+    Ok((id, address.trim().to_owned()))
+}
+
+/// `10s`, `500ms`, `2m`; a bare number is seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let unit = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
+    let (number, unit) = text.split_at(unit);
+    let number: f64 = number.parse().map_err(|_| "expected a number and a unit".to_owned())?;
+    let seconds = match unit {
+        "ms" => number / 1e3,
+        "" | "s" => number,
+        "m" => number * 60.0,
+        other => return Err(format!("unknown unit {other:?}: use ms, s or m")),
+    };
+    Duration::try_from_secs_f64(seconds).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound_and_read_as_meant() {
+        Cli::command().debug_assert();
+        assert_eq!(member("2=h:1"), Ok((2, "h:1".into())));
+        assert!(member("0=h:1").is_err() && member("2=h").is_err() && member("h:1").is_err());
+        assert_eq!(duration("1.5s"), Ok(Duration::from_millis(1500)));
+        assert!(duration("1 week").is_err());
+    }
+}

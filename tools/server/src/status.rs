@@ -1,0 +1,167 @@
+//! `catamaran status`: where the replicas of running nodes stand.
+
+use crate::args::{StatusArgs, StatusOutput};
+use crate::print::{columns, readable};
+use anyhow::Result;
+use catamaran::client::{NodeStatus, RemoteClient};
+use catamaran::store::RegionStatus;
+use serde::Serialize;
+use std::process::ExitCode;
+
+/// One replica.
+#[derive(Serialize)]
+struct Replica {
+    region: u64,
+    start: String,
+    end: String,
+    peer: u64,
+    leads: bool,
+    leader_store: Option<u64>,
+    term: u64,
+    committed: u64,
+    applied: u64,
+    flushed: u64,
+    first_index: u64,
+    last_index: u64,
+    log_bytes: u64,
+    quarantined: Option<String>,
+}
+
+/// One node.
+#[derive(Serialize)]
+struct NodeReport {
+    address: String,
+    store: u64,
+    regions: usize,
+    leaders: usize,
+    applied: u64,
+    log_bytes: u64,
+    replicas: Vec<Replica>,
+}
+
+/// A node that did not answer.
+#[derive(Serialize)]
+struct Silent {
+    address: String,
+    error: String,
+}
+
+/// All that was asked.
+#[derive(Serialize)]
+struct Overview {
+    nodes: Vec<NodeReport>,
+    unreachable: Vec<Silent>,
+}
+
+fn replica(status: &RegionStatus) -> Replica {
+    let leader = status.leader.and_then(|id| status.region.peers.iter().find(|p| p.id == id));
+    Replica {
+        region: status.region.id.0,
+        start: readable(&status.region.range.start),
+        end: readable(&status.region.range.end),
+        peer: status.peer.0,
+        leads: status.leads,
+        leader_store: leader.map(|peer| peer.store.0),
+        term: status.term,
+        committed: status.committed,
+        applied: status.applied,
+        flushed: status.flushed,
+        first_index: status.first_index,
+        last_index: status.last_index,
+        log_bytes: status.log_bytes,
+        quarantined: status.quarantined.clone(),
+    }
+}
+
+fn node(address: &str, status: &NodeStatus) -> NodeReport {
+    NodeReport {
+        address: address.to_owned(),
+        store: status.store.0,
+        regions: status.regions.len(),
+        leaders: status.regions.iter().filter(|region| region.leads).count(),
+        applied: status.regions.iter().map(|region| region.applied).sum(),
+        log_bytes: status.regions.iter().map(|region| region.log_bytes).sum(),
+        replicas: status.regions.iter().map(replica).collect(),
+    }
+}
+
+fn row<const N: usize>(cells: [&dyn ToString; N]) -> Vec<String> {
+    cells.iter().map(|cell| cell.to_string()).collect()
+}
+
+fn table(overview: &Overview, args: &StatusArgs) -> String {
+    let head = ["store", "address", "regions", "leaders", "applied", "log bytes", "quarantined"];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    for node in &overview.nodes {
+        let fenced = node.replicas.iter().filter(|r| r.quarantined.is_some()).count();
+        rows.push(row([
+            &node.store,
+            &node.address,
+            &node.regions,
+            &node.leaders,
+            &node.applied,
+            &node.log_bytes,
+            &fenced,
+        ]));
+    }
+    let mut text = columns(&rows);
+    for silent in &overview.unreachable {
+        text.push_str(&format!("{}: {}\n", silent.address, silent.error));
+    }
+    if args.regions {
+        let head = ["region", "store", "role", "term", "committed", "applied", "flushed"];
+        let mut rows = vec![head.map(str::to_owned).to_vec()];
+        rows[0].extend(["log bytes".to_owned(), "start".to_owned()]);
+        let mut replicas: Vec<_> = overview
+            .nodes
+            .iter()
+            .flat_map(|node| node.replicas.iter().map(move |replica| (node.store, replica)))
+            .collect();
+        replicas.sort_by_key(|(store, replica)| (replica.region, *store));
+        for (store, r) in replicas {
+            let role = match (&r.quarantined, r.leads) {
+                (Some(_), _) => "quarantined",
+                (None, true) => "leader",
+                (None, false) => "follower",
+            };
+            rows.push(row([
+                &r.region,
+                &store,
+                &role,
+                &r.term,
+                &r.committed,
+                &r.applied,
+                &r.flushed,
+                &r.log_bytes,
+                &r.start,
+            ]));
+        }
+        text.push('\n');
+        text.push_str(&columns(&rows));
+    }
+    text
+}
+
+/// Asks every node named; an error only if none answers.
+pub fn run(args: &StatusArgs) -> Result<ExitCode> {
+    let mut overview = Overview { nodes: Vec::new(), unreachable: Vec::new() };
+    for address in &args.connect.connect {
+        let one = std::slice::from_ref(address);
+        let asked = RemoteClient::new(one, None, args.connect.timeout)
+            .and_then(|remote| remote.client().blocking().status());
+        match asked {
+            Ok(status) => overview.nodes.push(node(address, &status)),
+            Err(error) => overview
+                .unreachable
+                .push(Silent { address: address.clone(), error: error.to_string() }),
+        }
+    }
+    match args.output {
+        StatusOutput::Json => println!("{}", serde_json::to_string_pretty(&overview)?),
+        StatusOutput::Table => print!("{}", table(&overview, args)),
+    }
+    Ok(match overview.nodes.is_empty() {
+        true => ExitCode::FAILURE,
+        false => ExitCode::SUCCESS,
+    })
+}
