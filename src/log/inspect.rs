@@ -198,7 +198,14 @@ impl Inspector {
 
     /// Every record that counts, in order, one segment in memory at a time.
     pub fn records(&self) -> impl Iterator<Item = Result<RecordView>> + '_ {
-        self.found.iter().filter(|f| !f.is_void()).flat_map(|segment| match read_segment(segment) {
+        self.records_from(0)
+    }
+
+    /// The same without the segments that hold only records below `seq` (and hence with records below
+    /// `seq`, if they share a segment with later ones).
+    pub fn records_from(&self, seq: u64) -> impl Iterator<Item = Result<RecordView>> + '_ {
+        let wanted = move |f: &&Found| !f.is_void() && f.limit.is_none_or(|limit| limit > seq);
+        self.found.iter().filter(wanted).flat_map(|segment| match read_segment(segment) {
             Ok(records) => records.into_iter().map(Ok).collect::<Vec<_>>(),
             Err(error) => vec![Err(error)],
         })

@@ -1,2 +1,50 @@
-//! (being built)
-fn main() {}
+//! `catamaran-dump`: looks into a Catamaran log directory. Read-only, takes no lock, works beside a live
+//! node. See `--help`.
+
+mod cli;
+mod decode;
+mod failure;
+mod load;
+mod model;
+mod output;
+mod verb;
+
+use clap::{CommandFactory, Parser};
+use cli::{Cli, Verb};
+use failure::{Failure, Verdict};
+use std::io::{BufWriter, Write};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    let result = run(&cli, &mut out);
+    if let Err(failure) = &result
+        && !matches!(failure, Failure::Output(e) if e.kind() == std::io::ErrorKind::BrokenPipe)
+    {
+        eprintln!("catamaran-dump: {failure}");
+    }
+    failure::exit_code(&result)
+}
+
+fn run(cli: &Cli, out: &mut dyn Write) -> Result<Verdict, Failure> {
+    let context = &mut verb::Context { format: cli.output, keys: cli.keys, out };
+    match &cli.verb {
+        Verb::Summary(args) => verb::overview::summary(args, context),
+        Verb::Segments(args) => verb::overview::segments(args, context),
+        Verb::Stats(args) => verb::overview::stats(args, context),
+        Verb::Groups(args) => verb::groups::groups(args, context),
+        Verb::State(args) => verb::groups::state(args, context),
+        Verb::Entries(args) => verb::entries::run(args, context),
+        Verb::Verify(args) => verb::verify::run(args, context),
+        Verb::Tail(args) => verb::tail::run(args, context),
+        Verb::Diff(args) => verb::diff::run(args, context),
+        Verb::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "catamaran-dump", &mut script);
+            context.out.write_all(&script)?;
+            context.out.flush()?;
+            Ok(Verdict::Fine)
+        }
+    }
+}

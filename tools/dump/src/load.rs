@@ -1,0 +1,127 @@
+//! Opening a directory and reading it until two looks agree.
+//!
+//! A live node may write, rotate and purge between two of our reads, so a single look can show a hole
+//! that was never there. Real damage stays where it is: only what two looks in a row find at the same
+//! place, with the same checksums, is believed.
+
+use crate::failure::Failure;
+use crate::model::Model;
+use catamaran::env::Disk;
+use catamaran::env::os::OsDisk;
+use catamaran::log::inspect::{Finding, FindingKind, Inspector, RecordView, Report};
+use catamaran::log::{Entry, GroupId};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A log as it was found.
+pub struct Loaded<T> {
+    pub model: Model<T>,
+    /// Verification of the same files.
+    pub report: Report,
+}
+
+impl<T> Loaded<T> {
+    /// Warns on standard error when acknowledged bytes are damaged: what the verb shows is then
+    /// incomplete.
+    pub fn warn(&self) -> bool {
+        let rotten = self.report.is_rotten();
+        if rotten {
+            eprintln!(
+                "catamaran-dump: the log is damaged, what is shown is incomplete; see `verify`"
+            );
+        }
+        rotten
+    }
+}
+
+/// A directory that holds segments.
+#[derive(Clone, Debug)]
+pub struct LogDir {
+    pub path: PathBuf,
+}
+
+/// How often to look again while findings do not repeat themselves.
+const LOOKS_MAX: usize = 8;
+const PAUSE: Duration = Duration::from_millis(30);
+
+impl LogDir {
+    /// Finds the log in a data directory, or takes the directory as the log's own.
+    pub fn find(dir: &Path) -> Result<LogDir, Failure> {
+        let inner = dir.join("log");
+        let path = if inner.is_dir() { inner } else { dir.to_owned() };
+        let names = OsDisk.list(&path)?;
+        let is_ours = |name: &PathBuf| name.extension().is_some_and(|e| e == "seg" || e == "free");
+        if !names.iter().any(is_ours) {
+            return Err(Failure::Open(format!("{}: no log here", dir.display())));
+        }
+        Ok(LogDir { path })
+    }
+
+    pub fn inspect(&self) -> catamaran::Result<Inspector> {
+        Inspector::open(&OsDisk, &self.path)
+    }
+
+    /// Spare files: how many, and their bytes.
+    pub fn spares(&self) -> Result<(u64, u64), Failure> {
+        let names = OsDisk.list(&self.path)?;
+        let spares = names.iter().filter(|name| name.extension().is_some_and(|e| e == "free"));
+        // One that became a segment meanwhile counts there.
+        let sizes = spares.filter_map(|name| std::fs::metadata(self.path.join(name)).ok());
+        Ok(sizes.fold((0, 0), |(n, bytes), size| (n + 1, bytes + size.len())))
+    }
+
+    /// Reads everything.
+    pub fn load<T>(
+        &self,
+        mut keep: impl FnMut(&RecordView, GroupId, &Entry) -> T,
+    ) -> Result<Loaded<T>, Failure> {
+        let mut before: Result<Vec<Finding>, String> = Ok(Vec::new());
+        let mut look = 0;
+        loop {
+            look += 1;
+            let last = look >= LOOKS_MAX;
+            match self.look(&mut keep) {
+                Ok(mut loaded) => {
+                    let is_rot = |finding: &Finding| finding.kind == FindingKind::Rot;
+                    let rot = loaded.report.findings.iter().filter(|finding| is_rot(finding));
+                    let rot: Vec<Finding> = rot.cloned().collect();
+                    let seen = before.unwrap_or_default();
+                    let whole = rot.is_empty() && !loaded.model.is_patchy();
+                    if whole || last || rot.iter().any(|finding| seen.contains(finding)) {
+                        let real = |finding: &Finding| !is_rot(finding) || seen.contains(finding);
+                        loaded.report.findings.retain(real);
+                        return Ok(loaded);
+                    }
+                    before = Ok(rot);
+                }
+                Err(error) => {
+                    let text = error.to_string();
+                    if last || before.as_ref().is_err_and(|before| *before == text) {
+                        return Err(error.into());
+                    }
+                    before = Err(text);
+                }
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    fn look<T>(
+        &self,
+        keep: &mut impl FnMut(&RecordView, GroupId, &Entry) -> T,
+    ) -> catamaran::Result<Loaded<T>> {
+        let inspector = self.inspect()?;
+        let report = inspector.verify()?;
+        let mut model = Model::new(inspector.segments()?);
+        for record in inspector.records() {
+            let record = record?;
+            // A torn record was never acknowledged, and nothing after it counts.
+            if !record.damaged.is_empty() && record.seq > report.durable {
+                break;
+            }
+            model.record(&record, keep);
+        }
+        model.close(report.durable);
+        Ok(Loaded { model, report })
+    }
+}

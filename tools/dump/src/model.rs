@@ -1,0 +1,386 @@
+//! What the records of a log add up to: per group its live entries, its state record and its truncated
+//! position. The same rules as the log's own recovery, in the plainest form: a map of indexes.
+
+use catamaran::log::inspect::{OpView, RecordView, SegmentInfo};
+use catamaran::log::{BLOCK, Entry, GroupId};
+use catamaran::types::LogPosition;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// A live entry.
+#[derive(Clone, Debug)]
+pub struct Slot<T> {
+    /// The record that holds it.
+    pub seq: u64,
+    pub term: u64,
+    /// Of its data.
+    pub bytes: u64,
+    /// What the verb wanted to keep of it.
+    pub kept: T,
+}
+
+/// One group.
+#[derive(Clone, Debug)]
+pub struct Group<T> {
+    /// The log begins after it.
+    pub truncated: LogPosition,
+    /// The record that says so; 0: none does.
+    base_seq: u64,
+    pub state: Option<Vec<u8>>,
+    state_seq: u64,
+    pub entries: BTreeMap<u64, Slot<T>>,
+    /// Entries in the records read, dead ones included.
+    pub written_entries: u64,
+    /// Bytes of them and of state records.
+    pub written_bytes: u64,
+}
+
+impl<T> Default for Group<T> {
+    fn default() -> Group<T> {
+        Group {
+            truncated: LogPosition::default(),
+            base_seq: 0,
+            state: None,
+            state_seq: 0,
+            entries: BTreeMap::new(),
+            written_entries: 0,
+            written_bytes: 0,
+        }
+    }
+}
+
+impl<T> Group<T> {
+    /// The first live index.
+    pub fn first(&self) -> Option<u64> {
+        self.entries.keys().next().copied()
+    }
+
+    /// The last index, the truncated one if there are no entries.
+    pub fn last(&self) -> LogPosition {
+        let last = self.entries.last_key_value();
+        last.map_or(self.truncated, |(index, slot)| LogPosition { index: *index, term: slot.term })
+    }
+
+    /// The last index that is reached without a gap.
+    pub fn whole_to(&self) -> u64 {
+        let mut at = self.truncated.index;
+        for index in self.entries.keys() {
+            if *index != at + 1 {
+                break;
+            }
+            at = *index;
+        }
+        at
+    }
+
+    /// Bytes of live entries.
+    pub fn bytes(&self) -> u64 {
+        self.entries.values().map(|slot| slot.bytes).sum()
+    }
+
+    fn state_bytes(&self) -> u64 {
+        self.state.as_ref().map_or(0, |state| state.len() as u64)
+    }
+
+    fn is_blank(&self) -> bool {
+        self.entries.is_empty() && self.base_seq == 0 && self.state.is_none()
+    }
+
+    fn drop_to(&mut self, seq: u64, to: LogPosition) {
+        self.entries = match to.index.checked_add(1) {
+            Some(next) => self.entries.split_off(&next),
+            None => BTreeMap::new(),
+        };
+        self.truncated = to;
+        self.base_seq = seq;
+    }
+
+    fn forget(&mut self) {
+        self.entries.clear();
+        self.state = None;
+        self.state_seq = 0;
+        self.truncated = LogPosition::default();
+        self.base_seq = 0;
+    }
+}
+
+/// How a segment stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Standing {
+    /// The last one: written to.
+    Active,
+    /// A later one follows.
+    Sealed,
+    /// Nothing in it counts any more.
+    Void,
+}
+
+/// A segment and what was read in it.
+#[derive(Clone, Debug)]
+pub struct Segment {
+    pub path: PathBuf,
+    pub info: SegmentInfo,
+    pub records: u64,
+    pub last_seq: u64,
+    /// Where the last record ends.
+    pub end: u64,
+    /// Where what is stated to be durable ends.
+    pub durable_end: u64,
+    /// Groups of records that were written, and so synced, together.
+    pub syncs: u64,
+    /// Bytes of entries and state records.
+    pub data: u64,
+    /// Those of them that a group still needs.
+    pub live: u64,
+    /// Where records lie: offset, bytes, number.
+    pub extents: Vec<(u64, u64, u64)>,
+    stated: Option<u64>,
+}
+
+impl Segment {
+    fn new(info: SegmentInfo) -> Segment {
+        let start = BLOCK as u64;
+        Segment {
+            path: info.path.clone(),
+            info,
+            records: 0,
+            last_seq: 0,
+            end: start,
+            durable_end: start,
+            syncs: 0,
+            data: 0,
+            live: 0,
+            extents: Vec::new(),
+            stated: None,
+        }
+    }
+
+    pub fn standing(&self, floor: u64) -> Standing {
+        match self.info.limit {
+            None => Standing::Active,
+            Some(limit) if limit <= self.info.header.base_seq || limit <= floor => Standing::Void,
+            Some(_) => Standing::Sealed,
+        }
+    }
+
+    /// Bytes of records and their padding.
+    pub fn used(&self) -> u64 {
+        (self.end - BLOCK as u64).next_multiple_of(BLOCK as u64)
+    }
+}
+
+/// How often each operation occurs.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, serde::Serialize)]
+pub struct Counts {
+    pub append: u64,
+    pub rewrite: u64,
+    pub state: u64,
+    pub compact: u64,
+    pub reset: u64,
+    pub base: u64,
+    pub clear: u64,
+    pub floor: u64,
+    pub damaged: u64,
+}
+
+/// The whole log.
+#[derive(Clone, Debug)]
+pub struct Model<T> {
+    pub groups: BTreeMap<GroupId, Group<T>>,
+    /// Oldest first.
+    pub segments: Vec<Segment>,
+    pub counts: Counts,
+    pub first_seq: u64,
+    pub last_seq: u64,
+    pub records: u64,
+    /// Records below are void.
+    pub floor: u64,
+    /// Where numbers are missing: the first record after each hole.
+    holes: Vec<u64>,
+}
+
+impl<T> Model<T> {
+    pub fn new(segments: Vec<SegmentInfo>) -> Model<T> {
+        Model {
+            groups: BTreeMap::new(),
+            segments: segments.into_iter().map(Segment::new).collect(),
+            counts: Counts::default(),
+            first_seq: 0,
+            last_seq: 0,
+            records: 0,
+            floor: 0,
+            holes: Vec::new(),
+        }
+    }
+
+    /// Takes the next record in. `keep` says what to keep of its entries.
+    pub fn record(
+        &mut self,
+        record: &RecordView,
+        keep: &mut impl FnMut(&RecordView, GroupId, &Entry) -> T,
+    ) {
+        self.records += 1;
+        if record.seq != self.last_seq + 1 {
+            self.holes.push(record.seq);
+        }
+        self.last_seq = record.seq;
+        if self.first_seq == 0 {
+            self.first_seq = record.seq;
+        }
+        let mut data = 0;
+        for op in &record.ops {
+            data += self.op(record, op, keep);
+        }
+        let Some(segment) = self.segments.iter_mut().rev().find(|s| s.path == record.path) else {
+            return;
+        };
+        segment.records += 1;
+        segment.last_seq = record.seq;
+        segment.end = record.offset + record.len;
+        segment.data += data;
+        segment.extents.push((record.offset, record.len, record.seq));
+        if record.offset.is_multiple_of(BLOCK as u64) && segment.stated != Some(record.durable) {
+            segment.stated = Some(record.durable);
+            segment.syncs += 1;
+        }
+    }
+
+    /// Whether something is missing or damaged among the records that count.
+    pub fn is_patchy(&self) -> bool {
+        self.counts.damaged > 0 || self.holes.iter().any(|seq| *seq > self.floor)
+    }
+
+    /// One operation; tells how many bytes of entries or state it carries.
+    fn op(
+        &mut self,
+        record: &RecordView,
+        op: &OpView,
+        keep: &mut impl FnMut(&RecordView, GroupId, &Entry) -> T,
+    ) -> u64 {
+        let seq = record.seq;
+        let mut bytes = 0;
+        match op {
+            OpView::Append { group, entries } => {
+                self.counts.append += 1;
+                if let Some(first) = entries.first() {
+                    self.change(*group, |g| drop(g.entries.split_off(&first.index)));
+                }
+                bytes = self.put(record, *group, entries, keep);
+            }
+            OpView::Rewrite { group, entries } => {
+                self.counts.rewrite += 1;
+                bytes = self.put(record, *group, entries, keep);
+            }
+            OpView::State { group, state } => {
+                self.counts.state += 1;
+                bytes = state.len() as u64;
+                self.change(*group, |g| {
+                    g.state = Some(state.to_vec());
+                    g.state_seq = seq;
+                    g.written_bytes += bytes;
+                });
+            }
+            OpView::Compact { group, to } => {
+                self.counts.compact += 1;
+                self.change(*group, |g| {
+                    if to.index > g.truncated.index {
+                        g.drop_to(seq, *to);
+                    }
+                });
+            }
+            OpView::Base { group, at } => {
+                self.counts.base += 1;
+                self.change(*group, |g| g.drop_to(seq, *at));
+            }
+            OpView::Reset { group, to } => {
+                self.counts.reset += 1;
+                self.change(*group, |g| {
+                    g.entries.clear();
+                    g.truncated = *to;
+                    g.base_seq = seq;
+                });
+            }
+            OpView::Clear { group } => {
+                self.counts.clear += 1;
+                self.change(*group, Group::forget);
+            }
+            OpView::Floor { seq } => {
+                self.counts.floor += 1;
+                self.drop_below(*seq);
+            }
+            OpView::Damaged { .. } => self.counts.damaged += 1,
+        }
+        bytes
+    }
+
+    fn put(
+        &mut self,
+        record: &RecordView,
+        id: GroupId,
+        entries: &[Entry],
+        keep: &mut impl FnMut(&RecordView, GroupId, &Entry) -> T,
+    ) -> u64 {
+        let group = self.groups.entry(id).or_default();
+        let mut sum = 0;
+        for entry in entries {
+            let bytes = entry.data.len() as u64;
+            sum += bytes;
+            let kept = keep(record, id, entry);
+            let slot = Slot { seq: record.seq, term: entry.term, bytes, kept };
+            group.entries.insert(entry.index, slot);
+        }
+        group.written_entries += entries.len() as u64;
+        group.written_bytes += sum;
+        sum
+    }
+
+    fn change(&mut self, id: GroupId, change: impl FnOnce(&mut Group<T>)) {
+        let group = self.groups.entry(id).or_default();
+        change(group);
+        if group.is_blank() {
+            self.groups.remove(&id);
+        }
+    }
+
+    fn drop_below(&mut self, floor: u64) {
+        self.floor = self.floor.max(floor);
+        self.groups.retain(|_, group| {
+            group.entries.retain(|_, slot| slot.seq >= floor);
+            if group.base_seq < floor {
+                group.base_seq = 0;
+                group.truncated = LogPosition::default();
+            }
+            if group.state_seq < floor {
+                group.state = None;
+            }
+            !group.is_blank()
+        });
+    }
+
+    /// After the last record: which bytes of which segment are still needed, and which are durable.
+    pub fn close(&mut self, durable: u64) {
+        let mut live: BTreeMap<u64, u64> = BTreeMap::new();
+        for group in self.groups.values() {
+            for slot in group.entries.values() {
+                *live.entry(slot.seq).or_default() += slot.bytes;
+            }
+            if group.state.is_some() {
+                *live.entry(group.state_seq).or_default() += group.state_bytes();
+            }
+        }
+        for segment in &mut self.segments {
+            segment.live = segment.extents.iter().filter_map(|(.., seq)| live.get(seq)).sum();
+            let first = segment.extents.iter().find(|(.., seq)| *seq > durable);
+            segment.durable_end = match first.filter(|_| segment.info.limit.is_none()) {
+                Some((offset, ..)) => *offset,
+                None => segment.end,
+            };
+        }
+    }
+}
+
+/// A file's name, without the directory.
+pub fn name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}

@@ -1,0 +1,274 @@
+//! `tail`: the last records in the order in which they were written, and with `-f` those to come.
+
+use super::Context;
+use super::groups::{State, decode_state};
+use crate::cli::{Format, Keys, RecordType, Tail};
+use crate::failure::{Failure, Verdict};
+use crate::load::LogDir;
+use crate::model::name;
+use crate::output::{Listing, line, print};
+use catamaran::log::Entry;
+use catamaran::log::inspect::{OpView, RecordView};
+use serde::Serialize;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// How often `-f` looks.
+const POLL: Duration = Duration::from_millis(200);
+
+#[derive(Serialize)]
+struct Row {
+    seq: u64,
+    file: String,
+    offset: u64,
+    bytes: u64,
+    /// What was durable when the record was written.
+    durable: u64,
+    damaged: bool,
+    ops: Vec<OpRow>,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "op", rename_all = "kebab-case")]
+enum OpRow {
+    Append(Run),
+    Rewrite(Run),
+    State { group: u64, state: State },
+    Compact { group: u64, index: u64, term: u64 },
+    Reset { group: u64, index: u64, term: u64 },
+    Base { group: u64, index: u64, term: u64 },
+    Clear { group: u64 },
+    Floor { seq: u64 },
+    Damaged { group: u64 },
+}
+
+#[derive(Serialize)]
+struct Run {
+    group: u64,
+    first: u64,
+    last: u64,
+    /// Of the last entry.
+    term: u64,
+    bytes: u64,
+}
+
+fn run_of(group: u64, entries: &[Entry]) -> Run {
+    let (first, last) = (entries.first(), entries.last());
+    Run {
+        group,
+        first: first.map_or(0, |e| e.index),
+        last: last.map_or(0, |e| e.index),
+        term: last.map_or(0, |e| e.term),
+        bytes: entries.iter().map(|e| e.data.len() as u64).sum(),
+    }
+}
+
+fn op_row(op: &OpView, keys: Keys) -> (RecordType, OpRow) {
+    match op {
+        OpView::Append { group, entries } => {
+            (RecordType::Append, OpRow::Append(run_of(*group, entries)))
+        }
+        OpView::Rewrite { group, entries } => {
+            (RecordType::Rewrite, OpRow::Rewrite(run_of(*group, entries)))
+        }
+        OpView::State { group, state } => {
+            let state = decode_state(*group, state, keys);
+            (RecordType::State, OpRow::State { group: *group, state })
+        }
+        OpView::Compact { group, to } => {
+            (RecordType::Compact, OpRow::Compact { group: *group, index: to.index, term: to.term })
+        }
+        OpView::Reset { group, to } => {
+            (RecordType::Reset, OpRow::Reset { group: *group, index: to.index, term: to.term })
+        }
+        OpView::Base { group, at } => {
+            (RecordType::Base, OpRow::Base { group: *group, index: at.index, term: at.term })
+        }
+        OpView::Clear { group } => (RecordType::Clear, OpRow::Clear { group: *group }),
+        OpView::Floor { seq } => (RecordType::Floor, OpRow::Floor { seq: *seq }),
+        // It may have been anything: it is shown whatever is asked for.
+        OpView::Damaged { group } => (RecordType::Append, OpRow::Damaged { group: *group }),
+    }
+}
+
+fn group_of(op: &OpView) -> Option<u64> {
+    match op {
+        OpView::Append { group, .. }
+        | OpView::Rewrite { group, .. }
+        | OpView::State { group, .. }
+        | OpView::Compact { group, .. }
+        | OpView::Reset { group, .. }
+        | OpView::Base { group, .. }
+        | OpView::Clear { group }
+        | OpView::Damaged { group } => Some(*group),
+        OpView::Floor { .. } => None,
+    }
+}
+
+/// The record as asked for; `None` if nothing of it is.
+fn row(record: &RecordView, args: &Tail, keys: Keys) -> Option<Row> {
+    let mut ops = Vec::new();
+    for op in &record.ops {
+        let takes_group = match group_of(op) {
+            Some(group) => args.only.takes(group),
+            None => !args.only.is_given(),
+        };
+        let (kind, shown) = op_row(op, keys);
+        let takes_type = args.types.is_empty()
+            || args.types.contains(&kind)
+            || matches!(op, OpView::Damaged { .. });
+        if takes_group && takes_type {
+            ops.push(shown);
+        }
+    }
+    let filtered = args.only.is_given() || !args.types.is_empty();
+    (!filtered || !ops.is_empty()).then(|| Row {
+        seq: record.seq,
+        file: name(&record.path),
+        offset: record.offset,
+        bytes: record.len,
+        durable: record.durable,
+        damaged: !record.damaged.is_empty(),
+        ops,
+    })
+}
+
+fn text(op: &OpRow) -> String {
+    match op {
+        OpRow::Append(run) => format!("append {}: {}", run.group, span(run)),
+        OpRow::Rewrite(run) => format!("rewrite {}: {}", run.group, span(run)),
+        OpRow::State { group, state } => match state {
+            State::Raft { term, vote, commit } => {
+                format!("state {group}: term {term} vote {vote} commit {commit}")
+            }
+            State::Identity { store, cluster, .. } => {
+                format!("state {group}: store {store} of cluster {cluster}")
+            }
+            State::Opaque { bytes } => format!("state {group}: {bytes}"),
+        },
+        OpRow::Compact { group, index, term } => format!("compact {group}: to {index}@{term}"),
+        OpRow::Reset { group, index, term } => format!("reset {group}: to {index}@{term}"),
+        OpRow::Base { group, index, term } => format!("base {group}: {index}@{term}"),
+        OpRow::Clear { group } => format!("clear {group}"),
+        OpRow::Floor { seq } => format!("floor {seq}"),
+        OpRow::Damaged { group } => format!("damaged {group}"),
+    }
+}
+
+fn span(run: &Run) -> String {
+    match run.first == run.last {
+        true => format!("{}@{} ({} B)", run.last, run.term, run.bytes),
+        false => format!("{}..{}@{} ({} B)", run.first, run.last, run.term, run.bytes),
+    }
+}
+
+const COLUMNS: &[&str] = &["seq>", "file", "offset>", "bytes>", "durable>", "operations"];
+
+fn cells(row: &Row) -> Vec<String> {
+    let mut ops: Vec<String> = row.ops.iter().map(text).collect();
+    if row.damaged {
+        ops.push("DAMAGED".into());
+    }
+    let ops = if ops.is_empty() { "-".to_string() } else { ops.join(", ") };
+    vec![
+        row.seq.to_string(),
+        row.file.clone(),
+        row.offset.to_string(),
+        row.bytes.to_string(),
+        row.durable.to_string(),
+        ops,
+    ]
+}
+
+/// Every wanted record from `from` on, the last `limit` of them, and the number that would come next.
+fn collect(
+    dir: &LogDir,
+    args: &Tail,
+    keys: Keys,
+    from: u64,
+    limit: usize,
+) -> Result<(VecDeque<Row>, u64), Failure> {
+    let inspector = dir.inspect()?;
+    let mut rows = VecDeque::new();
+    let mut next = from;
+    for record in inspector.records_from(from) {
+        let record = record?;
+        if record.seq < next {
+            continue;
+        }
+        // A record that is being written at this moment reads as damaged: it will be whole next time.
+        if args.follow && !record.damaged.is_empty() {
+            break;
+        }
+        next = record.seq + 1;
+        if args.to.is_some_and(|to| record.seq > to) {
+            break;
+        }
+        rows.extend(row(&record, args, keys));
+        if rows.len() > limit {
+            if args.from.is_some() && !args.follow {
+                rows.pop_back();
+                break;
+            }
+            rows.pop_front();
+        }
+    }
+    Ok((rows, next))
+}
+
+/// The number of the first record that can be left out when only the last are wanted: that of the
+/// last segments which hold enough records.
+fn start(dir: &LogDir, args: &Tail) -> Result<u64, Failure> {
+    let filtered = args.only.is_given() || !args.types.is_empty() || args.to.is_some();
+    if filtered {
+        return Ok(1);
+    }
+    let segments = dir.inspect()?.segments()?;
+    let newest = segments.last().map_or(1, |s| s.header.base_seq);
+    let enough = newest.saturating_sub(args.limit as u64);
+    Ok(enough.max(1))
+}
+
+/// `tail`.
+pub fn run(args: &Tail, context: &mut Context<'_>) -> Result<Verdict, Failure> {
+    let dir = LogDir::find(&args.at.dir)?;
+    let keys = context.keys;
+    let from = match args.from {
+        Some(from) => from.max(1),
+        None => start(&dir, args)?,
+    };
+    // A live log may recycle a segment between two reads: look again before giving up.
+    let (rows, mut next) = collect(&dir, args, keys, from, args.limit)
+        .or_else(|_| collect(&dir, args, keys, from, args.limit))?;
+    let damaged = rows.iter().any(|row| row.damaged);
+    let page = Listing { columns: COLUMNS, cells, items: rows.into() };
+    match (args.follow, context.format) {
+        // While following, a list never ends: its items are what is printed.
+        (true, Format::Json) => print(&page, Format::Jsonl, context.out)?,
+        (_, format) => print(&page, format, context.out)?,
+    }
+    if !args.follow {
+        return Ok(Verdict::bad_if(damaged && rotten(&dir)?));
+    }
+    loop {
+        std::thread::sleep(POLL);
+        if args.to.is_some_and(|to| next > to) {
+            return Ok(Verdict::Fine);
+        }
+        // Trouble may be the neighbour at work; it is gone, or shows again, at the next look.
+        let Ok((rows, then)) = collect(&dir, args, keys, next, usize::MAX) else { continue };
+        next = then;
+        for row in &rows {
+            match context.format {
+                Format::Table => writeln!(context.out, "{}", cells(row).join("  "))?,
+                Format::Json | Format::Jsonl => line(row, context.out)?,
+            }
+        }
+        context.out.flush()?;
+    }
+}
+
+/// A damaged record may be a torn tail, which is fine: let verification decide.
+fn rotten(dir: &LogDir) -> Result<bool, Failure> {
+    Ok(dir.load(|_, _, _| ())?.warn())
+}

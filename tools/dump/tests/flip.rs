@@ -1,0 +1,177 @@
+//! One flipped byte, anywhere in any segment: `verify` exits 4 and names the file and the place, or the
+//! byte lies where nothing is stated to be durable. Looking at a damaged log never fails otherwise.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
+mod fixture;
+
+use fixture::*;
+use serde_json::Value;
+use std::path::Path;
+
+fn verify(data: &Path) -> (i32, Value) {
+    let run = dump(&["verify", data.to_str().unwrap(), "-o", "json"]);
+    let json = serde_json::from_str(&run.out).unwrap_or(Value::Null);
+    (run.code, json)
+}
+
+fn number(value: &Value, key: &str) -> u64 {
+    value[key].as_u64().unwrap()
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().unwrap().to_str().unwrap().to_string()
+}
+
+/// Where records lie, by file: (start, end).
+fn records(data: &Path) -> Vec<(String, u64, u64)> {
+    let run = dump(&["tail", data.to_str().unwrap(), "-n", "1000", "-o", "jsonl"]);
+    let row = |line: &str| {
+        let row: Value = serde_json::from_str(line).unwrap();
+        let from = number(&row, "offset");
+        (row["file"].as_str().unwrap().to_string(), from, from + number(&row, "bytes"))
+    };
+    run.out.lines().map(row).collect()
+}
+
+/// Offsets in every region of the file: all of both headers, some of the rest of the first block, all of
+/// each record's header and directory, some of its body, some padding, some unused rest.
+fn samples(file: &str, len: u64, records: &[(String, u64, u64)]) -> Vec<u64> {
+    let mut at: Vec<u64> = (0..64).step_by(5).chain(2048..2112).step_by(5).collect();
+    at.extend([8, 16, 60, 63, 64, 1000, 2047, 2112, 4095]);
+    for (_, from, to) in records.iter().filter(|(name, ..)| name == file) {
+        at.extend((*from..*to.min(&(from + 96))).step_by(3));
+        at.extend((*from..*to).step_by(211));
+        at.extend([to - 1, *to, (to + 4096) / 4096 * 4096 - 1]);
+    }
+    at.push(len - 1);
+    at.retain(|at| *at < len);
+    at.sort_unstable();
+    at.dedup();
+    at
+}
+
+#[test]
+fn anywhere_in_any_segment() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = temp.path();
+    build(data, 1);
+    let records = records(data);
+    let (mut named, mut beyond) = (0, 0);
+    for path in segments(data) {
+        let sound = std::fs::read(&path).unwrap();
+        let file = name(&path);
+        for at in samples(&file, sound.len() as u64, &records) {
+            let mut bytes = sound.clone();
+            bytes[at as usize] ^= 0x10;
+            std::fs::write(&path, &bytes).unwrap();
+            let (code, page) = verify(data);
+            if code == 4 {
+                named += 1;
+                let findings = page["findings"].as_array().unwrap();
+                // The finding's offset is where the damaged header, directory, body or padding begins.
+                let block = [(file.clone(), 0, 64), (file.clone(), 2048, 2112)];
+                let holder = block
+                    .iter()
+                    .chain(&records)
+                    .find(|(name, from, to)| *name == file && *from <= at && at < *to);
+                let from = holder.map_or(at, |(_, from, _)| *from);
+                let hit = findings.iter().find(|finding| {
+                    finding["kind"] == "rot"
+                        && finding["file"] == file.as_str()
+                        && (from..=at).contains(&number(finding, "offset"))
+                });
+                let hit = hit.unwrap_or_else(|| panic!("{file} {at}: {page:#}"));
+                assert!(hit["expected"].is_string() && hit["found"].is_string(), "{hit}");
+                // A record's checksum does not cover the magic number before it.
+                let magic = hit["detail"].as_str().unwrap().contains("magic number");
+                assert!(hit["expected"] != hit["found"] || magic, "{hit}");
+                assert!(!magic || at < from + 4, "{hit}");
+                // Whose last good index is it? The group's, or (when it cannot be told) everybody's.
+                assert!(hit["last_good"].is_u64() || hit["group"].is_null());
+                assert!(page["groups"].is_array());
+            } else {
+                beyond += 1;
+                assert_eq!(code, 0, "{file} {at}");
+                let segments = page["segments"].as_array().unwrap();
+                let extent = segments.iter().find(|s| s["file"] == file.as_str()).unwrap();
+                let durable_end = number(extent, "durable_end");
+                assert!(at >= durable_end, "{file} {at} goes unnoticed: {page:#}");
+            }
+        }
+        std::fs::write(&path, &sound).unwrap();
+    }
+    assert_eq!(verify(data).0, 0);
+    assert!(named > 200 && beyond > 10, "{named} named, {beyond} beyond");
+}
+
+#[test]
+fn damage_to_one_group_names_its_last_good_index() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = temp.path();
+    build(data, 1);
+    let path = segments(data).remove(0);
+    let mut bytes = std::fs::read(&path).unwrap();
+    // In the value of key16: group 2's entry 16.
+    let at = bytes.windows(5).position(|window| window == b"key16").unwrap() + 100;
+    bytes[at] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    let (code, page) = verify(data);
+    assert_eq!(code, 4);
+    let finding = &page["findings"][0];
+    assert_eq!((number(finding, "group"), number(finding, "last_good")), (2, 15));
+    let good = |group: usize| number(&page["groups"][group], "last_good");
+    assert_eq!((good(1), good(2)), (8, 15), "{page:#}");
+    // The other verbs show what there is, say that it is not all, and exit 4.
+    for verb in ["summary", "segments", "groups", "entries", "state", "stats", "tail"] {
+        let run = dump(&[verb, data.to_str().unwrap()]);
+        assert_eq!(run.code, 4, "{verb}");
+        assert!(!run.out.is_empty(), "{verb}");
+    }
+    let entries = dump(&["entries", data.to_str().unwrap(), "--group", "1", "-o", "jsonl"]);
+    assert_eq!(entries.out.lines().count(), 2);
+    assert!(entries.err.contains("damaged"));
+}
+
+#[test]
+fn a_torn_tail_is_reported_and_fine() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = temp.path();
+    {
+        let log = open(data);
+        for index in 1..=2 {
+            let mut batch = catamaran::log::LogBatch::new();
+            batch.append(1, [entry(index, 1, folded(&[put(b"key", b"value")]))]);
+            log.write(batch).unwrap();
+        }
+    }
+    let path = segments(data).pop().unwrap();
+    let last = records(data).pop().unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[last.2 as usize - 1] ^= 0xff;
+    std::fs::write(&path, &bytes).unwrap();
+    let (code, page) = verify(data);
+    assert_eq!((code, &page["verdict"]), (0, &"sound".into()), "{page:#}");
+    assert!(page["findings"].as_array().unwrap().iter().any(|f| f["kind"] == "torn tail"));
+    // The torn record is nobody's entry, and looking at it is no failure.
+    let run = dump(&["groups", data.to_str().unwrap(), "-o", "jsonl"]);
+    assert_eq!(run.code, 0);
+    assert!(run.out.contains("\"last\":1"), "{}", run.out);
+    assert_eq!(dump(&["tail", data.to_str().unwrap()]).code, 0);
+}
+
+#[test]
+fn a_segment_without_a_header_is_corruption() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = temp.path();
+    build(data, 1);
+    let path = segments(data).remove(0);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[..4096].fill(0xaa);
+    std::fs::write(&path, &bytes).unwrap();
+    for verb in ["verify", "summary", "tail", "entries"] {
+        let run = dump(&[verb, data.to_str().unwrap()]);
+        assert_eq!(run.code, 4, "{verb}");
+        assert!(run.err.contains(&name(&path)), "{verb}: {}", run.err);
+    }
+}
