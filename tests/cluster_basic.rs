@@ -282,6 +282,9 @@ fn a_node_that_fell_behind_the_log_gets_a_snapshot() {
     for i in 0..800 {
         cluster.client(1 + i % 2).put(key(1_000_000 + i), &filler).unwrap();
     }
+    // One value larger than what the transport sends in one piece.
+    let large = vec![9u8; 5 << 20];
+    cluster.client(2).put("large", &large).unwrap();
     eventually("compaction beyond what the third node has", || {
         cluster
             .running()
@@ -297,6 +300,7 @@ fn a_node_that_fell_behind_the_log_gets_a_snapshot() {
         let found = third.get_at(key(1_000_000 + i), stale).unwrap();
         assert_eq!(found.as_deref(), Some(&filler[..]), "{i}");
     }
+    assert!(third.get_at("large", stale).unwrap().as_deref() == Some(&large[..]));
     // And it holds after a crash of that node.
     cluster.take(3).kill();
     cluster.open(3);

@@ -37,7 +37,6 @@ pub use crate::codec::command::{BatchBuilder as Batch, Swap};
 pub use api::{Blocking, Client};
 pub use block::wait;
 pub use pages::{Pages, Rows};
-
 pub use remote::RemoteClient;
 pub use request::NodeStatus;
 

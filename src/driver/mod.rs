@@ -2,11 +2,11 @@
 //!
 //! | thread | how many | does |
 //! |---|---|---|
-//! | store loop ([`round`]) | `loops` | swaps its inbox out, handles everything, ticks, drains once, hands the effects on |
-//! | log writer ([`writer`]) | 1 | writes and syncs all that waits, then releases what waited for it |
-//! | apply ([`apply`]) | `apply_workers` | applies committed entries, answers callers |
+//! | store loop (`round`) | `loops` | swaps its inbox out, handles everything, ticks, drains once, hands the effects on |
+//! | log writer (`writer`) | 1 | writes and syncs all that waits, then releases what waited for it |
+//! | apply (`apply`) | `apply_workers` | applies committed entries, answers callers |
 //! | reads ([`readers`]) | `read_workers` | reads that waited for a grant, and forwarded ones |
-//! | flusher, compactor, keeper ([`upkeep`]) | 3 | flush the state store; compact it; purge the log and make its spare files |
+//! | flusher, compactor, keeper (`upkeep`) | 3 | flush the state store; compact it; purge the log and make its spare files |
 //! | timer ([`timer`]) | 1 | deadlines and retries of callers |
 //!
 //! Their number does not depend on the number of regions. A write crosses: caller -> inbox -> loop ->

@@ -140,7 +140,8 @@ pub fn run_flusher(shared: &Shared) {
         let behind = shared.kv.memtable_bytes() > shared.config.memtable_bytes_max;
         shared.behind.store(behind, Ordering::Relaxed);
         let wanted = shared.upkeep.flush_wanted.swap(false, Ordering::Relaxed);
-        let mut due = shared.upkeep.is_full(Room::State) || behind || wanted || shared.kv.should_flush();
+        let mut due =
+            shared.upkeep.is_full(Room::State) || behind || wanted || shared.kv.should_flush();
         due |= flushed_at.elapsed() >= shared.config.flush_interval;
         if looked_at.elapsed() >= LOOK_AT_LOG {
             looked_at = Instant::now();

@@ -4,7 +4,7 @@ use super::run::{Kind, RegionChange, Run, Slot, covers, normalise, order, prefix
 use crate::error::{Error, Result};
 use crate::types::{KeyRange, RegionId, RegionState};
 use bytes::Bytes;
-use std::collections::HashMap;
+use std::collections::HashMap; // lookup only
 use std::ops::Range;
 use std::sync::Arc;
 

@@ -7,7 +7,7 @@ use super::{Entry, GroupId};
 use crate::types::LogPosition;
 use bytes::Bytes;
 use parking_lot::{MappedRwLockReadGuard, RwLock, RwLockReadGuard};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque}; // lookup only
 use std::hash::{BuildHasherDefault, Hasher};
 use std::path::PathBuf;
 

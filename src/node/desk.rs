@@ -10,7 +10,7 @@ use crate::region::snapshot::{Chunks, SnapshotFile, SnapshotWriter};
 use crate::store::{Delivered, Event, SnapshotSend};
 use crate::transport::{Handler, Origin, SnapshotJob, SnapshotSink, SnapshotSource, Transport};
 use crate::types::{PeerId, RegionId, StoreId};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -22,11 +22,60 @@ pub(super) struct Outbound {
     pub transport: Arc<dyn Transport>,
 }
 
-struct Source(Chunks);
+/// A region's chunk may hold one value larger than the transport's chunks: it is sent in pieces, each
+/// behind a byte that says whether more of it follows.
+struct Source {
+    chunks: Chunks,
+    rest: Bytes,
+}
+
+const MORE: u8 = 0;
+const LAST: u8 = 1;
+const PIECE_BYTES: usize = 1 << 20;
+/// A larger chunk than the largest value with its key can make is refused.
+const CHUNK_BYTES_MAX: usize = 32 << 20;
+
+fn piece(rest: &mut Bytes) -> Bytes {
+    let part = rest.split_to(rest.len().min(PIECE_BYTES));
+    let mut out = Vec::with_capacity(1 + part.len());
+    out.push(if rest.is_empty() { LAST } else { MORE });
+    out.extend_from_slice(&part);
+    Bytes::from(out)
+}
 
 impl SnapshotSource for Source {
     fn next(&mut self) -> Result<Option<Bytes>> {
-        self.0.next_chunk()
+        if self.rest.is_empty() {
+            match self.chunks.next_chunk()? {
+                Some(chunk) => self.rest = chunk,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(piece(&mut self.rest)))
+    }
+}
+
+/// Puts the pieces of a chunk together again: gives the chunk with its last piece.
+fn join(so_far: &mut BytesMut, mut piece: Bytes) -> Result<Option<Bytes>> {
+    let bad = |detail: &str| Err(Error::malformed("snapshot", detail));
+    if piece.is_empty() {
+        return bad("an empty piece");
+    }
+    let flag = piece.split_to(1)[0];
+    if so_far.len() + piece.len() > CHUNK_BYTES_MAX {
+        return bad("a chunk above its limit");
+    }
+    match flag {
+        LAST if so_far.is_empty() => Ok(Some(piece)),
+        LAST => {
+            so_far.extend_from_slice(&piece);
+            Ok(Some(std::mem::take(so_far).freeze()))
+        }
+        MORE => {
+            so_far.extend_from_slice(&piece);
+            Ok(None)
+        }
+        _ => bad("an unknown flag"),
     }
 }
 
@@ -49,7 +98,7 @@ impl Outward for Outbound {
         });
         let job = SnapshotJob {
             header: encode_header(&envelope),
-            source: Box::new(Source(chunks)),
+            source: Box::new(Source { chunks, rest: Bytes::new() }),
             done,
         };
         self.transport.send_snapshot(to, job);
@@ -147,6 +196,7 @@ impl Handler for Desk {
             disk: Arc::clone(&self.disk),
             path,
             open: Some((writer, envelope)),
+            so_far: BytesMut::new(),
         }))
     }
 }
@@ -165,17 +215,23 @@ struct Sink {
     disk: Arc<dyn Disk>,
     path: PathBuf,
     open: Option<(SnapshotWriter, Envelope)>,
+    so_far: BytesMut,
 }
 
 impl SnapshotSink for Sink {
     fn chunk(&mut self, bytes: Bytes) -> Result<()> {
-        match &mut self.open {
-            Some((writer, _)) => writer.chunk(&bytes),
-            None => Err(Error::malformed("snapshot", "a chunk after the end")),
+        let whole = join(&mut self.so_far, bytes)?;
+        match (&mut self.open, whole) {
+            (Some(_), None) => Ok(()),
+            (Some((writer, _)), Some(chunk)) => writer.chunk(&chunk),
+            (None, _) => Err(Error::malformed("snapshot", "a chunk after the end")),
         }
     }
 
     fn finish(mut self: Box<Self>) -> Result<()> {
+        if !self.so_far.is_empty() {
+            return Err(Error::malformed("snapshot", "its last chunk is not whole"));
+        }
         let Some((writer, envelope)) = self.open.take() else { return Ok(()) };
         let finished: Result<SnapshotFile> = writer.finish();
         match finished {
@@ -205,6 +261,25 @@ impl Drop for Sink {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn large_chunks_are_cut_and_joined() {
+        for len in [1, PIECE_BYTES, PIECE_BYTES + 1, 5 * PIECE_BYTES + 7] {
+            let chunk: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
+            let chunk = Bytes::from(chunk);
+            let mut rest = chunk.clone();
+            let mut so_far = BytesMut::new();
+            let mut whole = None;
+            while whole.is_none() {
+                let piece = piece(&mut rest);
+                assert!(piece.len() <= PIECE_BYTES + 1);
+                whole = join(&mut so_far, piece).unwrap();
+            }
+            assert_eq!((whole.unwrap(), rest.len(), so_far.len()), (chunk, 0, 0));
+        }
+        assert!(join(&mut BytesMut::new(), Bytes::new()).is_err());
+        assert!(join(&mut BytesMut::new(), Bytes::from_static(b"\x07x")).is_err());
+    }
 
     #[test]
     fn snapshot_headers_read_back() {

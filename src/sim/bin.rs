@@ -155,9 +155,11 @@ fn main() -> ExitCode {
     let simulated: f64 = reports.iter().map(|r| r.simulated.as_secs_f64()).sum();
     eprintln!("{:.1} s of real time", started.elapsed().as_secs_f64());
     println!(
-        "{} seeds, {failed} failed; {} events, {} operations answered, {} unknown, {} crashes, \
-         {} elections, {} snapshots, {} flushes, {} reads by lease or freshness, {simulated:.0} s simulated, trace {hash:016x}",
+        "{} seeds, {failed} failed, {} undecided; {} events, {} operations answered, {} unknown, {} crashes, \
+         {} elections, {} snapshots, {} flushes, {} reads by lease or freshness, \
+         {simulated:.0} s simulated, trace {hash:016x}",
         reports.len(),
+        sum(|r| r.counts.undecided),
         sum(|r| r.counts.steps),
         sum(|r| r.counts.answered),
         sum(|r| r.counts.unknown),

@@ -10,21 +10,17 @@ use super::client::{Client, Keys};
 use super::disk::Mercy;
 use super::linear::History;
 use super::net::Net;
-use super::node::{NodeOptions, Planted, SNAP_DIR, SimNode};
+use super::node::{NodeOptions, Planted, SimNode};
 use super::rng::Rng;
 use super::trace::Trace;
 use super::world::World;
-use crate::codec::Reader;
-use crate::env::Disk;
 use crate::error::Error;
 use crate::kv::{Cut, StateStore};
-use crate::raft::{Envelope, wire};
-use crate::region::snapshot::{SnapshotFile, SnapshotWriter};
+use crate::raft::Envelope;
 use crate::store::*;
 use crate::types::*;
 use bytes::Bytes;
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -83,6 +79,8 @@ pub struct Counts {
     pub elections: u64,
     /// Flushes made durable.
     pub flushes: u64,
+    /// Seeds in which the judge gave up on a key.
+    pub undecided: u64,
     /// Reads answered by a lease alone.
     pub lease_reads: u64,
 }
@@ -417,113 +415,6 @@ impl Cluster {
         }
     }
 
-    // ---- network ---------------------------------------------------------------------------------
-
-    fn send(&mut self, now: Time, from: StoreId, outbox: &mut Outbox) {
-        for (to, _, envelopes) in outbox.take() {
-            for envelope in envelopes {
-                let mut bytes = Vec::new();
-                wire::encode(&envelope.message, &mut bytes);
-                for delivery in self.net.route(now, from, to, bytes.len() + 32, &mut self.rng) {
-                    // A flipped bit is found by the frame's checksum: the frame is lost.
-                    if delivery.flipped_bit.is_none() {
-                        self.world.at(delivery.at, Happening::Arrive(to, envelope.clone()));
-                    }
-                }
-            }
-        }
-    }
-
-    fn arrive(&mut self, now: Time, to: StoreId, mut envelope: Envelope) -> Step {
-        if !self.net.is_open(envelope.from_store, to) {
-            return Ok(());
-        }
-        let mut bytes = Vec::new();
-        wire::encode(&envelope.message, &mut bytes);
-        envelope.message = wire::decode(&mut Reader::new("message", Bytes::from(bytes)))
-            .map_err(|e| violation("a message survives its encoding", e.to_string()))?;
-        let Some((life, at)) = self.place(to, envelope.region) else { return Ok(()) };
-        self.post(now, to, life, at, Event::Messages(vec![envelope]))
-    }
-
-    /// The life and loop that take what is for a region on a node.
-    pub(super) fn place(&self, id: StoreId, region: RegionId) -> Option<(u64, usize)> {
-        let node = self.nodes.get(&id)?;
-        Some((node.life, node.running.as_ref()?.loop_of(region)))
-    }
-
-    fn send_snapshot(&mut self, now: Time, from: StoreId, life: u64, snapshot: SnapshotSend) {
-        let SnapshotSend { to, envelope, mut chunks } = snapshot;
-        let mut data = Vec::new();
-        while let Ok(Some(chunk)) = chunks.next_chunk() {
-            data.push(chunk);
-        }
-        let bytes: usize = data.iter().map(Bytes::len).sum();
-        let slow = self.pause("snapshot.time", 300_000);
-        let arrival = self.net.route(now, from, to, bytes, &mut self.rng).first().copied();
-        match arrival {
-            Some(delivery) => {
-                let event = Happening::SnapshotArrive(to, from, life, envelope, data);
-                self.world.at(delivery.at.after(slow), event);
-            }
-            None => self.report_snapshot(from, life, &envelope, Delivered::Failed, slow),
-        }
-    }
-
-    fn report_snapshot(
-        &mut self,
-        sender: StoreId,
-        life: u64,
-        envelope: &Envelope,
-        delivered: Delivered,
-        after: Duration,
-    ) {
-        let Envelope { region, from, to, .. } = *envelope;
-        let Some((now_life, at)) = self.place(sender, region) else { return };
-        if now_life == life {
-            let event = Event::SnapshotSent { region, from, to, delivered };
-            self.world.after(after, Happening::Post(sender, life, at, event));
-        }
-    }
-
-    fn snapshot_arrive(
-        &mut self,
-        now: Time,
-        to: StoreId,
-        from: StoreId,
-        life: u64,
-        envelope: Envelope,
-        chunks: Vec<Bytes>,
-    ) -> Step {
-        let back = self.pause("snapshot.report", 5_000);
-        let name = format!("{}-{}", envelope.region.0, self.counts.steps);
-        let open = self.net.is_open(from, to);
-        let Some((to_life, at)) = self.place(to, envelope.region).filter(|_| open) else {
-            self.report_snapshot(from, life, &envelope, Delivered::Failed, back);
-            return Ok(());
-        };
-        let disk: Arc<dyn Disk> = Arc::new(self.nodes[&to].disk.clone());
-        match receive(&disk, &name, chunks) {
-            Ok(file) => {
-                self.counts.snapshots += 1;
-                self.trace.line(now, format_args!("{to} received {} snapshot", envelope.region));
-                self.report_snapshot(from, life, &envelope, Delivered::Whole, back);
-                self.post(now, to, to_life, at, Event::SnapshotReceived { envelope, file })
-            }
-            Err(error) => {
-                self.report_snapshot(from, life, &envelope, Delivered::Failed, back);
-                self.node_failed(now, to, "snapshot", error)
-            }
-        }
-    }
-
-    fn discard(&mut self, id: StoreId, files: Vec<SnapshotFile>) {
-        for file in files {
-            // A leftover is removed when the node opens.
-            let _ = self.nodes[&id].disk.remove(&file.path);
-        }
-    }
-
     // ---- life and death --------------------------------------------------------------------------
 
     fn restart(&mut self, now: Time, id: StoreId) -> Step {
@@ -585,7 +476,7 @@ impl Cluster {
     }
 
     /// An activity of a node failed: fatal for the node; a violation unless a fault explains it.
-    fn node_failed(&mut self, now: Time, id: StoreId, what: &str, error: Error) -> Step {
+    pub(super) fn node_failed(&mut self, now: Time, id: StoreId, what: &str, error: Error) -> Step {
         let Some(node) = self.nodes.get(&id) else { return Ok(()) };
         let explained = node.disk.is_off() || node.disk.counts().faults > 0;
         if !explained {
@@ -594,16 +485,4 @@ impl Cluster {
         self.trace.line(now, format_args!("{id} stopped: {what}"));
         self.crash(now, id, Mercy::Drawn)
     }
-}
-
-fn receive(
-    disk: &Arc<dyn Disk>,
-    name: &str,
-    chunks: Vec<Bytes>,
-) -> crate::error::Result<SnapshotFile> {
-    let mut writer = SnapshotWriter::create(disk, Path::new(SNAP_DIR).join(name))?;
-    for chunk in chunks {
-        writer.chunk(&chunk)?;
-    }
-    writer.finish()
 }

@@ -29,6 +29,7 @@ pub mod node;
 pub mod rng;
 pub mod seed;
 pub mod trace;
+pub mod traffic;
 pub mod trouble;
 pub mod watch;
 pub mod world;

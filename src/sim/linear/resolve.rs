@@ -2,7 +2,7 @@
 //! possible.
 
 use super::{Answer, Call, End, Op, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 /// What an operation does to, or asserts about, the register.
@@ -71,9 +71,20 @@ pub(super) fn resolve(calls: &[Call]) -> Vec<Timed> {
         };
         ops.push(Timed { effect, invoked: call.invoked, returned, source });
     }
+    if let Some(alone) = sees_what_nobody_wrote(&ops) {
+        return vec![alone];
+    }
     make_certain(&mut ops);
     leave_out(&mut ops);
     ops
+}
+
+/// An operation that found a value which no operation writes has no order, and needs no search: it
+/// alone shows it.
+fn sees_what_nobody_wrote(ops: &[Timed]) -> Option<Timed> {
+    let written: BTreeSet<u64> = ops.iter().filter_map(|op| op.effect.writes().flatten()).collect();
+    let found = |op: &&Timed| op.effect.observes().flatten().filter(|_| op.returned.is_some());
+    ops.iter().find(|op| found(op).is_some_and(|value| !written.contains(&value))).copied()
 }
 
 fn time(end: End) -> Option<u64> {
