@@ -14,7 +14,10 @@ fn exit_codes_and_help() {
     assert_eq!(code(&["--help"]), Some(0));
     assert_eq!(code(&["no-such-command"]), Some(2));
     assert_eq!(code(&["serve", "--cluster", "nonsense"]), Some(2));
-    assert_eq!(code(&["kv", "--connect", "127.0.0.1:1", "--timeout", "300ms", "get", "k"]), Some(1));
+    assert_eq!(
+        code(&["kv", "--connect", "127.0.0.1:1", "--timeout", "300ms", "get", "k"]),
+        Some(1)
+    );
     assert_eq!(code(&["status", "--connect", "127.0.0.1:1", "--timeout", "300ms"]), Some(1));
     assert_eq!(code(&["kv", "--hex", "get", "xyz"]), Some(1));
     assert!(stdout(&catamaran(&["serve", "--help"])).contains("Examples:"));
@@ -29,7 +32,10 @@ fn an_unknown_setting_is_an_error_with_a_suggestion() {
     let output = catamaran(&["serve", "--config", path.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(2));
     let message = stderr(&output);
-    assert!(message.contains("`regoins`") && message.contains("did you mean `regions`?"), "{message}");
+    assert!(
+        message.contains("`regoins`") && message.contains("did you mean `regions`?"),
+        "{message}"
+    );
 
     std::fs::write(&path, "store_id = \"one\"\n").unwrap();
     let output = catamaran(&["serve", "--config", path.to_str().unwrap()]);

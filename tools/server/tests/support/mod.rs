@@ -25,6 +25,11 @@ pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+/// Where servers keep applied data: `CATAMARAN_STATE` or on disk.
+fn state() -> String {
+    std::env::var("CATAMARAN_STATE").unwrap_or_else(|_| "disk".to_owned())
+}
+
 /// A cluster of server processes. They are killed when it goes.
 pub struct Servers {
     dir: tempfile::TempDir,
@@ -78,6 +83,7 @@ impl Servers {
             .args(["--data-dir", self.data_dir(id).to_str().unwrap()])
             .args(["--listen", &self.addresses[&id], "--cluster", &members.join(",")])
             .args(["--regions", &self.regions.to_string()])
+            .args(["--set", &format!("state={}", state())])
             .args(["--set", "segment_bytes=8388608", "--set", "memtable_bytes=1048576"])
             .stdout(Stdio::piped())
             .stderr(errors)
