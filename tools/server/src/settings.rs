@@ -3,6 +3,7 @@
 use crate::args::ServeArgs;
 use anyhow::{Context, Result, anyhow, bail};
 use catamaran::config::NodeConfig;
+use std::collections::BTreeMap;
 use toml::{Table, Value};
 
 /// Every setting there is, with its default.
@@ -119,13 +120,14 @@ pub fn load(args: &ServeArgs) -> Result<NodeConfig> {
 
 /// The settings as a TOML file.
 pub fn print(config: &NodeConfig) -> Result<String> {
-    let mut table = Table::try_from(config)?;
-    // Tables come last in TOML, or they would swallow the keys after them.
-    let cluster = table.remove("cluster");
-    let mut text = toml::to_string(&table)?;
-    if let Some(Value::Table(members)) = cluster {
-        text.push_str("\n[cluster]\n");
-        text.push_str(&toml::to_string(&members)?);
+    // TOML's keys are strings, those of `cluster` are numbers; and tables come last in TOML, or they
+    // would swallow the keys after them.
+    let mut text = toml::to_string(&NodeConfig { cluster: BTreeMap::new(), ..config.clone() })?;
+    text = text.replace("[cluster]\n", "");
+    if !config.cluster.is_empty() {
+        let members: BTreeMap<String, &String> =
+            config.cluster.iter().map(|(id, address)| (id.to_string(), address)).collect();
+        text = format!("{}\n\n[cluster]\n{}", text.trim_end(), toml::to_string(&members)?);
     }
     Ok(text)
 }

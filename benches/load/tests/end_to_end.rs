@@ -1,0 +1,127 @@
+//! The load generator from outside: small runs of every profile, verified, and its exit codes.
+
+use serde_json::Value;
+use std::process::{Command, Output};
+
+fn load(args: &str) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_catamaran-load"))
+        .args(args.split_whitespace())
+        .output()
+        .unwrap()
+}
+
+fn run(args: &str) -> Value {
+    let output = load(&format!("run --json - {args}"));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{args}: {errors}");
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{args}: {e}: {errors}"))
+}
+
+fn positive(report: &Value, fields: &[&str]) {
+    for field in fields {
+        assert!(report[field].as_f64().unwrap_or(0.0) > 0.0, "{field} in {report}");
+    }
+}
+
+fn state() -> String {
+    std::env::var("CATAMARAN_STATE").unwrap_or_else(|_| "disk".to_owned())
+}
+
+const SMALL: &str = "--duration 1s --clients 16 --batch 16 --regions 8 --keys 20k";
+
+#[test]
+fn durable_loses_nothing_over_a_restart_and_reports_every_promised_field() {
+    let report = run(&format!("{SMALL} --verify --read-ratio 0.2 --state {}", state()));
+    positive(
+        &report,
+        &[
+            "nodes",
+            "regions",
+            "clients",
+            "batch",
+            "key_size",
+            "value_size",
+            "duration_s",
+            "ops",
+            "ops_per_s",
+            "entries",
+            "fsyncs",
+            "bytes_written",
+            "cpu_s",
+            "rss_bytes",
+            "reads",
+        ],
+    );
+    assert_eq!((&report["profile"], &report["wrong_reads"]), (&"durable".into(), &0.into()));
+    positive(&report["latency_us"], &["p50", "p90", "p99", "p999", "max"]);
+    positive(&report["verified"], &["checked"]);
+    assert_eq!(
+        (&report["verified"]["missing"], &report["verified"]["wrong"]),
+        (&0.into(), &0.into())
+    );
+    assert!(report["errors"].is_object() && report["commit"].is_string());
+    positive(&report["machine"], &["cores"]);
+}
+
+#[test]
+fn durable_at_a_rate_over_spread_zipfian_batches() {
+    let report = run(&format!(
+        "{SMALL} --verify --rate 2000 --spread --distribution zipfian --state {}",
+        state()
+    ));
+    let rate = report["ops_per_s"].as_f64().unwrap();
+    assert!((1_000.0..2_100.0).contains(&rate), "{rate}");
+    assert_eq!(
+        (&report["verified"]["missing"], &report["verified"]["wrong"]),
+        (&0.into(), &0.into())
+    );
+}
+
+#[test]
+fn consensus_commits() {
+    let report = run(&format!("--profile consensus {SMALL}"));
+    positive(&report, &["ops", "entries"]);
+    assert_eq!(report["verified"], Value::Null);
+}
+
+#[test]
+fn the_log_alone_holds_what_it_acknowledged() {
+    let report = run("--profile log --duration 1s --groups 100 --entries 16 --span 8 --verify");
+    positive(&report, &["ops", "entries", "fsyncs", "bytes_written"]);
+    positive(&report["log"], &["entries_per_s", "writes_per_s", "window"]);
+    assert_eq!(
+        (&report["verified"]["missing"], &report["verified"]["wrong"]),
+        (&0.into(), &0.into())
+    );
+}
+
+#[test]
+fn one_node_serves_many_clients_of_single_writes() {
+    let report = run(&format!(
+        "--profile disk --duration 1s --clients 500 --keys 20k --verify --state {}",
+        state()
+    ));
+    assert_eq!((&report["nodes"], &report["regions"]), (&1.into(), &48.into()));
+    assert_eq!(
+        (&report["verified"]["missing"], &report["verified"]["wrong"]),
+        (&0.into(), &0.into())
+    );
+}
+
+#[test]
+fn usage_errors_and_failures_have_their_exit_codes() {
+    for usage in [
+        "run --key-size 8",
+        "run --profile consensus --verify",
+        "run --read-ratio 2",
+        "run --profile log --span 9 --entries 8",
+        "run --no-such-flag",
+        "nonsense",
+    ] {
+        assert_eq!(load(usage).status.code(), Some(2), "{usage}");
+    }
+    let unreachable = "run --connect 127.0.0.1:1 --duration 1s --timeout 300ms";
+    assert_eq!(load(unreachable).status.code(), Some(1));
+    assert_eq!(load("completions fish").status.code(), Some(0));
+    assert_eq!(load("run --help").status.code(), Some(0));
+}

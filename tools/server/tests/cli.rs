@@ -1,0 +1,106 @@
+//! The binary from outside: exit codes, explanations, and a round trip through a running cluster.
+
+mod support;
+
+use std::time::{Duration, Instant};
+use support::{Servers, catamaran, stderr, stdout};
+
+fn code(args: &[&str]) -> Option<i32> {
+    catamaran(args).status.code()
+}
+
+#[test]
+fn exit_codes_and_help() {
+    assert_eq!(code(&["--help"]), Some(0));
+    assert_eq!(code(&["no-such-command"]), Some(2));
+    assert_eq!(code(&["serve", "--cluster", "nonsense"]), Some(2));
+    assert_eq!(
+        code(&["kv", "--connect", "127.0.0.1:1", "--timeout", "300ms", "get", "k"]),
+        Some(1)
+    );
+    assert_eq!(code(&["status", "--connect", "127.0.0.1:1", "--timeout", "300ms"]), Some(1));
+    assert_eq!(code(&["kv", "--hex", "get", "xyz"]), Some(1));
+    assert!(stdout(&catamaran(&["serve", "--help"])).contains("Examples:"));
+    assert!(stdout(&catamaran(&["completions", "bash"])).contains("catamaran"));
+}
+
+#[test]
+fn an_unknown_setting_is_an_error_with_a_suggestion() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("node.toml");
+    std::fs::write(&path, "store_id = 1\nregoins = 4\n").unwrap();
+    let output = catamaran(&["serve", "--config", path.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(2));
+    let message = stderr(&output);
+    assert!(
+        message.contains("`regoins`") && message.contains("did you mean `regions`?"),
+        "{message}"
+    );
+
+    std::fs::write(&path, "store_id = \"one\"\n").unwrap();
+    let output = catamaran(&["serve", "--config", path.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("store_id"), "{}", stderr(&output));
+
+    let output = catamaran(&["serve", "--store-id", "9", "--cluster", "1=a:1,2=b:2"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("store_id = 9"), "{}", stderr(&output));
+
+    let output = catamaran(&["serve", "--regions", "12", "--print-config"]);
+    assert!(stdout(&output).contains("regions = 12"), "{}", stdout(&output));
+}
+
+#[test]
+fn a_cluster_is_used_inspected_and_stopped() {
+    let mut servers = Servers::start(3, 4);
+    let all = servers.addresses().join(",");
+    let kv = |args: &[&str]| {
+        let mut line = vec!["kv", "--connect", &all, "--timeout", "20s"];
+        line.extend_from_slice(args);
+        catamaran(&line)
+    };
+    let ok = |args: &[&str]| {
+        let output = kv(args);
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {}", stderr(&output));
+        stdout(&output)
+    };
+    ok(&["put", "mast", "tall"]);
+    ok(&["put", "hull", "twin"]);
+    ok(&["put", "\u{fc}ber", "all"]);
+    ok(&["put", "--hex", "ff00", "00ff"]);
+    assert_eq!(ok(&["get", "mast"]), "tall\n");
+    assert_eq!(ok(&["get", "mast", "--output", "raw"]), "tall");
+    assert_eq!(ok(&["get", "mast", "--output", "json"]), "{\"key\":\"mast\",\"value\":\"tall\"}\n");
+    assert_eq!(ok(&["get", "ff00", "--hex"]), "00ff\n");
+    assert_eq!(ok(&["scan", "--limit", "2"]), "hull  twin\nmast  tall\n");
+    assert_eq!(ok(&["scan", "--prefix", "m", "--output", "raw"]), "mast\ttall\n");
+    assert_eq!(ok(&["scan", "--reverse", "--to", "n"]), "mast  tall\nhull  twin\n");
+    assert_eq!(ok(&["scan", "--from", "n"]), "\u{fc}ber  all\n\\xff\\x00  \\x00\\xff\n");
+    ok(&["delete", "mast"]);
+    let gone = kv(&["get", "mast"]);
+    assert_eq!((gone.status.code(), stderr(&gone)), (Some(1), "not found: mast\n".to_owned()));
+
+    // Every region has a leader by now or soon.
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        let output = catamaran(&["status", "--connect", &all, "--output", "json"]);
+        let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let nodes = status["nodes"].as_array().unwrap();
+        let sum = |field: &str| nodes.iter().map(|n| n[field].as_u64().unwrap()).sum::<u64>();
+        assert_eq!((nodes.len(), sum("regions")), (3, 12));
+        if sum("leaders") == 4 {
+            assert!(sum("applied") > 0 && sum("log_bytes") > 0);
+            assert!(nodes[0]["replicas"][0]["leader_store"].is_u64());
+            break;
+        }
+        assert!(Instant::now() < until, "{status}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let table = stdout(&catamaran(&["status", "--connect", &all, "--regions"]));
+    assert!(table.contains("leader") && table.contains("follower"), "{table}");
+
+    // One at a time: the others take its leaderships over and go on serving.
+    assert_eq!(servers.terminate(1, Duration::from_secs(15)), Some(0), "{}", servers.log_tail(1));
+    assert_eq!(ok(&["get", "hull"]), "twin\n");
+    assert!(servers.data_dir(1).join("log").is_dir());
+}
