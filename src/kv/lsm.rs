@@ -241,8 +241,7 @@ fn snapshot_of(tree: &lsm_tree::Tree, visible: SeqNo, path: PathBuf) -> LsmView 
     };
     let range = move |range: &KeyRange| -> Pairs {
         let bounds = range.start.to_vec()..range.end.to_vec();
-        let entries =
-            lsm_tree::Tree::create_internal_range(pinned.clone(), &bounds, visible, None);
+        let entries = lsm_tree::Tree::create_internal_range(pinned.clone(), &bounds, visible, None);
         Box::new(entries.map(|entry| entry.map(|entry| (entry.key.user_key, entry.value))))
     };
     LsmView { get: Box::new(get), range: Box::new(range), path }

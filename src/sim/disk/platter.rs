@@ -92,7 +92,7 @@ impl Change {
         let (first, last) = (offset / SECTOR, end.div_ceil(SECTOR));
         let sectors = last.saturating_sub(first).max(1);
         let cut = mix(draw) % (sectors + 1);
-        let garbled = (mix(draw ^ 1) % 4 == 0).then_some(mix(draw ^ 2) % sectors);
+        let garbled = (mix(draw ^ 1).is_multiple_of(4)).then_some(mix(draw ^ 2) % sectors);
         for n in 0..last.saturating_sub(first) {
             let from = ((first + n) * SECTOR).max(offset);
             let to = ((first + n + 1) * SECTOR).min(end);
