@@ -1,4 +1,11 @@
-//! Catamaran: an embeddable multi-Raft sharded storage engine.
+//! Catamaran: an embeddable multi-Raft sharded storage engine. Thousands of raft groups in one process share one
+//! log, one connection per node pair and one key-value store.
+//!
+//! Start with [`Node::open`] and [`Client`]. An embedder brings its own commands through
+//! [`region::machine::StateMachine`], its own storage through [`kv::StateStore`], and tests both under the
+//! simulator (feature `sim`). The log engine stands on its own: [`log`].
+//!
+#![doc = include_str!("architecture.md")]
 
 pub mod env;
 pub mod error;
@@ -24,3 +31,8 @@ pub use client::{Batch, Client};
 pub use config::NodeConfig;
 pub use error::{Error, Outcome, Result};
 pub use node::Node;
+
+/// The first example of README, run as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct ReadmeDoctests;
