@@ -62,14 +62,19 @@ fn release(shared: &Shared, at: usize, durable: Seq) {
         queue.drain(..count).collect()
     };
     let mut acks = Vec::new();
+    let mut ready = ready;
+    for round in &mut ready {
+        acks.append(&mut round.acks);
+    }
+    // First, so that no answer to what is sent overtakes it: raft must know that a round is durable before
+    // it hears of the votes that the round asked for.
+    if !acks.is_empty() {
+        shared.inboxes[at].post(Event::Persisted(acks));
+    }
     for mut round in ready {
         for (to, lane, envelopes) in round.send.take() {
             shared.outward.send(to, lane, envelopes);
         }
-        acks.append(&mut round.acks);
-    }
-    if !acks.is_empty() {
-        shared.inboxes[at].post(Event::Persisted(acks));
     }
 }
 

@@ -111,9 +111,16 @@ impl Ready {
 ///
 /// * Between [`ready`](Self::ready) and [`advance`](Self::advance) nothing else may be called.
 /// * Its election timeout depends on (seed, peer, term) only.
+/// * While rounds with entries or a snapshot wait for the disk (`written > durable`) it does not become
+///   leader, and while the log starts above what raft knows to be applied it does not campaign: raft-rs
+///   stops the process on both.
 pub struct Group<S: Storage> {
     node: RawNode<S>,
     seed: u64,
+    /// The last round with entries or a snapshot.
+    written: u64,
+    /// The last round known to be durable.
+    durable: u64,
 }
 
 fn mix(mut x: u64) -> u64 {
@@ -143,8 +150,8 @@ impl<S: Storage> Group<S> {
             ..Default::default()
         };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
-        let mut group =
-            Group { node: RawNode::new(&raft_config, storage, &logger)?, seed: config.seed };
+        let node = RawNode::new(&raft_config, storage, &logger)?;
+        let mut group = Group { node, seed: config.seed, written: 0, durable: 0 };
         group.fix_timeout();
         Ok(group)
     }
@@ -162,8 +169,37 @@ impl<S: Storage> Group<S> {
 
     /// One tick of the logical clock.
     pub fn tick(&mut self) {
+        let raft = &self.node.raft;
+        let due = raft.election_elapsed + 1 >= raft.randomized_election_timeout();
+        if raft.state != StateRole::Leader && due && !self.may_campaign() {
+            return; // the election waits for the disk
+        }
         self.node.tick();
         self.fix_timeout();
+    }
+
+    /// Whether raft-rs survives a campaign now. It reads the entries from what it knows to be applied on,
+    /// which a restored snapshot that is not durable yet has cut off; and the only voter wins at once.
+    fn may_campaign(&self) -> bool {
+        let raft = &self.node.raft;
+        let log = &raft.raft_log;
+        let from = log.unstable.maybe_first_index().unwrap_or(log.applied() + 1);
+        let in_flight = self.written > self.durable || log.persisted < log.last_index();
+        from >= log.first_index() && !(raft.prs().is_singleton() && in_flight)
+    }
+
+    /// Whether a message would make raft-rs campaign or lead at a moment at which it stops the process:
+    /// a vote may be heard of before the round that asked for it is known to be durable here.
+    fn too_early(&self, message: &Message) -> bool {
+        match message.get_msg_type() {
+            MessageType::MsgTimeoutNow => !self.may_campaign(),
+            MessageType::MsgRequestVoteResponse | MessageType::MsgRequestPreVoteResponse => {
+                let log = &self.node.raft.raft_log;
+                !message.reject
+                    && (self.written > self.durable || log.persisted < log.last_index())
+            }
+            _ => false,
+        }
     }
 
     /// Takes a message from a peer, if the [`guard`] lets it.
@@ -180,6 +216,9 @@ impl<S: Storage> Group<S> {
             };
             guard::check(&view, &message)
         };
+        if verdict == Verdict::Step && self.too_early(&message) {
+            return Verdict::Drop;
+        }
         if verdict == Verdict::Step {
             // A message from an unknown peer or to an old role is refused; nothing to do about it.
             let _ = self.node.step(message);
@@ -212,6 +251,9 @@ impl<S: Storage> Group<S> {
 
     /// Starts an election at once.
     pub fn campaign(&mut self) {
+        if !self.may_campaign() {
+            return;
+        }
         let _ = self.node.campaign();
         self.fix_timeout();
     }
@@ -242,6 +284,9 @@ impl<S: Storage> Group<S> {
             return None;
         }
         let mut ready = self.node.ready();
+        if !ready.entries().is_empty() || !ready.snapshot().is_empty() {
+            self.written = ready.number();
+        }
         let snapshot = ready.snapshot();
         let snapshot = (snapshot.get_metadata().index > 0).then(|| snapshot.clone());
         let mut send_now = ready.take_messages();
@@ -296,6 +341,7 @@ impl<S: Storage> Group<S> {
 
     /// All rounds up to `number` are durable.
     pub fn persisted(&mut self, number: u64) {
+        self.durable = self.durable.max(number);
         self.node.on_persist_ready(number);
         self.fix_timeout();
     }

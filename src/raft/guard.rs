@@ -66,11 +66,9 @@ pub fn check(view: &View<'_>, m: &Message) -> Verdict {
         MessageType::MsgReadIndex | MessageType::MsgReadIndexResp if m.entries.len() != 1 => {
             violation(m, "carries exactly one context")
         }
-        MessageType::MsgReadIndexResp if m.index > view.last_index => {
-            // Answers a read of ours before the entries arrived; raft-rs commits only what it has.
-            Verdict::Step
-        }
-        // raft-rs takes term 0 for "local"; only read requests carry it legitimately.
+        // raft-rs takes term 0 for "local"; read requests alone carry it, and must: a follower that passes
+        // one with a term on stops the process.
+        MessageType::MsgReadIndex if m.term != 0 => violation(m, "a read request has no term"),
         MessageType::MsgReadIndex => Verdict::Step,
         _ if m.term == 0 => violation(m, "term 0"),
         MessageType::MsgAppend => check_append(view, m),
@@ -93,6 +91,10 @@ fn check_append(view: &View<'_>, m: &Message) -> Verdict {
     }
     if view.leads && m.term == view.term {
         return violation(m, "a second leader in one term");
+    }
+    // raft-rs answers "term 0" for every index that it does not have, and would find it to match.
+    if m.log_term == 0 && m.index > 0 {
+        return violation(m, "follows an entry of term 0");
     }
     let Some(mut expected) = m.index.checked_add(1).filter(|next| *next < u64::MAX >> 1) else {
         return violation(m, "index out of range");
@@ -135,8 +137,8 @@ fn check_snapshot(view: &View<'_>, m: &Message) -> Verdict {
     if meta.index == 0 || meta.index > u64::MAX >> 1 || meta.term == 0 || meta.term > m.term {
         return violation(m, "position out of range");
     }
-    if conf.voters.is_empty() || !conf.voters_outgoing.is_empty() || !conf.learners_next.is_empty()
-    {
+    let joint = !conf.voters_outgoing.is_empty() || !conf.learners_next.is_empty();
+    if conf.voters.is_empty() || joint || conf.auto_leave {
         return violation(m, "not a plain configuration");
     }
     let mut ids: Vec<u64> = conf.voters.iter().chain(&conf.learners).copied().collect();

@@ -54,6 +54,12 @@ pub fn agree(log: &Log, state: &RegionState, batch: &mut LogBatch) -> Found {
             None => found.fence = Some("the log's state record is not raft's".into()),
         }
     }
+    if let Some(damage) = log.damage(region.0) {
+        // Nothing is written to it: a reset would heal the damage and make the replica forget what it
+        // acknowledged, and it would vote after the next restart.
+        found.fence = Some(format!("log damaged: {damage:?}"));
+        return found;
+    }
     let before = found.hard_state.clone();
     let mut last_index = storage::last_index(log, region);
     if log.truncated(region.0).index > state.applied.index {
@@ -136,6 +142,7 @@ impl Peer {
             restoring: None,
             fence: found.fence,
             votes_from,
+            handed_over_in: 0,
             ticks: 0,
             region: state.region,
         })

@@ -52,6 +52,9 @@ pub struct Peer {
     pub(crate) fence: Option<String>,
     /// Votes are refused before this instant.
     pub(crate) votes_from: Time,
+    /// The term in which it last tried to hand leadership over: without a lease to its end, because the
+    /// order to campaign, and the votes it forces, may arrive long after the attempt was given up.
+    pub(crate) handed_over_in: u64,
     pub(crate) ticks: u64,
 }
 
@@ -153,6 +156,7 @@ impl Peer {
             Some(peer) => {
                 // Before any message: the new leader may be elected inside the old lease.
                 self.share.set_lease(Time(0));
+                self.handed_over_in = self.group.status().term;
                 self.group.transfer_leader(peer);
                 Ok(())
             }

@@ -17,7 +17,9 @@ use std::collections::VecDeque;
 /// What clients wait for in one region.
 ///
 /// * `pending` has no place in the log yet: refusing it is always safe.
-/// * `proposed` is in index order; an entry leaves it when its index is committed, by whomever.
+/// * `proposed` is in order of index, then term; an entry leaves it when its index is committed, by whomever.
+///   One leader may hold entries of two of its terms, the older at higher indexes: another leader cut them
+///   off in between, and while they are not overwritten by something *committed*, they may come back.
 #[derive(Default, Debug)]
 pub struct Proposals {
     pending: VecDeque<(Token, Bytes)>,
@@ -42,6 +44,11 @@ impl Proposals {
         let mut tokens = self.take_pending();
         tokens.extend(self.proposed.drain(..).flat_map(|(_, tokens)| tokens));
         tokens
+    }
+
+    fn proposed(&mut self, position: LogPosition, tokens: Vec<Token>) {
+        let at = self.proposed.partition_point(|(other, _)| *other < position);
+        self.proposed.insert(at, (position, tokens));
     }
 
     /// Who waits for the committed entry at `position`; entries of ours that it, or an earlier one,
@@ -107,7 +114,7 @@ impl Peer {
                         bytes += command.len();
                     }
                     waiting.pending_bytes -= bytes;
-                    waiting.proposed.push_back((position, tokens));
+                    waiting.proposed(position, tokens);
                 }
                 Err(ProposeError::Full) => return, // again when some have committed
                 Err(ProposeError::NotLeader | ProposeError::Transferring) => {
@@ -158,5 +165,28 @@ impl Peer {
         let Some(term) = self.group.storage().term_of(index) else { return };
         // Refused: the next check proposes it again.
         let _ = self.group.propose(command::encode_compact(LogPosition { index, term }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A leader of term 3 proposes 12 to 15, is cut back to 11 by the leader of term 4, leads again in term 5
+    /// and proposes 12 anew: the new 12 is answered, the old ones are lost one by one.
+    #[test]
+    fn an_older_term_at_higher_indexes_hides_nothing() {
+        let mut proposals = Proposals::default();
+        let at = |index, term| LogPosition { index, term };
+        for index in 12..=15 {
+            proposals.proposed(at(index, 3), vec![Token(index)]);
+        }
+        proposals.proposed(at(12, 5), vec![Token(512)]);
+        let mut lost = Vec::new();
+        assert_eq!(proposals.committed(at(12, 5), &mut lost), vec![Token(512)]);
+        assert_eq!(lost, vec![Token(12)]);
+        assert_eq!(proposals.committed(at(13, 5), &mut lost), vec![]);
+        assert_eq!(lost, vec![Token(12), Token(13)]);
+        assert_eq!(proposals.committed(at(14, 3), &mut lost), vec![Token(14)]);
     }
 }

@@ -171,8 +171,9 @@ impl Peer {
 
     fn renew_lease(&self, config: &StoreConfig, started: Time) {
         // Without an entry of its own term applied, the replica may lack what an earlier leader
-        // acknowledged; while leadership is handed over, another may lead inside the lease.
-        if self.group.leads() && self.group.applied_in_term() && !self.group.transferring() {
+        // acknowledged; once leadership was to be handed over, another may lead inside the lease.
+        let handed_over = self.handed_over_in == self.group.status().term;
+        if self.group.leads() && self.group.applied_in_term() && !handed_over {
             self.share.set_lease(started.after(config.lease()));
         }
     }
