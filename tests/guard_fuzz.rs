@@ -195,7 +195,7 @@ impl Life {
 
     fn act(&mut self, rng: &mut Rng, last: &mut String) {
         match rng.below(100) {
-            0..12 => self.group.tick(),
+            0..12 => self.group.tick(catamaran::raft::Elections::Free),
             12..32 => self.round(),
             32..40 => self.persist(),
             40..46 => self.apply(),

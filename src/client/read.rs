@@ -39,14 +39,17 @@ impl Inner {
                 if !share.lease_holds(self.now()) {
                     return None;
                 }
-                let result = self.read(route, body);
+                let committed = share.committed();
+                let view = self.driver.kv().view().ok()?;
                 // The view lies between the two looks: the lease held when it was taken.
-                (share.lease_holds(self.now()) && share.epoch().version == route.version)
-                    .then_some(result)
+                let holds = share.lease_holds(self.now());
+                let applied = view.region(route.region)?.applied.index;
+                let serves = holds && applied >= committed;
+                (serves && share.epoch().version == route.version)
+                    .then(|| self.read_from(&*view, route, body))
             }
             ReadLevel::Stale { max } => {
-                let bound = Time(self.now().0.saturating_sub(max.as_nanos() as u64));
-                if share.fresh_as_of() < bound || share.epoch().version != route.version {
+                if !share.is_fresh(self.now(), max) || share.epoch().version != route.version {
                     return None;
                 }
                 Some(self.read(route, body))
@@ -92,7 +95,10 @@ impl Inner {
     /// Reads from a view of now. The view holds the region's state of the same instant, so a region
     /// that changed its shape is noticed here, whatever was checked before.
     fn read(&self, route: Route, body: &Body) -> Result<Response> {
-        let view = self.driver.kv().view()?;
+        self.read_from(&*self.driver.kv().view()?, route, body)
+    }
+
+    fn read_from(&self, view: &dyn View, route: Route, body: &Body) -> Result<Response> {
         let state = view.region(route.region).ok_or(Error::RegionNotFound(route.region))?;
         if state.region.epoch.version != route.version {
             return Err(Error::EpochNotMatch { current: vec![state.region] });
@@ -107,7 +113,7 @@ impl Inner {
                 Ok(Response::Values(values))
             }
             Body::Scan { direction, range, items, bytes, .. } => {
-                page(view.as_ref(), &range.intersect(owned), *direction, *items, *bytes)
+                page(view, &range.intersect(owned), *direction, *items, *bytes)
             }
             _ => Err(Error::InvalidArgument("not a read".into())),
         }

@@ -97,6 +97,12 @@ impl Log {
         self.submit_locked(&mut queue, encoded)
     }
 
+    /// Whether less than half of what may wait for the writer does: callers that cannot take a refusal
+    /// look here before they produce a batch.
+    pub fn has_room(&self) -> bool {
+        self.shared.queue.lock().pending_bytes < self.shared.options.max_pending_bytes / 2
+    }
+
     pub(super) fn submit_locked(
         &self,
         queue: &mut MutexGuard<'_, Queue>,
@@ -106,7 +112,7 @@ impl Log {
         shared.check_running()?;
         let size = RECORD_HEADER + encoded.dir.len() + encoded.payload.len();
         let waiting = queue.pending_bytes;
-        if waiting > 0 && waiting + size > shared.options.max_pending_bytes {
+        if waiting >= shared.options.max_pending_bytes {
             return Err(Error::Busy { what: "log writer" });
         }
         shared.validate(&encoded.source)?;

@@ -51,6 +51,15 @@ pub enum ProposeError {
     Full,
 }
 
+/// Whether a tick may start an election.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Elections {
+    /// It may.
+    Free,
+    /// Not now: this peer has promised not to help anybody against its leader yet.
+    Held,
+}
+
 /// Where a group stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Status {
@@ -167,12 +176,14 @@ impl<S: Storage> Group<S> {
         }
     }
 
-    /// One tick of the logical clock.
-    pub fn tick(&mut self) {
+    /// One tick of the logical clock. A follower whose election is due waits while elections are held back
+    /// (or while its disk is behind).
+    pub fn tick(&mut self, elections: Elections) {
         let raft = &self.node.raft;
         let due = raft.election_elapsed + 1 >= raft.randomized_election_timeout();
-        if raft.state != StateRole::Leader && due && !self.may_campaign() {
-            return; // the election waits for the disk
+        let free = elections == Elections::Free && self.may_campaign();
+        if raft.state != StateRole::Leader && due && !free {
+            return;
         }
         self.node.tick();
         self.fix_timeout();
@@ -195,8 +206,7 @@ impl<S: Storage> Group<S> {
             MessageType::MsgTimeoutNow => !self.may_campaign(),
             MessageType::MsgRequestVoteResponse | MessageType::MsgRequestPreVoteResponse => {
                 let log = &self.node.raft.raft_log;
-                !message.reject
-                    && (self.written > self.durable || log.persisted < log.last_index())
+                !message.reject && (self.written > self.durable || log.persisted < log.last_index())
             }
             _ => false,
         }

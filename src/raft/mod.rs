@@ -25,4 +25,4 @@ pub mod guard;
 pub mod wire;
 
 pub use envelope::{Envelope, Lane};
-pub use group::{Group, GroupConfig, ProposeError, Ready, ReadyRest, Status};
+pub use group::{Elections, Group, GroupConfig, ProposeError, Ready, ReadyRest, Status};

@@ -48,11 +48,11 @@ impl Default for StoreConfig {
 
 impl StoreConfig {
     /// How long a confirmed round keeps a leader's lease, counted from when the round *started*: shorter
-    /// than any follower's election timeout by two ticks (a follower may have ticked just before it heard
-    /// from us) and by the drift margin.
+    /// than what the followers that confirmed it have promised (an election timeout by their own clocks) by
+    /// the drift margin and a tick.
     pub fn lease(&self) -> Duration {
-        let ticks = self.group.election_ticks.saturating_sub(2) as u32;
-        self.tick * ticks * (100 - self.clock_drift_percent_max.min(100)) / 100
+        let promised = self.election_timeout().saturating_sub(self.tick);
+        promised * (100 - self.clock_drift_percent_max.min(100)) / 100
     }
 
     /// One election timeout.

@@ -142,6 +142,7 @@ impl Peer {
             restoring: None,
             fence: found.fence,
             votes_from,
+            banned_until: votes_from,
             handed_over_in: 0,
             ticks: 0,
             region: state.region,

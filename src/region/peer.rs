@@ -9,10 +9,14 @@ use super::share::PeerShare;
 use super::storage::PeerStorage;
 use crate::error::Error;
 use crate::raft::guard::Verdict;
-use crate::raft::{Envelope, Group};
+use crate::raft::{Elections, Envelope, Group};
+use crate::region::config::StoreConfig;
 use crate::types::{LogPosition, PeerId, Region, StoreId, Time};
 use ::raft::eraftpb::{Message, MessageType};
 use std::sync::Arc;
+
+/// What raft-rs puts into the vote requests of a candidate that was ordered to campaign.
+const CAMPAIGN_TRANSFER: &[u8] = b"CampaignTransfer";
 
 /// How far the replica's state machine and its durable form are.
 #[derive(Clone, Copy, Default, Debug)]
@@ -50,8 +54,10 @@ pub struct Peer {
     pub(crate) received: Option<Received>,
     pub(crate) restoring: Option<Restoring>,
     pub(crate) fence: Option<String>,
-    /// Votes are refused before this instant.
+    /// No vote before this instant, by promise to a leader or by the ban after a restart.
     pub(crate) votes_from: Time,
+    /// The end of the ban after a restart.
+    pub(crate) banned_until: Time,
     /// The term in which it last tried to hand leadership over: without a lease to its end, because the
     /// order to campaign, and the votes it forces, may arrive long after the attempt was given up.
     pub(crate) handed_over_in: u64,
@@ -98,23 +104,45 @@ impl Peer {
     }
 
     /// One tick.
-    pub(crate) fn tick(&mut self) {
+    pub(crate) fn tick(&mut self, now: Time) {
         self.ticks += 1;
-        self.group.tick();
+        self.group.tick(if now < self.votes_from { Elections::Held } else { Elections::Free });
     }
 
     /// Takes a message of a peer.
-    pub(crate) fn step(&mut self, now: Time, message: Message, effects: &mut Effects) {
-        let vote = matches!(
-            message.get_msg_type(),
-            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote
-        );
-        if vote && now < self.votes_from {
+    ///
+    /// A message from its leader renews the **promise** that the leader's lease rests on: this peer helps no
+    /// one else to leadership, itself included, for an election timeout by its own clock. raft-rs promises
+    /// the same by `leader_id` and ticks, but forgets it when a term is bumped or the process restarts.
+    /// A hand-over is exempt: the old leader has given up its lease before it orders one.
+    pub(crate) fn step(
+        &mut self,
+        now: Time,
+        config: &StoreConfig,
+        message: Message,
+        effects: &mut Effects,
+    ) {
+        let kind = message.get_msg_type();
+        let vote = matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
+        let handed_over = &message.context[..] == CAMPAIGN_TRANSFER;
+        if vote && now < self.votes_from && (!handed_over || self.restarted(now)) {
             return;
         }
+        let (from, term) = (message.from, message.term);
+        let leads = matches!(kind, MessageType::MsgAppend | MessageType::MsgHeartbeat);
         if let Verdict::Violation(what) = self.group.step(message) {
-            self.quarantine(what, effects);
+            return self.quarantine(what, effects);
         }
+        let status = self.group.status();
+        if leads && status.term == term && status.leader == Some(PeerId(from)) {
+            self.votes_from = self.votes_from.max(now.after(config.election_timeout()));
+        }
+    }
+
+    /// Whether the ban after a restart still holds: then nobody is helped, hand-over or not, because
+    /// what was promised before is not known.
+    fn restarted(&self, now: Time) -> bool {
+        now < self.banned_until
     }
 
     /// Takes a completed log write. Ignored when it is an older peer's.

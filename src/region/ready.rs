@@ -22,6 +22,9 @@ use crate::types::{LogPosition, PeerId, RegionState, Time};
 use ::raft::SnapshotStatus;
 use ::raft::eraftpb::{Entry, EntryType, HardState, Message, MessageType, Snapshot};
 
+/// Proposals wait at the configured apply lag; everything of the region waits at so many times of it.
+const APPLY_LAG_FACTOR: usize = 4;
+
 /// One pass over the touched peers of a store: what they add together.
 pub struct Pass<'a> {
     /// Everything to persist, of all peers.
@@ -114,8 +117,8 @@ impl Peer {
         self.compact_log(pass);
         self.fold(config, pass.effects);
         self.start_read_round(now);
-        if self.progress.applying_bytes > config.apply_lag_bytes_max {
-            return None; // acknowledgements stop too: the leader slows down
+        if self.progress.applying_bytes / APPLY_LAG_FACTOR > config.apply_lag_bytes_max {
+            return None; // far behind: acknowledgements stop too, and the leader slows down
         }
         let ready = self.group.ready()?;
         if let Some(fault) = self.group.storage().take_fault() {
@@ -238,6 +241,7 @@ impl Peer {
         let changed = (status.term, leads) != (self.unpersisted.term, self.unpersisted.leads);
         (self.unpersisted.term, self.unpersisted.leads) = (status.term, leads);
         self.share.set_leader(self.leader_store());
+        self.share.set_committed(status.committed);
         if changed {
             self.share.set_lease(Time(0));
             self.reads.restart_rounds();
@@ -255,6 +259,11 @@ impl Peer {
         let mut entries = Vec::with_capacity(committed.len());
         for entry in committed {
             if entry.get_entry_type() != EntryType::EntryNormal {
+                let gone = entries.into_iter().flat_map(|e: CommittedEntry| e.waiting).chain(lost);
+                for token in gone {
+                    let error = Error::Ambiguous { what: "the replica was fenced off" };
+                    Peer::refuse(pass.effects, token, error);
+                }
                 let what = format!("entry {} changes the configuration", entry.index);
                 return self.quarantine(what, pass.effects);
             }
@@ -338,7 +347,13 @@ impl Peer {
             return self.quarantine("raft restores a snapshot without data".into(), pass.effects);
         };
         let (region, compacted) = match codec::region::decode(&snapshot.data) {
-            Ok(decoded) => decoded,
+            Ok(decoded) if decoded.0.id == self.region.id && decoded.0.peer(self.id).is_some() => {
+                decoded
+            }
+            Ok((other, _)) => {
+                let what = format!("a snapshot of {} without {}", other.id, self.id);
+                return self.quarantine(what, pass.effects);
+            }
             Err(error) => return self.quarantine(error.to_string(), pass.effects),
         };
         for token in self.proposals.abandon() {

@@ -10,12 +10,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 ///
 /// * `lease_until` is zero unless the replica leads, has applied an entry of its term, and a quorum
 ///   confirmed it by a round that *started* less than a lease ago; it only grows while that holds.
-/// * Everything acknowledged before `fresh_as_of` is applied here.
+/// * `committed` is published before any follower can learn of it. A lease read must find it applied in its
+///   view: a follower may have applied, and shown, what the leader has only committed.
+/// * Everything acknowledged (or shown) before `fresh_as_of` is applied here.
 #[derive(Debug)]
 pub struct PeerShare {
     /// The replica.
     pub peer: PeerId,
     lease_until: AtomicU64,
+    committed: AtomicU64,
     fresh_as_of: AtomicU64,
     epoch_conf_ver: AtomicU64,
     epoch_version: AtomicU64,
@@ -28,6 +31,7 @@ impl PeerShare {
         PeerShare {
             peer,
             lease_until: AtomicU64::new(0),
+            committed: AtomicU64::new(0),
             fresh_as_of: AtomicU64::new(0),
             epoch_conf_ver: AtomicU64::new(epoch.conf_ver),
             epoch_version: AtomicU64::new(epoch.version),
@@ -40,9 +44,21 @@ impl PeerShare {
         now.0 < self.lease_until.load(Ordering::SeqCst)
     }
 
-    /// The instant before which nothing acknowledged is missing here.
+    /// The commit index as the replica knows it. For a lease read: look at it before the view is taken,
+    /// and ask the loop instead if the view's applied index is below.
+    pub fn committed(&self) -> u64 {
+        self.committed.load(Ordering::SeqCst)
+    }
+
+    /// The instant before which nothing acknowledged is missing here; zero: nothing is known.
     pub fn fresh_as_of(&self) -> Time {
         Time(self.fresh_as_of.load(Ordering::SeqCst))
+    }
+
+    /// Whether a read may be that stale and still be served from here.
+    pub fn is_fresh(&self, now: Time, max: std::time::Duration) -> bool {
+        let fresh = self.fresh_as_of();
+        fresh > Time(0) && now.since(fresh) <= max
     }
 
     /// The region's epoch.
@@ -63,6 +79,10 @@ impl PeerShare {
 
     pub(crate) fn set_lease(&self, until: Time) {
         self.lease_until.store(until.0, Ordering::SeqCst);
+    }
+
+    pub(crate) fn set_committed(&self, index: u64) {
+        self.committed.store(index, Ordering::SeqCst);
     }
 
     pub(crate) fn set_fresh(&self, as_of: Time) {

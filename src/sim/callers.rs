@@ -90,11 +90,14 @@ impl Cluster {
         let Some(share) = node.running.as_ref().and_then(|r| r.registry.get(region)) else {
             return Ok(false);
         };
+        let view = node.running.as_ref().map(|r| r.kv.view());
+        let applied = match view {
+            Some(Ok(view)) => view.region(region).unwrap_or_default().applied.index,
+            _ => return Ok(false),
+        };
         let may = match level {
-            ReadLevel::Lease => share.lease_holds(local),
-            ReadLevel::Stale { max } => {
-                share.fresh_as_of() > Time(0) && local.since(share.fresh_as_of()) <= max
-            }
+            ReadLevel::Lease => share.lease_holds(local) && applied >= share.committed(),
+            ReadLevel::Stale { max } => share.is_fresh(local, max),
             ReadLevel::Linearizable => false,
         };
         if may {
@@ -179,7 +182,11 @@ impl Cluster {
         let ids: Vec<StoreId> = self.nodes.keys().copied().collect();
         let any = self.rng.pick("client.node", &ids).copied().unwrap_or_default();
         let pause = self.pause("client.retry", 100_000) + Duration::from_millis(1);
-        self.clients[at].node = hint.unwrap_or(any);
+        // Some stay where they are: an old leader that was cut off must refuse them, too.
+        let stay = self.rng.chance("client.stay", 300);
+        if !stay {
+            self.clients[at].node = hint.unwrap_or(any);
+        }
         let attempt = self.next_attempt(at);
         self.world.after(pause, Happening::Ask(at, attempt));
         Ok(())

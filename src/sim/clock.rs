@@ -52,6 +52,12 @@ impl NodeClock {
         *self = NodeClock { world: now, node: self.node_time(now), ppm: Self::sane(ppm) };
     }
 
+    /// At `now` (world time) the clock starts anew at `origin`, as it does with a new process: the one way
+    /// in which a node's time may go back.
+    pub fn restart(&mut self, now: Time, origin: Time) {
+        *self = NodeClock { world: now, node: origin, ppm: self.ppm };
+    }
+
     /// At `now` (world time) the clock leaps forwards. Timers armed before must be armed anew.
     pub fn jump(&mut self, now: Time, by: Duration) {
         *self = NodeClock { world: now, node: self.node_time(now).after(by), ppm: self.ppm };

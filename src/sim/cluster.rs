@@ -229,6 +229,22 @@ impl Cluster {
         Ok(())
     }
 
+    /// Posts a completion after a pause, behind those posted before: production's queues keep their order.
+    fn post_later(
+        &mut self,
+        now: Time,
+        id: StoreId,
+        life: u64,
+        at: usize,
+        pause: Duration,
+        event: Event,
+    ) {
+        let Some(running) = self.running(id) else { return };
+        let when = now.after(pause).max(running.last_post[at]);
+        running.last_post[at] = when;
+        self.world.at(when, Happening::Post(id, life, at, event));
+    }
+
     fn drain(&mut self, now: Time, id: StoreId, life: u64, at: usize) -> Step {
         let Some(node) = self.alive(id, life) else { return Ok(()) };
         let local = node.now(now);
@@ -324,8 +340,9 @@ impl Cluster {
         for (at, mut after) in done {
             self.send(now, id, &mut after.send);
             self.look_at_log(id, &after.acks)?;
-            let pause = self.pause("persisted.pause", 200);
-            self.world.after(pause, Happening::Post(id, life, at, Event::Persisted(after.acks)));
+            let slow = self.rng.chance("persisted.slow", 20);
+            let pause = self.pause("persisted.pause", if slow { 50_000 } else { 200 });
+            self.post_later(now, id, life, at, pause, Event::Persisted(after.acks));
         }
         Ok(())
     }
@@ -347,7 +364,7 @@ impl Cluster {
             let pause = self.pause("applied.pause", 200);
             let Some(running) = self.running(id) else { return Ok(()) };
             let at = running.loop_of(applied.region);
-            self.world.after(pause, Happening::Post(id, life, at, Event::Applied(vec![applied])));
+            self.post_later(now, id, life, at, pause, Event::Applied(vec![applied]));
         }
         Ok(())
     }

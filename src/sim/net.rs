@@ -61,7 +61,7 @@ impl Weather {
         Weather {
             delay: Duration::from_micros(100)..Duration::from_millis(5),
             stall_permille: 20,
-            stall: Duration::from_millis(500),
+            stall: Duration::from_millis(2500),
             loss_permille: 30,
             duplicate_permille: 20,
             damage_permille: 2,

@@ -57,6 +57,8 @@ pub struct Running {
     pub flush: Option<Box<dyn Flush>>,
     /// Which of its activities are scheduled already.
     pub scheduled: Scheduled,
+    /// When each loop gets the last completion posted so far: they keep their order.
+    pub last_post: Vec<Time>,
 }
 
 /// Activities with an event in the queue.
@@ -107,6 +109,8 @@ pub struct NodeOptions {
 pub const LOG_DIR: &str = "/log";
 /// Where it puts received snapshots.
 pub const SNAP_DIR: &str = "/snap";
+/// What a node's clock shows when its process starts.
+const CLOCK_ORIGIN: Time = Time(1_000_000_000);
 const CLUSTER: u64 = 0xca7a;
 
 impl SimNode {
@@ -117,6 +121,7 @@ impl SimNode {
 
     /// Opens the directory and starts everything, as `Node::open` does.
     pub fn start(&mut self, world: Time, options: &NodeOptions) -> Result<()> {
+        self.clock.restart(world, CLOCK_ORIGIN);
         let now = self.now(world);
         let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
         disk.create_dir_all(Path::new(SNAP_DIR))?;
@@ -150,6 +155,7 @@ impl SimNode {
             .collect::<Result<Vec<_>>>()?;
         let applier = Applier::new(shared, Arc::new(KvMachine), disk);
         let scheduled = Scheduled { drain: vec![false; stores.len()], ..Default::default() };
+        let last_post = vec![world; stores.len()];
         self.life += 1;
         self.running = Some(Running {
             stores,
@@ -161,6 +167,7 @@ impl SimNode {
             tasks: Vec::new(),
             flush: None,
             scheduled,
+            last_post,
         });
         Ok(())
     }

@@ -68,7 +68,6 @@ impl Report {
 
 /// Time in which a calm cluster must settle.
 const SETTLE: Duration = Duration::from_secs(9);
-const LOCAL_EPOCH: u64 = 1_000_000_000;
 
 fn options(rng: &mut Rng, nodes: u64, planted: Option<Planted>) -> crate::Result<NodeOptions> {
     let stores: Vec<StoreId> = (1..=nodes).map(StoreId).collect();
@@ -131,7 +130,7 @@ pub fn cluster(plan: &Plan) -> crate::Result<Cluster> {
             disk: SimDisk::new(rng.draw_for("shape.disk", id)),
             tables: SimTablesDisk::new(),
             clock: NodeClock::new(
-                Time(LOCAL_EPOCH * id),
+                Time(0),
                 rng.range_for("shape.drift", id, 0..60_000) as i32 - 30_000,
             ),
             life: 0,
@@ -139,7 +138,7 @@ pub fn cluster(plan: &Plan) -> crate::Result<Cluster> {
         })
         .collect();
     let net = Net::new((1..=count).map(StoreId), Weather::draw(&mut rng));
-    let clients = rng.range("shape.clients", 2..7) as usize;
+    let clients = rng.range("shape.clients", 2..12) as usize;
     Ok(Cluster::new(plan.seed, net, nodes, options, clients, keys))
 }
 
@@ -188,6 +187,7 @@ fn live(cluster: &mut Cluster, plan: &Plan) -> Result<(), super::checker::Violat
         judged = cluster.look_at_replicas();
     }
     judged?;
+    cluster.look_at_the_answers()?;
     let (now, hash) = (cluster.world.now(), cluster.trace.hash());
     cluster.trace.line(now, format_args!("judging, {hash:016x}"));
     cluster.look_at_the_history()

@@ -29,9 +29,12 @@ impl Cluster {
             let Some(term) = peer.leads_term() else { continue };
             let region = peer.region.id;
             self.leaders.observe(region, term, peer.id)?;
-            if self.led.insert(region, term) == Some(term) {
+            // An old leader that was cut off may go on believing for a while.
+            if self.led.get(&region).is_some_and(|newest| *newest >= term) {
                 continue;
             }
+            self.led.insert(region, term);
+            self.look_at_leases(now, id, region, term)?;
             self.counts.elections += 1;
             self.trace.line(now, format_args!("{id} {} leads {region} in term {term}", peer.id));
             let first = running.log.truncated(region.0).index + 1;
@@ -39,6 +42,20 @@ impl Cluster {
                 let entries = running.log.entries(region.0, index, index + 1, u64::MAX).ok()?;
                 entries.first().map(|entry| (entry.term, crc(&entry.data)))
             })?;
+        }
+        Ok(())
+    }
+
+    /// When a replica has become leader in the newest term: no other one may still hold a lease, which is
+    /// of an older term then. No client has to notice.
+    fn look_at_leases(&self, now: Time, leader: StoreId, region: RegionId, term: u64) -> Step {
+        for (id, node) in self.nodes.iter().filter(|(id, _)| **id != leader) {
+            let Some(running) = &node.running else { continue };
+            let Some(share) = running.registry.get(region) else { continue };
+            if share.lease_holds(node.now(now)) {
+                let detail = format!("{region}: {leader} leads term {term}, {id} holds a lease");
+                return Err(violation("one lease at a time", detail));
+            }
         }
         Ok(())
     }
@@ -127,6 +144,16 @@ impl Cluster {
             }
         }
         Ok(())
+    }
+
+    /// At the end: whoever asked a node that still lives was answered.
+    pub(super) fn look_at_the_answers(&self) -> Step {
+        match self.callers.iter().next() {
+            None => Ok(()),
+            Some((token, caller)) => {
+                Err(violation("every request is answered", format!("{token:?} at {}", caller.node)))
+            }
+        }
     }
 
     /// At the end: there is an order that explains everything that clients saw. A key whose search would

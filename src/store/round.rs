@@ -15,6 +15,7 @@ use crate::region::share::Registry;
 use crate::region::snapshot::SnapshotFile;
 use crate::types::*;
 use ::raft::SnapshotStatus;
+use ::raft::eraftpb::MessageType;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -85,7 +86,10 @@ impl Store {
             Event::Tick => self.tick(now),
             Event::Messages(envelopes) => {
                 for envelope in envelopes {
-                    self.message(now, envelope);
+                    // A snapshot comes with its data, as an event of its own.
+                    if envelope.message.get_msg_type() != MessageType::MsgSnapshot {
+                        self.message(now, envelope);
+                    }
                 }
             }
             Event::Propose(proposals) => {
@@ -127,7 +131,8 @@ impl Store {
         debug_assert!(effects.is_empty(), "the previous round's effects were not performed");
         *effects = std::mem::take(&mut self.pending);
         for _ in 0..PASSES_MAX {
-            if self.touched.is_empty() || effects.fatal.is_some() {
+            // With the disk behind, everyone stays touched until it has caught up.
+            if self.touched.is_empty() || effects.fatal.is_some() || !self.log.has_room() {
                 break;
             }
             if let Err(error) = self.pass(now, effects) {
@@ -195,7 +200,7 @@ impl Store {
             if !peer.runs() {
                 continue;
             }
-            peer.tick();
+            peer.tick(now);
             peer.retry_reads(now, &self.config, &mut self.pending);
             if peer.ticks % COMPACTION_CHECK_TICKS == 0 && peer.group.leads() {
                 peer.propose_compaction(&self.config);
@@ -205,12 +210,12 @@ impl Store {
     }
 
     fn message(&mut self, now: Time, envelope: Envelope) {
-        self.touch(envelope.region, |peer, effects| {
-            let known = peer.region.peer(envelope.from).is_some();
-            if envelope.to == peer.id && known && peer.runs() {
-                peer.step(now, envelope.message, effects);
-            }
-        });
+        let Some(peer) = self.peers.get_mut(&envelope.region) else { return };
+        self.touched.insert(envelope.region);
+        let known = peer.region.peer(envelope.from).is_some();
+        if envelope.to == peer.id && known && peer.runs() {
+            peer.step(now, &self.config, envelope.message, &mut self.pending);
+        }
     }
 
     fn propose(&mut self, proposal: Proposal) {
