@@ -42,7 +42,7 @@ impl Default for StoreConfig {
             clock_drift_percent_max: 5,
             pending_bytes_max: 8 << 20,
             entry_bytes_max: 1 << 20,
-            compact_bytes: 16 << 20,
+            compact_bytes: 1 << 20,
             log_bytes_max: 256 << 20,
             snapshots_max: 2,
             apply_lag_bytes_max: 32 << 20,
