@@ -172,6 +172,8 @@ struct Shared {
     dir: PathBuf,
     index: Index,
     queue: Mutex<Queue>,
+    /// Submitted and not yet durable. Grows under the queue's lock only.
+    pending_bytes: AtomicUsize,
     work: Condvar,
     writer: Mutex<Writer>,
     waiters: Waiters,
@@ -252,7 +254,7 @@ impl Log {
             cache_misses: counters.misses.load(Relaxed),
             disk_reads: counters.disk_reads.load(Relaxed),
             disk_read_bytes: counters.disk_read_bytes.load(Relaxed),
-            pending_bytes: shared.queue.lock().pending_bytes as u64,
+            pending_bytes: shared.pending_bytes.load(Relaxed) as u64,
             ..Stats::default()
         };
         {

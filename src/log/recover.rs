@@ -165,6 +165,7 @@ impl Log {
             dir: dir.to_owned(),
             index,
             queue: Mutex::new(Queue { next_seq, ..Queue::default() }),
+            pending_bytes: AtomicUsize::new(0),
             work: Condvar::new(),
             writer: Mutex::new(writer),
             waiters: Waiters::default(),
