@@ -181,6 +181,86 @@ fn a_full_disk_refuses_writes_and_recovers() {
     node.shutdown().unwrap();
 }
 
+/// A small file system of its own.
+struct Mount(PathBuf);
+
+impl Mount {
+    /// `None` where mounting is not possible: it takes Linux and root.
+    fn new(at: PathBuf, size: &str) -> Option<Mount> {
+        std::fs::create_dir(&at).unwrap();
+        let size = format!("size={size}");
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &size, "catamaran-test"]).arg(&at);
+        let mounted = mount.output().is_ok_and(|output| output.status.success());
+        mounted.then_some(Mount(at))
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+/// Log and tables on a file system that somebody else fills up, the real `ENOSPC` from everywhere.
+#[test]
+fn a_full_file_system_is_survived() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(mount) = Mount::new(dir.path().join("small"), "12m") else {
+        eprintln!("SKIPPED: a_full_file_system_is_survived cannot mount a tmpfs here");
+        return;
+    };
+    let config = NodeConfig {
+        segment_bytes: 256 << 10,
+        memtable_bytes: 64 << 10,
+        flush_interval_ms: 100,
+        ..config(&mount.0)
+    };
+    let ballast = mount.0.join("ballast");
+    let mut node = Node::open(config.clone()).unwrap();
+    settle(&node);
+    let mut ledger = Ledger::default();
+    for round in 0..3 {
+        for _ in 0..150 {
+            ledger.put(&patient(&node, 5_000)).unwrap();
+        }
+        let zeros = vec![0; 1 << 20];
+        let full = std::fs::write(&ballast, &zeros).is_err() || {
+            use std::io::Write;
+            let mut file = std::fs::File::options().append(true).open(&ballast).unwrap();
+            std::iter::repeat_with(|| file.write_all(&zeros)).take(64).any(|done| done.is_err())
+        };
+        assert!(full, "12 MiB take no 64");
+        let client = patient(&node, 300);
+        let until = Instant::now() + Duration::from_secs(2);
+        let mut refused = 0;
+        while Instant::now() < until {
+            match ledger.put(&client) {
+                Ok(()) => {}
+                Err(Error::DiskFull { .. } | Error::Busy { .. }) => refused += 1,
+                Err(error) => assert!(matches!(error, Error::Timeout { .. }), "{error}"),
+            }
+        }
+        assert!(refused > 0, "the disk was never full");
+        ledger.check(&patient(&node, 5_000));
+        assert!(node.health().is_none(), "{:?}", node.health());
+        let flush = node.flush();
+        assert!(matches!(flush, Ok(()) | Err(Error::DiskFull { .. })), "{flush:?}");
+
+        std::fs::remove_file(&ballast).unwrap();
+        let roomy = Instant::now();
+        ledger.put(&patient(&node, 5_000)).unwrap();
+        eprintln!("round {round}: {refused} refused, writable again after {:?}", roomy.elapsed());
+        node.flush().unwrap();
+        ledger.check(&patient(&node, 5_000));
+        node.kill();
+        node = Node::open(config.clone()).unwrap();
+        settle(&node);
+        ledger.check(&patient(&node, 5_000));
+    }
+    node.shutdown().unwrap();
+}
+
 /// The leaders go on sending to a follower that has no room, up to their windows: more than its log takes
 /// into its queue.
 #[test]
