@@ -5,7 +5,7 @@
 
 mod bad_disk;
 
-use bad_disk::BadDisk;
+use bad_disk::{BadDisk, Mount};
 use catamaran::client::Blocking;
 use catamaran::env::Disk;
 use catamaran::env::os::OsDisk;
@@ -179,27 +179,6 @@ fn a_full_disk_refuses_writes_and_recovers() {
     let node = Node::builder(config(dir.path())).disk(Arc::new(disk)).open().unwrap();
     ledger.check(&patient(&node, 10_000));
     node.shutdown().unwrap();
-}
-
-/// A small file system of its own.
-struct Mount(PathBuf);
-
-impl Mount {
-    /// `None` where mounting is not possible: it takes Linux and root.
-    fn new(at: PathBuf, size: &str) -> Option<Mount> {
-        std::fs::create_dir(&at).unwrap();
-        let size = format!("size={size}");
-        let mut mount = std::process::Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &size, "catamaran-test"]).arg(&at);
-        let mounted = mount.output().is_ok_and(|output| output.status.success());
-        mounted.then_some(Mount(at))
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
-    }
 }
 
 /// Log and tables on a file system that somebody else fills up, the real `ENOSPC` from everywhere.

@@ -16,7 +16,7 @@
 //! **Bounds.** Inboxes bound what clients propose and what peers send; a full one answers `Busy` or
 //! drops (raft sends again). Apply queues and the state store's memtables do not refuse work that is
 //! committed; instead [`Driver::pressure`] refuses new proposals. Nor may the log refuse what raft has
-//! decided to write: while its queue is a quarter full, proposals are refused and entries from peers dropped.
+//! decided to write: while its queue is crowded, proposals are refused and entries from peers dropped.
 //! Completions are bounded by the work that they complete.
 //!
 //! **Stopping.** A failed sync or an apply error stops the node at once: [`Driver::stop`] keeps the first

@@ -135,7 +135,7 @@ pub struct Options {
     pub segment_bytes: u64,
     /// Bound of the entry cache. What is not yet durable and applied stays, whatever the bound.
     pub cache_bytes: usize,
-    /// Bound of what was submitted and is not yet durable.
+    /// Bound of what was submitted and is not yet durable; see [`Log::is_crowded`] for when to hold back.
     pub max_pending_bytes: usize,
     /// Spare files to hold, at least 1 (the reserve for a full disk).
     pub spare_segments: usize,
@@ -148,7 +148,7 @@ impl Default for Options {
         Options {
             segment_bytes: 64 << 20,
             cache_bytes: 128 << 20,
-            max_pending_bytes: 64 << 20,
+            max_pending_bytes: 1 << 30,
             spare_segments: 2,
             rewrite_percent: 50,
         }

@@ -134,12 +134,12 @@ impl Log {
         self.shared.round(&mut writer, Reserve::Keep)
     }
 
-    /// Whether what waits for the writer has used up a quarter of its bound: whoever feeds the log
+    /// Whether what waits for the writer has used up a sixteenth of its bound: whoever feeds the log
     /// should hold back now, for [`submit`](Self::submit) refuses at the bound, and what is on its way
-    /// still comes. Takes no lock.
+    /// (inboxes, a peer's window) still comes. Takes no lock.
     pub fn is_crowded(&self) -> bool {
         let shared = &*self.shared;
-        shared.pending_bytes.load(Relaxed) > shared.options.max_pending_bytes / 4
+        shared.pending_bytes.load(Relaxed) > shared.options.max_pending_bytes / 16
     }
 
     /// Everything up to this number survives a crash.
