@@ -90,6 +90,9 @@ impl Inner {
         items: &mut dyn Iterator<Item = Result<(Bytes, Bytes)>>,
         region: RegionState,
     ) -> Result<()> {
+        if range.is_empty() {
+            return Err(Error::InvalidArgument("the range to restore holds no key".into()));
+        }
         let _io = self.io.lock();
         // Everything written so far becomes part of this cut. If the ingestion fails it stays frozen, with
         // nothing left out, and goes with the next flush.

@@ -195,8 +195,7 @@ impl<S: Storage> Group<S> {
             MessageType::MsgTimeoutNow => !self.may_campaign(),
             MessageType::MsgRequestVoteResponse | MessageType::MsgRequestPreVoteResponse => {
                 let log = &self.node.raft.raft_log;
-                !message.reject
-                    && (self.written > self.durable || log.persisted < log.last_index())
+                !message.reject && (self.written > self.durable || log.persisted < log.last_index())
             }
             _ => false,
         }
