@@ -5,6 +5,8 @@ use bytes::Bytes;
 use catamaran::kv::lsm::{LsmOptions, LsmTables};
 use catamaran::kv::{Direction, MemoryStore, Options, StateStore, TableStore, WriteBatch};
 use catamaran::types::*;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const VALUE: usize = 128;
@@ -71,6 +73,15 @@ fn memtable_only() {
         let mut rng = Rng(88172645463325252);
         let mut spent = Duration::ZERO;
         let mut worst = Duration::ZERO;
+        let (stop, background) = (Arc::new(AtomicBool::new(false)), store.clone());
+        let stopped = Arc::clone(&stop);
+        let maintenance = std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                if !background.maintain().unwrap() {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+        });
         for index in 0..(total / ops) as u64 {
             let entry = entry(&mut rng, ops);
             let start = Instant::now();
@@ -78,6 +89,8 @@ fn memtable_only() {
             spent += start.elapsed();
             worst = worst.max(start.elapsed());
         }
+        stop.store(true, Ordering::Relaxed);
+        maintenance.join().unwrap();
         let mut rng = Rng(88172645463325252);
         let view = store.view().unwrap();
         let gets = 100_000.min(total);
@@ -111,16 +124,19 @@ fn with_flush_and_compaction() {
     let total: usize = std::env::var("OPS").ok().and_then(|n| n.parse().ok()).unwrap_or(10_000_000);
     let ops = 1024;
     let dir = tempfile::tempdir_in(".").unwrap();
-    let tables = LsmTables::open(dir.path(), LsmOptions::default()).unwrap();
+    let l0 = std::env::var("L0").ok().and_then(|n| n.parse().ok());
+    let defaults = LsmOptions::default();
+    let options = LsmOptions { l0_runs: l0.unwrap_or(defaults.l0_runs), ..defaults };
+    let tables = LsmTables::open(dir.path(), options).unwrap();
     let store = TableStore::open(Box::new(tables), Options::default()).unwrap();
     let (cpu0, written0) = (cpu(), written());
-    let stop = std::sync::atomic::AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     let start = Instant::now();
     let mut worst = Duration::ZERO;
     let mut stalled = Duration::ZERO;
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            while !stop.load(Ordering::Relaxed) {
                 if store.should_flush()
                     && let Some(flush) = store.freeze().unwrap()
                 {
@@ -131,7 +147,7 @@ fn with_flush_and_compaction() {
             }
         });
         scope.spawn(|| {
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+            while !stop.load(Ordering::Relaxed) {
                 if !store.maintain().unwrap() {
                     std::thread::sleep(Duration::from_millis(1));
                 }
@@ -159,7 +175,7 @@ fn with_flush_and_compaction() {
             worst.as_secs_f64() * 1e3,
             stalled.as_secs_f64(),
         );
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        stop.store(true, Ordering::Relaxed);
     });
     while let Some(flush) = store.freeze().unwrap() {
         flush.run().unwrap();
