@@ -1,6 +1,8 @@
 //! The state store's protocol against a model: chunked batches, region states, roll-backs, cuts that are dropped,
 //! fail or are overtaken by a restore, refused restores, crashes. Over simulated tables, and over the real ones.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 use bytes::Bytes;
 use catamaran::Error;
 use catamaran::kv::lsm::{LsmOptions, LsmTables};

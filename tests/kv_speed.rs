@@ -1,6 +1,8 @@
 //! How fast the state store applies: `cargo test --release --test kv_speed -- --ignored --nocapture --test-threads=1`.
 //! 16-byte random keys, 128-byte values, batches of 1,024 that point into one chunk each, one apply thread.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 use bytes::Bytes;
 use catamaran::kv::lsm::{LsmOptions, LsmTables};
 use catamaran::kv::{Direction, MemoryStore, Options, StateStore, TableStore, WriteBatch};

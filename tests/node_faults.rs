@@ -462,7 +462,6 @@ fn rot_in_an_entry_fences_off_its_region() {
 
 /// Neither a replica that is fenced off nor one that has yet to replay its log knows how fresh it is.
 #[test]
-#[ignore = "client::read serves stale reads before the first round: its bound saturates at time zero"]
 fn a_replica_that_was_never_fresh_serves_no_stale_reads() {
     let dir = tempfile::tempdir().unwrap();
     let config = config(dir.path());
