@@ -135,7 +135,7 @@ pub struct Options {
     pub segment_bytes: u64,
     /// Bound of the entry cache. What is not yet durable and applied stays, whatever the bound.
     pub cache_bytes: usize,
-    /// Bound of what was submitted and is not yet durable; see [`Log::is_crowded`] for when to hold back.
+    /// Bound of what was submitted and is not yet durable: a batch is taken while less than this waits. See [`Log::is_crowded`] for when to hold back.
     pub max_pending_bytes: usize,
     /// Spare files to hold, at least 1 (the reserve for a full disk).
     pub spare_segments: usize,
