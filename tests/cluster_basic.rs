@@ -378,3 +378,45 @@ fn remote_clients_go_round_the_nodes() {
     assert!(unknown <= 2, "{unknown}");
     check(&client, 100..160);
 }
+
+#[test]
+fn a_rotten_log_fences_one_replica_and_the_node_serves_the_others() {
+    let mut cluster = Cluster::start(3, |_| {});
+    cluster.settle();
+    let client = cluster.client(1);
+    client.put(key(1), "a needle in the log").unwrap();
+    (0..40).for_each(|i| client.put(key(i), "hay").unwrap());
+    cluster.converge();
+    // Its leaderships move, and it falls behind: what it lost, the others still have.
+    cluster.take(3).shutdown().unwrap();
+
+    let log = cluster.dir.path().join("3").join("log");
+    let mut flipped = 0;
+    for file in std::fs::read_dir(log).unwrap() {
+        let path = file.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "seg") {
+            continue;
+        }
+        let mut bytes = std::fs::read(&path).unwrap();
+        let needle = b"a needle in the log";
+        if let Some(at) = bytes.windows(needle.len()).position(|window| window == needle) {
+            bytes[at] ^= 1;
+            flipped += 1;
+            std::fs::write(&path, bytes).unwrap();
+        }
+    }
+    assert_eq!(flipped, 1);
+
+    cluster.open(3);
+    let status = cluster.node(3).status().unwrap();
+    let fenced = status.iter().filter(|region| region.quarantined.is_some()).count();
+    assert_eq!((fenced, status.len()), (1, 4));
+    let client = cluster.client(3);
+    assert_eq!(client.get(key(1)).unwrap().unwrap(), "hay");
+    (0..40).for_each(|i| client.put(key(i), "new hay").unwrap());
+    // Twice: the fence must outlast a restart.
+    cluster.take(3).shutdown().unwrap();
+    cluster.open(3);
+    let status = cluster.node(3).status().unwrap();
+    assert_eq!(status.iter().filter(|region| region.quarantined.is_some()).count(), 1);
+}

@@ -110,8 +110,11 @@ impl Peer {
             hard_state.commit = raft_applied;
         }
         let kv = kv.clone();
-        let storage =
+        let mut storage =
             PeerStorage::new(log.clone(), kv, &state.region, hard_state, config.snapshots_max);
+        if found.fence.is_some() {
+            storage = storage.fenced();
+        }
         let mut group = Group::new(state.peer, &config.group, raft_applied, storage)
             .map_err(|e| Error::malformed("raft state", e.to_string()))?;
         let alone = state.region.peers.len() == 1;

@@ -25,6 +25,8 @@ pub struct PeerStorage {
     start: RaftState,
     views_max: usize,
     views: RefCell<BTreeMap<PeerId, Box<dyn View>>>,
+    /// Shown as empty: damaged entries have no terms, and raft-rs ends the process over the last one's.
+    fenced: bool,
     fault: RefCell<Option<String>>,
 }
 
@@ -91,8 +93,15 @@ impl PeerStorage {
             start: RaftState::new(hard_state, conf_state(region)),
             views_max,
             views: RefCell::default(),
+            fenced: false,
             fault: RefCell::default(),
         }
+    }
+
+    /// The storage of a replica that is fenced off: a log that ends where it starts, whatever it holds.
+    pub fn fenced(mut self) -> PeerStorage {
+        self.fenced = true;
+        self
     }
 
     /// Damage met since the last call.
@@ -167,6 +176,9 @@ impl Storage for PeerStorage {
     }
 
     fn last_index(&self) -> ::raft::Result<u64> {
+        if self.fenced {
+            return Ok(self.log.truncated(self.region.0).index);
+        }
         Ok(last_index(&self.log, self.region))
     }
 

@@ -5,7 +5,7 @@ use crate::settings;
 use anyhow::{Context, Result, anyhow};
 use catamaran::{Node, NodeConfig};
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::runtime::Runtime;
@@ -17,8 +17,11 @@ const HEALTH_EVERY: Duration = Duration::from_millis(500);
 fn start_logging(default: &str) {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
-    let logging =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).finish();
+    let logging = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .finish();
     // A second start in one process would find the first one in place: fine.
     let _ = tracing::subscriber::set_global_default(logging);
 }
