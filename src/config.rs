@@ -121,7 +121,7 @@ impl Default for NodeConfig {
             apply_queue_bytes: 256 << 20,
             pending_bytes: 8 << 20,
             entry_bytes: 1 << 20,
-            compact_bytes: 16 << 20,
+            compact_bytes: 1 << 20,
             region_log_bytes: 256 << 20,
             log_budget_bytes: 2 << 30,
             segment_bytes: 64 << 20,

@@ -3,6 +3,8 @@
 //!
 //! `GUARD_FUZZ_LIVES` sets the number of lives (default 3,000; a minute is about 100,000 in a release build).
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 use bytes::Bytes;
 use catamaran::raft::guard::Verdict;
 use catamaran::raft::{Group, GroupConfig};

@@ -1,6 +1,8 @@
 //! The state store against a map: random batches, range deletes, flushes, restores, compaction, views that stay
 //! as they were, reopening at the last cut. The same over simulated tables (many cases) and real ones (few).
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 use bytes::Bytes;
 use catamaran::error::Result;
 use catamaran::kv::lsm::{LsmOptions, LsmTables};

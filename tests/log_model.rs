@@ -203,10 +203,13 @@ fn a_full_queue_is_busy() {
     };
     log.submit(batch(1)).unwrap();
     log.submit(batch(2)).unwrap();
-    assert!(matches!(log.submit(batch(3)), Err(Error::Busy { .. })));
-    assert_eq!(log.last_index(1), 2);
-    log.write_round().unwrap();
+    // A batch is taken while less than the bound waits; this one fills it.
     log.submit(batch(3)).unwrap();
+    assert!(!log.has_room());
+    assert!(matches!(log.submit(batch(4)), Err(Error::Busy { .. })));
+    assert_eq!(log.last_index(1), 3);
+    log.write_round().unwrap();
+    log.submit(batch(4)).unwrap();
 }
 
 #[test]

@@ -8,6 +8,8 @@
 //!
 //! `Group::ready` rebuilds the message that was meant. The guard of the receiver refuses the wrong one.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 use bytes::Bytes;
 use catamaran::raft::guard::Verdict;
 use catamaran::raft::{Group, GroupConfig};

@@ -1,6 +1,8 @@
 //! The simulator itself is tested: one seed gives one trace, in any process, and bugs that are put in on
 //! purpose are found within the seeds that CI runs.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 use catamaran::sim::node::Planted;
 use catamaran::sim::seed::{Plan, run};
 use std::process::Command;

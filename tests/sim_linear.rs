@@ -1,6 +1,8 @@
 //! The linearizability judge against `stateright`'s on small random histories, explained ones and
 //! spoilt ones, and the time it takes for long ones.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 use catamaran::sim::linear::{Answer, Effort, History, Op, OpId, Value, Verdict};
 use catamaran::sim::rng::Rng;
 use stateright::semantics::{ConsistencyTester, LinearizabilityTester, SequentialSpec};

@@ -1,5 +1,7 @@
 //! Who a data directory is: set up once, recognised ever after, refused when half of it was wiped.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 use bytes::Bytes;
 use catamaran::env::{Disk, OpenMode};
 use catamaran::error::{Error, Result};

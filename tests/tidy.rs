@@ -1,6 +1,8 @@
 //! The rules of the house that the compiler does not know: floors, zones, file heads and lengths,
 //! banned names. Every failure names file, line and rule.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -117,9 +119,9 @@ fn floor(room: &str) -> Option<u32> {
 
 /// Where a path leads, from the crate's root, if it starts at `crate` or climbs with `super`.
 fn from_root<'a>(module: &[&'a str], path: &[&'a str]) -> Option<Vec<&'a str>> {
-    match path.first()? {
-        &"crate" => Some(path[1..].to_vec()),
-        &"super" => {
+    match *path.first()? {
+        "crate" => Some(path[1..].to_vec()),
+        "super" => {
             let climbs = path.iter().take_while(|part| **part == "super").count();
             let stem = module.get(..module.len().checked_sub(climbs)?)?;
             Some(stem.iter().chain(&path[climbs..]).copied().collect())

@@ -15,8 +15,9 @@
 //!
 //! **Bounds.** Inboxes bound what clients propose and what peers send; a full one answers `Busy` or
 //! drops (raft sends again). Apply queues and the state store's memtables do not refuse work that is
-//! committed; instead [`Driver::pressure`] refuses new proposals. Completions are bounded by the work
-//! that they complete.
+//! committed; instead [`Driver::pressure`] refuses new proposals. Nor may the log refuse what raft has
+//! decided to write: while its queue is crowded, proposals are refused and entries from peers dropped.
+//! Completions are bounded by the work that they complete.
 //!
 //! **Stopping.** A failed sync or an apply error stops the node at once: [`Driver::stop`] keeps the first
 //! reason, closes every queue, sends every waiting caller home with it. Nothing is flushed then; the log
@@ -400,9 +401,17 @@ impl Driver {
     }
 
     /// Raft messages from peers.
-    pub fn messages(&self, envelopes: Vec<Envelope>) {
+    pub fn messages(&self, mut envelopes: Vec<Envelope>) {
         let shared = &self.shared;
-        let dropped = match shared.inboxes.len() {
+        let mut dropped = 0;
+        if shared.log.is_crowded() {
+            // The disk is full or slow. A log that refuses what raft has decided to write stops the node;
+            // entries that do not arrive are sent again.
+            let before = envelopes.len();
+            envelopes.retain(|envelope| envelope.message.get_entries().is_empty());
+            dropped = before - envelopes.len();
+        }
+        dropped += match shared.inboxes.len() {
             1 => shared.inboxes[0].messages(envelopes),
             loops => {
                 let mut parts: Vec<Vec<Envelope>> = vec![Vec::new(); loops];
@@ -436,6 +445,9 @@ impl Driver {
         }
         if shared.apply_bytes.load(Ordering::Relaxed) > shared.config.apply_queue_bytes {
             return Some(Error::Busy { what: "apply queue" });
+        }
+        if shared.log.is_crowded() {
+            return Some(Error::Busy { what: "log writer" });
         }
         shared
             .behind

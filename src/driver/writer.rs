@@ -89,8 +89,11 @@ pub fn release_all(shared: &Shared) {
 /// The thread.
 pub fn run(shared: &Shared) {
     let mut unstated = false;
+    // What a full disk turned away waits inside the log, not in its queue: only another round takes it
+    // up. Without one nobody would learn that there is room again, for new writes are refused.
+    let mut turned_away = false;
     while !shared.stopped() {
-        if !shared.log.wait_for_work(NAP) {
+        if !turned_away && !shared.log.wait_for_work(NAP) {
             // Quiet: state on the disk what is durable, so that damage to it is told from a torn tail.
             if std::mem::take(&mut unstated)
                 && let Err(error) = shared.log.barrier()
@@ -107,11 +110,13 @@ pub fn run(shared: &Shared) {
         }
         match shared.log.write_round() {
             Ok(_) => {
+                turned_away = false;
                 unstated = true;
                 has_room(shared, Room::Log);
                 release_all(shared);
             }
             Err(error @ Error::DiskFull { .. }) => {
+                turned_away = true;
                 is_full(shared, Room::Log, &error);
                 shared.upkeep.log_is_full();
                 shared.upkeep.pause(shared, FULL_PAUSE);

@@ -97,6 +97,7 @@ impl Pages {
     }
 
     /// Flips bits of the byte at `offset`, which must lie inside.
+    #[cfg(any(test, feature = "sim"))]
     pub(crate) fn flip(&mut self, offset: u64, mask: u8) {
         if offset < self.len {
             let page = self.pages.entry(offset / PAGE as u64);
@@ -107,6 +108,7 @@ impl Pages {
 
     /// Takes over the pages that `[offset, offset + len)` touches from `newer`: what a write-back of
     /// those pages does to the platter. Lengths are the caller's business.
+    #[cfg(any(test, feature = "sim"))]
     pub(crate) fn adopt(&mut self, newer: &Pages, offset: u64, len: usize) {
         for (page, _, _) in spans(offset, len) {
             match newer.pages.get(&page) {
@@ -117,6 +119,7 @@ impl Pages {
     }
 
     /// Restores the second invariant after [`adopt`](Self::adopt).
+    #[cfg(any(test, feature = "sim"))]
     pub(crate) fn adopt_len(&mut self, len: u64) {
         if len < self.len {
             self.set_len(len);

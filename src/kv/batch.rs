@@ -101,9 +101,10 @@ impl WriteBatch {
         self.ops.len() + self.ranges.len()
     }
 
-    /// Whether it would change nothing, not even a region's state.
+    /// Whether it would change nothing, not even a region's state. A batch that will be refused is not empty.
     pub fn is_empty(&self) -> bool {
-        self.ops.is_empty() && self.ranges.is_empty() && self.regions.is_empty()
+        let writes = !self.ops.is_empty() || !self.ranges.is_empty();
+        !writes && self.regions.is_empty() && !self.refused
     }
 
     /// Bytes that it holds on to.

@@ -90,6 +90,11 @@ impl Inner {
         items: &mut dyn Iterator<Item = Result<(Bytes, Bytes)>>,
         region: RegionState,
     ) -> Result<()> {
+        // An inverted range holds no key either; as a hole it must not have its ends the wrong way round.
+        let range = &match range.is_empty() {
+            true => KeyRange { start: range.start.clone(), end: range.start.clone() },
+            false => range.clone(),
+        };
         let _io = self.io.lock();
         // Everything written so far becomes part of this cut. If the ingestion fails it stays frozen, with
         // nothing left out, and goes with the next flush.

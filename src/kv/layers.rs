@@ -15,8 +15,12 @@ fn class(run: &Run) -> u32 {
     (run.slots.len() + run.ranges.len() + run.regions.len()).max(1).ilog(FAN)
 }
 
-/// Which runs to merge now, if any. Always a tail of the list.
-pub(super) fn due(runs: &[Arc<Run>]) -> Option<Range<usize>> {
+/// Merges of more slots than this are not a writer's business: it would stop for longer than a few
+/// milliseconds.
+pub(super) const WRITER_SLOTS: usize = 128 << 10;
+
+/// Which runs to merge now, if any: a tail of the list with at most `limit` slots.
+pub(super) fn due(runs: &[Arc<Run>], limit: usize) -> Option<Range<usize>> {
     let mut level = class(runs.last()?);
     let mut start = runs.len();
     let mut merged = None;
@@ -27,7 +31,8 @@ pub(super) fn due(runs: &[Arc<Run>]) -> Option<Range<usize>> {
             start -= 1;
             of_level += 1;
         }
-        if of_level < FAN {
+        let slots: usize = runs[start..].iter().map(|run| run.slots.len()).sum();
+        if of_level < FAN || slots > limit {
             return merged.map(|start| start..runs.len());
         }
         merged = Some(start);

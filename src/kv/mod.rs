@@ -125,7 +125,7 @@ pub trait StateStore: Send + Sync + 'static {
         state: RegionState,
     ) -> Result<()>;
 
-    /// One bounded step of background work (compaction). `true` if there was any: call again. Blocks its
+    /// One bounded step of background work (compaction; merges of memtable runs too large for a writer). `true` if there was any: call again. Blocks its
     /// caller, nobody else.
     fn maintain(&self) -> Result<bool>;
 

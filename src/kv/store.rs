@@ -63,6 +63,8 @@ pub(super) struct State {
     pub frozen_bytes: usize,
     /// Changes whenever `active` is replaced rather than extended: a merge of what it was is then void.
     pub generation: u64,
+    /// How many of the oldest active runs a large merge is working on: writers leave them alone.
+    reserved: usize,
     pub tables: Arc<dyn super::TablesView>,
     pub base: Arc<Regions>,
     /// The picture of now, made by the first view after a change.
@@ -92,6 +94,23 @@ impl State {
         self.frozen.extend(active);
         self.frozen_bytes += std::mem::take(&mut self.active_bytes);
         self.generation += 1;
+        self.reserved = 0;
+        self.changed();
+    }
+
+    /// Where these runs lie among the active ones, if all of them are still there, side by side.
+    fn place_of(&self, runs: &[Arc<Run>]) -> Option<std::ops::Range<usize>> {
+        let first = runs.first()?;
+        let at = self.active.iter().position(|run| Arc::ptr_eq(run, first))?;
+        let there = self.active.get(at..at + runs.len())?;
+        let same = runs.iter().zip(there).all(|(a, b)| Arc::ptr_eq(a, b));
+        same.then_some(at..at + runs.len())
+    }
+
+    /// Puts a merged run in the place of those it was merged from.
+    fn replace(&mut self, place: std::ops::Range<usize>, merged: Arc<Run>) {
+        self.active.splice(place, [merged]);
+        self.active_bytes = layers::bytes(&self.active);
         self.changed();
     }
 }
@@ -111,6 +130,7 @@ impl TableStore {
             active_bytes: 0,
             frozen_bytes: 0,
             generation: 0,
+            reserved: 0,
             tables: snapshot,
             base: Arc::new(regions),
             picture: None,
@@ -141,31 +161,69 @@ impl Inner {
         base.values().map(|state| (state.region.id, state.peer, state.applied)).collect()
     }
 
-    /// Merges what is due. Readers and writers go on meanwhile: the result replaces the merged runs under the
-    /// publication lock.
+    /// Merges what is due at the tail. Readers and writers go on meanwhile: the result replaces the merged runs
+    /// under the publication lock.
     fn merge_due(&self, pile: usize) {
-        let guard =
-            if pile > MAX_RUNS { Some(self.merging.lock()) } else { self.merging.try_lock() };
+        let (guard, limit) = match pile > MAX_RUNS {
+            true => (Some(self.merging.lock()), usize::MAX),
+            false => (self.merging.try_lock(), layers::WRITER_SLOTS),
+        };
         let Some(_merging) = guard else { return };
         loop {
-            let (due, runs, generation) = {
+            let (runs, generation) = {
                 let state = self.state.lock();
-                let Some(due) = layers::due(&state.active) else { return };
-                let runs = state.active[due.clone()].to_vec();
-                (due, runs, state.generation)
+                let first = state.reserved;
+                let Some(due) = layers::due(&state.active[first..], limit) else { return };
+                let due = first + due.start..first + due.end;
+                (state.active[due].to_vec(), state.generation)
             };
             let merged = Arc::new(Run::merge(&runs));
             let mut state = self.state.lock();
             if state.generation != generation {
                 return;
             }
-            state.active.splice(due, [merged]);
-            state.active_bytes = layers::bytes(&state.active);
-            state.changed();
+            // A large merge that ended meanwhile has moved them, or taken some of them.
+            let Some(place) = state.place_of(&runs) else { return };
+            state.replace(place, merged);
             drop(state);
             // Freed here, outside the lock, unless a view still holds them.
             drop(runs);
         }
+    }
+
+    /// Merges what is due and too large for a writer. `true` if there was something.
+    fn merge_large(&self) -> bool {
+        let (runs, generation) = {
+            let mut state = self.state.lock();
+            if state.reserved != 0 {
+                return false;
+            }
+            // The newest runs belong to whoever merges for the writers: leave them out.
+            let settled = state
+                .active
+                .iter()
+                .rposition(|run| run.slots.len() * 16 > layers::WRITER_SLOTS)
+                .map_or(0, |last| last + 1);
+            let Some(due) = layers::due(&state.active[..settled], usize::MAX) else { return false };
+            let runs = state.active[due.clone()].to_vec();
+            if runs.iter().map(|run| run.slots.len()).sum::<usize>() <= layers::WRITER_SLOTS {
+                return false;
+            }
+            state.reserved = due.end;
+            (runs, state.generation)
+        };
+        let merged = Arc::new(Run::merge(&runs));
+        let mut state = self.state.lock();
+        if state.generation != generation {
+            return true;
+        }
+        state.reserved = 0;
+        // A writer that had begun before may have merged one of them: then the work was for nothing.
+        if let Some(place) = state.place_of(&runs) {
+            state.replace(place, merged);
+        }
+        drop(state);
+        true
     }
 }
 
@@ -217,11 +275,15 @@ impl StateStore for TableStore {
             state.active_bytes += run.bytes;
             state.active.push(run);
             let stale = state.picture.take();
-            (stale, state.active.len(), layers::due(&state.active).is_some())
+            (
+                stale,
+                state.active.len(),
+                layers::due(&state.active[state.reserved..], layers::WRITER_SLOTS).is_some(),
+            )
         };
         // The last holder of an old picture frees a list of runs: not under the lock.
         drop(stale);
-        if due {
+        if due || pile > MAX_RUNS {
             inner.merge_due(pile);
         }
         Ok(())
@@ -258,6 +320,9 @@ impl StateStore for TableStore {
 
     fn maintain(&self) -> Result<bool> {
         let inner = &self.inner;
+        if inner.merge_large() {
+            return Ok(true);
+        }
         let worked = inner.tables.maintain()?;
         // Old snapshots keep compacted files alive; take a new one, unless an ingestion is under way: what it
         // installs must become visible together with the memtable change that belongs to it.

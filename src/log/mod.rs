@@ -135,7 +135,7 @@ pub struct Options {
     pub segment_bytes: u64,
     /// Bound of the entry cache. What is not yet durable and applied stays, whatever the bound.
     pub cache_bytes: usize,
-    /// Bound of what was submitted and is not yet durable.
+    /// Bound of what was submitted and is not yet durable: a batch is taken while less than this waits. See [`Log::is_crowded`] for when to hold back.
     pub max_pending_bytes: usize,
     /// Spare files to hold, at least 1 (the reserve for a full disk).
     pub spare_segments: usize,
@@ -148,7 +148,7 @@ impl Default for Options {
         Options {
             segment_bytes: 64 << 20,
             cache_bytes: 128 << 20,
-            max_pending_bytes: 64 << 20,
+            max_pending_bytes: 1 << 30,
             spare_segments: 2,
             rewrite_percent: 50,
         }
@@ -172,6 +172,8 @@ struct Shared {
     dir: PathBuf,
     index: Index,
     queue: Mutex<Queue>,
+    /// Submitted and not yet durable. Grows under the queue's lock only.
+    pending_bytes: AtomicUsize,
     work: Condvar,
     writer: Mutex<Writer>,
     waiters: Waiters,
@@ -252,7 +254,7 @@ impl Log {
             cache_misses: counters.misses.load(Relaxed),
             disk_reads: counters.disk_reads.load(Relaxed),
             disk_read_bytes: counters.disk_read_bytes.load(Relaxed),
-            pending_bytes: shared.queue.lock().pending_bytes as u64,
+            pending_bytes: shared.pending_bytes.load(Relaxed) as u64,
             ..Stats::default()
         };
         {

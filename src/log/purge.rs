@@ -215,7 +215,8 @@ impl Shared {
         let runs = encoded.ops.iter().filter(|op| matches!(op, Op::Rewrite { .. }));
         let run_bytes = runs.filter_map(Op::body).map(|body| u64::from(body.len)).sum();
         encoded.ops = Vec::new();
-        queue.pending_bytes += RECORD_HEADER + encoded.dir.len() + encoded.payload.len();
+        let size = RECORD_HEADER + encoded.dir.len() + encoded.payload.len();
+        self.pending_bytes.fetch_add(size, Relaxed);
         queue.pending.push(Pending { seq, encoded, run_bytes });
         self.counters.batches.fetch_add(1, Relaxed);
         seq

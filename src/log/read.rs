@@ -32,9 +32,13 @@ impl Log {
         self.truncated(group).index + 1
     }
 
-    /// The last entry's index, or the truncated position's if there is none.
+    /// The last entry's index, or the truncated position's if there is none. A damaged group shows no
+    /// entry, neither here nor in [`term`](Self::term) and [`entries`](Self::entries).
     pub fn last_index(&self, group: GroupId) -> u64 {
-        self.shared.index.read(group).map_or(0, |g| g.last())
+        self.shared.index.read(group).map_or(0, |g| match g.damage {
+            None => g.last(),
+            Some(_) => g.truncated.index,
+        })
     }
 
     /// Where the group's log begins: the last position that was compacted away.

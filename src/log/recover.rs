@@ -61,6 +61,10 @@ pub struct Quarantine {
 }
 
 pub(super) fn describe(bad: &BadSum) -> String {
+    if bad.expected == bad.found {
+        // Magic and generation are checked before the checksum, which leaves the magic out.
+        return "no record of this segment begins here".into();
+    }
     format!("expected checksum {:#010x}, found {:#010x}", bad.expected, bad.found)
 }
 
@@ -161,6 +165,7 @@ impl Log {
             dir: dir.to_owned(),
             index,
             queue: Mutex::new(Queue { next_seq, ..Queue::default() }),
+            pending_bytes: AtomicUsize::new(0),
             work: Condvar::new(),
             writer: Mutex::new(writer),
             waiters: Waiters::default(),
@@ -246,7 +251,9 @@ impl Replay {
                 Some(bad) => format!("record {}: {}", end.next_seq, describe(bad)),
                 None => format!("record {} is missing", end.next_seq),
             };
-            self.lose(segment, end.next_seq, reached, end.offset as u64, detail);
+            // What is there instead may begin a block, behind the padding of the last record.
+            let offset = end.bad.map_or(end.offset as u64, |bad| bad.offset);
+            self.lose(segment, end.next_seq, reached, offset, detail);
             return None;
         }
         end.bad.filter(|_| segment.limit.is_none()).map(|_| (end.offset, end.next_seq))

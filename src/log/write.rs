@@ -34,8 +34,6 @@ impl Pending {
 pub(super) struct Queue {
     pub next_seq: u64,
     pub pending: Vec<Pending>,
-    /// Submitted and not yet durable.
-    pub pending_bytes: usize,
     /// Groups that have entries in the cache; the hand of the clock is at the front.
     pub clock: VecDeque<u64>,
     pub writer_sleeps: bool,
@@ -97,10 +95,11 @@ impl Log {
         self.submit_locked(&mut queue, encoded)
     }
 
-    /// Whether less than half of what may wait for the writer does: callers that cannot take a refusal
+    /// Whether less than an eighth of what may wait for the writer does: callers that cannot take a refusal
     /// look here before they produce a batch.
     pub fn has_room(&self) -> bool {
-        self.shared.queue.lock().pending_bytes < self.shared.options.max_pending_bytes / 2
+        let shared = &*self.shared;
+        shared.pending_bytes.load(Relaxed) < shared.options.max_pending_bytes / 8
     }
 
     pub(super) fn submit_locked(
@@ -111,14 +110,14 @@ impl Log {
         let shared = &*self.shared;
         shared.check_running()?;
         let size = RECORD_HEADER + encoded.dir.len() + encoded.payload.len();
-        let waiting = queue.pending_bytes;
+        let waiting = shared.pending_bytes.load(Relaxed);
         if waiting >= shared.options.max_pending_bytes {
             return Err(Error::Busy { what: "log writer" });
         }
         shared.validate(&encoded.source)?;
         let seq = queue.next_seq;
         queue.next_seq += 1;
-        queue.pending_bytes += size;
+        shared.pending_bytes.fetch_add(size, Relaxed);
 
         let run_bytes = shared.index_batch(queue, seq, &mut encoded);
         queue.pending.push(Pending { seq, encoded, run_bytes });
@@ -140,6 +139,14 @@ impl Log {
     pub fn write_round(&self) -> Result<Option<Round>> {
         let mut writer = self.shared.writer.lock();
         self.shared.round(&mut writer, Reserve::Keep)
+    }
+
+    /// Whether what waits for the writer has used up a sixteenth of its bound: whoever feeds the log
+    /// should hold back now, for [`submit`](Self::submit) refuses at the bound, and what is on its way
+    /// (inboxes, a peer's window) still comes. Takes no lock.
+    pub fn is_crowded(&self) -> bool {
+        let shared = &*self.shared;
+        shared.pending_bytes.load(Relaxed) > shared.options.max_pending_bytes / 16
     }
 
     /// Everything up to this number survives a crash.
@@ -409,7 +416,7 @@ impl Shared {
         writer.stated = durable;
         writer.stalled.drain(..count);
         self.durable.store(last, Release);
-        self.queue.lock().pending_bytes -= taken;
+        self.pending_bytes.fetch_sub(taken, Relaxed);
         self.notify();
         let counters = &self.counters;
         counters.writes.fetch_add(1, Relaxed);

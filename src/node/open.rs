@@ -259,6 +259,7 @@ fn store_config(config: &NodeConfig) -> StoreConfig {
             seed: if config.seed == 0 { draw() } else { config.seed },
             ..GroupConfig::default()
         },
+        nonce: draw(),
         tick: config.tick(),
         clock_drift_percent_max: config.clock_drift_percent,
         pending_bytes_max: config.pending_bytes,

@@ -11,6 +11,9 @@ pub struct StoreConfig {
     pub store: StoreId,
     /// Its raft groups.
     pub group: GroupConfig,
+    /// Drawn anew at each start of the process: sets this life's read requests apart from those of earlier
+    /// ones, whose answers may still be under way.
+    pub nonce: u64,
     /// What a tick stands for.
     pub tick: Duration,
     /// How much faster another node's clock may run than ours, in percent, before leases are unsafe.
@@ -34,11 +37,12 @@ impl Default for StoreConfig {
         StoreConfig {
             store: StoreId(1),
             group: GroupConfig::default(),
+            nonce: 0,
             tick: Duration::from_millis(50),
             clock_drift_percent_max: 5,
             pending_bytes_max: 8 << 20,
             entry_bytes_max: 1 << 20,
-            compact_bytes: 16 << 20,
+            compact_bytes: 1 << 20,
             log_bytes_max: 256 << 20,
             snapshots_max: 2,
             apply_lag_bytes_max: 32 << 20,

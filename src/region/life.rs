@@ -129,7 +129,7 @@ impl Peer {
             group,
             share: Arc::new(PeerShare::new(state.peer, state.region.epoch)),
             proposals: Proposals::default(),
-            reads: Reads::new(now),
+            reads: Reads::new(config.nonce),
             unpersisted: Unpersisted::new(found.hard_state),
             progress: Progress {
                 applied: state.applied,

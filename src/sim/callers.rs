@@ -112,6 +112,7 @@ impl Cluster {
         let Some(running) = self.running(id) else { return Ok(()) };
         let view = running.kv.view().map_err(failed)?;
         let value = value_of(view.get(key).map_err(failed)?.as_deref());
+        self.trace.line(now, format_args!("client {at} read {key:?} = {value:?} at {id}"));
         self.clients[at].has_read(now, value, &mut self.history);
         self.answered(at);
         Ok(())
@@ -139,6 +140,10 @@ impl Cluster {
             match reply {
                 Reply::Written(Ok(response)) => {
                     let swaps = decode_swaps(&response);
+                    if let Some(asked) = &self.clients[caller.client].asked {
+                        let (at, request) = (caller.client, &asked.request);
+                        self.trace.line(now, format_args!("client {at} did {request} at {id}"));
+                    }
                     self.clients[caller.client].wrote(now, swaps, &mut self.history);
                     self.answered(caller.client);
                 }

@@ -32,6 +32,15 @@ pub enum Request {
     },
 }
 
+impl std::fmt::Display for Request {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Request::Write { ops, .. } => write!(f, "{ops:?}"),
+            Request::Read { key, level } => write!(f, "read {key:?} {level:?}"),
+        }
+    }
+}
+
 /// A request under way.
 #[derive(Debug)]
 pub struct Asked {

@@ -138,12 +138,13 @@ impl SimNode {
         if options.planted == Some(Planted::ForgottenVote) {
             forget_votes(&log)?;
         }
+        let nonce = super::rng::mix(self.id.0 ^ super::rng::mix(self.life));
         let registry = Registry::default();
         let shared: Arc<dyn StateStore> = Arc::new(kv.clone());
         let stores = (0..options.loops)
             .map(|index| {
                 Store::open(
-                    StoreConfig { store: self.id, ..options.config.clone() },
+                    StoreConfig { store: self.id, nonce, ..options.config.clone() },
                     Shard { index, count: options.loops },
                     log.clone(),
                     shared.clone(),

@@ -38,6 +38,12 @@ pub enum Command {
     /// Run one profile and report.
     #[command(after_help = EXAMPLES)]
     Run(Box<RunArgs>),
+    /// Print results of runs as a Markdown table: median and spread of repetitions.
+    Table {
+        /// Files written by `run --json`.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
     /// Print a completion script for a shell.
     Completions {
         /// Which shell.

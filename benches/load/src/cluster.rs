@@ -143,12 +143,13 @@ impl Cluster {
 
     /// What the nodes and the process have used so far.
     pub fn cost(&self) -> Cost {
-        let used = Used::now();
-        let mut cost = Cost { storage_bytes: used.storage_bytes, cpu: used.cpu, ..Cost::default() };
-        for log in self.nodes.iter().map(|node| node.stats().log) {
-            cost.entries += log.entries;
-            cost.fsyncs += log.fsyncs;
-            cost.log_bytes += log.bytes_written;
+        let mut cost = Cost { cpu: Used::now().cpu, ..Cost::default() };
+        for stats in self.nodes.iter().map(Node::stats) {
+            cost.entries += stats.log.entries;
+            cost.fsyncs += stats.log.fsyncs;
+            cost.log_bytes += stats.log.bytes_written;
+            cost.flushes += stats.kv.flushes;
+            cost.table_bytes += stats.kv.table_bytes;
         }
         cost
     }

@@ -104,7 +104,7 @@ impl KeySpace {
                 u64::from(client) * u64::from(self.per_slice) + u64::from(slot / self.slices);
             let places = u64::from(self.clients) * u64::from(self.per_slice);
             // 64-bit fractions keep the product inside 128 bits.
-            (((u128::from(place) << 64) / u128::from(places)) >> 1) * (width >> 1) >> 62
+            ((((u128::from(place) << 64) / u128::from(places)) >> 1) * (width >> 1)) >> 62
         } else {
             (u128::from(hash) * (width >> 1)) >> 63
         };

@@ -183,7 +183,8 @@ mod tests {
         assert_eq!(judge(&ledger, Some(&bytes(3, 64))), Finding::Wrong, "it was refused");
 
         // A batch that held the slot twice: both or neither.
-        (ledger.issue(5), ledger.issue(5));
+        ledger.issue(5);
+        ledger.issue(5);
         ledger.unknown(&[5, 5]);
         assert_eq!(judge(&ledger, Some(&bytes(2, 64))), Finding::Right);
         assert_eq!(judge(&ledger, Some(&bytes(3, 64))), Finding::Wrong, "half a batch");

@@ -57,8 +57,6 @@ pub fn commit() -> &'static str {
 pub struct Used {
     /// Processor time of all threads, user and system.
     pub cpu: Duration,
-    /// Bytes that the system sent to storage for it; 0 where it does not say.
-    pub storage_bytes: u64,
 }
 
 impl Used {
@@ -70,9 +68,6 @@ impl Used {
                 u64::try_from(cpu.tv_sec).unwrap_or(0),
                 u32::try_from(cpu.tv_nsec).unwrap_or(0),
             ),
-            storage_bytes: field(&read("/proc/self/io"), "write_bytes")
-                .and_then(|value| value.parse().ok())
-                .unwrap_or(0),
         }
     }
 }

@@ -5,7 +5,7 @@
 //! | `args`, `quantity` | the command line |
 //! | `keys`, `ledger` | which keys, which values, and what each key must hold |
 //! | `drive`, `target` | logical clients on few threads against anything that answers |
-//! | `record`, `report`, `machine`, `watch` | counts, the result, where it comes from, progress |
+//! | `record`, `report`, `table`, `machine`, `watch` | counts, the result, where it comes from, progress |
 //! | `cluster`, `enter`, `remote` | nodes of this process, ways into them and into servers |
 //! | `verify` | reading back |
 //! | `profile` | what is set up and driven |
@@ -22,6 +22,7 @@ mod quantity;
 mod record;
 mod remote;
 mod report;
+mod table;
 mod target;
 mod verify;
 mod watch;
@@ -54,6 +55,16 @@ fn main() -> ExitCode {
         Command::Run(args) => match args.plan() {
             Ok(plan) => run(&plan),
             Err(message) => Cli::command().error(ErrorKind::ValueValidation, message).exit(),
+        },
+        Command::Table { files } => match table::table(&files) {
+            Ok(table) => {
+                print!("{table}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                ExitCode::FAILURE
+            }
         },
         Command::Completions { shell } => {
             let mut out = std::io::stdout();

@@ -1,6 +1,6 @@
 //! The result: JSON for machines, a table for people.
 
-use crate::args::{Plan, Spread, State};
+use crate::args::{Plan, Profile, Spread, State};
 use crate::machine::{self, Machine};
 use crate::quantity::{grouped, human_bytes, human_micros};
 use crate::record::{Percentiles, Record};
@@ -22,8 +22,10 @@ pub struct Cost {
     pub fsyncs: u64,
     /// Bytes written to logs, padding included.
     pub log_bytes: u64,
-    /// Bytes that the whole process sent to storage (log, tables, compaction); 0 if unknown.
-    pub storage_bytes: u64,
+    /// Flushes of state stores.
+    pub flushes: u64,
+    /// Bytes of their tables, at the end.
+    pub table_bytes: u64,
     /// Processor time of the process, generator included.
     pub cpu: Duration,
 }
@@ -35,7 +37,8 @@ impl Cost {
             entries: self.entries.saturating_sub(before.entries),
             fsyncs: self.fsyncs.saturating_sub(before.fsyncs),
             log_bytes: self.log_bytes.saturating_sub(before.log_bytes),
-            storage_bytes: self.storage_bytes.saturating_sub(before.storage_bytes),
+            flushes: self.flushes.saturating_sub(before.flushes),
+            table_bytes: self.table_bytes,
             cpu: self.cpu.saturating_sub(before.cpu),
         }
     }
@@ -107,10 +110,12 @@ pub struct Report {
     pub fsyncs: Option<u64>,
     /// The same per second.
     pub fsyncs_per_s: Option<f64>,
-    /// Bytes written to logs, all nodes together.
+    /// Bytes written to logs, padding included, all nodes together.
     pub bytes_written: Option<u64>,
-    /// Bytes the process sent to storage in all (tables and compaction too), as far as the system says.
-    pub storage_bytes_written: u64,
+    /// Flushes of the state stores.
+    pub flushes: Option<u64>,
+    /// Bytes of their tables at the end; what compaction wrote in between is not in it.
+    pub table_bytes: Option<u64>,
     /// Processor seconds of the process, generator included.
     pub cpu_s: f64,
     /// The same per operation, in microseconds.
@@ -154,9 +159,10 @@ impl Report {
             distribution: name.map_or_else(String::new, |name| name.get_name().to_owned()),
             one_region_batches: plan.spread == Spread::OneRegion,
             read_ratio: plan.read_ratio,
-            state: match plan.state {
-                State::Disk => "disk",
-                State::Memory => "memory",
+            state: match (plan.profile, plan.state) {
+                (Profile::Consensus | Profile::Log, _) => "none",
+                (_, State::Disk) => "disk",
+                (_, State::Memory) => "memory",
             },
             rate: plan.rate,
             seed: plan.seed,
@@ -170,7 +176,8 @@ impl Report {
             fsyncs: ours.then_some(cost.fsyncs),
             fsyncs_per_s: ours.then_some(cost.fsyncs as f64 / seconds),
             bytes_written: ours.then_some(cost.log_bytes),
-            storage_bytes_written: cost.storage_bytes,
+            flushes: ours.then_some(cost.flushes),
+            table_bytes: ours.then_some(cost.table_bytes),
             cpu_s,
             cpu_us_per_op: if record.ops == 0 { 0.0 } else { cpu_s * 1e6 / record.ops as f64 },
             rss_bytes: machine::peak_rss_bytes(),
@@ -220,8 +227,10 @@ impl Report {
             rows.push(("log fsyncs/s", grouped((fsyncs as f64 / self.duration_s) as u64)));
             rows.push(("log bytes", human_bytes(bytes)));
         }
+        if let (Some(flushes @ 1..), Some(bytes)) = (self.flushes, self.table_bytes) {
+            rows.push(("state store", format!("{flushes} flushes, {}", human_bytes(bytes))));
+        }
         rows.extend([
-            ("storage bytes", human_bytes(self.storage_bytes_written)),
             ("cpu", format!("{:.1} s, {:.2} us/op", self.cpu_s, self.cpu_us_per_op)),
             ("memory, peak", human_bytes(self.rss_bytes)),
             ("latency p50", human_micros(latency.p50)),

@@ -47,7 +47,7 @@ fn suggestion<'a>(unknown: &str, known: impl Iterator<Item = &'a str>) -> Option
 /// Refuses keys that are not settings.
 fn check_keys(table: &Table, from: &str) -> Result<()> {
     let known = known()?;
-    for key in table.keys().filter(|key| !known.contains_key(*key)) {
+    if let Some(key) = table.keys().find(|key| !known.contains_key(*key)) {
         match suggestion(key, known.keys().map(String::as_str)) {
             Some(like) => bail!("{from}: unknown key `{key}`: did you mean `{like}`?"),
             None => bail!(

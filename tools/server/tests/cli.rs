@@ -1,5 +1,7 @@
 //! The binary from outside: exit codes, explanations, and a round trip through a running cluster.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by them")]
+
 mod support;
 
 use std::time::{Duration, Instant};

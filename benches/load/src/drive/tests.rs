@@ -12,7 +12,7 @@ fn plan(flags: &str) -> Plan {
     let line = format!("catamaran-load run {flags}");
     match Cli::try_parse_from(line.split_whitespace()).unwrap().command {
         Command::Run(args) => args.plan().unwrap(),
-        Command::Completions { .. } => unreachable!(),
+        Command::Completions { .. } | Command::Table { .. } => unreachable!(),
     }
 }
 

@@ -57,13 +57,13 @@ fn options() -> Options {
 }
 
 fn cost(log: &Log) -> Cost {
-    let (stats, used) = (log.stats(), Used::now());
+    let stats = log.stats();
     Cost {
         entries: stats.entries,
         fsyncs: stats.fsyncs,
         log_bytes: stats.bytes_written,
-        storage_bytes: used.storage_bytes,
-        cpu: used.cpu,
+        cpu: Used::now().cpu,
+        ..Cost::default()
     }
 }
 
@@ -75,6 +75,9 @@ struct Group {
     acked: u64,
 }
 
+/// Groups of a write, by place, and the last index it gave each.
+type Touched = Vec<(usize, u64)>;
+
 /// One thread that writes: its groups, and the writes that are outstanding.
 struct Thread<'a> {
     plan: &'a Plan,
@@ -83,7 +86,7 @@ struct Thread<'a> {
     index: usize,
     groups: Vec<Group>,
     next_group: usize,
-    outstanding: VecDeque<(Seq, Instant, Vec<(usize, u64)>)>,
+    outstanding: VecDeque<(Seq, Instant, Touched)>,
     record: Record,
     since_compaction: u64,
 }
@@ -100,7 +103,7 @@ impl Thread<'_> {
     }
 
     /// The next write: `entries` entries over `span` groups, evenly.
-    fn batch(&mut self) -> (LogBatch, Vec<(usize, u64)>) {
+    fn batch(&mut self) -> (LogBatch, Touched) {
         let span = (self.plan.span as usize).min(self.groups.len());
         let mut batch = LogBatch::new();
         let mut touched = Vec::with_capacity(span);

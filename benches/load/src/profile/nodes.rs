@@ -93,10 +93,8 @@ pub(super) fn run(plan: &Plan) -> Result<Report> {
 fn run_remote(plan: &Plan) -> Result<Report> {
     let client = crate::remote::connect(&plan.connect, plan.timeout)?;
     let entry = Entry::new(vec![client], plan.regions, reads(plan))?;
-    let (driven, mut report) = measure(plan, &entry, || {
-        let used = Used::now();
-        Cost { cpu: used.cpu, storage_bytes: used.storage_bytes, ..Cost::default() }
-    });
+    let (driven, mut report) =
+        measure(plan, &entry, || Cost { cpu: Used::now().cpu, ..Cost::default() });
     if plan.verify {
         say("reading back from the running servers");
         report.verified = Some(verify(plan, space(plan), &driven.ledgers, &entry)?);

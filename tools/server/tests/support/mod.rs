@@ -11,16 +11,19 @@ use std::time::{Duration, Instant};
 pub const CATAMARAN: &str = env!("CARGO_BIN_EXE_catamaran");
 
 /// Runs the binary to its end.
+#[allow(dead_code, reason = "not every test runs it to its end")]
 pub fn catamaran(args: &[&str]) -> Output {
     Command::new(CATAMARAN).args(args).env_remove("CATAMARAN_CONNECT").output().unwrap()
 }
 
 /// What it printed, as text.
+#[allow(dead_code, reason = "not every test runs it to its end")]
 pub fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// What it complained about, as text.
+#[allow(dead_code, reason = "not every test runs it to its end")]
 pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
