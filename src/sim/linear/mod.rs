@@ -1,6 +1,7 @@
 //! Judges whether what clients saw of a register could have happened one operation after the other, in
 //! an order that agrees with real time. Keys are judged apart (linearizability is local, Herlihy and
-//! Wing 1990); per key the search is that of Wing and Gong with Lowe's memory of configurations.
+//! Wing 1990). Per key first a narrow search (`dive`: Wing and Gong's, with Lowe's memory of
+//! configurations), then, if that meets too many, a wide one in step with time (`sweep`).
 //!
 //! Operations of unknown outcome may take effect at any time after their call, or never. They would
 //! make the search explode, so before it starts (`resolve`): one whose value was read has taken effect
@@ -9,16 +10,18 @@
 //!
 //! Not done: operations over several keys as one (each key of a batch is judged alone).
 
+mod dive;
 mod resolve;
-mod search;
+mod sweep;
 #[cfg(test)]
 mod tests;
 
 use bytes::Bytes;
+use dive::dive;
 use resolve::{Timed, resolve};
-use search::{Found, search};
 use std::collections::BTreeMap;
 use std::fmt;
+use sweep::sweep;
 
 /// A value as a number. Distinct writes should write distinct values: that is what makes the judge
 /// fast, and sharp. `None` is absence.
@@ -97,7 +100,8 @@ pub struct History {
     keys: BTreeMap<Bytes, Vec<usize>>,
 }
 
-/// How much the judge may search per key before it gives up, in configurations (about 50 bytes each).
+/// How much the judge may search per key before it gives up, in configurations looked at (those with
+/// many ambiguous operations count for more).
 #[derive(Clone, Copy, Debug)]
 pub struct Effort(pub usize);
 
@@ -195,7 +199,8 @@ impl History {
         let mut undecided = None;
         for (key, ids) in &self.keys {
             let calls: Vec<Call> = ids.iter().map(|id| self.calls[*id]).collect();
-            match search(&resolve(&calls), effort.0) {
+            let ops = resolve(&calls);
+            match search(&ops, 1_000_000, effort.0) {
                 Found::Order => {}
                 Found::GaveUp => undecided = undecided.or_else(|| Some(key.clone())),
                 Found::None { .. } => {
@@ -207,6 +212,25 @@ impl History {
             Some(key) => Verdict::Undecided { key },
             None => Verdict::Linearizable,
         }
+    }
+}
+
+/// What came of a search.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Found {
+    /// There is an order.
+    Order,
+    /// There is none. The longest attempt could not get past `stuck`, with this value in the register.
+    None { stuck: usize, value: Value },
+    /// Too many configurations.
+    GaveUp,
+}
+
+/// The narrow search for so many configurations, then the wide one.
+fn search(ops: &[Timed], narrow: usize, effort: usize) -> Found {
+    match dive(ops, narrow.min(effort)) {
+        Found::GaveUp => sweep(ops, effort),
+        decided => decided,
     }
 }
 
@@ -222,7 +246,7 @@ fn until(calls: &[Call], time: u64) -> Vec<Call> {
 }
 
 fn fails(ops: &[Timed], effort: usize) -> bool {
-    matches!(search(ops, effort), Found::None { .. })
+    matches!(search(ops, 10_000, effort), Found::None { .. })
 }
 
 /// Shrinks a history without order: first to its shortest prefix without one (a prefix of an explained
@@ -240,7 +264,7 @@ fn explain(key: &Bytes, calls: &[Call], effort: usize) -> Explanation {
     let time = returns.get(first).copied().unwrap_or(u64::MAX);
     let calls = until(calls, time);
     let mut ops = resolve(&calls);
-    let mut tries = 300;
+    let mut tries = 60;
     let mut chunk = ops.len().div_ceil(2);
     while chunk > 0 && tries > 0 {
         let mut from = 0;
@@ -255,7 +279,7 @@ fn explain(key: &Bytes, calls: &[Call], effort: usize) -> Explanation {
         chunk /= 2;
     }
     ops.sort_by_key(|op| op.invoked);
-    let stuck = match search(&ops, effort) {
+    let stuck = match search(&ops, 10_000, effort) {
         Found::None { stuck, value } => {
             format!("stuck at: {} (value then: {value:?})", calls[ops[stuck].source])
         }

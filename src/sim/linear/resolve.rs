@@ -26,7 +26,7 @@ impl Effect {
     }
 
     /// The value it needs to find.
-    fn observes(self) -> Option<Value> {
+    pub(super) fn observes(self) -> Option<Value> {
         match self {
             Effect::Read(value) | Effect::Swap(value, _) => Some(value),
             Effect::Set(_) | Effect::Refuse(_) => None,
@@ -42,6 +42,16 @@ impl Effect {
     }
 }
 
+/// Ambiguous writes that are all alike: of one kind, the one called first is as good as any, and an
+/// order that needed fewer of them is as good as one that needed more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Spare {
+    /// It removes the key.
+    Delete,
+    /// It writes what nobody finds or expects: all it can do is to make something else gone.
+    Junk,
+}
+
 /// An operation for the search.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Timed {
@@ -51,6 +61,10 @@ pub(super) struct Timed {
     pub(super) returned: Option<u64>,
     /// Its place among the calls.
     pub(super) source: usize,
+    /// Set if it is ambiguous and one of many alike.
+    pub(super) spare: Option<Spare>,
+    /// How many spares of its kind were called before it.
+    pub(super) rank: u32,
 }
 
 /// Failed operations and reads without answer go; the rest gets its effect. Then ambiguous writes are
@@ -69,13 +83,14 @@ pub(super) fn resolve(calls: &[Call]) -> Vec<Timed> {
             }
             (Op::Cas { expect, new }, end) => (Effect::Swap(expect, new), time(end)),
         };
-        ops.push(Timed { effect, invoked: call.invoked, returned, source });
+        ops.push(Timed { effect, invoked: call.invoked, returned, source, spare: None, rank: 0 });
     }
     if let Some(alone) = sees_what_nobody_wrote(&ops) {
         return vec![alone];
     }
     make_certain(&mut ops);
     leave_out(&mut ops);
+    find_spares(&mut ops);
     ops
 }
 
@@ -156,6 +171,39 @@ fn leave_out(ops: &mut Vec<Timed>) {
     }
 }
 
+/// Names the ambiguous writes that are alike. What is junk writes one value from here on, which nobody
+/// else writes, finds or expects.
+fn find_spares(ops: &mut [Timed]) {
+    let expected = |op: &Timed| match op.effect {
+        Effect::Read(value) | Effect::Swap(value, _) | Effect::Refuse(value) => value,
+        Effect::Set(_) => None,
+    };
+    let cared_for: BTreeSet<u64> = ops.iter().filter_map(expected).collect();
+    let mut taken = cared_for.clone();
+    taken.extend(ops.iter().filter_map(|op| op.effect.writes().flatten()));
+    let Some(junk) = (0..=u64::MAX).rev().find(|value| !taken.contains(value)) else { return };
+    for op in ops.iter_mut().filter(|op| op.returned.is_none()) {
+        op.spare = match op.effect {
+            Effect::Set(None) => Some(Spare::Delete),
+            Effect::Set(Some(value)) if !cared_for.contains(&value) => {
+                op.effect = Effect::Set(Some(junk));
+                Some(Spare::Junk)
+            }
+            _ => None,
+        };
+    }
+    rank_spares(ops);
+}
+
+fn rank_spares(ops: &mut [Timed]) {
+    for kind in [Spare::Delete, Spare::Junk] {
+        let mut alike: Vec<&mut Timed> =
+            ops.iter_mut().filter(|op| op.spare == Some(kind)).collect();
+        alike.sort_by_key(|op| op.invoked);
+        alike.iter_mut().zip(0..).for_each(|(op, rank)| op.rank = rank);
+    }
+}
+
 /// The operations without those of a range that can be left out without making an explained history
 /// unexplained: all reads and refusals, then the writes that nobody left is about.
 pub(super) fn without(ops: &[Timed], range: Range<usize>) -> Vec<Timed> {
@@ -182,16 +230,24 @@ pub(super) fn without(ops: &[Timed], range: Range<usize>) -> Vec<Timed> {
             (seer.effect.observes(), seer.returned.unwrap_or(u64::MAX), latest)
         })
         .collect();
+    // Who wrote the value that somebody found stays in any case: without it, the find alone would be
+    // the contradiction, and the story lost.
     let is_free = |op: &Timed, value: Value| {
         let end = op.returned.unwrap_or(u64::MAX);
-        seen.iter()
-            .filter(|(sees, _, _)| sees.is_none_or(|sees| sees == value))
-            .all(|(_, returned, latest)| *returned < op.invoked || end < *latest)
+        seen.iter().filter(|(sees, _, _)| sees.is_none_or(|sees| sees == value)).all(
+            |(sees, returned, latest)| {
+                let found = sees.is_some_and(|value| value.is_some());
+                !found && (*returned < op.invoked || end < *latest)
+            },
+        )
     };
-    left.iter()
+    let mut kept: Vec<Timed> = left
+        .iter()
         .filter(|(at, op)| {
             !(chosen(*at) && op.effect.writes().is_some_and(|value| is_free(op, value)))
         })
         .map(|(_, op)| *op)
-        .collect()
+        .collect();
+    rank_spares(&mut kept);
+    kept
 }

@@ -1,21 +1,11 @@
-//! The search for an order: depth first over "which operation was next", never twice through the same
-//! configuration (set of operations done, value).
+//! The narrow search: depth first over "which operation was next", never twice through the same
+//! configuration (set of operations done, value). It finds an order quickly where there is one; where
+//! there is none, ambiguous operations send it through all their subsets.
 
-use super::Value;
 use super::resolve::{Effect, Timed};
+use super::{Found, Value};
 use crate::sim::rng::mix;
 use std::collections::HashSet;
-
-/// What came of it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Found {
-    /// There is an order.
-    Order,
-    /// There is none. The longest attempt could not get past `stuck`, with this value in the register.
-    None { stuck: usize, value: Value },
-    /// Too many configurations.
-    GaveUp,
-}
 
 /// A set of operations as the exclusive or of 128 random bits each: two sets are taken for one with a
 /// probability that no number of runs will ever meet (10^6 configurations: about 10^-27).
@@ -95,7 +85,7 @@ impl Line {
 }
 
 /// Looks for an order of all certain operations and any of the ambiguous ones.
-pub(super) fn search(ops: &[Timed], effort: usize) -> Found {
+pub(super) fn dive(ops: &[Timed], effort: usize) -> Found {
     let mut line = Line::new(ops);
     let mut certain = ops.iter().filter(|op| op.returned.is_some()).count();
     let mut order: Vec<(usize, Value)> = Vec::with_capacity(ops.len());
