@@ -93,18 +93,20 @@ impl NodeBuilder {
         let store_id = StoreId(config.store_id);
         let snap_dir = config.data_dir.join("snap");
         make_dirs(&*disk, &config.data_dir)?;
+        let log_dir = config.data_dir.join("log");
+        let (log, found) =
+            once_unlocked(|| Log::open(Arc::clone(&disk), &log_dir, log_options(&config)))?;
+        // Not before the log's lock is ours: they may be another process's.
         for leftover in disk.list(&snap_dir)? {
             disk.remove(&snap_dir.join(leftover))?;
         }
-        let (log, found) =
-            Log::open(Arc::clone(&disk), &config.data_dir.join("log"), log_options(&config))?;
         if let Some(torn) = &found.torn {
             tracing::info!(?torn, "the log's torn tail was cut");
         }
         let layout = bootstrap_regions(&config.stores(), config.regions, config.replica_count())?;
         let kv = match state {
             Some(state) => state,
-            None => open_state(&config, &log, store_id, &layout)?,
+            None => once_unlocked(|| open_state(&config, &log, store_id, &layout))?,
         };
         let incarnation = draw();
         let recovery =
@@ -246,6 +248,22 @@ fn open_state(
                 state.bootstrap(&pb::decode_ident(&ident)?, states.collect())?;
             }
             Ok(Arc::new(state))
+        }
+    }
+}
+
+/// How long a directory may stay locked by a node that is just being closed.
+const UNLOCK_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Opens what a node closed a moment ago may still hold: its last network task or timer lets go of it shortly.
+fn once_unlocked<T>(open: impl Fn() -> Result<T>) -> Result<T> {
+    let start = std::time::Instant::now();
+    loop {
+        match open() {
+            Err(Error::Locked(_)) if start.elapsed() < UNLOCK_PATIENCE => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            result => return result,
         }
     }
 }
