@@ -18,7 +18,8 @@ fn spread(runs: &[Value], path: &str) -> (f64, f64, f64) {
     let mut values: Vec<f64> = runs.iter().map(|run| number(run, path)).collect();
     values.sort_by(f64::total_cmp);
     let at = |index: usize| values.get(index).copied().unwrap_or(0.0);
-    (at(0), at(values.len() / 2), at(values.len().saturating_sub(1)))
+    // Of an even number the lower middle: not the flattering one.
+    (at(0), at(values.len().saturating_sub(1) / 2), at(values.len().saturating_sub(1)))
 }
 
 fn kind(run: &Value) -> String {
