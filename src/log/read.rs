@@ -46,6 +46,13 @@ impl Log {
         self.shared.index.read(group).map_or(LogPosition::default(), |g| g.truncated)
     }
 
+    /// Bytes of the group's entries on the disk, by stretches: (last index of the stretch, bytes), in order.
+    /// Never reads the disk.
+    pub fn sizes(&self, group: GroupId) -> Vec<(u64, u64)> {
+        let Some(g) = self.shared.index.read(group) else { return Vec::new() };
+        g.runs.iter().map(|run| (run.end() - 1, u64::from(run.body.len))).collect()
+    }
+
     /// The term at `index`: known for the truncated position and every entry. Never reads the disk.
     pub fn term(&self, group: GroupId, index: u64) -> Result<Option<u64>> {
         let Some(g) = self.shared.index.read(group) else {

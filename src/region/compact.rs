@@ -12,7 +12,7 @@ const BUCKET_BYTES: u64 = 64 << 10;
 
 /// Bytes of a region's log, roughly by index.
 ///
-/// * Counts from the last restart on: older entries count nothing.
+/// * After a restart it starts from what the log holds.
 #[derive(Default, Debug)]
 pub struct LogBytes {
     /// (last index, bytes), in order.
@@ -21,6 +21,15 @@ pub struct LogBytes {
 }
 
 impl LogBytes {
+    /// What a log holds: (last index of a stretch, bytes), in order.
+    pub fn of(sizes: Vec<(u64, u64)>) -> LogBytes {
+        let mut out = LogBytes::default();
+        for (index, bytes) in sizes {
+            out.add(index, bytes);
+        }
+        out
+    }
+
     /// An entry was appended.
     pub fn add(&mut self, index: u64, bytes: u64) {
         self.total += bytes;

@@ -6,6 +6,7 @@
 //! was reset: it is reset now. A log that starts *above* the applied position has a gap, and one whose
 //! commit lies beyond its end has forgotten: such a replica is fenced off, it must not vote.
 
+use super::compact::LogBytes;
 use super::config::StoreConfig;
 use super::peer::{Peer, Progress};
 use super::propose::Proposals;
@@ -140,7 +141,7 @@ impl Peer {
                 compacted: state.compacted,
                 applying_bytes: 0,
             },
-            log_bytes: Default::default(),
+            log_bytes: LogBytes::of(log.sizes(state.region.id.0)),
             received: None,
             restoring: None,
             fence: found.fence,
