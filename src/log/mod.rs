@@ -100,9 +100,9 @@ use index::Index;
 use parking_lot::{Condvar, Mutex, RwLock};
 use segment::{Pool, SegmentTable};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::{Arc, OnceLock};
 use write::{Queue, Waiters, Writer};
 
 #[doc = include_str!("format.md")]
@@ -181,7 +181,8 @@ struct Shared {
     pool: Mutex<Pool>,
     purging: Mutex<()>,
     durable: AtomicU64,
-    poisoned: AtomicBool,
+    /// What failed for good, once something has.
+    poisoned: OnceLock<String>,
     cache_bytes: AtomicUsize,
     counters: Counters,
     _lock: Box<dyn DirLock>,

@@ -14,8 +14,8 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::{Arc, OnceLock};
 
 /// What opening found.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -173,7 +173,7 @@ impl Log {
             pool: Mutex::new(pool),
             purging: Mutex::new(()),
             durable: AtomicU64::new(last),
-            poisoned: AtomicBool::new(false),
+            poisoned: OnceLock::new(),
             cache_bytes: AtomicUsize::new(0),
             counters: Counters::default(),
             _lock: lock,

@@ -228,18 +228,21 @@ impl Log {
 
 impl Shared {
     pub(super) fn stopped(&self) -> bool {
-        self.poisoned.load(Acquire)
+        self.poisoned.get().is_some()
     }
 
     pub(super) fn check_running(&self) -> Result<()> {
-        match self.stopped() {
-            true => Err(Error::Stopped { reason: "the log failed to write".into() }),
-            false => Ok(()),
+        match self.poisoned.get() {
+            Some(cause) => {
+                Err(Error::Stopped { reason: format!("the log failed to write: {cause}") })
+            }
+            None => Ok(()),
         }
     }
 
     fn poison(&self, error: Error) -> Error {
-        self.poisoned.store(true, Release);
+        // The first failure is the cause; whoever asks later is told of it.
+        let _ = self.poisoned.set(error.to_string());
         tracing::error!(%error, "the log stops: nothing is acknowledged from here on");
         self.notify();
         error
