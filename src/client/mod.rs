@@ -38,7 +38,7 @@ pub use api::{Blocking, Client};
 pub use block::wait;
 pub use pages::{Pages, Rows};
 pub use remote::RemoteClient;
-pub use request::NodeStatus;
+pub use request::{NodeStatus, NodeWork};
 
 use crate::error::{Error, Result};
 use bytes::Bytes;

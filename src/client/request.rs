@@ -13,7 +13,7 @@
 //! A level is `0` linearizable, `1` lease, `2` stale and then its bound in ms. A response is version
 //! `u8` = 1, kind `u8` (0 = error, see [`fault`]), then the result: 1 written (to the end), 2
 //! values (count, each `0` or `1` and bytes), 3 page (count, keys and values, `0` or `1` and the range that is
-//! left), 4 status (store, count, regions), 5 done. Numbers and lengths are varints unless said otherwise.
+//! left), 4 status (store, count, regions, five counters), 5 done. Numbers and lengths are varints unless said otherwise.
 
 use super::fault;
 use crate::codec::command::{BATCH_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
@@ -106,6 +106,24 @@ pub struct NodeStatus {
     pub store: StoreId,
     /// Its replicas, by region.
     pub regions: Vec<RegionStatus>,
+    /// What it did since it was opened.
+    pub work: NodeWork,
+}
+
+/// What a node did since it was opened: two looks give what happened in between. A restart begins at
+/// zero again.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct NodeWork {
+    /// Entries written to its log.
+    pub log_entries: u64,
+    /// Syncs of its log files.
+    pub log_syncs: u64,
+    /// Bytes written to its log, padding included.
+    pub log_bytes: u64,
+    /// Flushes of its state store.
+    pub flushes: u64,
+    /// Bytes of its tables now.
+    pub table_bytes: u64,
 }
 
 /// An answer.
@@ -311,6 +329,12 @@ pub fn encode_response(response: &Result<Response>) -> Bytes {
             for region in &status.regions {
                 write_region(region, &mut out);
             }
+            let work = &status.work;
+            for number in
+                [work.log_entries, work.log_syncs, work.log_bytes, work.flushes, work.table_bytes]
+            {
+                out.varint(number);
+            }
         }
         Ok(Response::Done) => out.u8(5),
     }
@@ -363,7 +387,14 @@ fn parse_response(from: &mut Reader) -> Result<Result<Response>> {
             let store = StoreId(from.varint()?);
             let count = from.count(48, 1 << 20)?;
             let regions = (0..count).map(|_| read_region(from)).collect::<Result<_>>()?;
-            Response::Status(NodeStatus { store, regions })
+            let work = NodeWork {
+                log_entries: from.varint()?,
+                log_syncs: from.varint()?,
+                log_bytes: from.varint()?,
+                flushes: from.varint()?,
+                table_bytes: from.varint()?,
+            };
+            Response::Status(NodeStatus { store, regions, work })
         }
         5 => Response::Done,
         kind => return Err(from.malformed(format_args!("unknown response kind {kind}"))),
@@ -472,7 +503,11 @@ mod tests {
                 items: vec![("k".into(), "v".into())],
                 rest: Some(KeyRange::new("k\0", "")),
             },
-            Response::Status(NodeStatus { store: StoreId(2), regions: vec![status] }),
+            Response::Status(NodeStatus {
+                store: StoreId(2),
+                regions: vec![status],
+                work: NodeWork { log_syncs: 7, table_bytes: 1 << 40, ..NodeWork::default() },
+            }),
             Response::Done,
         ];
         for response in responses {

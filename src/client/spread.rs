@@ -4,7 +4,7 @@ use super::Done;
 use super::fault;
 use super::job::Job;
 use super::local::{Inner, unexpected};
-use super::request::{Body, NodeStatus, Response, Route};
+use super::request::{Body, NodeStatus, NodeWork, Response, Route};
 use crate::codec::command::{self, Swap};
 use crate::driver::Waiter;
 use crate::error::{Error, Result};
@@ -148,12 +148,24 @@ impl Inner {
         keys.iter().all(|key| route.region.range.contains(key)).then(|| route_of(route))
     }
 
+    fn work(&self) -> NodeWork {
+        let (log, kv) = (self.driver.log().stats(), self.driver.kv().stats());
+        NodeWork {
+            log_entries: log.entries,
+            log_syncs: log.fsyncs,
+            log_bytes: log.bytes_written,
+            flushes: kv.flushes,
+            table_bytes: kv.table_bytes,
+        }
+    }
+
     /// Asks every loop of this node.
     pub fn status(self: &Arc<Self>, deadline: Time, done: Done<Response>) {
         type Parts = (usize, Vec<crate::store::RegionStatus>, Option<Done<Response>>);
         let parts: Parts = (self.driver.loops(), Vec::new(), Some(done));
         let parts = Arc::new(Mutex::new(parts));
         let store = self.store;
+        let work = self.work();
         self.driver.status(deadline, || -> Waiter {
             let parts = Arc::clone(&parts);
             Box::new(move |reply| {
@@ -173,7 +185,7 @@ impl Inner {
                     None => {
                         regions.sort_by_key(|status| status.region.id);
                         let regions = std::mem::take(regions);
-                        Ok(Response::Status(NodeStatus { store, regions }))
+                        Ok(Response::Status(NodeStatus { store, regions, work }))
                     }
                 };
                 let done = done.take();

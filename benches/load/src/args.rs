@@ -149,7 +149,8 @@ pub struct RunArgs {
     /// Seeds keys, values and choices.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// Afterwards close and reopen the data directories and read back everything acknowledged.
+    /// Afterwards close and reopen the data directories and read back everything acknowledged; with
+    /// --connect, read it back from the servers as they run.
     #[arg(long)]
     pub verify: bool,
     /// Where nodes keep their data; must be empty or absent, and is kept [default: a temporary

@@ -26,11 +26,23 @@ pub struct Cost {
     pub flushes: u64,
     /// Bytes of their tables, at the end.
     pub table_bytes: u64,
-    /// Processor time of the process, generator included.
+    /// Processor time of the process, generator included; never that of other processes.
     pub cpu: Duration,
 }
 
 impl Cost {
+    /// Both together.
+    pub fn plus(self, other: Cost) -> Cost {
+        Cost {
+            entries: self.entries + other.entries,
+            fsyncs: self.fsyncs + other.fsyncs,
+            log_bytes: self.log_bytes + other.log_bytes,
+            flushes: self.flushes + other.flushes,
+            table_bytes: self.table_bytes + other.table_bytes,
+            cpu: self.cpu + other.cpu,
+        }
+    }
+
     /// What was added since `before`.
     pub fn since(self, before: Cost) -> Cost {
         Cost {
@@ -66,11 +78,11 @@ pub struct LogFigures {
 /// Everything a run has to say. Field names are a promise: scripts read them.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// Name of the profile.
+    /// Name of the profile; `servers` when driving running servers.
     pub profile: &'static str,
-    /// Nodes of this process; 0 when driving running servers.
+    /// Nodes of this process, or servers that answered.
     pub nodes: u64,
-    /// Regions, or slices of the key space.
+    /// Regions.
     pub regions: u64,
     /// Logical clients.
     pub clients: u32,
@@ -86,7 +98,7 @@ pub struct Report {
     pub one_region_batches: bool,
     /// Part of the requests that read.
     pub read_ratio: f64,
-    /// Where applied data lived.
+    /// Where applied data lived; `unknown` of running servers.
     pub state: &'static str,
     /// Operations per second aimed at; null: closed loop.
     pub rate: Option<u64>,
@@ -104,19 +116,19 @@ pub struct Report {
     pub wrong_reads: u64,
     /// Requests acknowledged.
     pub requests: u64,
-    /// Log entries written, all nodes together; null when driving running servers.
-    pub entries: Option<u64>,
+    /// Log entries written, all nodes together.
+    pub entries: u64,
     /// Syncs of log files, all nodes together.
-    pub fsyncs: Option<u64>,
+    pub fsyncs: u64,
     /// The same per second.
-    pub fsyncs_per_s: Option<f64>,
+    pub fsyncs_per_s: f64,
     /// Bytes written to logs, padding included, all nodes together.
-    pub bytes_written: Option<u64>,
+    pub bytes_written: u64,
     /// Flushes of the state stores.
-    pub flushes: Option<u64>,
+    pub flushes: u64,
     /// Bytes of their tables at the end; what compaction wrote in between is not in it.
-    pub table_bytes: Option<u64>,
-    /// Processor seconds of the process, generator included.
+    pub table_bytes: u64,
+    /// Processor seconds of the process, generator included; of running servers only the generator's.
     pub cpu_s: f64,
     /// The same per operation, in microseconds.
     pub cpu_us_per_op: f64,
@@ -149,7 +161,7 @@ impl Report {
         let cpu_s = cost.cpu.as_secs_f64();
         let name = plan.distribution.to_possible_value();
         Report {
-            profile: plan.profile.name(),
+            profile: if ours { plan.profile.name() } else { "servers" },
             nodes: plan.nodes,
             regions: plan.regions,
             clients: plan.clients,
@@ -160,6 +172,7 @@ impl Report {
             one_region_batches: plan.spread == Spread::OneRegion,
             read_ratio: plan.read_ratio,
             state: match (plan.profile, plan.state) {
+                _ if !ours => "unknown",
                 (Profile::Consensus | Profile::Log, _) => "none",
                 (_, State::Disk) => "disk",
                 (_, State::Memory) => "memory",
@@ -172,12 +185,12 @@ impl Report {
             reads: record.reads,
             wrong_reads: record.wrong_reads,
             requests: record.requests,
-            entries: ours.then_some(cost.entries),
-            fsyncs: ours.then_some(cost.fsyncs),
-            fsyncs_per_s: ours.then_some(cost.fsyncs as f64 / seconds),
-            bytes_written: ours.then_some(cost.log_bytes),
-            flushes: ours.then_some(cost.flushes),
-            table_bytes: ours.then_some(cost.table_bytes),
+            entries: cost.entries,
+            fsyncs: cost.fsyncs,
+            fsyncs_per_s: cost.fsyncs as f64 / seconds,
+            bytes_written: cost.log_bytes,
+            flushes: cost.flushes,
+            table_bytes: cost.table_bytes,
             cpu_s,
             cpu_us_per_op: if record.ops == 0 { 0.0 } else { cpu_s * 1e6 / record.ops as f64 },
             rss_bytes: machine::peak_rss_bytes(),
@@ -220,15 +233,12 @@ impl Report {
         if self.reads > 0 {
             rows.push(("of them reads", grouped(self.reads)));
         }
-        if let (Some(entries), Some(fsyncs), Some(bytes)) =
-            (self.entries, self.fsyncs, self.bytes_written)
-        {
-            rows.push(("log entries", grouped(entries)));
-            rows.push(("log fsyncs/s", grouped((fsyncs as f64 / self.duration_s) as u64)));
-            rows.push(("log bytes", human_bytes(bytes)));
-        }
-        if let (Some(flushes @ 1..), Some(bytes)) = (self.flushes, self.table_bytes) {
-            rows.push(("state store", format!("{flushes} flushes, {}", human_bytes(bytes))));
+        rows.push(("log entries", grouped(self.entries)));
+        rows.push(("log fsyncs/s", grouped(self.fsyncs_per_s as u64)));
+        rows.push(("log bytes", human_bytes(self.bytes_written)));
+        if self.flushes > 0 {
+            let tables = human_bytes(self.table_bytes);
+            rows.push(("state store", format!("{} flushes, {tables}", self.flushes)));
         }
         rows.extend([
             ("cpu", format!("{:.1} s, {:.2} us/op", self.cpu_s, self.cpu_us_per_op)),

@@ -6,8 +6,8 @@ use crate::cluster::Cluster;
 use crate::drive::{Driven, Progress, drive};
 use crate::enter::{Entry, Reads};
 use crate::keys::KeySpace;
-use crate::machine::Used;
 use crate::record::Window;
+use crate::remote::Servers;
 use crate::report::{Cost, Report};
 use crate::verify::verify;
 use crate::watch::{say, watch};
@@ -89,14 +89,14 @@ pub(super) fn run(plan: &Plan) -> Result<Report> {
     Ok(report)
 }
 
-/// Drives running servers. Their costs are not visible from here; only this process's are.
+/// Drives running servers: what they did is asked of them, their processor time is not visible from here.
 fn run_remote(plan: &Plan) -> Result<Report> {
-    let client = crate::remote::connect(&plan.connect, plan.timeout)?;
-    let entry = Entry::new(vec![client], plan.regions, reads(plan))?;
-    let (driven, mut report) =
-        measure(plan, &entry, || Cost { cpu: Used::now().cpu, ..Cost::default() });
+    let servers = Servers::connect(&plan.connect, plan.timeout)?;
+    let entry = Entry::new(vec![servers.client()], plan.regions, reads(plan))?;
+    let (driven, mut report) = measure(plan, &entry, || servers.cost());
+    (report.nodes, report.regions) = servers.count();
     if plan.verify {
-        say("reading back from the running servers");
+        say("reading back from the running servers (their directories are not reopened)");
         report.verified = Some(verify(plan, space(plan), &driven.ledgers, &entry)?);
     }
     Ok(report)
