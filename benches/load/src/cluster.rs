@@ -8,7 +8,9 @@ use catamaran::client::Client;
 use catamaran::config::StateKind;
 use catamaran::env::mem::MemDisk;
 use catamaran::region::machine::NullMachine;
+use catamaran::store::RegionStatus;
 use catamaran::transport::Hub;
+use catamaran::types::RegionId;
 use catamaran::{Node, NodeConfig};
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -54,6 +56,16 @@ fn config(plan: &Plan, dir: &Path, id: u64, addresses: &BTreeMap<u64, String>) -
         config.apply_workers = workers as usize;
     }
     config
+}
+
+/// The highest term of each region, added up.
+pub fn terms(replicas: impl Iterator<Item = RegionStatus>) -> u64 {
+    let mut terms: BTreeMap<RegionId, u64> = BTreeMap::new();
+    for replica in replicas {
+        let term = terms.entry(replica.region.id).or_default();
+        *term = replica.term.max(*term);
+    }
+    terms.values().sum()
 }
 
 impl Cluster {
@@ -151,6 +163,7 @@ impl Cluster {
             cost.flushes += stats.kv.flushes;
             cost.table_bytes += stats.kv.table_bytes;
         }
+        cost.terms = terms(self.nodes.iter().filter_map(|node| node.status().ok()).flatten());
         cost
     }
 

@@ -1,5 +1,6 @@
 //! The way into running servers, and what they say of themselves.
 
+use crate::cluster::terms;
 use crate::machine::Used;
 use crate::report::Cost;
 use anyhow::{Context, Result};
@@ -34,7 +35,7 @@ fn cost_of(work: NodeWork) -> Cost {
         log_bytes: work.log_bytes,
         flushes: work.flushes,
         table_bytes: work.table_bytes,
-        cpu: Duration::ZERO,
+        ..Cost::default()
     }
 }
 
@@ -44,8 +45,7 @@ impl Server {
     }
 
     /// All it did, over restarts; of one that does not answer, what was last known.
-    fn cost(&self) -> Cost {
-        let now = self.status().map(|status| status.work);
+    fn cost(&self, now: Option<NodeWork>) -> Cost {
         let mut seen = self.seen.lock();
         let (before, past) = *seen;
         let now = now.unwrap_or(before);
@@ -89,9 +89,11 @@ impl Servers {
     /// What they did so far, and the processor time of this process (theirs is not visible from here).
     pub fn cost(&self) -> Cost {
         let mut cost = Cost { cpu: Used::now().cpu, ..Cost::default() };
-        for server in &self.each {
-            cost = cost.plus(server.cost());
+        let statuses: Vec<_> = self.each.iter().map(Server::status).collect();
+        for (server, status) in self.each.iter().zip(&statuses) {
+            cost = cost.plus(server.cost(status.as_ref().map(|status| status.work)));
         }
+        cost.terms = terms(statuses.into_iter().flatten().flat_map(|status| status.regions));
         cost
     }
 }

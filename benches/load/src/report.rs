@@ -26,6 +26,8 @@ pub struct Cost {
     pub flushes: u64,
     /// Bytes of their tables, at the end.
     pub table_bytes: u64,
+    /// Terms of all regions together: grows by at least one with each election.
+    pub terms: u64,
     /// Processor time of the process, generator included; never that of other processes.
     pub cpu: Duration,
 }
@@ -39,6 +41,7 @@ impl Cost {
             log_bytes: self.log_bytes + other.log_bytes,
             flushes: self.flushes + other.flushes,
             table_bytes: self.table_bytes + other.table_bytes,
+            terms: self.terms + other.terms,
             cpu: self.cpu + other.cpu,
         }
     }
@@ -51,6 +54,7 @@ impl Cost {
             log_bytes: self.log_bytes.saturating_sub(before.log_bytes),
             flushes: self.flushes.saturating_sub(before.flushes),
             table_bytes: self.table_bytes,
+            terms: self.terms.saturating_sub(before.terms),
             cpu: self.cpu.saturating_sub(before.cpu),
         }
     }
@@ -128,6 +132,8 @@ pub struct Report {
     pub flushes: u64,
     /// Bytes of their tables at the end; what compaction wrote in between is not in it.
     pub table_bytes: u64,
+    /// Terms that began, all regions together: none unless leaders changed.
+    pub elections: u64,
     /// Processor seconds of the process, generator included; of running servers only the generator's.
     pub cpu_s: f64,
     /// The same per operation, in microseconds.
@@ -191,6 +197,7 @@ impl Report {
             bytes_written: cost.log_bytes,
             flushes: cost.flushes,
             table_bytes: cost.table_bytes,
+            elections: cost.terms,
             cpu_s,
             cpu_us_per_op: if record.ops == 0 { 0.0 } else { cpu_s * 1e6 / record.ops as f64 },
             rss_bytes: machine::peak_rss_bytes(),
@@ -239,6 +246,9 @@ impl Report {
         if self.flushes > 0 {
             let tables = human_bytes(self.table_bytes);
             rows.push(("state store", format!("{} flushes, {tables}", self.flushes)));
+        }
+        if self.elections > 0 {
+            rows.push(("elections", grouped(self.elections)));
         }
         rows.extend([
             ("cpu", format!("{:.1} s, {:.2} us/op", self.cpu_s, self.cpu_us_per_op)),
