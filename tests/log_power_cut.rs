@@ -127,7 +127,8 @@ impl Model {
                 *entries = entries.split_off(&(to + 1));
             }
             // Sometimes over the last one, as after a change of leaders.
-            let index = if mix(dice, turn + 9) % 16 == 0 && last > *truncated { last } else { last + 1 };
+            let index =
+                if mix(dice, turn + 9) % 16 == 0 && last > *truncated { last } else { last + 1 };
             let term = 1 + self.batches / 100;
             let mut data = format!("{group}/{index} by {} in {life}", self.batches).into_bytes();
             data.resize(data.len() + (mix(dice, turn + 5) % 1_500) as usize, (dice % 251) as u8);
@@ -175,9 +176,9 @@ fn write(log: &Log, thread: u64, life: u64, mut model: Model, acked: &AtomicU64)
 
 /// Brings a thread's model to where the log stands; gives how many batches were lost that nobody was told of.
 fn follow(log: &Log, thread: u64, life: u64, model: &mut Model, acked: u64) -> u64 {
-    let state = log.state(counter(thread)).map_or(0, |state| {
-        u64::from_le_bytes(state[..].try_into().unwrap())
-    });
+    let state = log
+        .state(counter(thread))
+        .map_or(0, |state| u64::from_le_bytes(state[..].try_into().unwrap()));
     assert!(state >= acked, "thread {thread}: {acked} acknowledged, {state} found");
     assert!(state >= model.batches);
     while model.batches < state {
@@ -194,7 +195,9 @@ fn what_was_acknowledged_survives_cuts_of_power() {
     let mut device = match Device::new(dir.path()) {
         Ok(device) => device,
         Err(why) => {
-            eprintln!("SKIPPED: what_was_acknowledged_survives_cuts_of_power: no loop device: {why}");
+            eprintln!(
+                "SKIPPED: what_was_acknowledged_survives_cuts_of_power: no loop device: {why}"
+            );
             return;
         }
     };
