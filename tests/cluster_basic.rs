@@ -5,7 +5,7 @@
 use catamaran::client::{Blocking, RemoteClient};
 use catamaran::kv::Direction;
 use catamaran::store::ReadLevel;
-use catamaran::types::KeyRange;
+use catamaran::types::{KeyRange, StoreId};
 use catamaran::{Batch, Node, NodeConfig};
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -337,6 +337,134 @@ fn writes_of_many_regions_share_their_syncs() {
     let syncs: Vec<u64> = before.iter().zip(&after).map(|(b, a)| a - b).collect();
     eprintln!("64 writes cost {syncs:?} syncs");
     assert!(syncs.iter().all(|n| *n <= 16), "{syncs:?}");
+}
+
+/// Patience that a hand-over to somebody who is there never needs, not even on a slow machine.
+const HAND_OVER_MS: u64 = 120_000;
+
+#[test]
+fn nodes_that_go_together_do_not_wait_for_each_other() {
+    let mut cluster = Cluster::start(3, |config| {
+        config.regions = 16;
+        config.shutdown_timeout_ms = HAND_OVER_MS;
+    });
+    for round in 0..3u64 {
+        cluster.settle();
+        let keys = round * 100..round * 100 + 50;
+        keys.clone().for_each(|i| cluster.client(1 + i % 3).put(key(i), value(i)).unwrap());
+        let start = Instant::now();
+        let nodes: Vec<Node> = (1..=3).map(|id| cluster.take(id)).collect();
+        std::thread::scope(|scope| {
+            for (at, node) in (0..).zip(&nodes) {
+                scope.spawn(move || {
+                    // Together, and one after the other, each into the others' work.
+                    std::thread::sleep(Duration::from_millis(30 * round * at));
+                    node.shutdown().unwrap();
+                });
+            }
+        });
+        let took = start.elapsed();
+        eprintln!("round {round}: three nodes went in {took:?}");
+        assert!(took < Duration::from_millis(HAND_OVER_MS / 2), "{took:?}");
+        (1..=3).for_each(|id| cluster.open(id));
+        cluster.settle();
+        check(&cluster.client(1), (0..=round).flat_map(|round| round * 100..round * 100 + 50));
+    }
+}
+
+#[test]
+fn a_node_that_goes_alone_hands_its_leaderships_over() {
+    let mut cluster = Cluster::start(3, |config| config.shutdown_timeout_ms = HAND_OVER_MS);
+    cluster.settle();
+    cluster.converge();
+    // All of them to the one that goes.
+    eventually("leaderships of the third node", || {
+        for id in 1..=2 {
+            for region in cluster.node(id).status().unwrap().iter().filter(|r| r.leads) {
+                // It may have lost it since.
+                let _ = cluster.node(id).transfer_leader(region.region.id, Some(StoreId(3)));
+            }
+        }
+        cluster.node(3).status().unwrap().iter().all(|region| region.leads)
+    });
+    let terms = |cluster: &Cluster| {
+        let mut terms = BTreeMap::new();
+        for region in cluster.running().flat_map(|node| node.status().unwrap()) {
+            let term = terms.entry(region.region.id).or_insert(region.term);
+            *term = region.term.max(*term);
+        }
+        terms
+    };
+    let before = terms(&cluster);
+    cluster.take(3).shutdown().unwrap();
+    // Not an election later: whoever was to take over has a term of its own by the time that the old
+    // leader lets go.
+    let after = terms(&cluster);
+    assert!(before.iter().all(|(region, term)| after[region] > *term), "{before:?} {after:?}");
+    cluster.settle();
+    cluster.client(1).put(key(1), value(1)).unwrap();
+
+    // The last two: the one cannot lead without the other.
+    cluster.take(1).shutdown().unwrap();
+    cluster.take(2).shutdown().unwrap();
+    (1..=3).for_each(|id| cluster.open(id));
+    cluster.settle();
+    check(&cluster.client(3), 1..2);
+}
+
+#[test]
+fn no_caches_and_no_patience_are_legal() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || {
+        Node::open(NodeConfig {
+            entry_cache_bytes: 0,
+            block_cache_bytes: 0,
+            shutdown_timeout_ms: 0,
+            regions: 4,
+            segment_bytes: 8192,
+            log_budget_bytes: 1 << 20,
+            ..NodeConfig::single(dir.path().join("data"))
+        })
+        .unwrap()
+    };
+    for round in 0..3 {
+        let node = open();
+        let client = node.client().blocking();
+        check(&client, 0..round * 20);
+        (round * 20..round * 20 + 20).for_each(|i| client.put(key(i), value(i)).unwrap());
+        node.flush().unwrap();
+        check(&client, 0..round * 20 + 20);
+        node.shutdown().unwrap();
+    }
+}
+
+#[test]
+fn bounds_of_scans_are_checked_before_anybody_is_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::open(NodeConfig::single(dir.path().join("data"))).unwrap();
+    let client = node.client().blocking();
+    let scan = |range: KeyRange| {
+        let rows = client.scan(range, Direction::Forward, ReadLevel::Linearizable);
+        rows.map(|row| row.map(|(key, _)| key.len())).collect::<catamaran::Result<Vec<_>>>()
+    };
+    // The longest key, with a page that ends at it.
+    let longest = vec![b'k'; 32 << 10];
+    client.put(&longest, "v").unwrap();
+    let pages = node.client().scan(KeyRange::all(), Direction::Forward, ReadLevel::Linearizable);
+    let rows = catamaran::client::wait(pages.page_size(1).collect()).unwrap();
+    assert_eq!(rows.len(), 1);
+    let after = [&longest[..], b"\0"].concat();
+    assert_eq!(scan(KeyRange::new(after.clone(), "")).unwrap(), [0; 0]);
+    assert_eq!(scan(KeyRange::new("", after.clone())).unwrap(), [32 << 10]);
+    let too_long = [&after[..], b"\0"].concat();
+    for range in [KeyRange::new(too_long.clone(), ""), KeyRange::new("", too_long.clone())] {
+        let error = scan(range).unwrap_err();
+        assert!(matches!(error, catamaran::Error::InvalidArgument(_)), "{error}");
+    }
+    let error = client.execute(too_long, "").unwrap_err();
+    assert!(matches!(error, catamaran::Error::InvalidArgument(_)), "{error}");
+    let error = client.execute("k", vec![0; (24 << 20) + 1]).unwrap_err();
+    assert!(matches!(error, catamaran::Error::InvalidArgument(_)), "{error}");
 }
 
 #[test]
