@@ -308,35 +308,55 @@ fn a_node_that_fell_behind_the_log_gets_a_snapshot() {
     check(&cluster.client(3), 0..1);
 }
 
+/// A store syncs once for what its own leaders propose, and once for what the two others send it; each may
+/// come in two parts, for a sync may begin when the first of it is there. More is chance: a thread that is
+/// not run for a while, the end of a quiet time (the writer states on the disk what is durable, by a sync
+/// of its own), an election. So the best of some attempts counts.
 #[test]
 fn writes_of_many_regions_share_their_syncs() {
-    let cluster = Cluster::start(3, |config| config.regions = 64);
+    const FEW: u64 = 4;
+    // Not as many loops as the machine has cores: each proposes on its own.
+    let cluster = Cluster::start(3, |config| (config.regions, config.loops) = (64, 2));
     cluster.settle();
-    // Every region's leader has written something in its term, and the rest is quiet.
-    cluster.converge();
-    std::thread::sleep(Duration::from_millis(400));
-    let before: Vec<_> = cluster.running().map(|node| node.stats().log.fsyncs).collect();
+    let fsyncs = || cluster.running().map(|node| node.stats().log.fsyncs).collect::<Vec<_>>();
+    let mut attempts = Vec::new();
+    for _ in 0..12 {
+        // Every region's leader has written something in its term, and the rest is quiet.
+        cluster.converge();
+        let mut before = fsyncs();
+        eventually("a quiet log", || {
+            std::thread::sleep(Duration::from_millis(300));
+            std::mem::replace(&mut before, fsyncs()) == before
+        });
+        let writes = one_write_for_each_region(&cluster);
+        let syncs: Vec<u64> = before.iter().zip(fsyncs()).map(|(b, a)| a - b).collect();
+        eprintln!("{writes} writes cost {syncs:?} syncs");
+        // Fewer, if a region was between two leaders.
+        if writes == 64 && syncs.iter().all(|n| *n <= FEW) {
+            return;
+        }
+        attempts.push(syncs);
+    }
+    panic!("64 writes never cost at most {FEW} syncs: {attempts:?}");
+}
+
+/// All of them enter together, each at its region's leader. Returns how many they were, when all are
+/// acknowledged.
+fn one_write_for_each_region(cluster: &Cluster) -> usize {
     let (tell, told) = mpsc::channel();
-    for node in cluster.running() {
-        // One write for each region led here, entering together.
-        let led: Vec<u64> =
-            node.status().unwrap().iter().filter(|r| r.leads).map(|r| r.region.id.0).collect();
-        let batches = led.into_iter().map(|region| {
+    let status = cluster.running().map(|node| (node, node.status().unwrap())).collect::<Vec<_>>();
+    for (node, regions) in status {
+        let batches = regions.iter().filter(|region| region.leads).map(|region| {
             let mut batch = Batch::new();
-            let first = ((u128::from(region - 1) << 64) / 64) as u64;
+            let first = ((u128::from(region.region.id.0 - 1) << 64) / 64) as u64;
             batch.put(&[&first.to_be_bytes()[..], b"!"].concat(), b"v").unwrap();
             let tell = tell.clone();
             (batch, move |result: catamaran::Result<_>| tell.send(result.map(|_| ())).unwrap())
         });
         node.client().submit_many(batches);
     }
-    for _ in 0..64 {
-        told.recv_timeout(Duration::from_secs(10)).unwrap().unwrap();
-    }
-    let after: Vec<_> = cluster.running().map(|node| node.stats().log.fsyncs).collect();
-    let syncs: Vec<u64> = before.iter().zip(&after).map(|(b, a)| a - b).collect();
-    eprintln!("64 writes cost {syncs:?} syncs");
-    assert!(syncs.iter().all(|n| *n <= 16), "{syncs:?}");
+    drop(tell);
+    told.iter().map(Result::unwrap).count()
 }
 
 /// Patience that a hand-over to somebody who is there never needs, not even on a slow machine.
