@@ -315,8 +315,9 @@ fn a_node_that_fell_behind_the_log_gets_a_snapshot() {
 #[test]
 fn writes_of_many_regions_share_their_syncs() {
     const FEW: u64 = 4;
-    // Not as many loops as the machine has cores: each proposes on its own.
-    let cluster = Cluster::start(3, |config| (config.regions, config.loops) = (64, 2));
+    // Not as many loops as the machine has cores: each proposes on its own, and a sync of its own may
+    // follow.
+    let cluster = Cluster::start(3, |config| (config.regions, config.loops) = (64, 1));
     cluster.settle();
     let fsyncs = || cluster.running().map(|node| node.stats().log.fsyncs).collect::<Vec<_>>();
     let mut attempts = Vec::new();

@@ -46,9 +46,12 @@ pub fn run(shared: &Shared, at: usize, mut store: Store) {
 /// had more to hand out than the passes of one round); if the log has no room, until the writer has made
 /// some and nudges. To look again and again would take the core that the writer needs.
 fn rest(shared: &Shared, now: Time, next_tick: Time) -> Time {
+    if shared.log.has_room() {
+        return now;
+    }
     shared.held.store(true, Ordering::SeqCst);
-    // After the flag is up: either the writer sees it, or we see the room that it made. (Should both miss,
-    // the next tick looks.)
+    // Again, after the flag is up: either the writer sees it, or we see the room that it made. (Should both
+    // miss, the next tick looks.)
     match shared.log.has_room() {
         true => now,
         false => next_tick,

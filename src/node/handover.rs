@@ -49,7 +49,7 @@ const STINTS_MAX: u32 = 2;
 #[derive(Debug)]
 pub(super) struct HandOver {
     own: StoreId,
-    /// How long a transfer may take before it is asked for again.
+    /// How long a transfer may take before it is asked for again: raft gives it up by itself.
     again: Duration,
     stints: BTreeMap<RegionId, Stint>,
 }
@@ -59,6 +59,7 @@ pub(super) struct HandOver {
 struct Stint {
     number: u32,
     asked_at: Instant,
+    asked_for: Option<StoreId>,
     ended: bool,
 }
 
@@ -110,25 +111,24 @@ impl HandOver {
                 continue;
             }
             let Ok(to) = heir(status, self.own, away) else { continue };
-            match self.stints.get_mut(&id) {
-                None => {
-                    let first = Stint { number: 1, asked_at: now, ended: false };
-                    self.stints.insert(id, first);
-                    step.ask.push((id, to));
+            let number = match self.stints.get(&id) {
+                None => 1,
+                Some(Stint { number: STINTS_MAX, ended: true, .. }) => continue,
+                Some(stint) if stint.ended => stint.number + 1,
+                // Whoever was to take over may have gone meanwhile.
+                Some(stint)
+                    if stint.asked_for != to || now.duration_since(stint.asked_at) > self.again =>
+                {
+                    stint.number
                 }
-                Some(stint) if stint.ended => {
-                    if stint.number == STINTS_MAX {
-                        continue;
-                    }
-                    *stint = Stint { number: stint.number + 1, asked_at: now, ended: false };
-                    step.ask.push((id, to));
+                Some(_) => {
+                    step.waiting += 1;
+                    continue;
                 }
-                Some(stint) if now.duration_since(stint.asked_at) > self.again => {
-                    stint.asked_at = now;
-                    step.ask.push((id, to));
-                }
-                Some(_) => {}
-            }
+            };
+            let stint = Stint { number, asked_at: now, asked_for: to, ended: false };
+            self.stints.insert(id, stint);
+            step.ask.push((id, to));
             step.waiting += 1;
         }
         step
@@ -195,6 +195,7 @@ mod tests {
         assert_eq!(step(again * 3, false, &[]), (0, 0));
         assert_eq!(step(again * 3, true, &[]), (1, 1), "it came back");
         assert_eq!(step(again * 3, true, &[2, 3]), (0, 0), "nobody is left");
+        assert_eq!(step(again * 3, true, &[2]), (1, 1), "perhaps to the one that is gone");
         assert_eq!(step(again * 3, true, &[2]), (0, 1));
         assert_eq!(step(again * 3, false, &[2]), (0, 0));
         assert_eq!(step(again * 9, true, &[]), (0, 0), "it is nobody's");

@@ -203,7 +203,9 @@ impl Node {
         }
         let until = Instant::now() + patience;
         let client = self.client().with_timeout(patience.max(Duration::from_millis(100)));
-        let mut over = HandOver::new(self.shared.store, patience / 5);
+        let config = &self.shared.config;
+        let mut over =
+            HandOver::new(self.shared.store, config.tick() * config.election_ticks as u32);
         while Instant::now() < until {
             let Ok(status) = wait(client.status()) else { return };
             let step = over.step(Instant::now(), &status.regions, &running.away.now());
