@@ -1,8 +1,12 @@
 //! What an operator may set: one flat [`NodeConfig`], read from TOML or JSON through serde, with
 //! defaults that suit a small cluster, and one [`validate`](NodeConfig::validate) that says in words
 //! what is wrong. Durations end in `_ms`, sizes in `_bytes`.
+//!
+//! It stands above the rooms whose limits it checks by their own word: the log's, the codec's.
 
+use crate::codec::command::BATCH_BYTES_MAX;
 use crate::error::{Error, Result};
+use crate::log;
 use crate::types::StoreId;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -72,25 +76,27 @@ pub struct NodeConfig {
     pub entry_bytes: usize,
     /// A region's log is compacted once it holds this much more than its followers need.
     pub compact_bytes: u64,
-    /// A region's log is compacted, laggards or not, once it holds this much.
+    /// A region's log is compacted, laggards or not, once it holds this much. At least `compact_bytes`.
     pub region_log_bytes: u64,
     /// The state store is flushed when the log takes this much disk, so that the log can shrink.
     pub log_budget_bytes: u64,
-    /// Size of a log segment.
+    /// Size of a log segment; see [`log::Options::segment_bytes`].
     pub segment_bytes: u64,
-    /// Recent log entries kept in memory, of all regions together.
+    /// Recent log entries kept in memory, of all regions together. 0: only those that still wait for the
+    /// disk or for being applied.
     pub entry_cache_bytes: usize,
     /// The memtable is flushed when it reaches this.
     pub memtable_bytes: usize,
-    /// Memory for blocks of the tables on disk.
+    /// Memory for blocks of the tables on disk. 0: none is kept, every read goes to the system's cache.
     pub block_cache_bytes: u64,
     /// The state store is flushed at least this often while something changes.
     pub flush_interval_ms: u64,
     /// How long a client's call may take unless it says otherwise.
     pub request_timeout_ms: u64,
-    /// How long a graceful shutdown waits for leaderships to move.
+    /// How long a graceful shutdown waits for leaderships to move. 0: it does not try to hand them over.
     pub shutdown_timeout_ms: u64,
-    /// Bytes of messages waiting for one other node.
+    /// Bytes of messages waiting for one other node, and of answers for one client. Must hold the largest
+    /// of them: what never fits is never sent, however often raft tries.
     pub peer_queue_bytes: usize,
     /// Snapshots streaming out, and in, at once.
     pub snapshots: usize,
@@ -193,8 +199,20 @@ impl NodeConfig {
     }
 
     /// Checks what the types cannot: [`InvalidArgument`](Error::InvalidArgument) names the field, what
-    /// it holds and what it may hold.
+    /// it holds and what it may hold. Looks at the settings alone: no name is resolved, no file opened.
     pub fn validate(&self) -> Result<()> {
+        self.validate_members()?;
+        if self.data_dir.as_os_str().is_empty() {
+            return invalid("data_dir: must not be empty".into());
+        }
+        // Before the bounds that are given in segments.
+        log::Options { segment_bytes: self.segment_bytes, ..log::Options::default() }.validate()?;
+        // Before the sums below, which could overflow.
+        self.validate_bounds()?;
+        self.validate_together()
+    }
+
+    fn validate_members(&self) -> Result<()> {
         if self.store_id == 0 || self.cluster.contains_key(&0) {
             return invalid("store_id: ids start at 1".into());
         }
@@ -205,33 +223,35 @@ impl NodeConfig {
                 self.cluster.keys().collect::<Vec<_>>()
             ));
         }
-        if self.data_dir.as_os_str().is_empty() {
-            return invalid("data_dir: must not be empty".into());
-        }
         let nodes = self.stores().len();
         if self.replica_count() > nodes {
             return invalid(format!("replicas = {}: there are {nodes} nodes", self.replicas));
         }
-        if self.election_ticks <= self.heartbeat_ticks * 2 {
-            return invalid(format!(
-                "election_ticks = {}: must be more than twice heartbeat_ticks = {}",
-                self.election_ticks, self.heartbeat_ticks
-            ));
+        if !self.listen.is_empty()
+            && let Err(why) = check_address(&self.listen, Port::AnyFree)
+        {
+            return invalid(format!("listen = {:?}: {why}", self.listen));
         }
-        if self.clock_drift_percent > 50 {
-            return invalid(format!(
-                "clock_drift_percent = {}: at most 50",
-                self.clock_drift_percent
-            ));
+        let mut known = BTreeMap::new();
+        for (id, address) in &self.cluster {
+            // The others must know it, so it cannot be drawn at start.
+            if let Err(why) = check_address(address, Port::Fixed) {
+                return invalid(format!("cluster: {id} = {address:?}: {why}"));
+            }
+            if let Some(other) = known.insert(address, id) {
+                return invalid(format!("cluster: {other} and {id} both have {address:?}"));
+            }
         }
-        self.validate_bounds()
+        Ok(())
     }
 
     fn validate_bounds(&self) -> Result<()> {
-        let bounds: [(&str, u64, u64, u64); 17] = [
+        let bounds: [(&str, u64, u64, u64); 24] = [
             ("regions", self.regions, 1, 1 << 20),
             ("tick_ms", self.tick_ms, 1, 10_000),
+            ("election_ticks", self.election_ticks as u64, 3, 10_000),
             ("heartbeat_ticks", self.heartbeat_ticks as u64, 1, 1_000),
+            ("clock_drift_percent", self.clock_drift_percent.into(), 0, 50),
             ("loops", self.loops as u64, 0, 64),
             ("apply_workers", self.apply_workers as u64, 1, 64),
             ("read_workers", self.read_workers as u64, 1, 256),
@@ -241,10 +261,15 @@ impl NodeConfig {
             ("pending_bytes", self.pending_bytes as u64, 1 << 12, 1 << 40),
             ("entry_bytes", self.entry_bytes as u64, 1, 16 << 20),
             ("compact_bytes", self.compact_bytes, 1, 1 << 50),
-            ("log_budget_bytes", self.log_budget_bytes, self.segment_bytes, 1 << 50),
+            ("region_log_bytes", self.region_log_bytes, 1 << 16, 1 << 50),
+            ("log_budget_bytes", self.log_budget_bytes, 1, 1 << 50),
+            ("entry_cache_bytes", self.entry_cache_bytes as u64, 0, 1 << 40),
             ("memtable_bytes", self.memtable_bytes as u64, 1 << 12, 1 << 40),
+            ("block_cache_bytes", self.block_cache_bytes, 0, 1 << 40),
             ("flush_interval_ms", self.flush_interval_ms, 10, 1 << 40),
             ("request_timeout_ms", self.request_timeout_ms, 1, 1 << 40),
+            ("shutdown_timeout_ms", self.shutdown_timeout_ms, 0, 3_600_000),
+            ("peer_queue_bytes", self.peer_queue_bytes as u64, MESSAGE_BYTES_MAX as u64, 1 << 40),
             ("snapshots", self.snapshots as u64, 1, 1_000),
         ];
         for (name, value, least, most) in bounds {
@@ -254,24 +279,156 @@ impl NodeConfig {
         }
         Ok(())
     }
+
+    /// What makes no sense together, each by itself within its bounds.
+    fn validate_together(&self) -> Result<()> {
+        if self.election_ticks <= self.heartbeat_ticks * 2 {
+            return invalid(format!(
+                "election_ticks = {}: must be more than twice heartbeat_ticks = {}",
+                self.election_ticks, self.heartbeat_ticks
+            ));
+        }
+        let election_ms = self.election_ticks as u64 * self.tick_ms;
+        if election_ms > ELECTION_MS_MAX {
+            return invalid(format!(
+                "election_ticks = {} of tick_ms = {}: a lost leader would be missed after {election_ms} \
+                 ms at the earliest, at most {ELECTION_MS_MAX} are allowed",
+                self.election_ticks, self.tick_ms
+            ));
+        }
+        for (name, value, other, least) in [
+            ("region_log_bytes", self.region_log_bytes, "compact_bytes", self.compact_bytes),
+            ("log_budget_bytes", self.log_budget_bytes, "segment_bytes", self.segment_bytes),
+        ] {
+            if value < least {
+                return invalid(format!("{name} = {value}: must be at least {other} = {least}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The largest thing that must fit a peer's queue: one entry with the largest batch in it, a forwarded
+/// request with that batch, or an answer of a full page and one more value; and their heads. (A queue
+/// drops what does not fit whole, and raft would send the same again for ever.)
+pub(crate) const MESSAGE_BYTES_MAX: usize = BATCH_BYTES_MAX + (1 << 20);
+
+/// Election timeouts beyond this are a slip of the finger.
+const ELECTION_MS_MAX: u64 = 600_000;
+
+/// Which ports an address may have.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Port {
+    /// 1 to 65535.
+    Fixed,
+    /// 0, too: any that is free.
+    AnyFree,
+}
+
+/// Whether this reads as `host:port`; else why not.
+fn check_address(text: &str, ports: Port) -> std::result::Result<(), String> {
+    let Some((host, port)) = text.rsplit_once(':') else {
+        return Err("expected host:port".into());
+    };
+    let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    match bracketed {
+        Some(host) if host.parse::<std::net::Ipv6Addr>().is_err() => {
+            return Err(format!("{host:?} is not an IPv6 address"));
+        }
+        Some(_) => {}
+        None if host.contains(':') => {
+            return Err("an IPv6 address goes in brackets, as in [::1]:7001".into());
+        }
+        None if host.is_empty() || host.contains(|c: char| c.is_whitespace() || c == '/') => {
+            return Err(format!("{host:?} is not a host name (expected host:port)"));
+        }
+        None => {}
+    }
+    match port.parse::<u16>() {
+        Ok(0) if ports == Port::Fixed => Err("port 0 is none that others could reach".into()),
+        Ok(_) => Ok(()),
+        Err(_) => Err(format!("{port:?} is not a port (a number up to 65535)")),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn refused(change: impl FnOnce(&mut NodeConfig), message: &str) {
+        let mut config = NodeConfig::default();
+        change(&mut config);
+        let found = config.validate().unwrap_err();
+        assert!(matches!(found, Error::InvalidArgument(_)), "{found}");
+        let found = found.to_string();
+        assert!(found.contains(message), "{found:?} does not say {message:?}");
+    }
+
+    fn taken(change: impl FnOnce(&mut NodeConfig)) {
+        let mut config = NodeConfig::default();
+        change(&mut config);
+        config.validate().unwrap();
+    }
+
     #[test]
     fn defaults_are_valid_and_mistakes_are_named() {
-        NodeConfig::default().validate().unwrap();
-        let named = |config: NodeConfig, field: &str| {
-            let message = config.validate().unwrap_err().to_string();
-            assert!(message.contains(field), "{message}");
-        };
-        named(NodeConfig { regions: 0, ..Default::default() }, "regions = 0");
-        named(NodeConfig { replicas: 3, ..Default::default() }, "replicas = 3");
-        named(NodeConfig { election_ticks: 4, ..Default::default() }, "election_ticks = 4");
-        let cluster = BTreeMap::from([(2, "x:1".to_owned())]);
-        named(NodeConfig { cluster, ..Default::default() }, "store_id = 1");
+        taken(|_| {});
+        refused(|c| c.regions = 0, "regions = 0");
+        refused(|c| c.replicas = 3, "replicas = 3");
+        refused(|c| c.replicas = usize::MAX, "there are 1 nodes");
+        refused(|c| c.election_ticks = 4, "election_ticks = 4");
+        refused(|c| c.cluster = BTreeMap::from([(2, "x:1".to_owned())]), "store_id = 1");
+    }
+
+    #[test]
+    fn every_number_has_bounds() {
+        refused(|c| c.peer_queue_bytes = 0, "peer_queue_bytes = 0");
+        refused(|c| c.election_ticks = 100_000, "election_ticks = 100000");
+        refused(|c| c.heartbeat_ticks = usize::MAX, "heartbeat_ticks = ");
+        refused(|c| c.region_log_bytes = 0, "region_log_bytes = 0");
+        refused(|c| c.entry_cache_bytes = usize::MAX, "entry_cache_bytes = ");
+        refused(|c| c.block_cache_bytes = u64::MAX, "block_cache_bytes = ");
+        refused(|c| c.shutdown_timeout_ms = u64::MAX, "shutdown_timeout_ms = ");
+        refused(|c| c.clock_drift_percent = 51, "clock_drift_percent = 51");
+        // Nothing kept in memory, and no wait at the end: slow or unkind, but sound.
+        taken(|c| (c.entry_cache_bytes, c.block_cache_bytes) = (0, 0));
+        taken(|c| c.shutdown_timeout_ms = 0);
+    }
+
+    #[test]
+    fn segments_are_judged_by_the_log_and_named() {
+        for bytes in [0, 1, 4096, (64 << 20) + 1, 5_000_000_000] {
+            refused(|c| c.segment_bytes = bytes, &format!("segment_bytes {bytes}"));
+        }
+        taken(|c| c.segment_bytes = 8192);
+        taken(|c| c.segment_bytes = 2 << 30);
+    }
+
+    #[test]
+    fn what_belongs_together_is_compared() {
+        let smaller = |c: &mut NodeConfig| c.region_log_bytes = c.compact_bytes - 1;
+        refused(smaller, "must be at least compact_bytes = 1048576");
+        refused(|c| c.log_budget_bytes = 1 << 20, "must be at least segment_bytes = 67108864");
+        refused(|c| (c.tick_ms, c.election_ticks) = (10_000, 100), "tick_ms = 10000");
+        refused(|c| c.peer_queue_bytes = BATCH_BYTES_MAX, "peer_queue_bytes = 25165824");
+        taken(|c| c.peer_queue_bytes = MESSAGE_BYTES_MAX);
+    }
+
+    #[test]
+    fn addresses_have_a_host_and_a_port() {
+        for wrong in ["nonsense", ":7001", "h:", "h:port", "h:65536", "h:-1", "a b:1", "::1:7001"] {
+            refused(|c| c.listen = wrong.into(), &format!("listen = {wrong:?}"));
+            let cluster = BTreeMap::from([(1, wrong.to_owned())]);
+            refused(|c| c.cluster = cluster, &format!("cluster: 1 = {wrong:?}"));
+        }
+        refused(|c| c.listen = "::1:7001".into(), "[::1]:7001");
+        refused(|c| c.listen = "[::1::]:7001".into(), "IPv6");
+        refused(|c| c.cluster = BTreeMap::from([(1, "h:0".to_owned())]), "port 0");
+        let twins = BTreeMap::from([(1, "h:1".to_owned()), (2, "h:1".to_owned())]);
+        refused(|c| c.cluster = twins, "1 and 2 both have \"h:1\"");
+        for right in ["127.0.0.1:0", "[::1]:7001", "node-1.example:7001", "localhost:65535"] {
+            taken(|c| c.listen = right.into());
+        }
     }
 
     #[test]

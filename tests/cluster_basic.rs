@@ -5,7 +5,7 @@
 use catamaran::client::{Blocking, RemoteClient};
 use catamaran::kv::Direction;
 use catamaran::store::ReadLevel;
-use catamaran::types::KeyRange;
+use catamaran::types::{KeyRange, StoreId};
 use catamaran::{Batch, Node, NodeConfig};
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -308,35 +308,184 @@ fn a_node_that_fell_behind_the_log_gets_a_snapshot() {
     check(&cluster.client(3), 0..1);
 }
 
+/// A store syncs once for what its own leaders propose, and once for what the two others send it; each may
+/// come in two parts, for a sync may begin when the first of it is there. More is chance: a thread that is
+/// not run for a while, the end of a quiet time (the writer states on the disk what is durable, by a sync
+/// of its own), an election. So the best of some attempts counts.
 #[test]
 fn writes_of_many_regions_share_their_syncs() {
-    let cluster = Cluster::start(3, |config| config.regions = 64);
+    const FEW: u64 = 4;
+    // Not as many loops as the machine has cores: each proposes on its own, and a sync of its own may
+    // follow.
+    let cluster = Cluster::start(3, |config| (config.regions, config.loops) = (64, 1));
     cluster.settle();
-    // Every region's leader has written something in its term, and the rest is quiet.
-    cluster.converge();
-    std::thread::sleep(Duration::from_millis(400));
-    let before: Vec<_> = cluster.running().map(|node| node.stats().log.fsyncs).collect();
+    let fsyncs = || cluster.running().map(|node| node.stats().log.fsyncs).collect::<Vec<_>>();
+    let mut attempts = Vec::new();
+    for _ in 0..12 {
+        // Every region's leader has written something in its term, and the rest is quiet.
+        cluster.converge();
+        let mut before = fsyncs();
+        eventually("a quiet log", || {
+            std::thread::sleep(Duration::from_millis(300));
+            std::mem::replace(&mut before, fsyncs()) == before
+        });
+        let writes = one_write_for_each_region(&cluster);
+        let syncs: Vec<u64> = before.iter().zip(fsyncs()).map(|(b, a)| a - b).collect();
+        eprintln!("{writes} writes cost {syncs:?} syncs");
+        // Fewer, if a region was between two leaders.
+        if writes == 64 && syncs.iter().all(|n| *n <= FEW) {
+            return;
+        }
+        attempts.push(syncs);
+    }
+    panic!("64 writes never cost at most {FEW} syncs: {attempts:?}");
+}
+
+/// All of them enter together, each at its region's leader. Returns how many they were, when all are
+/// acknowledged.
+fn one_write_for_each_region(cluster: &Cluster) -> usize {
     let (tell, told) = mpsc::channel();
-    for node in cluster.running() {
-        // One write for each region led here, entering together.
-        let led: Vec<u64> =
-            node.status().unwrap().iter().filter(|r| r.leads).map(|r| r.region.id.0).collect();
-        let batches = led.into_iter().map(|region| {
+    let status = cluster.running().map(|node| (node, node.status().unwrap())).collect::<Vec<_>>();
+    for (node, regions) in status {
+        let batches = regions.iter().filter(|region| region.leads).map(|region| {
             let mut batch = Batch::new();
-            let first = ((u128::from(region - 1) << 64) / 64) as u64;
+            let first = ((u128::from(region.region.id.0 - 1) << 64) / 64) as u64;
             batch.put(&[&first.to_be_bytes()[..], b"!"].concat(), b"v").unwrap();
             let tell = tell.clone();
             (batch, move |result: catamaran::Result<_>| tell.send(result.map(|_| ())).unwrap())
         });
         node.client().submit_many(batches);
     }
-    for _ in 0..64 {
-        told.recv_timeout(Duration::from_secs(10)).unwrap().unwrap();
+    drop(tell);
+    told.iter().map(Result::unwrap).count()
+}
+
+/// Patience that a hand-over to somebody who is there never needs, not even on a slow machine.
+const HAND_OVER_MS: u64 = 120_000;
+
+#[test]
+fn nodes_that_go_together_do_not_wait_for_each_other() {
+    let mut cluster = Cluster::start(3, |config| {
+        config.regions = 16;
+        config.shutdown_timeout_ms = HAND_OVER_MS;
+    });
+    for round in 0..3u64 {
+        cluster.settle();
+        let keys = round * 100..round * 100 + 50;
+        keys.clone().for_each(|i| cluster.client(1 + i % 3).put(key(i), value(i)).unwrap());
+        let start = Instant::now();
+        let nodes: Vec<Node> = (1..=3).map(|id| cluster.take(id)).collect();
+        std::thread::scope(|scope| {
+            for (at, node) in (0..).zip(&nodes) {
+                scope.spawn(move || {
+                    // Together, and one after the other, each into the others' work.
+                    std::thread::sleep(Duration::from_millis(30 * round * at));
+                    node.shutdown().unwrap();
+                });
+            }
+        });
+        let took = start.elapsed();
+        eprintln!("round {round}: three nodes went in {took:?}");
+        assert!(took < Duration::from_millis(HAND_OVER_MS / 2), "{took:?}");
+        (1..=3).for_each(|id| cluster.open(id));
+        cluster.settle();
+        check(&cluster.client(1), (0..=round).flat_map(|round| round * 100..round * 100 + 50));
     }
-    let after: Vec<_> = cluster.running().map(|node| node.stats().log.fsyncs).collect();
-    let syncs: Vec<u64> = before.iter().zip(&after).map(|(b, a)| a - b).collect();
-    eprintln!("64 writes cost {syncs:?} syncs");
-    assert!(syncs.iter().all(|n| *n <= 16), "{syncs:?}");
+}
+
+#[test]
+fn a_node_that_goes_alone_hands_its_leaderships_over() {
+    let mut cluster = Cluster::start(3, |config| config.shutdown_timeout_ms = HAND_OVER_MS);
+    cluster.settle();
+    cluster.converge();
+    // All of them to the one that goes.
+    eventually("leaderships of the third node", || {
+        for id in 1..=2 {
+            for region in cluster.node(id).status().unwrap().iter().filter(|r| r.leads) {
+                // It may have lost it since.
+                let _ = cluster.node(id).transfer_leader(region.region.id, Some(StoreId(3)));
+            }
+        }
+        cluster.node(3).status().unwrap().iter().all(|region| region.leads)
+    });
+    let terms = |cluster: &Cluster| {
+        let mut terms = BTreeMap::new();
+        for region in cluster.running().flat_map(|node| node.status().unwrap()) {
+            let term = terms.entry(region.region.id).or_insert(region.term);
+            *term = region.term.max(*term);
+        }
+        terms
+    };
+    let before = terms(&cluster);
+    cluster.take(3).shutdown().unwrap();
+    // Not an election later: whoever was to take over has a term of its own by the time that the old
+    // leader lets go.
+    let after = terms(&cluster);
+    assert!(before.iter().all(|(region, term)| after[region] > *term), "{before:?} {after:?}");
+    cluster.settle();
+    cluster.client(1).put(key(1), value(1)).unwrap();
+
+    // The last two: the one cannot lead without the other.
+    cluster.take(1).shutdown().unwrap();
+    cluster.take(2).shutdown().unwrap();
+    (1..=3).for_each(|id| cluster.open(id));
+    cluster.settle();
+    check(&cluster.client(3), 1..2);
+}
+
+#[test]
+fn no_caches_and_no_patience_are_legal() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || {
+        Node::open(NodeConfig {
+            entry_cache_bytes: 0,
+            block_cache_bytes: 0,
+            shutdown_timeout_ms: 0,
+            regions: 4,
+            segment_bytes: 8192,
+            log_budget_bytes: 1 << 20,
+            ..NodeConfig::single(dir.path().join("data"))
+        })
+        .unwrap()
+    };
+    for round in 0..3 {
+        let node = open();
+        let client = node.client().blocking();
+        check(&client, 0..round * 20);
+        (round * 20..round * 20 + 20).for_each(|i| client.put(key(i), value(i)).unwrap());
+        node.flush().unwrap();
+        check(&client, 0..round * 20 + 20);
+        node.shutdown().unwrap();
+    }
+}
+
+#[test]
+fn bounds_of_scans_are_checked_before_anybody_is_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::open(NodeConfig::single(dir.path().join("data"))).unwrap();
+    let client = node.client().blocking();
+    let scan = |range: KeyRange| {
+        let rows = client.scan(range, Direction::Forward, ReadLevel::Linearizable);
+        rows.map(|row| row.map(|(key, _)| key.len())).collect::<catamaran::Result<Vec<_>>>()
+    };
+    // The longest key, with a page that ends at it.
+    let longest = vec![b'k'; 32 << 10];
+    client.put(&longest, "v").unwrap();
+    let pages = node.client().scan(KeyRange::all(), Direction::Forward, ReadLevel::Linearizable);
+    let rows = catamaran::client::wait(pages.page_size(1).collect()).unwrap();
+    assert_eq!(rows.len(), 1);
+    let after = [&longest[..], b"\0"].concat();
+    assert_eq!(scan(KeyRange::new(after.clone(), "")).unwrap(), [0; 0]);
+    assert_eq!(scan(KeyRange::new("", after.clone())).unwrap(), [32 << 10]);
+    let too_long = [&after[..], b"\0"].concat();
+    for range in [KeyRange::new(too_long.clone(), ""), KeyRange::new("", too_long.clone())] {
+        let error = scan(range).unwrap_err();
+        assert!(matches!(error, catamaran::Error::InvalidArgument(_)), "{error}");
+    }
+    let error = client.execute(too_long, "").unwrap_err();
+    assert!(matches!(error, catamaran::Error::InvalidArgument(_)), "{error}");
+    let error = client.execute("k", vec![0; (24 << 20) + 1]).unwrap_err();
+    assert!(matches!(error, catamaran::Error::InvalidArgument(_)), "{error}");
 }
 
 #[test]

@@ -15,7 +15,6 @@ use source::{Source, paths};
 const FLOORS: &[(&str, u32)] = &[
     ("types", 0),
     ("error", 0),
-    ("config", 0),
     ("codec", 0),
     ("pb", 0),
     ("env", 1),
@@ -23,6 +22,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("log", 2),
     ("kv", 2),
     ("region", 3),
+    ("config", 3),
     ("store", 4),
     ("router", 4),
     ("placement", 4),
@@ -35,11 +35,7 @@ const FLOORS: &[(&str, u32)] = &[
 ];
 
 /// Within a floor: rooms that may name those before them in the same stair.
-const STAIRS: &[&[&str]] = &[
-    &["types", "error", "codec", "pb"],
-    &["types", "error", "config"],
-    &["client", "node", "admin"],
-];
+const STAIRS: &[&[&str]] = &[&["types", "error", "codec", "pb"], &["client", "node", "admin"]];
 
 fn is_up_the_stairs(own: &str, named: &str) -> bool {
     STAIRS.iter().any(|stair| {

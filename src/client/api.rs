@@ -3,7 +3,7 @@
 use super::pages::{Pages, Rows};
 use super::request::{Body, NodeStatus, Response};
 use super::{Backend, Batch, Done, Swap, odd, written};
-use crate::codec::command::{self, KEY_BYTES_MAX};
+use crate::codec::command::{self, BATCH_BYTES_MAX, KEY_BYTES_MAX};
 use crate::error::{Error, Result};
 use crate::kv::Direction;
 use crate::store::ReadLevel;
@@ -73,9 +73,7 @@ impl Client {
         level: ReadLevel,
     ) -> Result<Vec<Option<Bytes>>> {
         let count = keys.len();
-        if let Some(key) = keys.iter().find(|key| key.len() > KEY_BYTES_MAX) {
-            return Err(Error::InvalidArgument(format!("key of {} bytes", key.len())));
-        }
+        keys.iter().try_for_each(check_key)?;
         if count > super::request::KEYS_MAX {
             return Err(Error::InvalidArgument(format!("{count} keys in one read")));
         }
@@ -126,9 +124,15 @@ impl Client {
     }
 
     /// Runs a command of an embedder's own state machine in the region that owns `key`, and gives its
-    /// response.
+    /// response. Key and command are bounded as those of the built-in state machine are.
     pub async fn execute(&self, key: impl Into<Bytes>, command: impl Into<Bytes>) -> Result<Bytes> {
-        written(self.call(Body::Execute { key: key.into(), command: command.into() }).await)
+        let (key, command) = (key.into(), command.into());
+        check_key(&key)?;
+        if command.len() > BATCH_BYTES_MAX {
+            let what = format!("command of {} bytes: at most {BATCH_BYTES_MAX}", command.len());
+            return Err(Error::InvalidArgument(what));
+        }
+        written(self.call(Body::Execute { key, command }).await)
     }
 
     /// Writes without a future: `done` is called with the swaps once the batch is applied. It runs on a
@@ -154,7 +158,9 @@ impl Client {
         self.backend.write_many(batches, self.timeout);
     }
 
-    /// The keys of a range, page by page, in either direction. Each page is of one instant.
+    /// The keys of a range, page by page, in either direction. Each page is of one instant. A bound longer
+    /// than a key can be (and the one byte more that makes the longest key's successor) is an
+    /// [`InvalidArgument`](Error::InvalidArgument) of the first page.
     pub fn scan(&self, range: KeyRange, direction: Direction, level: ReadLevel) -> Pages {
         Pages::new(self.clone(), range, direction, level)
     }
@@ -173,6 +179,16 @@ impl Client {
             Response::Done => Ok(()),
             _ => Err(odd()),
         }
+    }
+}
+
+fn check_key(key: &Bytes) -> Result<()> {
+    match key.len() > KEY_BYTES_MAX {
+        true => {
+            let what = format!("key of {} bytes: at most {KEY_BYTES_MAX}", key.len());
+            Err(Error::InvalidArgument(what))
+        }
+        false => Ok(()),
     }
 }
 

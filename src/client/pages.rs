@@ -2,8 +2,8 @@
 
 use super::api::Client;
 use super::odd;
-use super::request::{Body, Response};
-use crate::error::Result;
+use super::request::{BOUND_BYTES_MAX, Body, Response};
+use crate::error::{Error, Result};
 use crate::kv::Direction;
 use crate::store::ReadLevel;
 use crate::types::KeyRange;
@@ -59,6 +59,15 @@ impl Pages {
             return Ok(Some(std::mem::take(&mut self.page).into()));
         }
         while let Some(range) = self.rest.clone() {
+            for (name, bound) in [("start", &range.start), ("end", &range.end)] {
+                if bound.len() > BOUND_BYTES_MAX {
+                    let what = format!(
+                        "{name} of a scan of {} bytes: at most {BOUND_BYTES_MAX}",
+                        bound.len()
+                    );
+                    return Err(Error::InvalidArgument(what));
+                }
+            }
             let body = Body::Scan {
                 level: self.level,
                 direction: self.direction,

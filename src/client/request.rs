@@ -18,6 +18,7 @@
 use super::fault;
 use crate::codec::command::{BATCH_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::codec::{Reader, Writer, region};
+use crate::config::MESSAGE_BYTES_MAX;
 use crate::error::{Error, Result};
 use crate::kv::Direction;
 use crate::store::{ReadLevel, RegionStatus};
@@ -28,10 +29,20 @@ use std::time::Duration;
 const VERSION: u8 = 1;
 /// Keys of one read.
 pub const KEYS_MAX: usize = 1 << 16;
+/// Bytes of a scan's bound: one more than of a key, for the successor of the longest key is a bound.
+pub const BOUND_BYTES_MAX: usize = KEY_BYTES_MAX + 1;
 /// Items of one page.
 pub const PAGE_ITEMS_MAX: usize = 1 << 16;
 /// Bytes of one page, about: one item more may stand in it.
 pub const PAGE_BYTES_MAX: usize = 8 << 20;
+
+/// What is said in one piece fits the smallest queue that a configuration may ask for: a page (lengths
+/// take at most eight bytes an item) and a routed command.
+const _: () = assert!(
+    PAGE_BYTES_MAX + PAGE_ITEMS_MAX * 8 + KEY_BYTES_MAX + VALUE_BYTES_MAX + 1024
+        <= MESSAGE_BYTES_MAX
+        && BATCH_BYTES_MAX + KEY_BYTES_MAX + 1024 <= MESSAGE_BYTES_MAX
+);
 
 /// To which region a request was routed, and by which version of its shape.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -172,9 +183,8 @@ fn write_range(range: &KeyRange, out: &mut Writer<'_>) {
 }
 
 fn read_range(from: &mut Reader) -> Result<KeyRange> {
-    // One byte more than a key: the successor of the longest key is a legal bound.
-    let start = from.bytes(KEY_BYTES_MAX + 1)?;
-    Ok(KeyRange { start, end: from.bytes(KEY_BYTES_MAX + 1)? })
+    let start = from.bytes(BOUND_BYTES_MAX)?;
+    Ok(KeyRange { start, end: from.bytes(BOUND_BYTES_MAX)? })
 }
 
 impl Request {

@@ -37,6 +37,7 @@ impl Mail {
 struct State {
     mail: Mail,
     sleeping: bool,
+    nudged: bool,
     closed: bool,
 }
 
@@ -91,6 +92,15 @@ impl Inbox {
         self.with(|mail| mail.events.push(event));
     }
 
+    /// Ends the loop's sleep, or the next one, without any mail: what it left undone can be done now.
+    pub fn nudge(&self) {
+        let mut state = self.state.lock();
+        state.nudged = true;
+        state.sleeping = false;
+        drop(state);
+        self.wake.notify_one();
+    }
+
     /// Adds client batches; gives back those that found no room.
     pub fn propose(&self, proposals: impl IntoIterator<Item = Proposal>) -> Vec<Proposal> {
         let max = self.proposal_bytes_max;
@@ -141,18 +151,18 @@ impl Inbox {
         if taken == Some(false) { count } else { 0 }
     }
 
-    /// Swaps everything out into `mail` (which is emptied first), sleeping until there is something or
-    /// `until` comes. `false` once the inbox is closed.
+    /// Swaps everything out into `mail` (which is emptied first), sleeping until there is something, somebody
+    /// [nudges](Self::nudge) or `until` comes. `false` once the inbox is closed.
     pub fn take(&self, mail: &mut Mail, until: Instant) -> bool {
         mail.clear();
         let mut state = self.state.lock();
-        while state.mail.is_empty() && !state.closed {
+        while state.mail.is_empty() && !state.nudged && !state.closed {
             state.sleeping = true;
             if self.wake.wait_until(&mut state, until).timed_out() {
                 break;
             }
         }
-        state.sleeping = false;
+        (state.sleeping, state.nudged) = (false, false);
         std::mem::swap(&mut state.mail, mail);
         !state.closed
     }
@@ -197,5 +207,26 @@ mod tests {
         assert!(inbox.propose([proposal(100), proposal(100)]).is_empty(), "room again");
         inbox.close();
         assert!(!inbox.take(&mut mail, Instant::now()));
+    }
+
+    #[test]
+    fn a_nudge_ends_one_sleep_whether_it_comes_before_or_during_it() {
+        let inbox = Inbox::new(1000, 1000);
+        let never = Instant::now() + std::time::Duration::from_secs(3600);
+        let mut mail = Mail::default();
+        inbox.nudge();
+        assert!(inbox.take(&mut mail, never), "not lost");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !inbox.state.lock().sleeping {
+                    std::thread::yield_now();
+                }
+                inbox.nudge();
+            });
+            assert!(inbox.take(&mut mail, never));
+        });
+        assert!(mail.is_empty() && !inbox.state.lock().nudged, "each counts once");
+        let now = Instant::now();
+        assert!(inbox.take(&mut mail, now), "nothing came");
     }
 }

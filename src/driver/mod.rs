@@ -167,6 +167,8 @@ struct Shared {
     upkeep: upkeep::Upkeep,
     /// Raised while the state store owes too much to take more.
     behind: AtomicBool,
+    /// Raised by a loop that left work undone because the log had no room.
+    held: AtomicBool,
     log: Log,
     kv: Arc<dyn StateStore>,
     registry: Registry,
@@ -251,6 +253,7 @@ impl Driver {
             readers: Readers::default(),
             upkeep: upkeep::Upkeep::default(),
             behind: AtomicBool::new(false),
+            held: AtomicBool::new(false),
             timer: Timer::start("timer")?,
             stopped: AtomicBool::new(false),
             reason: Mutex::new(None),

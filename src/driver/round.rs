@@ -17,7 +17,8 @@ pub fn run(shared: &Shared, at: usize, mut store: Store) {
     let mut mail = Mail::default();
     let mut effects = Effects::default();
     let mut next_tick = shared.clock.now().after(shared.config.tick);
-    while inbox.take(&mut mail, shared.clock.instant(next_tick)) {
+    let mut until = next_tick;
+    while inbox.take(&mut mail, shared.clock.instant(until)) {
         let now = shared.clock.now();
         for event in mail.events.drain(..) {
             store.handle(now, event);
@@ -34,6 +35,26 @@ pub fn run(shared: &Shared, at: usize, mut store: Store) {
         if !effects.is_empty() && !perform(shared, at, &mut effects) {
             return;
         }
+        until = match store.has_work() {
+            true => rest(shared, now, next_tick),
+            false => next_tick,
+        };
+    }
+}
+
+/// How long a loop may sleep whose drain left work: not at all if the drain only took its share (a group
+/// had more to hand out than the passes of one round); if the log has no room, until the writer has made
+/// some and nudges. To look again and again would take the core that the writer needs.
+fn rest(shared: &Shared, now: Time, next_tick: Time) -> Time {
+    if shared.log.has_room() {
+        return now;
+    }
+    shared.held.store(true, Ordering::SeqCst);
+    // Again, after the flag is up: either the writer sees it, or we see the room that it made. (Should both
+    // miss, the next tick looks.)
+    match shared.log.has_room() {
+        true => now,
+        false => next_tick,
     }
 }
 

@@ -7,6 +7,7 @@ use crate::log::Seq;
 use crate::store::{AfterPersist, Event};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// What waits for the log, per store loop.
@@ -78,11 +79,18 @@ fn release(shared: &Shared, at: usize, durable: Seq) {
     }
 }
 
-/// Releases all that the log's durable number allows. For whoever may have written a round.
+/// Releases all that the log's durable number allows, and the loops that waited for room in it. For
+/// whoever may have written a round.
 pub fn release_all(shared: &Shared) {
     let durable = shared.log.durable();
     for at in 0..shared.writer.loops.len() {
         release(shared, at, durable);
+    }
+    // Not every loop that was held back has something in the log whose end would wake it.
+    if shared.log.has_room() && shared.held.swap(false, Ordering::SeqCst) {
+        for inbox in &shared.inboxes {
+            inbox.nudge();
+        }
     }
 }
 

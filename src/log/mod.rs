@@ -155,6 +155,14 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// Whether a log would open with these: [`InvalidArgument`](crate::Error::InvalidArgument) names the
+    /// field, what it holds and what it may hold.
+    pub fn validate(&self) -> crate::Result<()> {
+        self.check()
+    }
+}
+
 /// The log. Clones share it; the last one to go releases the directory.
 ///
 /// - What [`durable`](Log::durable) covers survives any crash.

@@ -1,5 +1,6 @@
 //! The network's side of a node: what arrives goes to the driver, what the driver sends goes out.
 
+use super::handover::Away;
 use crate::client::local::Local;
 use crate::codec::{Reader, Writer};
 use crate::driver::{Driver, Outward};
@@ -143,10 +144,12 @@ pub(super) struct Desk {
     pub receiving: Arc<AtomicUsize>,
     pub files: AtomicU64,
     pub incarnations: Mutex<BTreeMap<StoreId, u64>>,
+    pub away: Arc<Away>,
 }
 
 impl Handler for Desk {
-    fn envelopes(&self, _from: StoreId, envelopes: Vec<Envelope>) {
+    fn envelopes(&self, from: StoreId, envelopes: Vec<Envelope>) {
+        self.away.heard(from);
         self.driver.messages(envelopes);
     }
 
@@ -163,6 +166,7 @@ impl Handler for Desk {
     }
 
     fn unreachable(&self, store: StoreId) {
+        self.away.lost(store);
         self.driver.unreachable(store);
     }
 
@@ -173,7 +177,10 @@ impl Handler for Desk {
     fn hello(&self, from: StoreId, incarnation: u64) -> Result<()> {
         let known = *self.incarnations.lock().entry(from).or_insert(incarnation);
         match known == incarnation {
-            true => Ok(()),
+            true => {
+                self.away.heard(from);
+                Ok(())
+            }
             false => Err(Error::Identity(format!(
                 "{from} came back with another directory (incarnation {incarnation:x}, was \
                  {known:x}): what it forgot it may not vote about"

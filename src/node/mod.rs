@@ -36,6 +36,7 @@
 //! Not done: nodes that join a running cluster (membership brings them).
 
 mod desk;
+mod handover;
 mod open;
 
 pub use crate::config::{NodeConfig, StateKind};
@@ -49,6 +50,7 @@ use crate::store::{RegionStatus, Reply};
 use crate::transport::Transport;
 use crate::types::{RegionId, StoreId};
 use crate::{kv, log, transport};
+use handover::{Away, HandOver};
 use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -73,6 +75,7 @@ struct Running {
     local: Local,
     transport: Arc<dyn Transport>,
     runtime: Option<tokio::runtime::Runtime>,
+    away: Arc<Away>,
 }
 
 struct Shared {
@@ -175,8 +178,8 @@ impl Node {
         self.running()?.driver.flush(FlushNow::Wait)
     }
 
-    /// Hands every leadership over (bounded by `shutdown_timeout_ms`), flushes, stops, waits for the
-    /// threads. Calling it again does nothing. Do not call it on a thread of an async runtime.
+    /// Hands every leadership over that another node can take (bounded by `shutdown_timeout_ms`), flushes,
+    /// stops, waits for the threads. Calling it again does nothing. Do not call it on a thread of an async runtime.
     pub fn shutdown(&self) -> Result<()> {
         let Ok(running) = self.running() else { return Ok(()) };
         let flushed = match running.driver.stop_reason() {
@@ -192,24 +195,26 @@ impl Node {
         flushed
     }
 
+    /// Until nothing is led here any more that somebody else could lead.
     fn hand_over(&self, running: &Running) {
         let patience = Duration::from_millis(self.shared.config.shutdown_timeout_ms);
+        if patience.is_zero() {
+            return;
+        }
         let until = Instant::now() + patience;
         let client = self.client().with_timeout(patience.max(Duration::from_millis(100)));
-        let mut asked_at: Option<Instant> = None;
+        let config = &self.shared.config;
+        let mut over =
+            HandOver::new(self.shared.store, config.tick() * config.election_ticks as u32);
         while Instant::now() < until {
             let Ok(status) = wait(client.status()) else { return };
-            let led = status.regions.iter().filter(|r| r.leads && r.region.peers.len() > 1);
-            let led: Vec<RegionId> = led.map(|status| status.region.id).collect();
-            if led.is_empty() {
+            let step = over.step(Instant::now(), &status.regions, &running.away.now());
+            if step.waiting == 0 {
                 return;
             }
-            if asked_at.is_none_or(|at| at.elapsed() > patience / 5) {
-                asked_at = Some(Instant::now());
-                let deadline = running.driver.clock().now().after(patience);
-                for region in led {
-                    running.driver.transfer(region, None, deadline, Box::new(|_| {}));
-                }
+            let deadline = running.driver.clock().now().after(patience);
+            for (region, to) in step.ask {
+                running.driver.transfer(region, to, deadline, Box::new(|_| {}));
             }
             std::thread::sleep(Duration::from_millis(20));
         }

@@ -156,6 +156,7 @@ impl NodeBuilder {
         let known = layout.into_iter().chain(kv.region_states().into_iter().map(|s| s.region));
         let local =
             Local::new(store_id, driver.clone(), Arc::clone(&transport), known.collect(), draw());
+        let away = Arc::default();
         let desk: Arc<dyn Handler> = Arc::new(Desk {
             local: local.clone(),
             driver: driver.clone(),
@@ -165,6 +166,7 @@ impl NodeBuilder {
             receiving: Arc::new(AtomicUsize::new(0)),
             files: AtomicU64::new(1),
             incarnations: Mutex::default(),
+            away: Arc::clone(&away),
         });
         let (local_addr, runtime) = match bound {
             Bound::Tcp(tcp, runtime) => {
@@ -177,7 +179,7 @@ impl NodeBuilder {
             }
         };
         let client = local.client(Duration::from_millis(config.request_timeout_ms));
-        let running = Running { driver, local, transport, runtime };
+        let running = Running { driver, local, transport, runtime, away };
         Ok(Node {
             shared: Arc::new(Shared {
                 config,

@@ -28,10 +28,23 @@ Examples:
   catamaran-dump verify data/1 && echo sound
   catamaran-dump entries data/1 --group 7 --from 100 --to 120 --values
   catamaran-dump entries data/1 --type delete-range,cas --limit 20
+  catamaran-dump groups data/1 --type conf-change
+  catamaran-dump segments data/1 --group 7
+  catamaran-dump state data/1 --type hard-state --from 1000
+  catamaran-dump verify data/1 --type rot -o jsonl
   catamaran-dump stats data/1 -o json | jq .log.garbage_percent
   catamaran-dump tail data/1 -f -o jsonl
-  catamaran-dump diff data/1 data/2 --common
+  catamaran-dump diff data/1 data/2 --common --group 1-16 --limit 10
   catamaran-dump completions bash > /etc/bash_completion.d/catamaran-dump
+
+Filters choose what is shown; all that are given must hold:
+  --group        groups; of segments: those that hold what such a group still needs
+  --from, --to   both included: entry indexes (groups, entries, stats, diff), the commit
+                 index (state), record numbers (segments, tail)
+  --type         of entries (groups, entries, stats, diff), of records (tail), of state
+                 records (state), of findings (verify)
+  --limit        so many groups, entries, segments or records
+Damage counts for the exit code wherever it is. A summary is always of the whole log.
 
 Exit codes:
   0  fine (a torn tail that was never acknowledged is fine)
@@ -62,22 +75,31 @@ pub enum Keys {
 #[derive(Subcommand, Debug)]
 pub enum Verb {
     /// The whole log on one page.
-    Summary(Directory),
+    Summary(Summary),
     /// Segment files: sequence numbers, how full, how much of it is live.
     Segments(Segments),
     /// Groups: first and last entry, truncated position, bytes.
+    ///
+    /// With --from, --to or --type only such entries count, and groups without one are left out.
     Groups(Groups),
     /// Live entries in order of group and index, with their commands decoded.
     Entries(Entries),
     /// State records: term, vote and commit of each group; group 0 is the store's identity.
-    State(Groups),
+    State(States),
     /// Where the bytes go: per group, garbage, records and batches per sync.
+    ///
+    /// Filters are for the groups: with --from, --to or --type only such entries count there, and groups
+    /// that never had one are left out. The log's own figures are always of all of it.
     Stats(Groups),
     /// Checks every checksum and every continuity. Exits 4 when acknowledged bytes are damaged.
-    Verify(Groups),
+    ///
+    /// Filters choose which groups and findings are shown; the verdict is always of the whole log.
+    Verify(Verify),
     /// The last records, in the order in which they were written.
     Tail(Tail),
     /// Compares two replicas' logs, group by group. Exits 4 when they differ.
+    ///
+    /// With --from, --to or --type only entries that are such in A or in B are compared.
     Diff(Diff),
     /// Prints a completion script.
     Completions {
@@ -92,16 +114,58 @@ pub struct Directory {
     pub dir: PathBuf,
 }
 
+/// Nothing can be given.
+#[derive(Clone, Debug)]
+pub enum Never {}
+
+/// A filter that has no meaning here: says why.
+fn refuse(why: &'static str) -> impl Fn(&str) -> Result<Never, &'static str> + Clone + Send + Sync {
+    move |_| Err(why)
+}
+
+const WHOLE: &str = "a summary is of the whole log; `groups`, `stats` and `entries` take filters";
+const ANY_RECORD: &str =
+    "segments hold records of any type; `tail --type` finds them, with their files";
+const ANY_INDEX: &str = "a checksum is a record's, and its entries cannot be checked one by one; \
+                         `verify --group` shows how far a group is good";
+
+#[derive(Args, Debug)]
+pub struct Summary {
+    #[command(flatten)]
+    pub at: Directory,
+    #[command(flatten)]
+    _none: NoFilter,
+}
+
+/// Taken, to tell why they are not.
+#[derive(Args, Debug)]
+struct NoFilter {
+    #[arg(long = "group", hide = true, value_parser = refuse(WHOLE))]
+    _group: Option<Never>,
+    #[arg(long = "from", hide = true, value_parser = refuse(WHOLE))]
+    _from: Option<Never>,
+    #[arg(long = "to", hide = true, value_parser = refuse(WHOLE))]
+    _to: Option<Never>,
+    #[arg(long = "type", hide = true, value_parser = refuse(WHOLE))]
+    _type: Option<Never>,
+    #[arg(long = "limit", hide = true, value_parser = refuse(WHOLE))]
+    _limit: Option<Never>,
+}
+
 #[derive(Args, Debug)]
 pub struct Segments {
     #[command(flatten)]
     pub at: Directory,
+    #[command(flatten)]
+    pub only: GroupFilter,
     /// Only segments that hold this record number or later ones.
     #[arg(long, value_name = "SEQ")]
     pub from: Option<u64>,
     /// Only segments that hold this record number or earlier ones.
     #[arg(long, value_name = "SEQ")]
     pub to: Option<u64>,
+    #[arg(long = "type", hide = true, value_parser = refuse(ANY_RECORD))]
+    _type: Option<Never>,
     /// At most so many.
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
@@ -112,7 +176,45 @@ pub struct Groups {
     #[command(flatten)]
     pub at: Directory,
     #[command(flatten)]
+    pub entries: EntryFilter,
+    /// At most so many groups.
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+}
+
+#[derive(Args, Debug)]
+pub struct States {
+    #[command(flatten)]
+    pub at: Directory,
+    #[command(flatten)]
     pub only: GroupFilter,
+    /// Only groups that have committed this index.
+    #[arg(long, value_name = "INDEX")]
+    pub from: Option<u64>,
+    /// Only groups that have committed no more than this index.
+    #[arg(long, value_name = "INDEX")]
+    pub to: Option<u64>,
+    /// Only such state records.
+    #[arg(long = "type", value_name = "TYPE", value_delimiter = ',')]
+    pub types: Vec<StateType>,
+    /// At most so many groups.
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+}
+
+#[derive(Args, Debug)]
+pub struct Verify {
+    #[command(flatten)]
+    pub at: Directory,
+    #[command(flatten)]
+    pub only: GroupFilter,
+    #[arg(long = "from", hide = true, value_parser = refuse(ANY_INDEX))]
+    _from: Option<Never>,
+    #[arg(long = "to", hide = true, value_parser = refuse(ANY_INDEX))]
+    _to: Option<Never>,
+    /// Show only such findings.
+    #[arg(long = "type", value_name = "TYPE", value_delimiter = ',')]
+    pub types: Vec<FindingType>,
     /// At most so many groups.
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
@@ -123,18 +225,32 @@ pub struct Entries {
     #[command(flatten)]
     pub at: Directory,
     #[command(flatten)]
-    pub only: GroupFilter,
-    #[command(flatten)]
-    pub indexes: Indexes,
-    /// Only entries of this type, or with such an operation in them.
-    #[arg(long = "type", value_name = "TYPE", value_delimiter = ',')]
-    pub types: Vec<EntryType>,
+    pub entries: EntryFilter,
     /// At most so many entries.
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
     /// Show values too, and every operation.
     #[arg(long)]
     pub values: bool,
+}
+
+/// Which entries are meant.
+#[derive(Args, Debug)]
+pub struct EntryFilter {
+    #[command(flatten)]
+    pub only: GroupFilter,
+    #[command(flatten)]
+    pub indexes: Indexes,
+    /// Only entries of this type, or with such an operation in them.
+    #[arg(long = "type", value_name = "TYPE", value_delimiter = ',')]
+    pub types: Vec<EntryType>,
+}
+
+impl EntryFilter {
+    /// Whether it leaves out entries of a group that it takes.
+    pub fn is_choosy(&self) -> bool {
+        !self.types.is_empty() || self.indexes.range() != (0..=u64::MAX)
+    }
 }
 
 #[derive(Args, Debug)]
@@ -167,9 +283,7 @@ pub struct Diff {
     /// The other.
     pub b: PathBuf,
     #[command(flatten)]
-    pub only: GroupFilter,
-    #[command(flatten)]
-    pub indexes: Indexes,
+    pub entries: EntryFilter,
     /// At most so many groups.
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
@@ -267,4 +381,26 @@ pub enum RecordType {
     Clear,
     /// Everything older is void.
     Floor,
+}
+
+/// What a state record is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum StateType {
+    /// Term, vote and commit of a region.
+    HardState,
+    /// Whose directory it is.
+    Identity,
+    /// Something else.
+    Opaque,
+}
+
+/// What `verify` finds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub enum FindingType {
+    /// Acknowledged bytes that are damaged.
+    Rot,
+    /// An end that was never acknowledged.
+    TornTail,
+    /// Damage where nothing is stated to be durable.
+    BeyondDurable,
 }

@@ -1,6 +1,6 @@
 //! From an entry's bytes to what it says: kind, client batches, operations, keys.
 
-use crate::cli::{EntryType, Keys};
+use crate::cli::{EntryFilter, EntryType, Keys};
 use catamaran::codec::command::{Op, Payload, ops};
 use catamaran::log::Entry;
 use serde::Serialize;
@@ -150,6 +150,16 @@ fn operation(op: &Op, batch: &[u8], show: Show) -> Operation {
             Operation::Cas { key: text(key), expected: optional(expected), new: optional(new) }
         }
     }
+}
+
+/// Whether an entry is one of those that are meant.
+pub fn is_wanted(group: u64, entry: &Entry, filter: &EntryFilter) -> bool {
+    let by_type = || {
+        // Decoding takes time; keys and values are not looked at.
+        let show = Show { keys: Keys::Utf8, values: false };
+        filter.types.is_empty() || decode(entry, show).is_any_of(&filter.types)
+    };
+    filter.only.takes(group) && filter.indexes.range().contains(&entry.index) && by_type()
 }
 
 impl Command {

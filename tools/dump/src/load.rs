@@ -5,7 +5,7 @@
 //! place, with the same checksums, is believed.
 
 use crate::failure::Failure;
-use crate::model::Model;
+use crate::model::{Kept, Model};
 use catamaran::env::Disk;
 use catamaran::env::os::OsDisk;
 use catamaran::log::inspect::{Finding, FindingKind, Inspector, RecordView, Report};
@@ -71,7 +71,7 @@ impl LogDir {
     }
 
     /// Reads everything.
-    pub fn load<T>(
+    pub fn load<T: Kept>(
         &self,
         mut keep: impl FnMut(&RecordView, GroupId, &Entry) -> T,
     ) -> Result<Loaded<T>, Failure> {
@@ -106,7 +106,7 @@ impl LogDir {
         }
     }
 
-    fn look<T>(
+    fn look<T: Kept>(
         &self,
         keep: &mut impl FnMut(&RecordView, GroupId, &Entry) -> T,
     ) -> catamaran::Result<Loaded<T>> {

@@ -19,6 +19,33 @@ pub struct Slot<T> {
     pub kept: T,
 }
 
+/// What a verb keeps of an entry.
+pub trait Kept {
+    /// Whether it is one of those that were asked for.
+    fn counts(&self) -> bool;
+}
+
+/// Nothing, of any entry.
+impl Kept for () {
+    fn counts(&self) -> bool {
+        true
+    }
+}
+
+/// Just that.
+impl Kept for bool {
+    fn counts(&self) -> bool {
+        *self
+    }
+}
+
+/// Something, of those that were asked for.
+impl<T> Kept for Option<T> {
+    fn counts(&self) -> bool {
+        self.is_some()
+    }
+}
+
 /// One group.
 #[derive(Clone, Debug)]
 pub struct Group<T> {
@@ -29,10 +56,12 @@ pub struct Group<T> {
     pub state: Option<Vec<u8>>,
     state_seq: u64,
     pub entries: BTreeMap<u64, Slot<T>>,
-    /// Entries in the records read, dead ones included.
+    /// Entries in the records read that count, dead ones included.
     pub written_entries: u64,
-    /// Bytes of them and of state records.
+    /// Bytes of them.
     pub written_bytes: u64,
+    /// Bytes of state records, dead ones included.
+    pub written_state_bytes: u64,
 }
 
 impl<T> Default for Group<T> {
@@ -45,20 +74,30 @@ impl<T> Default for Group<T> {
             entries: BTreeMap::new(),
             written_entries: 0,
             written_bytes: 0,
+            written_state_bytes: 0,
         }
     }
 }
 
-impl<T> Group<T> {
-    /// The first live index.
-    pub fn first(&self) -> Option<u64> {
-        self.entries.keys().next().copied()
+impl<T: Kept> Group<T> {
+    /// Live entries that count, in order.
+    pub fn counting(&self) -> impl DoubleEndedIterator<Item = (u64, &Slot<T>)> {
+        self.entries
+            .iter()
+            .filter(|(_, slot)| slot.kept.counts())
+            .map(|(index, slot)| (*index, slot))
     }
 
-    /// The last index, the truncated one if there are no entries.
-    pub fn last(&self) -> LogPosition {
-        let last = self.entries.last_key_value();
-        last.map_or(self.truncated, |(index, slot)| LogPosition { index: *index, term: slot.term })
+    /// Bytes of live entries that count.
+    pub fn bytes(&self) -> u64 {
+        self.counting().map(|(_, slot)| slot.bytes).sum()
+    }
+
+    /// Records that hold something of the group which is still needed.
+    pub fn records(&self) -> impl Iterator<Item = u64> {
+        let state = self.state.is_some().then_some(self.state_seq);
+        let base = Some(self.base_seq).filter(|seq| *seq > 0);
+        self.counting().map(|(_, slot)| slot.seq).chain(state).chain(base)
     }
 
     /// The last index that is reached without a gap.
@@ -73,12 +112,7 @@ impl<T> Group<T> {
         at
     }
 
-    /// Bytes of live entries.
-    pub fn bytes(&self) -> u64 {
-        self.entries.values().map(|slot| slot.bytes).sum()
-    }
-
-    fn state_bytes(&self) -> u64 {
+    pub fn state_bytes(&self) -> u64 {
         self.state.as_ref().map_or(0, |state| state.len() as u64)
     }
 
@@ -194,13 +228,15 @@ pub struct Model<T> {
     pub first_seq: u64,
     pub last_seq: u64,
     pub records: u64,
+    /// Entries in them, of any group, live or not, asked for or not.
+    pub written_entries: u64,
     /// Records below are void.
     pub floor: u64,
     /// Where numbers are missing: the first record after each hole.
     holes: Vec<u64>,
 }
 
-impl<T> Model<T> {
+impl<T: Kept> Model<T> {
     pub fn new(segments: Vec<SegmentInfo>) -> Model<T> {
         Model {
             groups: BTreeMap::new(),
@@ -209,6 +245,7 @@ impl<T> Model<T> {
             first_seq: 0,
             last_seq: 0,
             records: 0,
+            written_entries: 0,
             floor: 0,
             holes: Vec::new(),
         }
@@ -278,7 +315,7 @@ impl<T> Model<T> {
                 self.change(*group, |g| {
                     g.state = Some(state.to_vec());
                     g.state_seq = seq;
-                    g.written_bytes += bytes;
+                    g.written_state_bytes += bytes;
                 });
             }
             OpView::Compact { group, to } => {
@@ -303,7 +340,7 @@ impl<T> Model<T> {
             }
             OpView::Clear { group } => {
                 self.counts.clear += 1;
-                self.change(*group, Group::forget);
+                self.change(*group, |g| g.forget());
             }
             OpView::Floor { seq } => {
                 self.counts.floor += 1;
@@ -326,12 +363,15 @@ impl<T> Model<T> {
         for entry in entries {
             let bytes = entry.data.len() as u64;
             sum += bytes;
+            self.written_entries += 1;
             let kept = keep(record, id, entry);
+            if kept.counts() {
+                group.written_entries += 1;
+                group.written_bytes += bytes;
+            }
             let slot = Slot { seq: record.seq, term: entry.term, bytes, kept };
             group.entries.insert(entry.index, slot);
         }
-        group.written_entries += entries.len() as u64;
-        group.written_bytes += sum;
         sum
     }
 

@@ -122,6 +122,16 @@ fn damage_to_one_group_names_its_last_good_index() {
     assert_eq!((number(finding, "group"), number(finding, "last_good")), (2, 15));
     let good = |group: usize| number(&page["groups"][group], "last_good");
     assert_eq!((good(1), good(2)), (8, 15), "{page:#}");
+    // What is shown may be chosen; the verdict is of everything.
+    let shown = |args: &[&str]| {
+        let run = dump(&[&["verify", data.to_str().unwrap(), "-o", "json"], args].concat());
+        let page: Value = serde_json::from_str(&run.out).unwrap();
+        let count = |name: &str| page[name].as_array().unwrap().len();
+        (run.code, page["verdict"].as_str().unwrap().to_owned(), count("findings"), count("groups"))
+    };
+    assert_eq!(shown(&["--type", "rot"]).2, 1);
+    assert_eq!(shown(&["--type", "torn-tail"]), (4, "damaged".into(), 0, 3));
+    assert_eq!(shown(&["--group", "1", "--type", "rot"]), (4, "damaged".into(), 0, 1));
     // The other verbs show what there is, say that it is not all, and exit 4.
     for verb in ["summary", "segments", "groups", "entries", "state", "stats", "tail"] {
         let run = dump(&[verb, data.to_str().unwrap()]);

@@ -87,6 +87,70 @@ fn filters() {
     assert_eq!(lines(&["segments", data, "--from", &last.to_string()]).len(), 1);
 }
 
+/// What a group counts for when only some of its entries do.
+#[test]
+fn filters_of_entries_for_verbs_about_groups() {
+    let temp = tempfile::tempdir().unwrap();
+    build(temp.path(), 1);
+    let data = text(temp.path());
+    let rows = |args: &[&str]| {
+        let run = dump(&[args, &["-o", "json"]].concat());
+        assert_eq!(run.code, 0, "{args:?} {}", run.err);
+        serde_json::from_str::<serde_json::Value>(&run.out).unwrap()
+    };
+    let numbers = |rows: &serde_json::Value, names: &[&str]| {
+        let row =
+            |row: &serde_json::Value| names.iter().map(|n| row[n].as_u64().unwrap()).collect();
+        rows.as_array().unwrap().iter().map(row).collect::<Vec<Vec<u64>>>()
+    };
+    let groups = |args: &[&str]| {
+        let found = rows(&[&["groups", data], args].concat());
+        numbers(&found, &["group", "first", "last", "entries"])
+    };
+    assert_eq!(groups(&["--from", "8"]), [[1, 8, 8, 1], [2, 15, 18, 4]]);
+    assert_eq!(groups(&["--from", "8", "--to", "16"]), [[1, 8, 8, 1], [2, 15, 16, 2]]);
+    assert_eq!(groups(&["--type", "put"]), [[1, 7, 7, 1], [2, 15, 16, 2]]);
+    assert_eq!(groups(&["--type", "put", "--from", "9"]), [[2, 15, 16, 2]]);
+    assert_eq!(groups(&["--type", "put", "--limit", "1"]), [[1, 7, 7, 1]]);
+    assert!(groups(&["--type", "delete", "--group", "2"]).is_empty());
+
+    let stats = |args: &[&str]| {
+        let found = rows(&[&["stats", data], args].concat());
+        (found["log"].clone(), numbers(&found["groups"], &["group", "entries", "written_entries"]))
+    };
+    let (log, all) = stats(&[]);
+    assert_eq!(all.len(), 3);
+    let (log_of_puts, puts) = stats(&["--type", "put"]);
+    assert_eq!(log, log_of_puts, "the log's own figures are of all of it");
+    // Purge wrote some of them again.
+    let entries: Vec<_> = puts.iter().map(|row| (row[0], row[1])).collect();
+    assert_eq!(entries, [(2, 2), (1, 1)]);
+    assert!(puts.iter().all(|row| row[2] >= row[1]));
+    assert_eq!(stats(&["--from", "17", "--to", "17"]).1, [[2, 1, 1]]);
+    assert!(stats(&["--group", "1", "--from", "17"]).1.is_empty());
+
+    let states = |args: &[&str]| numbers(&rows(&[&["state", data], args].concat()), &["group"]);
+    assert_eq!(states(&[]), [[0], [1], [2]]);
+    assert_eq!(states(&["--type", "identity"]), [[0]]);
+    assert_eq!(states(&["--type", "hard-state,opaque"]), [[1], [2]]);
+    assert_eq!(states(&["--from", "8"]), [[1], [2]], "an identity has committed nothing");
+    assert!(states(&["--to", "7"]).is_empty());
+
+    // The one group lives in the last segments, the other's entries were moved there by purge.
+    let files = |args: &[&str]| {
+        let found = rows(&[&["segments", data], args].concat());
+        let name = |row: &serde_json::Value| row["file"].as_str().unwrap().to_owned();
+        found.as_array().unwrap().iter().map(name).collect::<Vec<_>>()
+    };
+    assert!(files(&["--group", "9"]).is_empty());
+    let of_entries = rows(&["entries", data, "--group", "2"]);
+    for entry in of_entries.as_array().unwrap() {
+        let file = entry["file"].as_str().unwrap();
+        assert!(files(&["--group", "2"]).iter().any(|found| found == file), "{entry}");
+    }
+    assert!(files(&["--group", "2"]).len() <= files(&[]).len());
+}
+
 #[test]
 fn two_replicas_compared() {
     let temp = tempfile::tempdir().unwrap();
@@ -112,6 +176,20 @@ fn two_replicas_compared() {
         log.write(batch).unwrap();
         log.barrier().unwrap();
     }
+    // Group 2 differs in a put of index 16; group 1 has one more in A.
+    let diff = |args: &[&str]| {
+        let run = dump(&[&["diff", text(&a), text(&b), "-o", "jsonl"], args].concat());
+        let row = |line: &str| {
+            let row: serde_json::Value = serde_json::from_str(line).unwrap();
+            (row["group"].as_u64().unwrap(), row["verdict"].as_str().unwrap().to_owned())
+        };
+        (run.code, run.out.lines().map(row).collect::<Vec<_>>())
+    };
+    let row = |group: u64, verdict: &str| (group, verdict.to_owned());
+    assert_eq!(diff(&["--type", "put"]), (4, vec![row(1, "ranges"), row(2, "diverged")]));
+    assert_eq!(diff(&["--type", "cas"]), (0, vec![row(1, "same")]));
+    assert_eq!(diff(&["--type", "put", "--to", "15"]).1[1], row(2, "same"));
+    assert_eq!(diff(&["--type", "put", "--to", "7"]), (0, vec![row(1, "same")]));
     check("diff-diverged.txt", 4, &["diff", text(&a), text(&b)]);
     check("diff-diverged.json", 4, &["diff", text(&a), text(&b), "-o", "json", "--group", "2"]);
     check("diff-limited.txt", 0, &["diff", text(&a), text(&b), "--group", "2", "--to", "15"]);
@@ -131,6 +209,45 @@ fn exit_codes() {
     assert_eq!(dump(&["no-such-verb"]).code, 2);
     assert_eq!(dump(&["entries", text(&data), "--group", "9-1"]).code, 2);
     assert_eq!(dump(&["entries", text(&data), "--type", "nonsense"]).code, 2);
+    // A filter without a meaning is refused, with a reason.
+    for (verb, filter, why) in [
+        ("summary", "--group", "whole log"),
+        ("summary", "--from", "whole log"),
+        ("summary", "--to", "whole log"),
+        ("summary", "--type", "whole log"),
+        ("summary", "--limit", "whole log"),
+        ("segments", "--type", "tail --type"),
+        ("verify", "--from", "verify --group"),
+        ("verify", "--to", "verify --group"),
+    ] {
+        let run = dump(&[verb, text(&data), filter, "1"]);
+        assert_eq!((run.code, run.out.as_str()), (2, ""), "{verb} {filter}");
+        assert!(run.err.contains(why), "{verb} {filter}: {}", run.err);
+    }
+    // All others are taken.
+    for verb in ["segments", "groups", "entries", "state", "stats", "verify", "tail"] {
+        for (filter, value) in
+            [("--group", "1-9"), ("--from", "1"), ("--to", "9"), ("--limit", "3")]
+        {
+            if verb == "verify" && (filter == "--from" || filter == "--to") {
+                continue;
+            }
+            let run = dump(&[verb, text(&data), filter, value]);
+            assert_eq!((run.code, run.err.as_str()), (0, ""), "{verb} {filter}");
+        }
+    }
+    // Each example of the help is a line that is understood: the directories alone are missing.
+    let help = dump(&["--help"]).out;
+    let examples = help.lines().filter_map(|line| line.trim().strip_prefix("catamaran-dump "));
+    let examples: Vec<&str> = examples.collect();
+    assert!(examples.len() > 10, "{help}");
+    for line in examples {
+        let line = line.split(['|', '>', '&']).next().unwrap();
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let wanted = if words[0] == "completions" { 0 } else { 3 };
+        let run = dump(&words);
+        assert_eq!(run.code, wanted, "{line}: {}", run.err);
+    }
     for dir in [&nowhere, &empty] {
         for verb in ["summary", "verify", "tail", "entries"] {
             let run = dump(&[verb, text(dir)]);

@@ -2,6 +2,7 @@
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,7 +19,8 @@ Examples:
     catamaran kv scan --prefix gr --output json
     catamaran status --connect 10.0.0.1:7001,10.0.0.2:7001,10.0.0.3:7001
 
-Exit codes: 0 fine; 1 an error, or the key was not found; 2 usage or configuration.
+Exit codes: 0 fine; 1 an error, or the key was not found; 2 usage or configuration (a key longer than
+32 KiB, or hexadecimal that is none, are usage).
 Logs go to standard error; RUST_LOG says how much (default: info).";
 
 const SERVE_EXAMPLES: &str = "\
@@ -128,6 +130,7 @@ pub struct Connect {
         value_delimiter = ',',
         default_value = "127.0.0.1:7001",
         value_name = "HOST:PORT,..",
+        value_parser = address,
         global = true
     )]
     pub connect: Vec<String>,
@@ -159,32 +162,32 @@ pub enum KvCommand {
     /// Print the value of a key; exit code 1 if there is none.
     Get {
         /// The key.
-        key: String,
+        key: OsString,
     },
     /// Set a key.
     Put {
         /// The key.
-        key: String,
+        key: OsString,
         /// Its value; `-` reads standard input, as it is.
         #[arg(allow_hyphen_values = true)]
-        value: String,
+        value: OsString,
     },
     /// Remove a key; no error if it is not there.
     Delete {
         /// The key.
-        key: String,
+        key: OsString,
     },
     /// Print keys and values in order.
     Scan {
         /// First key, inclusive.
         #[arg(long)]
-        from: Option<String>,
+        from: Option<OsString>,
         /// Last key, exclusive.
         #[arg(long)]
-        to: Option<String>,
+        to: Option<OsString>,
         /// Only keys that begin with this.
         #[arg(long, conflicts_with_all = ["from", "to"])]
-        prefix: Option<String>,
+        prefix: Option<OsString>,
         /// At most this many.
         #[arg(long, default_value_t = 100)]
         limit: u64,
@@ -224,7 +227,7 @@ pub enum Output {
 pub enum StatusOutput {
     /// For people.
     Table,
-    /// One JSON document.
+    /// One JSON document. Keys are hexadecimal there: `start_hex`, `end_hex` (empty: no upper end).
     Json,
 }
 
@@ -232,10 +235,17 @@ fn member(text: &str) -> Result<(u64, String), String> {
     let (id, address) = text.split_once('=').ok_or("expected ID=HOST:PORT")?;
     let id = id.trim().parse().ok().filter(|&id| id > 0);
     let id = id.ok_or_else(|| format!("{text:?}: the id must be a number from 1"))?;
-    if !address.contains(':') {
-        return Err(format!("{text:?}: the address needs a port"));
+    let address = address.trim();
+    self::address(address).map_err(|why| format!("{text:?}: {why}"))?;
+    Ok((id, address.to_owned()))
+}
+
+fn address(text: &str) -> Result<String, String> {
+    let port = text.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+    match port {
+        Some(_) => Ok(text.to_owned()),
+        None => Err("the address needs a port, as in 127.0.0.1:7001".to_owned()),
     }
-    Ok((id, address.trim().to_owned()))
 }
 
 /// `10s`, `500ms`, `2m`; a bare number is seconds.
@@ -264,5 +274,7 @@ mod tests {
         assert!(member("0=h:1").is_err() && member("2=h").is_err() && member("h:1").is_err());
         assert_eq!(duration("1.5s"), Ok(Duration::from_millis(1500)));
         assert!(duration("1 week").is_err());
+        assert_eq!(address("[::1]:7001").as_deref(), Ok("[::1]:7001"));
+        assert!(address("nonsense").is_err() && address("h:port").is_err());
     }
 }

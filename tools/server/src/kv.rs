@@ -7,6 +7,7 @@ use catamaran::client::{Blocking, RemoteClient};
 use catamaran::kv::Direction;
 use catamaran::store::ReadLevel;
 use catamaran::types::KeyRange;
+use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::process::ExitCode;
 
@@ -40,26 +41,26 @@ pub fn run(args: &KvArgs) -> Result<ExitCode> {
             match client.get(bytes.clone()).context("get")? {
                 Some(value) => print::value(&mut out, output, spelling, &bytes, &value)?,
                 None => {
-                    eprintln!("not found: {key}");
+                    eprintln!("not found: {}", key.display());
                     return Ok(ExitCode::FAILURE);
                 }
             }
         }
         KvCommand::Put { key, value } => {
             let key = spelling.parse(key)?;
-            let value = match value.as_str() {
-                "-" => {
+            let value = match value == "-" {
+                true => {
                     let mut bytes = Vec::new();
                     std::io::stdin().lock().read_to_end(&mut bytes)?;
                     bytes
                 }
-                text => spelling.parse(text)?,
+                false => spelling.parse(value)?,
             };
             client.put(key, value).context("put")?;
         }
         KvCommand::Delete { key } => client.delete(spelling.parse(key)?).context("delete")?,
         KvCommand::Scan { from, to, prefix, limit, reverse } => {
-            let bound = |text: &Option<String>| match text {
+            let bound = |text: &Option<OsString>| match text {
                 Some(text) => spelling.parse(text),
                 None => Ok(Vec::new()),
             };

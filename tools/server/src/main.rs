@@ -41,5 +41,12 @@ fn main() -> ExitCode {
             Ok(ExitCode::SUCCESS)
         }
     };
-    result.unwrap_or_else(|error| fail(&error, 1))
+    result.unwrap_or_else(|error| fail(&error, code(&error)))
+}
+
+/// What the caller has to change in what was asked is usage, wherever it was noticed.
+fn code(error: &anyhow::Error) -> u8 {
+    let mistake = error.is::<print::Mistake>()
+        || matches!(error.downcast_ref(), Some(catamaran::Error::InvalidArgument(_)));
+    if mistake { USAGE } else { 1 }
 }

@@ -1,9 +1,22 @@
 //! Bytes for people, JSON and pipes.
 
 use crate::args::Output;
-use anyhow::{Result, bail};
+use anyhow::Result;
 use serde_json::{Map, Value};
+use std::ffi::OsStr;
 use std::io::Write;
+
+/// What the command line says makes no sense: exit code 2, as for what its parser refuses.
+#[derive(Debug)]
+pub struct Mistake(String);
+
+impl std::fmt::Display for Mistake {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Mistake {}
 
 /// Bytes as hexadecimal digits.
 pub fn hex(bytes: &[u8]) -> String {
@@ -11,13 +24,13 @@ pub fn hex(bytes: &[u8]) -> String {
 }
 
 /// Hexadecimal digits as bytes.
-pub fn unhex(text: &str) -> Result<Vec<u8>> {
+pub fn unhex(text: &str) -> Result<Vec<u8>, Mistake> {
     let digits: Option<Vec<u32>> = text.chars().map(|c| c.to_digit(16)).collect();
     match digits {
         Some(digits) if digits.len() % 2 == 0 => {
             Ok(digits.chunks(2).map(|pair| (pair[0] << 4 | pair[1]) as u8).collect())
         }
-        _ => bail!("{text:?} is not hexadecimal (pairs of 0-9, a-f)"),
+        _ => Err(Mistake(format!("{text:?} is not hexadecimal (pairs of 0-9, a-f)"))),
     }
 }
 
@@ -40,7 +53,12 @@ pub enum Spelling {
 
 impl Spelling {
     /// Bytes from the command line.
-    pub fn parse(self, text: &str) -> Result<Vec<u8>> {
+    pub fn parse(self, text: &OsStr) -> Result<Vec<u8>, Mistake> {
+        let Some(text) = text.to_str() else {
+            return Err(Mistake(format!(
+                "{text:?} is not UTF-8: give such keys and values in hexadecimal, with --hex"
+            )));
+        };
         match self {
             Spelling::Text => Ok(text.as_bytes().to_vec()),
             Spelling::Hex => unhex(text),

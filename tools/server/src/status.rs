@@ -1,7 +1,7 @@
 //! `catamaran status`: where the replicas of running nodes stand.
 
 use crate::args::{StatusArgs, StatusOutput};
-use crate::print::{columns, readable};
+use crate::print::{columns, hex, readable};
 use anyhow::Result;
 use catamaran::client::{NodeStatus, RemoteClient};
 use catamaran::store::RegionStatus;
@@ -12,8 +12,14 @@ use std::process::ExitCode;
 #[derive(Serialize)]
 struct Replica {
     region: u64,
+    /// Always hexadecimal, as `kv` prints what is not text: an escape could not be told from a key that
+    /// looks like one.
+    start_hex: String,
+    /// Empty: no upper end.
+    end_hex: String,
+    /// For people.
+    #[serde(skip)]
     start: String,
-    end: String,
     peer: u64,
     leads: bool,
     leader_store: Option<u64>,
@@ -57,8 +63,9 @@ fn replica(status: &RegionStatus) -> Replica {
     let leader = status.leader.and_then(|id| status.region.peers.iter().find(|p| p.id == id));
     Replica {
         region: status.region.id.0,
+        start_hex: hex(&status.region.range.start),
+        end_hex: hex(&status.region.range.end),
         start: readable(&status.region.range.start),
-        end: readable(&status.region.range.end),
         peer: status.peer.0,
         leads: status.leads,
         leader_store: leader.map(|peer| peer.store.0),

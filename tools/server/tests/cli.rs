@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::ffi::OsStr;
 use std::time::{Duration, Instant};
 use support::{Servers, catamaran, stderr, stdout};
 
@@ -21,9 +22,65 @@ fn exit_codes_and_help() {
         Some(1)
     );
     assert_eq!(code(&["status", "--connect", "127.0.0.1:1", "--timeout", "300ms"]), Some(1));
-    assert_eq!(code(&["kv", "--hex", "get", "xyz"]), Some(1));
+    assert_eq!(code(&["kv", "--connect", "nonsense", "get", "k"]), Some(2));
     assert!(stdout(&catamaran(&["serve", "--help"])).contains("Examples:"));
     assert!(stdout(&catamaran(&["completions", "bash"])).contains("catamaran"));
+}
+
+#[test]
+fn keys_that_make_no_sense_are_usage() {
+    // Nobody is asked: nobody listens there.
+    let kv = |args: &[&OsStr]| {
+        let mut command = std::process::Command::new(support::CATAMARAN);
+        command.args(["kv", "--connect", "127.0.0.1:1", "--timeout", "20s"]).args(args);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        stderr(&output)
+    };
+    let text = OsStr::new;
+    assert!(kv(&[text("get"), text("--hex"), text("xyz")]).contains("not hexadecimal"));
+    assert!(kv(&[text("put"), text("--hex"), text("00"), text("0")]).contains("not hexadecimal"));
+    let long = "k".repeat((32 << 10) + 2);
+    for option in ["--from", "--to", "--prefix"] {
+        let message = kv(&[text("scan"), text(option), text(&long)]);
+        assert!(message.contains("32770 bytes: at most 32769"), "{message}");
+    }
+    assert!(kv(&[text("get"), text(&long)]).contains("key of 32770 bytes"));
+    assert!(kv(&[text("put"), text(&long), text("v")]).contains("invalid argument"));
+    #[cfg(unix)]
+    {
+        use std::os::unix::ffi::OsStrExt;
+        let bytes = OsStr::from_bytes(b"\xff");
+        for line in [
+            &[text("get"), bytes][..],
+            &[text("delete"), bytes],
+            &[text("put"), text("key"), bytes],
+            &[text("scan"), text("--from"), bytes],
+            &[text("get"), text("--hex"), bytes],
+        ] {
+            assert!(kv(line).contains("with --hex"), "{line:?}");
+        }
+    }
+}
+
+#[test]
+fn settings_that_cannot_work_are_found_before_anything_is_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    for (set, message) in [
+        ("segment_bytes=0", "segment_bytes 0"),
+        ("segment_bytes=5000000000", "segment_bytes 5000000000"),
+        ("peer_queue_bytes=0", "peer_queue_bytes = 0"),
+        ("region_log_bytes=100000", "compact_bytes"),
+        ("listen=nonsense", "listen = \"nonsense\""),
+        ("cluster={1 = \"nonsense\"}", "cluster: 1 = \"nonsense\""),
+    ] {
+        let output = catamaran(&["serve", "--data-dir", data.to_str().unwrap(), "--set", set]);
+        assert_eq!(output.status.code(), Some(2), "{set}: {}", stderr(&output));
+        assert!(stderr(&output).contains(message), "{set}: {}", stderr(&output));
+        assert!(!data.exists(), "{set}");
+    }
+    assert_eq!(code(&["demo", "--regions", "0"]), Some(2));
 }
 
 #[test]
@@ -92,7 +149,16 @@ fn a_cluster_is_used_inspected_and_stopped() {
         assert_eq!((nodes.len(), sum("regions")), (3, 12));
         if sum("leaders") == 4 {
             assert!(sum("applied") > 0 && sum("log_bytes") > 0);
-            assert!(nodes[0]["replicas"][0]["leader_store"].is_u64());
+            let replicas = nodes[0]["replicas"].as_array().unwrap();
+            assert!(replicas[0]["leader_store"].is_u64());
+            let bound = |at: usize, end: &str| replicas[at][end].as_str().unwrap();
+            let cuts = ["", "4000000000000000", "8000000000000000", "c000000000000000", ""];
+            for at in 0..4 {
+                assert_eq!(
+                    (bound(at, "start_hex"), bound(at, "end_hex")),
+                    (cuts[at], cuts[at + 1])
+                );
+            }
             break;
         }
         assert!(Instant::now() < until, "{status}");

@@ -2,7 +2,7 @@
 //! and over. After each kill every region must take a write within three seconds; at the end every
 //! acknowledged write must be there.
 //!
-//! `CATAMARAN_KILLS` says how often (default 5), `CATAMARAN_SEED` repeats the choices of a run.
+//! `CATAMARAN_KILLS` says how often (default 20), `CATAMARAN_SEED` repeats the choices of a run.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by them")]
 
@@ -134,7 +134,7 @@ fn caught_up(servers: &Servers, id: u64) {
 
 #[test]
 fn killed_servers_lose_nothing_and_the_cluster_writes_again_soon() {
-    let kills = number("CATAMARAN_KILLS").unwrap_or(5);
+    let kills = number("CATAMARAN_KILLS").unwrap_or(20);
     let seed = number("CATAMARAN_SEED").unwrap_or(u64::from(std::process::id())).max(1);
     let mut draw = Draw(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     println!("{kills} kills, seed {seed}");

@@ -3,18 +3,30 @@
 use super::Context;
 use super::groups::{IDENT_GROUP, commit};
 use crate::cli::Diff;
+use crate::decode::is_wanted;
 use crate::failure::{Failure, Verdict};
 use crate::load::LogDir;
-use crate::model::Group;
-use crate::output::{Listing, cell, hex32, print};
+use crate::model::{Group, Kept, Slot};
+use crate::output::{Listing, cell, hex32};
 use catamaran::log::Entry;
 use serde::Serialize;
 use std::collections::BTreeSet;
-use std::ops::RangeInclusive;
 
 /// What is compared of an entry, its term apart: kind and data.
 fn fingerprint(entry: &Entry) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&[entry.kind]), &entry.data)
+}
+
+/// What is kept of an entry.
+struct Print {
+    crc: u32,
+    wanted: bool,
+}
+
+impl Kept for Print {
+    fn counts(&self) -> bool {
+        self.wanted
+    }
 }
 
 #[derive(Serialize)]
@@ -52,52 +64,43 @@ struct Side {
 }
 
 /// Indexes that `here` has and `there` has not.
-fn only(
-    here: &Group<u32>,
-    there: Option<&Group<u32>>,
-    indexes: &RangeInclusive<u64>,
-) -> Vec<Range> {
+fn only(here: &Group<Print>, there: Option<&Group<Print>>) -> Vec<Range> {
     let mut out: Vec<Range> = Vec::new();
-    for (index, _) in here.entries.range(indexes.clone()) {
-        if there.is_some_and(|there| there.entries.contains_key(index)) {
+    for (index, _) in here.counting() {
+        if there.is_some_and(|there| there.entries.contains_key(&index)) {
             continue;
         }
         match out.last_mut() {
-            Some(range) if range.last + 1 == *index => range.last = *index,
-            _ => out.push(Range { first: *index, last: *index }),
+            Some(range) if range.last + 1 == index => range.last = index,
+            _ => out.push(Range { first: index, last: index }),
         }
     }
     out
 }
 
-fn compare(
-    id: u64,
-    a: Option<&Group<u32>>,
-    b: Option<&Group<u32>>,
-    indexes: &RangeInclusive<u64>,
-) -> Row {
+fn compare(id: u64, a: Option<&Group<Print>>, b: Option<&Group<Print>>) -> Row {
     let mut row = Row {
         group: id,
         verdict: "same",
         common: None,
         divergence: None,
-        only_in_a: a.map(|a| only(a, b, indexes)).unwrap_or_default(),
-        only_in_b: b.map(|b| only(b, a, indexes)).unwrap_or_default(),
+        only_in_a: a.map(|a| only(a, b)).unwrap_or_default(),
+        only_in_b: b.map(|b| only(b, a)).unwrap_or_default(),
     };
-    let committed = |group: &Group<u32>| {
+    let committed = |group: &Group<Print>| {
         group.state.as_deref().and_then(|state| commit(id, state)).map_or(0, |(.., commit)| commit)
     };
     if let (Some(a), Some(b)) = (a, b) {
-        for (index, in_a) in a.entries.range(indexes.clone()) {
+        for (index, in_a) in &a.entries {
             let Some(in_b) = b.entries.get(index) else { continue };
+            if !in_a.kept.wanted && !in_b.kept.wanted {
+                continue;
+            }
             let first = row.common.map_or(*index, |range| range.first);
             row.common = Some(Range { first, last: *index });
-            let differs = (in_a.term, in_a.kept) != (in_b.term, in_b.kept);
+            let differs = (in_a.term, in_a.kept.crc) != (in_b.term, in_b.kept.crc);
             if differs && row.divergence.is_none() {
-                let side = |slot: &crate::model::Slot<u32>| Side {
-                    term: slot.term,
-                    crc: hex32(slot.kept),
-                };
+                let side = |slot: &Slot<Print>| Side { term: slot.term, crc: hex32(slot.kept.crc) };
                 let committed = *index <= committed(a).max(committed(b));
                 let (a, b) = (side(in_a), side(in_b));
                 row.divergence = Some(Divergence { index: *index, committed, a, b });
@@ -129,15 +132,25 @@ fn ranges(ranges: &[Range]) -> String {
 /// `diff`.
 pub fn run(args: &Diff, context: &mut Context<'_>) -> Result<Verdict, Failure> {
     let (a, b) = (LogDir::find(&args.a)?, LogDir::find(&args.b)?);
-    let a = a.load(|_, _, entry| fingerprint(entry))?;
-    let b = b.load(|_, _, entry| fingerprint(entry))?;
+    let filter = &args.entries;
+    let print = |group, entry: &Entry| Print {
+        crc: fingerprint(entry),
+        wanted: is_wanted(group, entry, filter),
+    };
+    let a = a.load(|_, group, entry| print(group, entry))?;
+    let b = b.load(|_, group, entry| print(group, entry))?;
     let damaged = a.warn() | b.warn();
-    let indexes = args.indexes.range();
     let (a, b) = (&a.model.groups, &b.model.groups);
     // The identity is every store's own.
     let ids: BTreeSet<u64> = a.keys().chain(b.keys()).copied().collect();
-    let ids = ids.into_iter().filter(|id| *id != IDENT_GROUP && args.only.takes(*id));
-    let rows: Vec<Row> = ids.map(|id| compare(id, a.get(&id), b.get(&id), &indexes)).collect();
+    let ids = ids.into_iter().filter(|id| *id != IDENT_GROUP && filter.only.takes(*id));
+    let rows = ids.map(|id| compare(id, a.get(&id), b.get(&id)));
+    // What has nothing of what is asked for is neither the same nor different.
+    let speaks = |row: &Row| {
+        let silent = row.common.is_none() && row.only_in_a.is_empty() && row.only_in_b.is_empty();
+        !silent || filter.types.is_empty()
+    };
+    let rows: Vec<Row> = rows.filter(speaks).collect();
     let counts = |row: &Row| match args.common {
         true => row.divergence.is_some(),
         false => row.verdict != "same",
@@ -164,6 +177,6 @@ pub fn run(args: &Diff, context: &mut Context<'_>) -> Result<Verdict, Failure> {
         },
         items: rows.into_iter().take(args.limit.unwrap_or(usize::MAX)).collect(),
     };
-    print(&page, context.format, context.out)?;
+    crate::output::print(&page, context.format, context.out)?;
     Ok(Verdict::bad_if(differ || damaged))
 }

@@ -2,7 +2,7 @@
 
 use super::Context;
 use crate::cli::Entries;
-use crate::decode::{Command, Show, decode};
+use crate::decode::{Command, Show, decode, is_wanted};
 use crate::failure::{Failure, Verdict};
 use crate::load::LogDir;
 use crate::model::name;
@@ -63,13 +63,8 @@ impl Page for Rows {
 /// `entries`.
 pub fn run(args: &Entries, context: &mut Context<'_>) -> Result<Verdict, Failure> {
     let show = Show { keys: context.keys, values: args.values };
-    let indexes = args.indexes.range();
     let loaded = LogDir::find(&args.at.dir)?.load(|record, group, entry| {
-        if !args.only.takes(group) || !indexes.contains(&entry.index) {
-            return None;
-        }
-        let command = decode(entry, show);
-        command.is_any_of(&args.types).then(|| {
+        is_wanted(group, entry, &args.entries).then(|| {
             Box::new(Row {
                 group,
                 index: entry.index,
@@ -78,7 +73,7 @@ pub fn run(args: &Entries, context: &mut Context<'_>) -> Result<Verdict, Failure
                 seq: record.seq,
                 file: name(&record.path),
                 offset: record.offset,
-                command,
+                command: decode(entry, show),
             })
         })
     })?;

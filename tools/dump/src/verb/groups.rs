@@ -1,8 +1,8 @@
 //! `groups` and `state`: what the log knows of each group.
 
 use super::Context;
-use crate::cli::Groups;
-use crate::decode::{Position, render};
+use crate::cli::{Groups, StateType, States};
+use crate::decode::{Position, is_wanted, render};
 use crate::failure::{Failure, Verdict};
 use crate::load::LogDir;
 use crate::model::Group;
@@ -72,15 +72,15 @@ fn position(at: LogPosition) -> Position {
     Position { index: at.index, term: at.term }
 }
 
-fn group_row(id: u64, group: &Group<()>) -> GroupRow {
-    let last = group.last();
+fn group_row(id: u64, group: &Group<bool>) -> GroupRow {
+    let last = group.counting().next_back();
     GroupRow {
         group: id,
-        first: group.first(),
-        last: group.first().map(|_| last.index),
-        last_term: last.term,
+        first: group.counting().next().map(|(index, _)| index),
+        last: last.map(|(index, _)| index),
+        last_term: last.map_or(group.truncated.term, |(_, slot)| slot.term),
         truncated: position(group.truncated),
-        entries: group.entries.len() as u64,
+        entries: group.counting().count() as u64,
         bytes: group.bytes(),
         commit: group.state.as_deref().and_then(|s| commit(id, s)).map(|(.., commit)| commit),
     }
@@ -88,9 +88,12 @@ fn group_row(id: u64, group: &Group<()>) -> GroupRow {
 
 /// `groups`.
 pub fn groups(args: &Groups, context: &mut Context<'_>) -> Result<Verdict, Failure> {
-    let loaded = LogDir::find(&args.at.dir)?.load(|_, _, _| ())?;
-    let groups = loaded.model.groups.iter().filter(|(id, _)| args.only.takes(**id));
+    let filter = &args.entries;
+    let dir = LogDir::find(&args.at.dir)?;
+    let loaded = dir.load(|_, group, entry| is_wanted(group, entry, filter))?;
+    let groups = loaded.model.groups.iter().filter(|(id, _)| filter.only.takes(**id));
     let rows = groups.map(|(id, group)| group_row(*id, group));
+    let rows = rows.filter(|row| row.entries > 0 || !filter.is_choosy());
     let page = Listing {
         columns: &[
             "group>",
@@ -128,12 +131,23 @@ struct StateRow {
 }
 
 /// `state`.
-pub fn state(args: &Groups, context: &mut Context<'_>) -> Result<Verdict, Failure> {
+pub fn state(args: &States, context: &mut Context<'_>) -> Result<Verdict, Failure> {
     let loaded = LogDir::find(&args.at.dir)?.load(|_, _, _| ())?;
     let groups = loaded.model.groups.iter().filter(|(id, _)| args.only.takes(**id));
     let rows = groups.filter_map(|(id, group)| {
         let state = decode_state(*id, group.state.as_deref()?, context.keys);
-        Some(StateRow { group: *id, state })
+        let (kind, commit) = match &state {
+            State::Raft { commit, .. } => (StateType::HardState, Some(*commit)),
+            State::Identity { .. } => (StateType::Identity, None),
+            State::Opaque { .. } => (StateType::Opaque, None),
+        };
+        // What has no commit index has none between two.
+        let by_index = (args.from.is_none() && args.to.is_none())
+            || commit.is_some_and(|commit| {
+                (args.from.unwrap_or(0)..=args.to.unwrap_or(u64::MAX)).contains(&commit)
+            });
+        let wanted = by_index && (args.types.is_empty() || args.types.contains(&kind));
+        wanted.then_some(StateRow { group: *id, state })
     });
     let page = Listing {
         columns: &["group>", "term>", "vote>", "commit>", "other"],

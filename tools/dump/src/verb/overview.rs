@@ -2,13 +2,15 @@
 
 use super::Context;
 use super::groups::{IDENT_GROUP, State, decode_state};
-use crate::cli::{Directory, Groups, Segments};
+use crate::cli::{self, Groups, Segments};
+use crate::decode::is_wanted;
 use crate::failure::{Failure, Verdict};
 use crate::load::{Loaded, LogDir};
 use crate::model::{Counts, Standing, name};
 use crate::output::{Listing, Page, Table, cell, percent, print};
 use catamaran::log::VERSION;
 use serde::Serialize;
+use std::collections::BTreeSet;
 
 #[derive(Serialize)]
 struct Summary {
@@ -51,8 +53,8 @@ impl Page for Summary {
 }
 
 /// `summary`.
-pub fn summary(args: &Directory, context: &mut Context<'_>) -> Result<Verdict, Failure> {
-    let dir = LogDir::find(&args.dir)?;
+pub fn summary(args: &cli::Summary, context: &mut Context<'_>) -> Result<Verdict, Failure> {
+    let dir = LogDir::find(&args.at.dir)?;
     let Loaded { model, report } = dir.load(|_, _, _| ())?;
     let (spares, spare_bytes) = dir.spares()?;
     let ident = model.groups.get(&IDENT_GROUP).and_then(|group| group.state.as_deref());
@@ -104,10 +106,16 @@ pub fn segments(args: &Segments, context: &mut Context<'_>) -> Result<Verdict, F
     let loaded = LogDir::find(&args.at.dir)?.load(|_, _, _| ())?;
     let floor = loaded.model.floor;
     let (from, to) = (args.from.unwrap_or(0), args.to.unwrap_or(u64::MAX));
-    let wanted =
-        loaded.model.segments.iter().filter(|s| {
-            s.info.header.base_seq <= to && s.info.limit.is_none_or(|limit| limit > from)
-        });
+    // Of groups that are asked for, the records that are still needed.
+    let groups = loaded.model.groups.iter().filter(|(id, _)| args.only.takes(**id));
+    let needed: Option<BTreeSet<u64>> =
+        args.only.is_given().then(|| groups.flat_map(|(_, group)| group.records()).collect());
+    let wanted = loaded.model.segments.iter().filter(|s| {
+        let holds = |needed: &BTreeSet<u64>| s.extents.iter().any(|(.., seq)| needed.contains(seq));
+        s.info.header.base_seq <= to
+            && s.info.limit.is_none_or(|limit| limit > from)
+            && needed.as_ref().is_none_or(holds)
+    });
     let rows = wanted.map(|s| SegmentRow {
         file: name(&s.path),
         generation: s.info.header.generation,
@@ -259,32 +267,36 @@ fn ratio(a: u64, b: u64) -> f64 {
 
 /// `stats`.
 pub fn stats(args: &Groups, context: &mut Context<'_>) -> Result<Verdict, Failure> {
-    let loaded = LogDir::find(&args.at.dir)?.load(|_, _, _| ())?;
+    let filter = &args.entries;
+    let dir = LogDir::find(&args.at.dir)?;
+    let loaded = dir.load(|_, group, entry| is_wanted(group, entry, filter))?;
     let model = &loaded.model;
     let sum = |of: fn(&crate::model::Segment) -> u64| model.segments.iter().map(of).sum::<u64>();
     let (used, data, live) = (sum(|s| s.used()), sum(|s| s.data), sum(|s| s.live));
     let syncs = sum(|s| s.syncs);
-    let written = model.groups.values().map(|g| g.written_entries).sum();
     let mut groups: Vec<GroupStats> = model
         .groups
         .iter()
-        .filter(|(id, _)| args.only.takes(**id))
+        .filter(|(id, _)| filter.only.takes(**id))
         .map(|(id, group)| {
-            let state = group.state.as_ref().map_or(0, |s| s.len() as u64);
+            // A state record is no entry.
+            let (state, written_state) = match filter.is_choosy() {
+                true => (0, 0),
+                false => (group.state_bytes(), group.written_state_bytes),
+            };
             let live_bytes = group.bytes() + state;
+            let written_bytes = group.written_bytes + written_state;
             GroupStats {
                 group: *id,
-                entries: group.entries.len() as u64,
+                entries: group.counting().count() as u64,
                 live_bytes,
                 written_entries: group.written_entries,
-                written_bytes: group.written_bytes,
+                written_bytes,
                 share_percent: percent(live_bytes, live),
-                garbage_percent: percent(
-                    group.written_bytes.saturating_sub(live_bytes),
-                    group.written_bytes,
-                ),
+                garbage_percent: percent(written_bytes.saturating_sub(live_bytes), written_bytes),
             }
         })
+        .filter(|row| row.written_entries > 0 || !filter.is_choosy())
         .collect();
     groups.sort_by_key(|row| (std::cmp::Reverse(row.live_bytes), row.group));
     groups.truncate(args.limit.unwrap_or(usize::MAX));
@@ -292,7 +304,7 @@ pub fn stats(args: &Groups, context: &mut Context<'_>) -> Result<Verdict, Failur
         records: model.records,
         syncs,
         batches_per_sync: ratio(model.records, syncs),
-        entries_per_batch: ratio(written, model.records),
+        entries_per_batch: ratio(model.written_entries, model.records),
         used_bytes: used,
         data_bytes: data,
         live_bytes: live,

@@ -2,7 +2,7 @@
 
 use super::Context;
 use super::padding;
-use crate::cli::Groups;
+use crate::cli::{FindingType, Verify};
 use crate::failure::{Failure, Verdict};
 use crate::load::{Loaded, LogDir};
 use crate::model::{Standing, name};
@@ -122,6 +122,14 @@ impl Page for Verified {
     }
 }
 
+fn finding_type(kind: FindingKind) -> FindingType {
+    match kind {
+        FindingKind::Torn => FindingType::TornTail,
+        FindingKind::BeyondDurable => FindingType::BeyondDurable,
+        FindingKind::Rot => FindingType::Rot,
+    }
+}
+
 fn kind_name(kind: FindingKind) -> &'static str {
     match kind {
         FindingKind::Torn => "torn tail",
@@ -153,7 +161,7 @@ fn unread_record(finding: &Finding) -> Option<Finding> {
 }
 
 /// `verify`.
-pub fn run(args: &Groups, context: &mut Context<'_>) -> Result<Verdict, Failure> {
+pub fn run(args: &Verify, context: &mut Context<'_>) -> Result<Verdict, Failure> {
     let Loaded { model, report } = LogDir::find(&args.at.dir)?.load(|_, _, _| ())?;
     let good: Vec<Good> = model
         .groups
@@ -170,8 +178,10 @@ pub fn run(args: &Groups, context: &mut Context<'_>) -> Result<Verdict, Failure>
         let here = good.iter().find(|row| row.group == group).map(|row| row.last_good);
         here.or_else(|| report.last_good.get(&group).copied())
     };
+    let of_type = |kind| args.types.is_empty() || args.types.contains(&finding_type(kind));
     let wanted = |group: Option<u64>| group.is_none_or(|group| args.only.takes(group));
-    let findings = report.findings.iter().filter(|finding| wanted(finding.group));
+    let findings = report.findings.iter();
+    let findings = findings.filter(|finding| wanted(finding.group) && of_type(finding.kind));
     let mut findings: Vec<Found> = findings
         .map(|finding| {
             let unread = match finding.kind == FindingKind::Rot && finding.offset > 0 {
@@ -198,8 +208,14 @@ pub fn run(args: &Groups, context: &mut Context<'_>) -> Result<Verdict, Failure>
         })
         .collect();
     let smudges = padding::check(&model)?;
+    // The verdict is of all that was found, whatever is shown of it.
     let rotten = report.is_rotten() || !smudges.is_empty();
-    findings.extend(smudges.into_iter().map(|smudge| Found {
+    // Damage to a record's header or directory hides whose it was: then every group's end matters.
+    let rot_is_hidden =
+        |finding: &Finding| finding.kind == FindingKind::Rot && finding.group.is_none();
+    let hidden = !smudges.is_empty() || report.findings.iter().any(rot_is_hidden);
+    let smudges = smudges.into_iter().filter(|_| of_type(FindingKind::Rot));
+    findings.extend(smudges.map(|smudge| Found {
         file: smudge.file,
         offset: smudge.offset,
         kind: kind_name(FindingKind::Rot),
@@ -216,8 +232,6 @@ pub fn run(args: &Groups, context: &mut Context<'_>) -> Result<Verdict, Failure>
         end: segment.end,
         size: segment.info.size,
     });
-    // Damage to a record's header or directory hides whose it was: then every group's end matters.
-    let hidden = findings.iter().any(|finding| finding.kind == "rot" && finding.group.is_none());
     let page = Verified {
         verdict: if rotten { "damaged" } else { "sound" },
         records: report.records,
