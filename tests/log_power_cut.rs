@@ -89,8 +89,11 @@ impl Drop for Device {
 #[derive(Clone, Default)]
 struct Model {
     batches: u64,
-    groups: BTreeMap<u64, (u64, BTreeMap<u64, (u64, Vec<u8>)>)>,
+    groups: BTreeMap<u64, (u64, Entries)>,
 }
+
+/// By index: term and data.
+type Entries = BTreeMap<u64, (u64, Vec<u8>)>;
 
 fn mix(a: u64, b: u64) -> u64 {
     let mut x = a.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ b.wrapping_mul(0xd6e8_feb8_6659_fd93);
@@ -127,8 +130,11 @@ impl Model {
                 *entries = entries.split_off(&(to + 1));
             }
             // Sometimes over the last one, as after a change of leaders.
-            let index =
-                if mix(dice, turn + 9) % 16 == 0 && last > *truncated { last } else { last + 1 };
+            let index = if mix(dice, turn + 9).is_multiple_of(16) && last > *truncated {
+                last
+            } else {
+                last + 1
+            };
             let term = 1 + self.batches / 100;
             let mut data = format!("{group}/{index} by {} in {life}", self.batches).into_bytes();
             data.resize(data.len() + (mix(dice, turn + 5) % 1_500) as usize, (dice % 251) as u8);

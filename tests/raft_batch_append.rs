@@ -41,12 +41,11 @@ fn round(group: &mut Group<MemStorage>) -> Vec<Message> {
     sent
 }
 
-#[test]
-fn appends_always_follow_their_index() {
+/// Peer 1 of three, which leads, and its term.
+fn leader(config: &GroupConfig) -> (Group<MemStorage>, u64) {
     let voters = ConfState { voters: vec![1, 2, 3], ..Default::default() };
     let storage = MemStorage::new_with_conf_state(voters);
-    let config = GroupConfig { inflight_messages_max: 64, ..Default::default() };
-    let mut group = Group::new(PeerId(1), &config, 0, storage).unwrap();
+    let mut group = Group::new(PeerId(1), config, 0, storage).unwrap();
     group.campaign();
     round(&mut group);
     let term = group.status().term + 1;
@@ -55,6 +54,13 @@ fn appends_always_follow_their_index() {
         round(&mut group);
     }
     assert!(group.leads());
+    (group, term)
+}
+
+#[test]
+fn appends_always_follow_their_index() {
+    let (mut group, term) =
+        leader(&GroupConfig { inflight_messages_max: 64, ..Default::default() });
     let acknowledge = |group: &mut Group<MemStorage>, index: u64| {
         let ack = message(MessageType::MsgAppendResponse, term, |m| m.index = index);
         assert_eq!(group.step(ack), Verdict::Step);
@@ -80,4 +86,34 @@ fn appends_always_follow_their_index() {
     for append in appends {
         assert_eq!(append.entries[0].index, append.index + 1, "{append:?}");
     }
+}
+
+/// A second trait of the same joining: it knows no bound. A follower 40 entries behind was sent all of them
+/// in one message, as many as its window holds; where entries are large the transport dropped it, and the
+/// follower caught up by one entry a probe.
+#[test]
+fn what_a_follower_lacks_is_sent_in_messages_of_bounded_size() {
+    let config = GroupConfig { append_bytes_max: 1000, ..Default::default() };
+    let (mut group, term) = leader(&config);
+    // More than a message holds, one of them alone.
+    let sizes = (0..40).map(|i| if i == 20 { 5_000 } else { 300 });
+    for size in sizes {
+        group.propose(Bytes::from(vec![7; size])).unwrap();
+    }
+    round(&mut group);
+    let ack = message(MessageType::MsgAppendResponse, term, |m| m.index = 1);
+    assert_eq!(group.step(ack), Verdict::Step);
+    let mut sent = round(&mut group);
+    sent.retain(|m| m.get_msg_type() == MessageType::MsgAppend && m.to == 2);
+    let mut next = 2;
+    for append in sent.iter().filter(|m| !m.entries.is_empty()) {
+        let bytes: usize = append.entries.iter().map(|entry| entry.data.len()).sum();
+        assert!(bytes <= 1000 || append.entries.len() == 1, "{bytes} bytes");
+        assert_eq!((append.index, append.log_term), (next - 1, term));
+        for entry in &append.entries {
+            assert_eq!(entry.index, next);
+            next += 1;
+        }
+    }
+    assert_eq!(next, 42, "everything was sent");
 }

@@ -126,10 +126,47 @@ impl Ready {
 pub struct Group<S: Storage> {
     node: RawNode<S>,
     seed: u64,
+    append_bytes_max: u64,
     /// The last round with entries or a snapshot.
     written: u64,
     /// The last round known to be durable.
     durable: u64,
+}
+
+/// What an entry weighs in a message, about.
+fn weight(entry: &Entry) -> u64 {
+    (entry.data.len() + entry.context.len() + 32) as u64
+}
+
+/// Cuts an append into messages of at most `most` bytes of entries, or of one entry.
+///
+/// With `batch_append` raft-rs 0.7 joins as many appends as a follower's window holds into one message, each
+/// of them as large as [`append_bytes_max`](GroupConfig::append_bytes_max) allows: more than a transport takes.
+/// It would be dropped, and the follower probed, entry by entry.
+fn cut(mut message: Message, most: u64, out: &mut Vec<Message>) {
+    if message.get_msg_type() != MessageType::MsgAppend || message.entries.len() < 2 {
+        return out.push(message);
+    }
+    let mut rest: std::collections::VecDeque<Entry> = message.take_entries().into_vec().into();
+    loop {
+        let mut bytes = 0;
+        let fits = rest.iter().take_while(|entry| {
+            bytes += weight(entry);
+            bytes <= most
+        });
+        let count = fits.count().max(1);
+        if count >= rest.len() {
+            message.set_entries(rest.into_iter().collect::<Vec<_>>().into());
+            out.push(message);
+            return;
+        }
+        let part: Vec<Entry> = rest.drain(..count).collect();
+        let (index, term) = part.last().map_or((0, 0), |entry| (entry.index, entry.term));
+        let mut head = message.clone();
+        head.set_entries(part.into());
+        out.push(head);
+        (message.index, message.log_term) = (index, term);
+    }
 }
 
 fn mix(mut x: u64) -> u64 {
@@ -160,7 +197,13 @@ impl<S: Storage> Group<S> {
         };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let node = RawNode::new(&raft_config, storage, &logger)?;
-        let mut group = Group { node, seed: config.seed, written: 0, durable: 0 };
+        let mut group = Group {
+            node,
+            seed: config.seed,
+            append_bytes_max: config.append_bytes_max,
+            written: 0,
+            durable: 0,
+        };
         group.fix_timeout();
         Ok(group)
     }
@@ -299,8 +342,12 @@ impl<S: Storage> Group<S> {
         }
         let snapshot = ready.snapshot();
         let snapshot = (snapshot.get_metadata().index > 0).then(|| snapshot.clone());
-        let mut send_now = ready.take_messages();
-        send_now.retain_mut(|message| self.rejoin(message));
+        let mut send_now = Vec::new();
+        for mut message in ready.take_messages() {
+            if self.rejoin(&mut message) {
+                cut(message, self.append_bytes_max, &mut send_now);
+            }
+        }
         Some(Ready {
             send_now,
             entries: ready.take_entries(),
