@@ -28,8 +28,15 @@ fn entry(index: u64, group: u64) -> Entry {
     Entry { index, term: 1 + index / 10, kind: 1, data: data.into() }
 }
 
+/// Whether full segments have got their footers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Footers {
+    No,
+    Yes,
+}
+
 /// Four groups over a few segments, acknowledged and stated.
-fn build() -> (MemDisk, Log) {
+fn build(footers: Footers) -> (MemDisk, Log) {
     let disk = MemDisk::default();
     let (log, _) = open(&disk).unwrap();
     for index in 1..=24 {
@@ -44,12 +51,14 @@ fn build() -> (MemDisk, Log) {
         log.write(batch).unwrap();
     }
     log.barrier().unwrap();
+    while footers == Footers::Yes && log.prepare().unwrap() {}
     (disk, log)
 }
 
-/// Whether the log, opened over this image, holds everything; groups may be fenced off.
-fn check(log: &Log) -> Result<usize, String> {
-    let mut fenced = 0;
+/// Whether the log, opened over this image, holds everything. How many groups are fenced off, and how
+/// many say what is damaged when they are read (a footer stands for records that nobody has read yet).
+fn check(log: &Log, damaged: &Path) -> Result<(usize, usize), String> {
+    let (mut fenced, mut unreadable) = (0, 0);
     for group in 1..=4u64 {
         if log.damage(group).is_some() {
             assert!(matches!(log.term(group, 20), Err(Error::Quarantined { .. })));
@@ -65,27 +74,44 @@ fn check(log: &Log) -> Result<usize, String> {
             return Err(format!("group {group} lost entries: {}", log.last_index(group)));
         }
         let wanted: Vec<Entry> = (first..=24).map(|index| entry(index, group)).collect();
-        if log.entries(group, first, 25, u64::MAX).unwrap() != wanted {
-            return Err(format!("group {group} has wrong entries"));
+        match log.entries(group, first, 25, u64::MAX) {
+            Ok(entries) if entries == wanted => {}
+            Ok(_) => return Err(format!("group {group} has wrong entries")),
+            Err(Error::Corruption { path, .. }) if path == damaged => unreadable += 1,
+            Err(other) => return Err(format!("group {group}: {other}")),
         }
         let state = format!("state 24 of {group}");
         if log.state(group).as_deref() != Some(state.as_bytes()) {
             return Err(format!("group {group} has a wrong state"));
         }
     }
-    Ok(fenced)
+    Ok((fenced, unreadable))
 }
 
 #[test]
 fn one_flipped_byte() {
-    let (disk, log) = build();
+    flip_bytes(Footers::No);
+}
+
+#[test]
+fn one_flipped_byte_beside_footers() {
+    flip_bytes(Footers::Yes);
+}
+
+fn flip_bytes(footers: Footers) {
+    let (disk, log) = build(footers);
     drop(log);
     let image: Image = disk.state().image.clone();
     let (mut rot, mut torn, mut quiet, mut refused, mut fenced) = (0, 0, 0, 0, 0);
+    let (mut unreadable, mut read) = (0, 0);
     for (path, inode) in image.names.iter().filter(|(p, _)| p.to_string_lossy().contains(".seg")) {
         let len = image.files[inode].len();
-        // Every byte of headers and of two blocks of records, a sample of the rest.
-        let positions = (0..len).filter(|at| *at < 6 << 10 || at % 37 == 0);
+        // Every byte of headers, of a block of records and of what stands at the end, a sample of the
+        // rest; or every byte there is.
+        let all = std::env::var_os("LOG_FLIP_ALL").is_some();
+        let step = if all { 1 } else { 37 };
+        let dense = |at: usize| at < 64 || (4096..6144).contains(&at) || at + 700 > len;
+        let positions = (0..len).filter(|at| dense(*at) || at % step == 0);
         for at in positions {
             let mut bent = image.clone();
             if let Some(file) = bent.files.get_mut(inode) {
@@ -121,8 +147,15 @@ fn one_flipped_byte() {
             match open(&disk) {
                 Ok((log, recovery)) => {
                     // Nothing acknowledged is missing, whatever the log thinks of the tail.
-                    let n = check(&log).unwrap_or_else(|what| panic!("{where_}: {what}"));
+                    let (n, unread) =
+                        check(&log, path).unwrap_or_else(|what| panic!("{where_}: {what}"));
                     assert_eq!(n, recovery.quarantined.len());
+                    read += recovery.footers;
+                    if unread > 0 {
+                        assert_eq!((n, unread), (0, 1), "{where_}: one byte hits one group");
+                        assert_eq!(found, Some(FindingKind::Rot), "{where_}");
+                        unreadable += 1;
+                    }
                     assert!(n <= 1, "{where_}: one byte fences one group");
                     if n > 0 {
                         assert_eq!(found, Some(FindingKind::Rot), "{where_}");
@@ -142,14 +175,18 @@ fn one_flipped_byte() {
         }
     }
     println!(
-        "{rot} rot, {torn} torn, {quiet} harmless; {refused} refused, {fenced} fenced one group"
+        "{rot} rot, {torn} torn, {quiet} harmless; {refused} refused, {fenced} fenced one group, \
+         {unreadable} told by one group when it was read"
     );
-    assert!(rot > 0 && quiet > 0 && fenced > 0);
+    assert!(rot > 0 && quiet > 0 && fenced + unreadable > 0);
+    assert_eq!(read > 0, footers == Footers::Yes);
+    // Of what a footer stands for, nothing hides whose it is.
+    assert!(footers == Footers::No || refused == 0);
 }
 
 #[test]
 fn a_flip_under_a_running_log_is_not_served() {
-    let (disk, log) = build();
+    let (disk, log) = build(Footers::No);
     for group in 1..=4 {
         log.trim_cache(group, 24);
     }
@@ -173,7 +210,7 @@ fn a_flip_under_a_running_log_is_not_served() {
 
 #[test]
 fn a_reset_group_is_healthy_again() {
-    let (disk, log) = build();
+    let (disk, log) = build(Footers::No);
     drop(log);
     // Bend the first entry of group 2.
     {

@@ -2,8 +2,10 @@
 //! dumpers and verifiers. A segment that the live log recycles under our eyes is passed over; records
 //! that are being written read as a tail beyond the durable end.
 
+use super::footer::check_footer;
 use super::format::{BadSum, Op, SegmentHeader, decode_run};
 use super::scan::{Found, Neighbour, Record, Scan, find_segments};
+use super::seal::read_trailer;
 use super::{Entry, GroupId};
 use crate::env::{Disk, OpenMode};
 use crate::error::Result;
@@ -23,6 +25,8 @@ pub struct SegmentInfo {
     pub size: u64,
     /// Records from this number on are void: a later segment has them. `None`: the last segment.
     pub limit: Option<u64>,
+    /// Bytes of its footer, 0 if it has none.
+    pub footer: u64,
 }
 
 impl SegmentInfo {
@@ -186,7 +190,9 @@ impl Inspector {
     /// The segments, oldest first.
     pub fn segments(&self) -> Result<Vec<SegmentInfo>> {
         let info = |f: &Found| {
+            let trailer = read_trailer(f.file.as_ref(), &f.header)?;
             Ok(SegmentInfo {
+                footer: trailer.map_or(0, |trailer| trailer.bytes()),
                 path: f.path.clone(),
                 header: f.header,
                 size: f.file.len()?,
@@ -360,7 +366,7 @@ impl Check {
             self.note(segment, bad, FindingKind::Rot, what, base);
         }
         self.segments += 1;
-        let bytes = read_bytes(segment)?;
+        let bytes = Bytes::from(read_bytes(segment)?);
         let mut scan = Scan::new(&bytes, &segment.header, segment.limit);
         let mut records = Vec::new();
         while let Some(record) = scan.next() {
@@ -371,6 +377,7 @@ impl Check {
         for record in &records {
             self.record(segment, record, end.durable);
         }
+        self.footer(segment, &bytes, &records);
         self.next_seq = Some(end.next_seq);
         let reached = segment.limit.unwrap_or(end.durable + 1);
         let nothing = BadSum { offset: end.offset as u64, expected: 0, found: 0 };
@@ -395,6 +402,17 @@ impl Check {
             }
         }
         Ok(())
+    }
+
+    /// A footer must say what the records say.
+    fn footer(&mut self, segment: &Found, bytes: &Bytes, records: &[Record]) {
+        let findings = check_footer(&segment.header, segment.limit, bytes, records);
+        for (bad, group, what) in findings {
+            self.note(segment, bad, FindingKind::Rot, what, u64::MAX);
+            if let Some(raw) = self.raw.last_mut() {
+                raw.finding.group = group;
+            }
+        }
     }
 
     fn record(&mut self, segment: &Found, record: &Record, stated: u64) {

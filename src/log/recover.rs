@@ -1,10 +1,12 @@
 //! Opening: read, replay, judge, take over.
 
+use super::footer::Summary;
 use super::format::{BLOCK, BadSum, Op, RecordHeader, align};
 use super::index::{Damage, Dead, Index};
 use super::scan::{End, Found, Neighbour, Record, Scan, find_segments};
+use super::seal::{read_summary, read_trailer};
 use super::segment::{
-    Pool, Reserve, SEGMENT_SUFFIX, Segment, SegmentTable, make_spare, parse_name,
+    Pool, Reserve, SEGMENT_SUFFIX, Seal, Segment, SegmentTable, make_spare, parse_name,
 };
 use super::write::{Queue, Waiters, Writer};
 use super::{Counters, GroupId, Log, Options, Shared};
@@ -12,7 +14,7 @@ use crate::env::{Disk, OpenMode};
 use crate::error::{Error, Result};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, OnceLock};
@@ -22,7 +24,9 @@ use std::sync::{Arc, OnceLock};
 pub struct Recovery {
     /// Segments read.
     pub segments: u64,
-    /// Records replayed.
+    /// Of them, those whose footer was read instead of their records.
+    pub footers: u64,
+    /// Records replayed, those that a footer sums up included.
     pub records: u64,
     /// Groups known now.
     pub groups: u64,
@@ -91,6 +95,8 @@ struct Replay {
     durable: u64,
     recovery: Recovery,
     places: BTreeMap<u64, Vec<u32>>,
+    /// Segments whose footer was read, by base.
+    sealed: BTreeSet<u64>,
 }
 
 /// The last segment, as far as the takeover cares.
@@ -173,6 +179,7 @@ impl Log {
             pool: Mutex::new(pool),
             purging: Mutex::new(()),
             durable: AtomicU64::new(last),
+            rotten: AtomicU64::new(u64::MAX),
             poisoned: OnceLock::new(),
             cache_bytes: AtomicUsize::new(0),
             counters: Counters::default(),
@@ -197,6 +204,9 @@ impl Replay {
         }
         self.next_seq = base;
         self.recovery.segments += 1;
+        if let Some(summary) = self.footer(segment)? {
+            return self.take_footer(segment, summary);
+        }
         let bytes = segment.read()?;
         let mut scan = Scan::new(&bytes, &segment.header, segment.limit);
         let mut records = Vec::new();
@@ -241,6 +251,53 @@ impl Replay {
         }
         let tail = Tail { base_seq: base, bytes, records: whole, clean };
         Ok(segment.limit.is_none().then_some(tail))
+    }
+
+    /// The footer's summary, if the segment has one that can be used.
+    fn footer(&mut self, segment: &Found) -> Result<Option<Summary>> {
+        let file = segment.file.as_ref();
+        let Some(trailer) = read_trailer(file, &segment.header)? else { return Ok(None) };
+        let Some(limit) = segment.limit else {
+            // A footer is written when the next segment has its name. It has not been taken back.
+            let detail = "the segment after this one is missing".into();
+            self.lose(segment, trailer.next_seq, trailer.next_seq + 1, 0, detail);
+            return Ok(None);
+        };
+        if trailer.next_seq != limit {
+            return Ok(None);
+        }
+        let summary = read_summary(file, trailer)?;
+        if summary.is_none() {
+            let damage = Damage {
+                file: segment.path.clone(),
+                offset: trailer.summary_at,
+                detail: "the footer is damaged; its records were read instead".into(),
+            };
+            self.recovery.harmless.push(damage);
+        }
+        Ok(summary)
+    }
+
+    /// Replays what a footer says its segment comes to.
+    fn take_footer(&mut self, segment: &Found, summary: Summary) -> Result<Option<Tail>> {
+        if summary.floor > 0 {
+            self.drop_below(summary.floor);
+        }
+        let index = &self.index;
+        let read = summary.each_group(|group, facts| index.change(group, |g| facts.apply(g)));
+        if read.is_none() {
+            // Its checksum held: a writer from another world.
+            let detail = "the footer makes no sense".into();
+            let offset = summary.trailer.summary_at;
+            return Err(Error::Corruption { path: segment.path.clone(), offset, detail });
+        }
+        self.recovery.footers += 1;
+        self.recovery.records += summary.payloads.len() as u64;
+        self.next_seq = summary.trailer.next_seq;
+        self.durable = self.durable.max(segment.header.durable).max(self.next_seq - 1);
+        self.sealed.insert(segment.header.base_seq);
+        self.places.insert(segment.header.base_seq, summary.payloads);
+        Ok(None)
     }
 
     /// Judges the end of a segment: complete, rotten, torn, or simply the end.
@@ -437,6 +494,11 @@ impl Replay {
                     payloads,
                     live: 0,
                     used: size,
+                    room: 0,
+                    seal: match self.sealed.contains(&from) {
+                        true => Seal::Footer,
+                        false => Seal::Open,
+                    },
                 },
             );
         }
@@ -444,10 +506,14 @@ impl Replay {
         table.by_base.insert(base, active);
         table.set_placed(self.next_seq - 1);
         for group in self.index.groups() {
-            let runs = self.index.read(group).map(|g| g.runs.clone()).unwrap_or_default();
-            for run in runs {
-                table.add_live(run.seq, u64::from(run.body.len));
-            }
+            self.index.change(group, |g| {
+                g.runs.shrink_to_fit();
+                // Not a slice that holds a whole footer in memory.
+                g.state = g.state.as_ref().map(|state| Bytes::copy_from_slice(state));
+                for run in &g.runs {
+                    table.add_live(run.seq, u64::from(run.live()));
+                }
+            });
         }
         Ok(table)
     }

@@ -45,6 +45,7 @@ pub(super) struct Writer {
     pub file: Arc<dyn File>,
     pub generation: u64,
     pub offset: u64,
+    /// Bytes of it that records may take.
     pub size: u64,
     /// Batches taken from the queue that the last round had no room for.
     pub stalled: VecDeque<Pending>,
@@ -240,7 +241,7 @@ impl Shared {
         }
     }
 
-    fn poison(&self, error: Error) -> Error {
+    pub(super) fn poison(&self, error: Error) -> Error {
         // The first failure is the cause; whoever asks later is told of it.
         let _ = self.poisoned.set(error.to_string());
         tracing::error!(%error, "the log stops: nothing is acknowledged from here on");
@@ -339,6 +340,7 @@ impl Shared {
             }
         }
         encoded.ops = Vec::new();
+        self.counters.entry_bytes.fetch_add(run_bytes, Relaxed);
         self.cache_bytes.fetch_add(added, Relaxed);
         self.cache_bytes.fetch_sub(freed, Relaxed);
         if !dead.is_empty() {
@@ -411,8 +413,9 @@ impl Shared {
                 segments.place(seq, at, run_bytes);
             }
             if let Some(mut active) = segments.by_base.last_entry() {
-                active.get_mut().used = writer.offset + bytes;
-                active.get_mut().size = writer.size.max(writer.offset + bytes);
+                let active = active.get_mut();
+                active.used = writer.offset + bytes;
+                active.size = active.size.max(writer.offset + bytes);
             }
         }
         writer.offset += bytes;
@@ -456,7 +459,7 @@ impl Writer {
             file: segment.file.clone(),
             generation: segment.generation,
             offset: segment.used,
-            size: segment.size,
+            size: segment.size.saturating_sub(segment.room),
             stalled: VecDeque::new(),
             buffer: Vec::new(),
             stated,
@@ -467,7 +470,7 @@ impl Writer {
         self.file = segment.file.clone();
         self.generation = segment.generation;
         self.offset = segment.used;
-        self.size = segment.size;
+        self.size = segment.size.saturating_sub(segment.room);
     }
 
     /// How many of the waiting batches the active segment has room for. A batch larger than a whole
