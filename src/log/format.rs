@@ -109,11 +109,13 @@ pub(super) struct RecordHeader {
     pub dir_len: u32,
     pub payload_len: u32,
     pub dir_crc: u32,
+    /// Bytes behind the payload that repeat what the write group before was.
+    pub echo_len: u32,
 }
 
 impl RecordHeader {
     pub fn total(&self) -> usize {
-        RECORD_HEADER + self.dir_len as usize + self.payload_len as usize
+        RECORD_HEADER + self.dir_len as usize + self.payload_len as usize + self.echo_len as usize
     }
 
     pub fn encode_to(&self, out: &mut Vec<u8>) {
@@ -125,6 +127,7 @@ impl RecordHeader {
         head[32..36].copy_from_slice(&self.dir_len.to_le_bytes());
         head[36..40].copy_from_slice(&self.payload_len.to_le_bytes());
         head[40..44].copy_from_slice(&self.dir_crc.to_le_bytes());
+        head[44..48].copy_from_slice(&self.echo_len.to_le_bytes());
         let crc = crc32c::crc32c(&head[8..]);
         head[4..8].copy_from_slice(&crc.to_le_bytes());
         out.extend_from_slice(&head);
@@ -150,6 +153,7 @@ impl RecordHeader {
             dir_len: read_u32(head, 32),
             payload_len: read_u32(head, 36),
             dir_crc: read_u32(head, 40),
+            echo_len: read_u32(head, 44),
         })
     }
 }

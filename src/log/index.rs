@@ -104,6 +104,8 @@ pub(super) struct Group {
     /// Whether the group stands in the cache's clock.
     pub in_clock: bool,
     pub damage: Option<Box<Damage>>,
+    /// The damaged record: evidence, which purge leaves alone.
+    pub damage_seq: u64,
 }
 
 /// What an entry weighs in the cache beside its data.

@@ -40,9 +40,16 @@
 //! only after the one before was synced. So for a record that does not read: if any readable record,
 //! or the header of a later segment, states a durable number at or above it, it was acknowledged and
 //! is rot; else it is a torn tail and is cut. Rot in the body of an operation fences off that group
-//! (if the damaged bytes are still needed); rot in a record's header or directory hides *which* groups
-//! it spoke of, and the log refuses to open. The last group before an end without
-//! [`Log::barrier`] is stated by nobody: damage to it counts as torn.
+//! (if the damaged bytes are still needed). Rot in a record's header or directory hides which groups it
+//! spoke of; but each write group repeats, in other blocks and in the very write that states the group
+//! before durable, that one's headers and the names of its groups (its echo, a percent or two). So a
+//! header is made good from the echo (and reported), and a lost directory fences off its own groups: all
+//! of them, for what it said of each is gone, until they are reset or cleared or a floor passes. The
+//! damaged record is evidence: its segment is neither purged nor summed up in a footer. The log
+//! refuses to open only where nobody can tell whose the rot was: when the echo is gone as well, or
+//! both copies of a segment's header, or a whole segment. The last group before an end without
+//! [`Log::barrier`] is stated and echoed by nobody: damage to it counts as torn, and cannot be told from it by
+//! anyone who has only the disk. What opening copied is echoed by the first group after.
 //!
 //! **Takeover.** After a crash the page cache may hold what the disk lost, so nothing that was found
 //! is trusted to be durable. Opening copies the unstated tail (or, if the last segment is short, all
@@ -87,10 +94,11 @@
 //! - Opening does not check the bodies in segments with a footer, which would mean reading everything:
 //!   rot there is met by the reader, by purge and by `inspect`.
 //! - No compression, no direct IO, one group in flight: measured first, see the throughput issue.
-//! - Rot in a record's header or directory refuses the whole log; naming the groups it hid needs a
-//!   second copy of the directory, which costs a tenth of the bytes of small entries.
+//! - The echo names groups, it does not repeat directories: that would cost a tenth of the bytes of
+//!   small entries, where naming costs a hundredth, and fences off what a second copy would save.
 
 mod batch;
+mod echo;
 mod footer;
 mod format;
 mod index;

@@ -135,7 +135,7 @@ impl Shared {
         for id in self.index.groups() {
             let Some(group) = self.index.read(id) else { continue };
             if group.damage.is_some() {
-                let facts = [group.state_seq, group.base_seq];
+                let facts = [group.state_seq, group.base_seq, group.damage_seq];
                 let runs = group.runs.iter().map(|run| run.seq);
                 let seqs = runs.chain(facts.into_iter().filter(|seq| *seq > 0));
                 oldest = oldest.min(seqs.min().unwrap_or(0));

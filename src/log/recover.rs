@@ -1,7 +1,8 @@
 //! Opening: read, replay, judge, take over.
 
+use super::echo::{EchoDraft, echoes_beyond, put_group};
 use super::footer::Summary;
-use super::format::{BLOCK, BadSum, Op, RecordHeader, align};
+use super::format::{BLOCK, BadSum, Op, RecordHeader, align, decode_dir};
 use super::index::{Damage, Dead, Index};
 use super::scan::{End, Found, Neighbour, Record, Scan, find_segments};
 use super::seal::{read_summary, read_trailer};
@@ -97,13 +98,35 @@ struct Replay {
     places: BTreeMap<u64, Vec<u32>>,
     /// Segments whose footer was read, by base.
     sealed: BTreeSet<u64>,
+    /// Groups of records whose directory cannot be read.
+    fences: BTreeMap<GroupId, Fence>,
+    /// What the next group is to repeat of the one that opening wrote.
+    echo: Vec<u8>,
+}
+
+/// Why a group has to be fenced off, unless it is wiped later or the floor passes.
+struct Fence {
+    seq: u64,
+    last_good: u64,
+    damage: Damage,
+}
+
+/// The groups of a sound directory, as an echo lists them.
+fn groups_of(dir: &[u8], payload_len: u32) -> Vec<u8> {
+    let (mut groups, mut last) = (Vec::new(), 0);
+    for op in decode_dir(dir, payload_len).iter().flatten() {
+        if let Some(group) = op.group() {
+            put_group(&mut groups, &mut last, group);
+        }
+    }
+    groups
 }
 
 /// The last segment, as far as the takeover cares.
 struct Tail {
     base_seq: u64,
     bytes: Vec<u8>,
-    /// Whole records: (number, start, end, start of the payload).
+    /// Whole records: (number, start, end of the payload, start of the payload).
     records: Vec<(u64, usize, usize, usize)>,
     clean: bool,
 }
@@ -125,7 +148,7 @@ impl Log {
         let found = find_segments(&*disk, dir, &names, OpenMode::ReadWrite, Neighbour::None)?;
         let mut replay = Replay { next_seq: 1, ..Replay::default() };
         let mut tail = None;
-        for segment in &found {
+        for (n, segment) in found.iter().enumerate() {
             for bad in &segment.bad_header {
                 let damage = Damage {
                     file: segment.path.clone(),
@@ -135,7 +158,7 @@ impl Log {
                 replay.recovery.harmless.push(damage);
             }
             if !segment.is_void() {
-                tail = replay.segment(segment)?;
+                tail = replay.segment(segment, &found[n + 1..])?;
             }
         }
         replay.judge()?;
@@ -159,10 +182,10 @@ impl Log {
             }
         }
 
-        let Replay { index, recovery, next_seq, .. } = replay;
+        let Replay { index, recovery, next_seq, echo, .. } = replay;
         let last = next_seq - 1;
         let writer = table.by_base.values().next_back().map(|active| Writer::new(active, last));
-        let Some(writer) = writer else {
+        let Some(writer) = writer.map(|writer| Writer { echo, ..writer }) else {
             return Err(Error::Stopped { reason: "the log has no active segment".into() });
         };
         let shared = Shared {
@@ -191,7 +214,7 @@ impl Log {
 
 impl Replay {
     /// Replays one segment. For the last one, returns what the takeover needs.
-    fn segment(&mut self, segment: &Found) -> Result<Option<Tail>> {
+    fn segment(&mut self, segment: &Found, later: &[Found]) -> Result<Option<Tail>> {
         let base = segment.header.base_seq;
         if base > self.next_seq {
             self.lose(
@@ -208,7 +231,8 @@ impl Replay {
             return self.take_footer(segment, summary);
         }
         let bytes = segment.read()?;
-        let mut scan = Scan::new(&bytes, &segment.header, segment.limit);
+        let beyond = echoes_beyond(segment, later)?;
+        let mut scan = Scan::new(&bytes, &segment.header, segment.limit, beyond);
         let mut records = Vec::new();
         while let Some(record) = scan.next() {
             records.push(record);
@@ -231,12 +255,9 @@ impl Replay {
                 }
             }
             self.record(segment, &bytes, record);
-            whole.push((
-                seq,
-                record.offset,
-                record.offset + record.header.total(),
-                record.payload_at(),
-            ));
+            let payload = record.payload_at();
+            let end = payload + record.header.payload_len as usize;
+            whole.push((seq, record.offset, end, payload));
         }
         let places = whole.iter().map(|(.., payload)| *payload as u32).collect();
         self.places.insert(base, places);
@@ -283,8 +304,13 @@ impl Replay {
         if summary.floor > 0 {
             self.drop_below(summary.floor);
         }
-        let index = &self.index;
-        let read = summary.each_group(|group, facts| index.change(group, |g| facts.apply(g)));
+        let (index, fences) = (&self.index, &mut self.fences);
+        let read = summary.each_group(|group, facts| {
+            if facts.wiped {
+                fences.remove(&group);
+            }
+            index.change(group, |g| facts.apply(g));
+        });
         if read.is_none() {
             // Its checksum held: a writer from another world.
             let detail = "the footer makes no sense".into();
@@ -323,11 +349,30 @@ impl Replay {
     /// Replays one record that was acknowledged or is whole.
     fn record(&mut self, segment: &Found, bytes: &[u8], record: &Record) {
         let seq = record.header.seq;
+        let damage = |bad: &BadSum, what: &str| Damage {
+            file: segment.path.clone(),
+            offset: bad.offset,
+            detail: format!("{what} of record {seq}: {}", describe(bad)),
+        };
+        if let Some(bad) = &record.bad_header {
+            self.recovery.harmless.push(damage(bad, "header (known from the group after it)"));
+        }
+        if let Some(bad) = &record.bad_echo {
+            self.recovery.harmless.push(damage(bad, "echo"));
+        }
         let ops = match &record.ops {
             Ok(ops) => ops,
             Err(bad) => {
-                let detail = format!("directory of record {seq}: {}", describe(bad));
-                return self.lose(segment, seq, seq + 1, bad.offset, detail);
+                let damage = damage(bad, "directory");
+                let Some(groups) = &record.groups else {
+                    return self.lose(segment, seq, seq + 1, bad.offset, damage.detail);
+                };
+                for group in groups {
+                    let last_good = self.index.read(*group).map_or(0, |g| g.last());
+                    let fence = || Fence { seq, last_good, damage: damage.clone() };
+                    self.fences.entry(*group).or_insert_with(fence);
+                }
+                return;
             }
         };
         self.recovery.records += 1;
@@ -352,6 +397,10 @@ impl Replay {
                     let start = payload + body.rel as usize;
                     Some(Bytes::copy_from_slice(&bytes[start..start + body.len as usize]))
                 }
+                Op::Reset { .. } | Op::Clear { .. } => {
+                    self.fences.remove(&group);
+                    None
+                }
                 _ => None,
             };
             self.index.change(group, |g| g.take(seq, op, state, &mut dead));
@@ -360,6 +409,7 @@ impl Replay {
 
     fn drop_below(&mut self, floor: u64) {
         self.floor = self.floor.max(floor);
+        self.fences.retain(|_, fence| fence.seq >= floor);
         for group in self.index.groups() {
             self.index.change(group, |g| g.drop_below_floor(floor));
         }
@@ -378,12 +428,17 @@ impl Replay {
             return Err(Error::Corruption { path: lost.path.clone(), offset: lost.offset, detail });
         }
         let mut used = Vec::new();
-        for id in self.index.groups() {
-            let bad = &self.bad;
+        let fenced = self.fences.keys().copied();
+        let groups: BTreeSet<GroupId> = self.index.groups().into_iter().chain(fenced).collect();
+        for id in groups {
+            let (bad, fence) = (&self.bad, self.fences.remove(&id));
             let (damage, last_good, key) = self.index.change(id, |group| {
-                let found = group.runs.iter().find_map(|run| {
-                    let key = (run.seq, run.body.rel);
-                    bad.get(&key).map(|damage| (damage.clone(), run.from - 1, key))
+                let found = fence.map(|fence| (fence.damage, fence.last_good, (fence.seq, 0)));
+                let found = found.or_else(|| {
+                    group.runs.iter().find_map(|run| {
+                        let key = (run.seq, run.body.rel);
+                        bad.get(&key).map(|damage| (damage.clone(), run.from - 1, key))
+                    })
                 });
                 let found = found.or_else(|| {
                     // A state record has no place in the index: it is damaged if one of its record is
@@ -401,6 +456,7 @@ impl Replay {
                 match found {
                     Some((damage, last_good, key)) => {
                         group.damage = Some(Box::new(damage.clone()));
+                        group.damage_seq = key.0;
                         (Some(damage), last_good, key)
                     }
                     None => (None, 0, (0, 0)),
@@ -438,6 +494,7 @@ impl Replay {
         let base = base.max(tail.base_seq);
         let mut payloads = Vec::new();
         let durable = self.durable.min(last);
+        let mut echo = EchoDraft::new(BLOCK as u64, base);
         let segment = pool.activate(spare, base, last, |generation| {
             let mut out = Vec::new();
             for (seq, start, end, payload) in tail.records.iter().filter(|(seq, ..)| *seq >= base) {
@@ -451,7 +508,9 @@ impl Replay {
                     dir_len: dir_len as u32,
                     payload_len: (end - payload) as u32,
                     dir_crc: crc32c::crc32c(&body[..dir_len]),
+                    echo_len: 0,
                 };
+                echo.push(&header, &groups_of(&body[..dir_len], header.payload_len));
                 header.encode_to(&mut out);
                 payloads.push((BLOCK + out.len() + dir_len) as u32);
                 out.extend_from_slice(body);
@@ -459,6 +518,8 @@ impl Replay {
             out.resize(align(out.len()), 0);
             out
         })?;
+        // The copy has no second one of its headers until the next group is written.
+        self.echo = echo.finish();
         self.recovery.copied_bytes = segment.used - BLOCK as u64;
         self.places.insert(base, payloads);
         Ok((segment, base))

@@ -1,6 +1,7 @@
 //! Sealing: a full segment gets its footer, and the index forgets what the footer says. Off the path of
 //! writes: whoever keeps spares ready ([`Log::prepare`](super::Log::prepare)) or purges does it.
 
+use super::echo::Echoes;
 use super::footer::{Draft, Footer, Summary, TRAILER, Trailer, unpack};
 use super::format::{SegmentHeader, align};
 use super::index::{Dead, Run};
@@ -26,7 +27,7 @@ impl Candidate {
         let mut bytes = vec![0; self.file.len()? as usize];
         let n = self.file.read_at(0, &mut bytes)?;
         bytes.truncate(n);
-        let mut scan = Scan::new(&bytes, &self.header, Some(self.next_seq));
+        let mut scan = Scan::new(&bytes, &self.header, Some(self.next_seq), Echoes::new());
         let mut draft = Draft::default();
         let mut next = self.header.base_seq;
         let mut end = super::BLOCK;

@@ -1,6 +1,7 @@
 //! The writing half: submit, the round of the single writer, waiting, rotation.
 
 use super::batch::{BatchOp, Encoded, LogBatch};
+use super::echo::EchoDraft;
 use super::format::{BLOCK, Op, RECORD_HEADER, RecordHeader, align};
 use super::segment::Reserve;
 use super::{Log, Options, Seq, Shared};
@@ -52,6 +53,8 @@ pub(super) struct Writer {
     pub buffer: Vec<u8>,
     /// The durable sequence that the last record on disk states.
     pub stated: u64,
+    /// What the next group repeats of the last one.
+    pub echo: Vec<u8>,
 }
 
 /// Those who wait for durability.
@@ -375,6 +378,8 @@ impl Shared {
         buffer.clear();
         let mut places = Vec::with_capacity(count);
         let mut taken = 0;
+        let first = writer.stalled.front().map_or(0, |pending| pending.seq);
+        let mut echo = EchoDraft::new(writer.offset, first);
         for pending in writer.stalled.iter().take(count) {
             let encoded = &pending.encoded;
             let header = RecordHeader {
@@ -384,11 +389,16 @@ impl Shared {
                 dir_len: encoded.dir.len() as u32,
                 payload_len: encoded.payload.len() as u32,
                 dir_crc: encoded.dir_crc,
+                echo_len: if pending.seq == first { writer.echo.len() as u32 } else { 0 },
             };
+            echo.push(&header, &encoded.groups);
             header.encode_to(&mut buffer);
             buffer.extend_from_slice(&encoded.dir);
             let payload_at = writer.offset + buffer.len() as u64;
             buffer.extend_from_slice(&encoded.payload);
+            if pending.seq == first {
+                buffer.extend_from_slice(&writer.echo);
+            }
             places.push((pending.seq, payload_at as u32, pending.run_bytes));
             taken += pending.size();
         }
@@ -420,6 +430,7 @@ impl Shared {
         }
         writer.offset += bytes;
         writer.stated = durable;
+        writer.echo = echo.finish();
         writer.stalled.drain(..count);
         self.durable.store(last, Release);
         self.pending_bytes.fetch_sub(taken, Relaxed);
@@ -463,6 +474,7 @@ impl Writer {
             stalled: VecDeque::new(),
             buffer: Vec::new(),
             stated,
+            echo: Vec::new(),
         }
     }
 
@@ -477,7 +489,7 @@ impl Writer {
     /// segment fits an empty one: the file grows.
     fn how_many_fit(&self) -> usize {
         let room = self.size.saturating_sub(self.offset) as usize;
-        let mut len = 0;
+        let mut len = self.echo.len();
         for (n, pending) in self.stalled.iter().enumerate() {
             len += pending.size();
             if align(len) > room {
