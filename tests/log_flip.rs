@@ -28,28 +28,39 @@ fn entry(index: u64, group: u64) -> Entry {
     Entry { index, term: 1 + index / 10, kind: 1, data: data.into() }
 }
 
-/// Four groups over a few segments, acknowledged and stated.
-fn build() -> (MemDisk, Log) {
+/// Whether full segments have got their footers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Footers {
+    No,
+    Yes,
+}
+
+/// Four groups over a few segments, two a record, acknowledged and stated.
+fn build(footers: Footers) -> (MemDisk, Log) {
     let disk = MemDisk::default();
     let (log, _) = open(&disk).unwrap();
     for index in 1..=24 {
-        let mut batch = LogBatch::new();
-        for group in 1..=4 {
-            batch.append(group, [entry(index, group)]);
-            batch.set_state(group, format!("state {index} of {group}"));
+        for pair in [[1, 2], [3, 4]] {
+            let mut batch = LogBatch::new();
+            for group in pair {
+                batch.append(group, [entry(index, group)]);
+                batch.set_state(group, format!("state {index} of {group}"));
+            }
+            if index == 12 && pair[1] == 4 {
+                batch.compact_to(4, LogPosition { index: 11, term: 2 });
+            }
+            log.write(batch).unwrap();
         }
-        if index == 12 {
-            batch.compact_to(4, LogPosition { index: 11, term: 2 });
-        }
-        log.write(batch).unwrap();
     }
     log.barrier().unwrap();
+    while footers == Footers::Yes && log.prepare().unwrap() {}
     (disk, log)
 }
 
-/// Whether the log, opened over this image, holds everything; groups may be fenced off.
-fn check(log: &Log) -> Result<usize, String> {
-    let mut fenced = 0;
+/// Whether the log, opened over this image, holds everything. How many groups are fenced off, and how
+/// many say what is damaged when they are read (a footer stands for records that nobody has read yet).
+fn check(log: &Log, damaged: &Path) -> Result<(usize, usize), String> {
+    let (mut fenced, mut unreadable) = (0, 0);
     for group in 1..=4u64 {
         if log.damage(group).is_some() {
             assert!(matches!(log.term(group, 20), Err(Error::Quarantined { .. })));
@@ -65,27 +76,44 @@ fn check(log: &Log) -> Result<usize, String> {
             return Err(format!("group {group} lost entries: {}", log.last_index(group)));
         }
         let wanted: Vec<Entry> = (first..=24).map(|index| entry(index, group)).collect();
-        if log.entries(group, first, 25, u64::MAX).unwrap() != wanted {
-            return Err(format!("group {group} has wrong entries"));
+        match log.entries(group, first, 25, u64::MAX) {
+            Ok(entries) if entries == wanted => {}
+            Ok(_) => return Err(format!("group {group} has wrong entries")),
+            Err(Error::Corruption { path, .. }) if path == damaged => unreadable += 1,
+            Err(other) => return Err(format!("group {group}: {other}")),
         }
         let state = format!("state 24 of {group}");
         if log.state(group).as_deref() != Some(state.as_bytes()) {
             return Err(format!("group {group} has a wrong state"));
         }
     }
-    Ok(fenced)
+    Ok((fenced, unreadable))
 }
 
 #[test]
 fn one_flipped_byte() {
-    let (disk, log) = build();
+    flip_bytes(Footers::No);
+}
+
+#[test]
+fn one_flipped_byte_beside_footers() {
+    flip_bytes(Footers::Yes);
+}
+
+fn flip_bytes(footers: Footers) {
+    let (disk, log) = build(footers);
     drop(log);
     let image: Image = disk.state().image.clone();
     let (mut rot, mut torn, mut quiet, mut refused, mut fenced) = (0, 0, 0, 0, 0);
+    let (mut pairs, mut unreadable, mut read) = (0, 0, 0);
     for (path, inode) in image.names.iter().filter(|(p, _)| p.to_string_lossy().contains(".seg")) {
         let len = image.files[inode].len();
-        // Every byte of headers and of two blocks of records, a sample of the rest.
-        let positions = (0..len).filter(|at| *at < 6 << 10 || at % 37 == 0);
+        // Every byte of headers, of a block of records and of what stands at the end, a sample of the
+        // rest; or every byte there is.
+        let all = std::env::var_os("LOG_FLIP_ALL").is_some();
+        let step = if all { 1 } else { 101 };
+        let dense = |at: usize| at < 64 || (4096..6144).contains(&at) || at + 700 > len;
+        let positions = (0..len).filter(|at| dense(*at) || at % step == 0);
         for at in positions {
             let mut bent = image.clone();
             if let Some(file) = bent.files.get_mut(inode) {
@@ -121,9 +149,25 @@ fn one_flipped_byte() {
             match open(&disk) {
                 Ok((log, recovery)) => {
                     // Nothing acknowledged is missing, whatever the log thinks of the tail.
-                    let n = check(&log).unwrap_or_else(|what| panic!("{where_}: {what}"));
+                    let (n, unread) =
+                        check(&log, path).unwrap_or_else(|what| panic!("{where_}: {what}"));
                     assert_eq!(n, recovery.quarantined.len());
-                    assert!(n <= 1, "{where_}: one byte fences one group");
+                    read += recovery.footers;
+                    if unread > 0 {
+                        assert_eq!((n, unread), (0, 1), "{where_}: one byte hits one group");
+                        assert_eq!(found, Some(FindingKind::Rot), "{where_}");
+                        unreadable += 1;
+                    }
+                    if n > 1 {
+                        // The directory of a record: the groups it speaks of, and no others.
+                        let groups: Vec<u64> =
+                            recovery.quarantined.iter().map(|q| q.group).collect();
+                        assert!(groups == [1, 2] || groups == [3, 4], "{where_}: {groups:?}");
+                        pairs += 1;
+                    }
+                    if found == Some(FindingKind::Rot) && n + unread == 0 && recovery.footers == 0 {
+                        assert!(!recovery.harmless.is_empty(), "{where_}: not a word");
+                    }
                     if n > 0 {
                         assert_eq!(found, Some(FindingKind::Rot), "{where_}");
                         let offset = recovery.quarantined[0].damage.offset;
@@ -142,14 +186,106 @@ fn one_flipped_byte() {
         }
     }
     println!(
-        "{rot} rot, {torn} torn, {quiet} harmless; {refused} refused, {fenced} fenced one group"
+        "{rot} rot, {torn} torn, {quiet} harmless; {refused} refused, {fenced} fenced their groups \
+         ({pairs} all groups of a record), {unreadable} told by one group when it was read"
     );
-    assert!(rot > 0 && quiet > 0 && fenced > 0);
+    assert!(rot > 0 && quiet > 0 && fenced + unreadable > 0);
+    assert_eq!((read > 0, pairs > 0), (footers == Footers::Yes, footers == Footers::No));
+    // No single byte hides whose it is.
+    assert_eq!(refused, 0);
+}
+
+/// Makes a block of a file unreadable; tells whether it held anything.
+fn lose_block(image: &mut Image, inode: u64, block: usize) -> bool {
+    let Some(file) = image.files.get_mut(&inode) else { return false };
+    let bytes = &mut file[block * 4096..(block + 1) * 4096];
+    let held = bytes.iter().any(|byte| *byte != 0);
+    bytes.fill(0xa5);
+    held
+}
+
+#[test]
+fn a_lost_block() {
+    let (disk, log) = build(Footers::No);
+    drop(log);
+    let image: Image = disk.state().image.clone();
+    let mut fenced = 0;
+    let segments: Vec<_> =
+        image.names.iter().filter(|(p, _)| p.to_string_lossy().contains(".seg")).collect();
+    for (path, inode) in &segments {
+        for block in 1..image.files[inode].len() / 4096 {
+            let mut bent = image.clone();
+            if !lose_block(&mut bent, **inode, block) {
+                continue;
+            }
+            // The block holds a whole record: its groups are known from the one after it, even if that
+            // one stands in another segment.
+            match open(&MemDisk::of(bent.clone())) {
+                Ok((log, recovery)) => {
+                    let n = check(&log, path).unwrap().0;
+                    assert!(n == 0 || n == 2, "{path:?} {block}: {recovery:?}");
+                    fenced += usize::from(n > 0);
+                }
+                Err(error) => panic!("{path:?} {block}: {error}"),
+            }
+            // With the record after it gone as well, nothing tells.
+            if block + 1 < image.files[inode].len() / 4096
+                && lose_block(&mut bent, **inode, block + 1)
+            {
+                match open(&MemDisk::of(bent)) {
+                    Err(Error::Corruption { path: file, .. }) => assert_eq!(&file, *path),
+                    // The end of the log, which nothing states.
+                    Ok((log, _)) => assert!(check(&log, path).is_ok() || log.last_index(1) == 24),
+                    Err(error) => panic!("{path:?} {block}: {error}"),
+                }
+            }
+        }
+    }
+    assert!(fenced > 20, "{fenced}");
+}
+
+#[test]
+fn a_lost_directory_stays_lost() {
+    let (disk, log) = build(Footers::No);
+    drop(log);
+    {
+        let mut state = disk.state();
+        let inode = state.image.names[Path::new("/log/0000000000000001.seg")];
+        if let Some(file) = state.image.files.get_mut(&inode) {
+            file[2 * 4096 + 50] ^= 1;
+        }
+    }
+    let groups = |recovery: &catamaran::log::Recovery| {
+        recovery.quarantined.iter().map(|q| q.group).collect::<Vec<_>>()
+    };
+    for _ in 0..3 {
+        let (log, recovery) = open(&disk).unwrap();
+        assert_eq!(groups(&recovery), [3, 4]);
+        // The evidence is not purged, nor summed up in a footer.
+        for index in 25..28 {
+            let mut batch = LogBatch::new();
+            batch.append(1, [entry(log.last_index(1) + 1, 1)]);
+            batch.set_state(2, format!("{index}"));
+            log.write(batch).unwrap();
+        }
+        log.barrier().unwrap();
+        while log.prepare().unwrap() {}
+        assert_eq!(log.purge().unwrap().segments, 0);
+    }
+    let (log, _) = open(&disk).unwrap();
+    let mut batch = LogBatch::new();
+    batch.reset(3, LogPosition { index: 40, term: 9 });
+    batch.clear(4);
+    log.write(batch).unwrap();
+    drop(log);
+    let (log, recovery) = open(&disk).unwrap();
+    assert!(recovery.quarantined.is_empty(), "{recovery:?}");
+    assert_eq!(log.groups(), [1, 2, 3]);
 }
 
 #[test]
 fn a_flip_under_a_running_log_is_not_served() {
-    let (disk, log) = build();
+    let (disk, log) = build(Footers::No);
     for group in 1..=4 {
         log.trim_cache(group, 24);
     }
@@ -173,7 +309,7 @@ fn a_flip_under_a_running_log_is_not_served() {
 
 #[test]
 fn a_reset_group_is_healthy_again() {
-    let (disk, log) = build();
+    let (disk, log) = build(Footers::No);
     drop(log);
     // Bend the first entry of group 2.
     {

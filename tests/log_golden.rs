@@ -17,9 +17,10 @@ use std::sync::Arc;
 
 const DIR: &str = "/log";
 const SEGMENT: &str = "/log/0000000000000001.seg";
+const NEXT: &str = "/log/0000000000000002.seg";
 
-fn golden_path() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/log/v{VERSION}.seg"))
+fn golden_path(what: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/log/v{VERSION}{what}.seg"))
 }
 
 fn open(disk: &MemDisk) -> catamaran::Result<(Log, catamaran::log::Recovery)> {
@@ -31,7 +32,8 @@ fn entry(index: u64, term: u64, kind: u8, data: &str) -> Entry {
     Entry { index, term, kind, data: data.to_string().into() }
 }
 
-fn write() -> Vec<u8> {
+/// The active segment of a short log; a full one with its footer, and the one after it.
+fn write() -> (Vec<u8>, Vec<u8>, Vec<u8>) {
     let disk = MemDisk::default();
     let (log, _) = open(&disk).unwrap();
     let mut batch = LogBatch::new();
@@ -54,36 +56,77 @@ fn write() -> Vec<u8> {
     batch.clear(8);
     log.write(batch).unwrap();
     log.barrier().unwrap();
-    let state = disk.state();
-    state.image.files[&state.image.names[Path::new(SEGMENT)]].clone()
+    let file = |name: &str| {
+        let state = disk.state();
+        state.image.files[&state.image.names[Path::new(name)]].clone()
+    };
+    let active = file(SEGMENT);
+    for index in 5..9 {
+        let mut batch = LogBatch::new();
+        batch.append(1, [entry(index, 3, 0, &"long ".repeat(700))]);
+        log.write(batch).unwrap();
+    }
+    while log.prepare().unwrap() {}
+    (active, file(SEGMENT), file(NEXT))
 }
 
-fn golden() -> Vec<u8> {
-    std::fs::read(golden_path()).unwrap()
+fn golden(what: &str) -> Vec<u8> {
+    std::fs::read(golden_path(what)).unwrap()
+}
+
+fn image_with(bytes: Vec<u8>) -> Image {
+    Image {
+        files: BTreeMap::from([(1, bytes)]),
+        names: BTreeMap::from([(PathBuf::from(SEGMENT), 1)]),
+    }
 }
 
 fn disk_with(bytes: Vec<u8>) -> MemDisk {
-    MemDisk::of(Image {
-        files: BTreeMap::from([(1, bytes)]),
-        names: BTreeMap::from([(PathBuf::from(SEGMENT), 1)]),
-    })
+    MemDisk::of(image_with(bytes))
 }
 
 #[test]
 fn the_workload_writes_the_golden_bytes() {
-    let bytes = write();
-    if std::env::var("LOG_GOLDEN").is_ok_and(|what| what == "write") {
-        std::fs::write(golden_path(), &bytes).unwrap();
+    let (active, sealed, _) = write();
+    for (what, bytes) in [("", active), ("-sealed", sealed)] {
+        if std::env::var("LOG_GOLDEN").is_ok_and(|what| what == "write") {
+            std::fs::write(golden_path(what), &bytes).unwrap();
+        }
+        let golden = golden(what);
+        let differs = bytes.iter().zip(&golden).position(|(a, b)| a != b);
+        assert_eq!(differs, None, "first difference of {what:?} at this offset");
+        assert_eq!(bytes.len(), golden.len());
     }
-    let golden = golden();
-    let differs = bytes.iter().zip(&golden).position(|(a, b)| a != b);
-    assert_eq!(differs, None, "first difference at this offset");
-    assert_eq!(bytes.len(), golden.len());
+}
+
+#[test]
+fn the_golden_footer_opens() {
+    let (_, _, next) = write();
+    let mut image = image_with(golden("-sealed"));
+    // A footer says that a segment follows.
+    let alone = open(&MemDisk::of(image.clone())).unwrap_err();
+    assert!(matches!(&alone, Error::Corruption { detail, .. } if detail.contains("missing")));
+    image.files.insert(2, next);
+    image.names.insert(PathBuf::from(NEXT), 2);
+    let (log, recovery) = open(&MemDisk::of(image.clone())).unwrap();
+    assert_eq!((recovery.segments, recovery.footers), (2, 1));
+    assert!(recovery.quarantined.is_empty() && recovery.harmless.is_empty());
+    assert_eq!(log.groups(), [1, 300, u64::MAX]);
+    assert_eq!(log.state(1).unwrap(), "vote 1");
+    assert_eq!((log.truncated(1).index, log.last_index(1)), (1, 8));
+    assert_eq!(log.truncated(300), LogPosition { index: 5, term: 5 });
+    let entries = log.entries(1, 2, 9, u64::MAX).unwrap();
+    assert_eq!((entries.len(), &entries[1]), (7, &entry(3, 3, 0, "three again")));
+    let disk = MemDisk::of(image);
+    let inspector = Inspector::open(&disk, Path::new(DIR)).unwrap();
+    let footers: Vec<bool> = inspector.segments().unwrap().iter().map(|s| s.footer > 0).collect();
+    assert_eq!(footers, [true, false]);
+    assert!(!inspector.verify().unwrap().is_rotten());
 }
 
 #[test]
 fn the_golden_segment_opens() {
-    let (log, recovery) = open(&disk_with(golden())).unwrap();
+    let (log, recovery) = open(&disk_with(golden(""))).unwrap();
     assert_eq!((recovery.records, recovery.last_seq, &recovery.torn), (5, 5, &None));
     assert!(recovery.quarantined.is_empty() && recovery.harmless.is_empty());
     assert_eq!(log.groups(), [1, 300, u64::MAX]);
@@ -99,7 +142,7 @@ fn the_golden_segment_opens() {
 
 #[test]
 fn the_golden_segment_inspects() {
-    let disk = disk_with(golden());
+    let disk = disk_with(golden(""));
     let inspector = Inspector::open(&disk, Path::new(DIR)).unwrap();
     let segments = inspector.segments().unwrap();
     assert_eq!(
@@ -122,7 +165,7 @@ fn the_golden_segment_inspects() {
 
 #[test]
 fn another_version_is_refused() {
-    let mut bytes = golden();
+    let mut bytes = golden("");
     for at in [0, 2048] {
         bytes[at + 8] = VERSION as u8 + 1;
         let crc = crc32c::crc32c(&bytes[at..at + 60]).to_le_bytes();

@@ -1,6 +1,7 @@
 //! What a caller asks for: a batch of operations over many groups, and its encoding, which is done on
 //! the caller's side and outside every lock.
 
+use super::echo::put_group;
 use super::format::{Op, Span, Terms, encode_run};
 use super::{Entry, GroupId};
 use crate::error::{Error, Result};
@@ -141,6 +142,9 @@ pub(super) struct Encoded {
     pub dir: Vec<u8>,
     pub payload: Vec<u8>,
     pub dir_crc: u32,
+    /// The groups of its operations, as an echo lists them.
+    pub groups: Vec<u8>,
+    last_group: GroupId,
     pub ops: Vec<Op>,
     pub source: Vec<BatchOp>,
 }
@@ -170,6 +174,9 @@ impl Encoded {
 
     pub fn push(&mut self, op: Op) {
         op.encode_to(&mut self.dir);
+        if let Some(group) = op.group() {
+            put_group(&mut self.groups, &mut self.last_group, group);
+        }
         self.ops.push(op);
     }
 }

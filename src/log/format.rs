@@ -9,7 +9,7 @@ use bytes::Bytes;
 /// Write groups start at multiples of this, so that an append never rewrites an acknowledged block.
 pub const BLOCK: usize = 4096;
 /// Version of the segment format. A reader refuses versions it does not know.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Size of a record's header.
 pub const RECORD_HEADER: usize = 48;
 
@@ -109,11 +109,13 @@ pub(super) struct RecordHeader {
     pub dir_len: u32,
     pub payload_len: u32,
     pub dir_crc: u32,
+    /// Bytes behind the payload that repeat what the write group before was.
+    pub echo_len: u32,
 }
 
 impl RecordHeader {
     pub fn total(&self) -> usize {
-        RECORD_HEADER + self.dir_len as usize + self.payload_len as usize
+        RECORD_HEADER + self.dir_len as usize + self.payload_len as usize + self.echo_len as usize
     }
 
     pub fn encode_to(&self, out: &mut Vec<u8>) {
@@ -125,6 +127,7 @@ impl RecordHeader {
         head[32..36].copy_from_slice(&self.dir_len.to_le_bytes());
         head[36..40].copy_from_slice(&self.payload_len.to_le_bytes());
         head[40..44].copy_from_slice(&self.dir_crc.to_le_bytes());
+        head[44..48].copy_from_slice(&self.echo_len.to_le_bytes());
         let crc = crc32c::crc32c(&head[8..]);
         head[4..8].copy_from_slice(&crc.to_le_bytes());
         out.extend_from_slice(&head);
@@ -150,6 +153,7 @@ impl RecordHeader {
             dir_len: read_u32(head, 32),
             payload_len: read_u32(head, 36),
             dir_crc: read_u32(head, 40),
+            echo_len: read_u32(head, 44),
         })
     }
 }
@@ -402,7 +406,7 @@ pub(super) fn decode_run(
     Ok(entries)
 }
 
-fn put(out: &mut Vec<u8>, mut value: u64) {
+pub(super) fn put(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;
@@ -415,7 +419,7 @@ fn put_body(out: &mut Vec<u8>, body: Span) {
     out.extend_from_slice(&body.crc.to_le_bytes());
 }
 
-fn put_terms(out: &mut Vec<u8>, first: u64, terms: &Terms) {
+pub(super) fn put_terms(out: &mut Vec<u8>, first: u64, terms: &Terms) {
     put(out, 1 + terms.rest.len() as u64);
     put(out, terms.first.1);
     let mut before = first;
@@ -433,7 +437,7 @@ fn put_position(out: &mut Vec<u8>, tag: u8, group: GroupId, position: LogPositio
     put(out, position.term);
 }
 
-fn take(input: &mut &[u8]) -> Option<u64> {
+pub(super) fn take(input: &mut &[u8]) -> Option<u64> {
     let mut value = 0u64;
     for shift in (0..64).step_by(7) {
         let (&byte, rest) = input.split_first()?;
@@ -459,7 +463,7 @@ fn take_body(input: &mut &[u8], rel: &mut u32) -> Option<Span> {
     Some(span)
 }
 
-fn take_terms(input: &mut &[u8], first: u64) -> Option<Terms> {
+pub(super) fn take_terms(input: &mut &[u8], first: u64) -> Option<Terms> {
     let count = take(input)?;
     let mut terms = Terms { first: (first, take(input)?), rest: Vec::new() };
     let mut before = first;
@@ -474,13 +478,13 @@ fn take_position(input: &mut &[u8]) -> Option<LogPosition> {
     Some(LogPosition { index: take(input)?, term: take(input)? })
 }
 
-fn read_u32(bytes: &[u8], at: usize) -> u32 {
+pub(super) fn read_u32(bytes: &[u8], at: usize) -> u32 {
     let mut word = [0; 4];
     word.copy_from_slice(&bytes[at..at + 4]);
     u32::from_le_bytes(word)
 }
 
-fn read_u64(bytes: &[u8], at: usize) -> u64 {
+pub(super) fn read_u64(bytes: &[u8], at: usize) -> u64 {
     let mut word = [0; 8];
     word.copy_from_slice(&bytes[at..at + 8]);
     u64::from_le_bytes(word)

@@ -9,26 +9,62 @@ use bytes::Bytes;
 use parking_lot::{MappedRwLockReadGuard, RwLock, RwLockReadGuard};
 use std::collections::{HashMap, VecDeque}; // lookup only
 use std::hash::{BuildHasherDefault, Hasher};
+use std::ops::Range;
 use std::path::PathBuf;
 
-/// Consecutive entries that came in one record.
+/// Consecutive entries that came in one record; or, packed, in several records of one sealed segment,
+/// whose footer has a section that lists them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Run {
     /// Index of the first live entry.
     pub from: u64,
-    /// The record.
+    /// The record. Packed: the first one of the segment.
     pub seq: u64,
-    /// The body within the record's payload.
+    /// The body within the record's payload. Packed: the section within the file.
     pub body: Span,
     /// Live entries.
     pub count: u32,
-    /// Entries of the body before `from`.
+    /// Entries of the body (packed: of all its bodies) before `from`.
     pub skip: u32,
+    /// 0 if `body` holds the entries themselves. Packed: bytes of the bodies that are still needed,
+    /// in proportion where only a part of the entries is; at least 1.
+    pub packed: u32,
 }
 
 impl Run {
     pub fn end(&self) -> u64 {
         self.from + u64::from(self.count)
+    }
+
+    pub fn is_packed(&self) -> bool {
+        self.packed > 0
+    }
+
+    /// Bytes on the disk that it keeps alive.
+    pub fn live(&self) -> u32 {
+        if self.is_packed() { self.packed } else { self.body.len }
+    }
+
+    /// The entries `low..high` of it.
+    pub fn part(&self, low: u64, high: u64) -> Run {
+        let count = (high - low) as u32;
+        let share = u64::from(self.packed) * u64::from(count) / u64::from(self.count.max(1));
+        Run {
+            from: low,
+            count,
+            skip: self.skip + (low - self.from) as u32,
+            packed: if self.is_packed() { share.max(1) as u32 } else { 0 },
+            ..*self
+        }
+    }
+
+    /// Cuts it down to `low..high`. A body that holds it alone stays alive to the last entry.
+    fn trim(&mut self, low: u64, high: u64, dead: &mut Dead) {
+        let part = self.part(low, high);
+        if self.packed > part.packed {
+            dead.push((self.seq, self.packed - part.packed));
+        }
+        *self = part;
     }
 }
 
@@ -68,6 +104,8 @@ pub(super) struct Group {
     /// Whether the group stands in the cache's clock.
     pub in_clock: bool,
     pub damage: Option<Box<Damage>>,
+    /// The damaged record: evidence, which purge leaves alone.
+    pub damage_seq: u64,
 }
 
 /// What an entry weighs in the cache beside its data.
@@ -125,17 +163,13 @@ impl Group {
         match op {
             Op::Append { first, count, terms, body, .. } => {
                 let freed = self.drop_from(*first, dead);
-                for (index, term) in terms.iter() {
-                    if self.terms.last().is_none_or(|(_, last)| *last != term) {
-                        self.terms.push((index, term));
-                    }
-                }
-                let run = Run { from: *first, seq, body: *body, count: *count, skip: 0 };
-                self.runs.push_back(run);
+                let (from, body, count) = (*first, *body, *count);
+                self.push(Run { from, seq, body, count, skip: 0, packed: 0 }, terms);
                 freed
             }
             Op::Rewrite { from, count, skip, terms, body, .. } => {
-                let run = Run { from: *from, seq, body: *body, count: *count, skip: *skip };
+                let (from, body, count, skip) = (*from, *body, *count, *skip);
+                let run = Run { from, seq, body, count, skip, packed: 0 };
                 self.place(run, terms, dead);
                 0
             }
@@ -169,24 +203,41 @@ impl Group {
         }
     }
 
-    fn drop_all(&mut self, dead: &mut Dead) -> usize {
-        dead.extend(self.runs.drain(..).map(|run| (run.seq, run.body.len)));
+    /// Puts a run behind all others.
+    pub(super) fn push(&mut self, run: Run, terms: &Terms) {
+        for (index, term) in terms.iter() {
+            if self.terms.last().is_none_or(|(_, last)| *last != term) {
+                self.terms.push((index, term));
+            }
+        }
+        self.runs.push_back(run);
+    }
+
+    /// The terms of a part of the log that is there.
+    pub(super) fn terms_of(&self, run: &Run) -> Terms {
+        let first = (run.from, self.term_of(run.from).unwrap_or(0));
+        let inside = self.terms.iter().filter(|(from, _)| *from > run.from && *from < run.end());
+        Terms { first, rest: inside.copied().collect() }
+    }
+
+    pub(super) fn drop_all(&mut self, dead: &mut Dead) -> usize {
+        dead.extend(self.runs.drain(..).map(|run| (run.seq, run.live())));
         self.terms = Vec::new();
         self.applied = 0;
         self.cache.drain(..).map(|e| weight(&e)).sum()
     }
 
     /// Drops the suffix from `first` on.
-    fn drop_from(&mut self, first: u64, dead: &mut Dead) -> usize {
+    pub(super) fn drop_from(&mut self, first: u64, dead: &mut Dead) -> usize {
         while let Some(run) = self.runs.back_mut() {
             if run.end() <= first {
                 break;
             }
             if run.from < first {
-                run.count = (first - run.from) as u32;
+                run.trim(run.from, first, dead);
                 break;
             }
-            dead.push((run.seq, run.body.len));
+            dead.push((run.seq, run.live()));
             self.runs.pop_back();
         }
         while self.terms.last().is_some_and(|(from, _)| *from >= first) {
@@ -200,19 +251,16 @@ impl Group {
     }
 
     /// Drops the prefix up to `to`, which becomes the truncated position.
-    fn drop_to(&mut self, seq: u64, to: LogPosition, dead: &mut Dead) -> usize {
+    pub(super) fn drop_to(&mut self, seq: u64, to: LogPosition, dead: &mut Dead) -> usize {
         while let Some(run) = self.runs.front_mut() {
             if run.from > to.index {
                 break;
             }
             if run.end() > to.index + 1 {
-                let gone = (to.index + 1 - run.from) as u32;
-                run.from += u64::from(gone);
-                run.skip += gone;
-                run.count -= gone;
+                run.trim(to.index + 1, run.end(), dead);
                 break;
             }
-            dead.push((run.seq, run.body.len));
+            dead.push((run.seq, run.live()));
             self.runs.pop_front();
         }
         let keep = self.terms.partition_point(|(from, _)| *from <= to.index + 1);
@@ -231,7 +279,7 @@ impl Group {
 
     /// Puts a run where it belongs, instead of whatever is there (a replayed rewrite: what it replaces
     /// may have been purged already, or not yet).
-    fn place(&mut self, run: Run, terms: &Terms, dead: &mut Dead) {
+    pub(super) fn place(&mut self, run: Run, terms: &Terms, dead: &mut Dead) {
         let end = run.end();
         let after = self.term_of(end).filter(|_| self.runs.iter().any(|r| r.end() > end));
         let mut merged: Vec<(u64, u64)> =
@@ -248,22 +296,63 @@ impl Group {
                 kept.push_back(old);
                 continue;
             }
-            let head = run.from.saturating_sub(old.from) as u32;
-            let tail = old.end().saturating_sub(end) as u32;
-            if head > 0 {
-                kept.push_back(Run { count: head, ..old });
+            let (head, tail) = (old.from < run.from, old.end() > end);
+            if head {
+                kept.push_back(old.part(old.from, run.from));
             }
-            if tail > 0 {
-                let gone = old.count - tail;
-                kept.push_back(Run { from: end, count: tail, skip: old.skip + gone, ..old });
+            if tail {
+                kept.push_back(old.part(end, old.end()));
             }
-            if head == 0 && tail == 0 {
-                dead.push((old.seq, old.body.len));
+            if !head && !tail {
+                dead.push((old.seq, old.live()));
             }
         }
         let at = kept.partition_point(|r| r.from < run.from);
         kept.insert(at, run);
         self.runs = kept;
+    }
+
+    /// Puts each of `pieces` (ascending) instead of the runs of records in `seqs` that it covers. What
+    /// died since the pieces were made stays dead; what they do not cover stays. A packed piece takes
+    /// over what its runs kept alive; what another replaces is dead.
+    pub fn relocate(&mut self, seqs: &Range<u64>, pieces: Vec<Run>, dead: &mut Dead) -> usize {
+        let mut moved = Relocation { out: VecDeque::new(), open: None, placed: 0 };
+        let mut pieces = pieces.into_iter().peekable();
+        for mut old in std::mem::take(&mut self.runs) {
+            if !seqs.contains(&old.seq) {
+                moved.close();
+                moved.out.push_back(old);
+                continue;
+            }
+            loop {
+                while pieces.next_if(|piece| piece.end() <= old.from).is_some() {
+                    moved.close();
+                }
+                let Some(piece) = pieces.peek().filter(|piece| piece.from < old.end()) else {
+                    moved.close();
+                    moved.out.push_back(old);
+                    break;
+                };
+                if old.from < piece.from {
+                    moved.close();
+                    moved.out.push_back(old.part(old.from, piece.from));
+                    old = old.part(piece.from, old.end());
+                }
+                let high = old.end().min(piece.end());
+                let part = old.part(old.from, high);
+                moved.cover(piece, &part);
+                if !piece.is_packed() && (high == old.end() || old.is_packed()) {
+                    dead.push((part.seq, part.live()));
+                }
+                if high == old.end() {
+                    break;
+                }
+                old = old.part(high, old.end());
+            }
+        }
+        moved.close();
+        self.runs = moved.out;
+        moved.placed
     }
 
     /// Everything below `floor` was restated or is gone.
@@ -308,6 +397,37 @@ impl Group {
             self.cache = VecDeque::new();
         }
         freed
+    }
+}
+
+/// Runs on their way from old places to new ones.
+struct Relocation {
+    out: VecDeque<Run>,
+    /// The part of a piece that has taken the place of something, so far.
+    open: Option<Run>,
+    placed: usize,
+}
+
+impl Relocation {
+    fn cover(&mut self, piece: &Run, part: &Run) {
+        if self.open.is_some_and(|open| open.end() != part.from) {
+            self.close();
+        }
+        match &mut self.open {
+            Some(open) => {
+                open.count += part.count;
+                open.packed += if piece.is_packed() { part.live() } else { 0 };
+            }
+            none => {
+                let packed = if piece.is_packed() { part.live() } else { 0 };
+                *none = Some(Run { packed, ..piece.part(part.from, part.end()) });
+            }
+        }
+    }
+
+    fn close(&mut self) {
+        self.placed += usize::from(self.open.is_some());
+        self.out.extend(self.open.take());
     }
 }
 

@@ -2,8 +2,11 @@
 //! dumpers and verifiers. A segment that the live log recycles under our eyes is passed over; records
 //! that are being written read as a tail beyond the durable end.
 
+use super::echo::echoes_beyond;
+use super::footer::check_footer;
 use super::format::{BadSum, Op, SegmentHeader, decode_run};
 use super::scan::{Found, Neighbour, Record, Scan, find_segments};
+use super::seal::read_trailer;
 use super::{Entry, GroupId};
 use crate::env::{Disk, OpenMode};
 use crate::error::Result;
@@ -23,6 +26,8 @@ pub struct SegmentInfo {
     pub size: u64,
     /// Records from this number on are void: a later segment has them. `None`: the last segment.
     pub limit: Option<u64>,
+    /// Bytes of its footer, 0 if it has none.
+    pub footer: u64,
 }
 
 impl SegmentInfo {
@@ -186,7 +191,9 @@ impl Inspector {
     /// The segments, oldest first.
     pub fn segments(&self) -> Result<Vec<SegmentInfo>> {
         let info = |f: &Found| {
+            let trailer = read_trailer(f.file.as_ref(), &f.header)?;
             Ok(SegmentInfo {
+                footer: trailer.map_or(0, |trailer| trailer.bytes()),
                 path: f.path.clone(),
                 header: f.header,
                 size: f.file.len()?,
@@ -205,7 +212,9 @@ impl Inspector {
     /// `seq`, if they share a segment with later ones).
     pub fn records_from(&self, seq: u64) -> impl Iterator<Item = Result<RecordView>> + '_ {
         let wanted = move |f: &&Found| !f.is_void() && f.limit.is_none_or(|limit| limit > seq);
-        self.found.iter().filter(wanted).flat_map(|segment| match read_segment(segment) {
+        let numbered = self.found.iter().enumerate();
+        let wanted = numbered.filter(move |(_, f)| wanted(f));
+        wanted.flat_map(|(n, segment)| match read_segment(segment, &self.found[n + 1..]) {
             Ok(records) => records.into_iter().map(Ok).collect::<Vec<_>>(),
             Err(error) => vec![Err(error)],
         })
@@ -214,8 +223,8 @@ impl Inspector {
     /// Checks every checksum and every continuity.
     pub fn verify(&self) -> Result<Report> {
         let mut check = Check::default();
-        for segment in &self.found {
-            check.segment(segment)?;
+        for (n, segment) in self.found.iter().enumerate() {
+            check.segment(segment, &self.found[n + 1..])?;
         }
         Ok(check.report())
     }
@@ -248,9 +257,10 @@ fn read_bytes(segment: &Found) -> Result<Vec<u8>> {
     }
 }
 
-fn read_segment(segment: &Found) -> Result<Vec<RecordView>> {
+fn read_segment(segment: &Found, later: &[Found]) -> Result<Vec<RecordView>> {
     let bytes = Bytes::from(read_bytes(segment)?);
-    let mut scan = Scan::new(&bytes, &segment.header, segment.limit);
+    let beyond = echoes_beyond(segment, later)?;
+    let mut scan = Scan::new(&bytes, &segment.header, segment.limit, beyond);
     let mut views = Vec::new();
     while let Some(record) = scan.next() {
         views.push(view(segment, &bytes, &record)?);
@@ -268,7 +278,11 @@ fn view(segment: &Found, bytes: &Bytes, record: &Record) -> Result<RecordView> {
             _ => view_op(op, bytes, payload)?,
         });
     }
+    for group in record.groups.iter().flatten() {
+        ops.push(OpView::Damaged { group: *group });
+    }
     let damaged = record.ops.as_ref().err().into_iter().chain(record.bad_ops.iter().map(|b| &b.1));
+    let damaged = damaged.chain(&record.bad_header).chain(&record.bad_echo);
     Ok(RecordView {
         path: segment.path.clone(),
         generation: record.header.generation,
@@ -341,7 +355,7 @@ impl Check {
         self.raw.push(Raw { finding, to });
     }
 
-    fn segment(&mut self, segment: &Found) -> Result<()> {
+    fn segment(&mut self, segment: &Found, later: &[Found]) -> Result<()> {
         for bad in &segment.bad_header {
             let what = "one of the two copies of the segment header".to_string();
             self.note(segment, *bad, FindingKind::Rot, what, u64::MAX);
@@ -360,8 +374,9 @@ impl Check {
             self.note(segment, bad, FindingKind::Rot, what, base);
         }
         self.segments += 1;
-        let bytes = read_bytes(segment)?;
-        let mut scan = Scan::new(&bytes, &segment.header, segment.limit);
+        let bytes = Bytes::from(read_bytes(segment)?);
+        let beyond = echoes_beyond(segment, later)?;
+        let mut scan = Scan::new(&bytes, &segment.header, segment.limit, beyond);
         let mut records = Vec::new();
         while let Some(record) = scan.next() {
             records.push(record);
@@ -371,6 +386,7 @@ impl Check {
         for record in &records {
             self.record(segment, record, end.durable);
         }
+        self.footer(segment, &bytes, &records);
         self.next_seq = Some(end.next_seq);
         let reached = segment.limit.unwrap_or(end.durable + 1);
         let nothing = BadSum { offset: end.offset as u64, expected: 0, found: 0 };
@@ -397,15 +413,50 @@ impl Check {
         Ok(())
     }
 
+    /// A footer must say what the records say.
+    fn footer(&mut self, segment: &Found, bytes: &Bytes, records: &[Record]) {
+        let findings = check_footer(&segment.header, segment.limit, bytes, records);
+        for (bad, group, what) in findings {
+            self.note(segment, bad, FindingKind::Rot, what, u64::MAX);
+            if let Some(raw) = self.raw.last_mut() {
+                raw.finding.group = group;
+            }
+        }
+    }
+
+    /// The group is good up to this index at most.
+    fn spoil(&mut self, group: GroupId, good: u64) {
+        self.last.entry(group).or_default();
+        self.spoilt.entry(group).and_modify(|g| *g = good.min(*g)).or_insert(good);
+    }
+
     fn record(&mut self, segment: &Found, record: &Record, stated: u64) {
         self.records += 1;
         let seq = record.header.seq;
         let kind = if seq > stated { FindingKind::Torn } else { FindingKind::Rot };
+        if let Some(bad) = &record.bad_header {
+            let what = format!("header of record {seq} (the group after it repeats it)");
+            self.note(segment, *bad, kind, what, seq + 1);
+        }
+        if let Some(bad) = &record.bad_echo {
+            let what = format!("what record {seq} repeats of the group before it");
+            self.note(segment, *bad, kind, what, seq + 1);
+        }
         let ops = match &record.ops {
             Ok(ops) => ops,
             Err(bad) => {
                 let what = format!("directory of record {seq}");
-                return self.note(segment, *bad, kind, what, seq + 1);
+                let Some(groups) = &record.groups else {
+                    return self.note(segment, *bad, kind, what, seq + 1);
+                };
+                for group in groups {
+                    self.note(segment, *bad, kind, what.clone(), seq + 1);
+                    if let Some(raw) = self.raw.last_mut() {
+                        raw.finding.group = Some(*group);
+                    }
+                    self.spoil(*group, self.last.get(group).copied().unwrap_or(0));
+                }
+                return;
             }
         };
         for (n, op) in ops.iter().enumerate() {
@@ -427,7 +478,7 @@ impl Check {
                     Op::Rewrite { from, .. } => from - 1,
                     _ => self.last.get(&group).copied().unwrap_or(0),
                 };
-                self.spoilt.entry(group).and_modify(|g| *g = good.min(*g)).or_insert(good);
+                self.spoil(group, good);
             }
             let last = self.last.entry(group).or_default();
             match op {

@@ -2,13 +2,12 @@
 //! needed is moved forward first. The argument why this is safe stands at the head of the room.
 
 use super::batch::Encoded;
-use super::format::{Op, Span, Terms};
+use super::format::{Op, decode_run, encode_run};
 use super::index::{Group, Run};
 use super::segment::Reserve;
 use super::write::{Pending, Queue};
-use super::{GroupId, Log, RECORD_HEADER, Shared};
-use crate::error::Result;
-use bytes::Bytes;
+use super::{Entry, GroupId, Log, RECORD_HEADER, Shared};
+use crate::error::{Error, Result};
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 /// What a purge did.
@@ -22,18 +21,46 @@ pub struct Purged {
     pub moved_bytes: u64,
     /// Groups whose state or position was restated.
     pub restated: u64,
+    /// Whether live entries that cannot be read held it up: they stay where they are, and with them
+    /// all that is newer. The log tells of file and offset when it meets them first.
+    pub blocked: bool,
 }
 
 /// Runs are moved in records of about this size, so that submitters are not held up for long.
-const MOVE_BYTES: usize = 4 << 20;
+const MOVE_BYTES: usize = 1 << 20;
 
-/// A live run on its way to a new place.
+/// Bodies are put together up to this size: a reader of one entry reads the whole body.
+const BODY_BYTES: usize = 32 << 10;
+
+/// Live entries on their way to a new place.
 struct Moving {
     group: GroupId,
-    old: Run,
-    body: Bytes,
+    from: u64,
+    end: u64,
+    body: Vec<u8>,
     /// Its place in the record that carries it, once it is in one.
-    span: Span,
+    run: Option<Run>,
+}
+
+impl Moving {
+    /// Which of the entries still live below the floor. What died since they were read died from the
+    /// front (compaction) or from the back (overwriting).
+    fn still_there(&self, group: &Group, floor: u64) -> Option<(u64, u64)> {
+        let ours = |run: &&Run| run.seq < floor && run.from < self.end && run.end() > self.from;
+        let mut runs = group.runs.iter().filter(ours);
+        let first = runs.next()?;
+        let last = runs.next_back().unwrap_or(first);
+        Some((first.from.max(self.from), last.end().min(self.end)))
+    }
+}
+
+fn close_body(group: GroupId, open: &mut Vec<Entry>, bodies: &mut Vec<Moving>) {
+    let Some((first, last)) = open.first().zip(open.last()) else { return };
+    let (from, end) = (first.index, last.index + 1);
+    let mut body = Vec::new();
+    encode_run(&mut body, open);
+    bodies.push(Moving { group, from, end, body, run: None });
+    open.clear();
 }
 
 impl Log {
@@ -48,8 +75,18 @@ impl Log {
         let _one = shared.purging.lock();
         shared.check_running()?;
         let mut purged = Purged::default();
+        while shared.seal_one()? {}
         let Some(floor) = shared.choose_floor() else { return Ok(purged) };
-        purged.moved_bytes = shared.move_runs(floor)?;
+        match shared.move_runs(floor) {
+            Ok(moved) => purged.moved_bytes = moved,
+            Err(error @ Error::Corruption { .. }) => {
+                // Its group will meet it when it reads. What lies before can still go, next time.
+                tracing::error!(%error, "damaged entries hold up purge");
+                purged.blocked = true;
+                return Ok(purged);
+            }
+            Err(error) => return Err(error),
+        }
         let Some(restated) = shared.checkpoint(floor)? else { return Ok(purged) };
         purged.restated = restated;
 
@@ -61,6 +98,7 @@ impl Log {
         for segment in doomed.into_values() {
             purged.segments += 1;
             purged.bytes += segment.size;
+            shared.counters.purged_segments.fetch_add(1, Relaxed);
             shared.pool.lock().recycle(&segment.path, segment.file)?;
         }
         Ok(purged)
@@ -70,7 +108,7 @@ impl Log {
 impl Shared {
     /// The first sequence number that stays, if anything can go.
     fn choose_floor(&self) -> Option<u64> {
-        let pinned = self.oldest_damage();
+        let pinned = self.oldest_damage().min(self.rotten.load(Relaxed));
         let segments = self.segments.read();
         let live: u64 = segments.by_base.values().map(|s| s.live).sum();
         let size: u64 = segments.by_base.values().map(|s| s.size).sum();
@@ -97,7 +135,7 @@ impl Shared {
         for id in self.index.groups() {
             let Some(group) = self.index.read(id) else { continue };
             if group.damage.is_some() {
-                let facts = [group.state_seq, group.base_seq];
+                let facts = [group.state_seq, group.base_seq, group.damage_seq];
                 let runs = group.runs.iter().map(|run| run.seq);
                 let seqs = runs.chain(facts.into_iter().filter(|seq| *seq > 0));
                 oldest = oldest.min(seqs.min().unwrap_or(0));
@@ -106,32 +144,63 @@ impl Shared {
         oldest
     }
 
-    /// Moves every live run below `floor` forward. Returns the bytes moved.
+    /// Moves every live run below `floor` forward, small ones put together. Returns the bytes moved.
     fn move_runs(&self, floor: u64) -> Result<u64> {
         let mut moved = 0;
         let mut load: Vec<Moving> = Vec::new();
         let mut weight = 0;
         for id in self.index.groups() {
-            let runs: Vec<Run> = match self.index.read(id) {
+            let old: Vec<Run> = match self.index.read(id) {
                 Some(group) => group.runs.iter().copied().filter(|r| r.seq < floor).collect(),
                 None => continue,
             };
-            for old in runs {
-                let body = self.read_body(&old)?.0;
-                weight += body.len();
-                moved += body.len() as u64;
-                load.push(Moving { group: id, old, body, span: Span::default() });
+            for body in self.merge_runs(id, old)? {
+                weight += body.body.len();
+                moved += body.body.len() as u64;
+                load.push(body);
                 if weight >= MOVE_BYTES {
-                    self.move_load(std::mem::take(&mut load))?;
+                    self.move_load(floor, std::mem::take(&mut load))?;
                     weight = 0;
                 }
             }
         }
-        self.move_load(load)?;
+        self.move_load(floor, load)?;
+        self.counters.moved_bytes.fetch_add(moved, Relaxed);
         Ok(moved)
     }
 
-    fn move_load(&self, mut load: Vec<Moving>) -> Result<()> {
+    /// New bodies for the entries of these runs: neighbours share one, up to `BODY_BYTES`.
+    fn merge_runs(&self, group: GroupId, old: Vec<Run>) -> Result<Vec<Moving>> {
+        let mut bodies = Vec::new();
+        let mut open: Vec<Entry> = Vec::new();
+        let mut weight = 0;
+        for run in old {
+            let parts = match run.is_packed() {
+                true => self.unpack(group, &run).inspect_err(|_| self.pin(run.seq))?,
+                false => vec![run],
+            };
+            for part in parts {
+                let body = self.read_body(&part).inspect_err(|_| self.pin(run.seq))?.0;
+                let follows = open.last().is_some_and(|last| last.index + 1 == part.from);
+                if !follows || weight + body.len() > BODY_BYTES {
+                    close_body(group, &mut open, &mut bodies);
+                    weight = 0;
+                }
+                weight += body.len();
+                // The term is the index's to tell, when the record is made.
+                open.extend(decode_run(&body, part.skip, part.from, part.count, |_| 0)?);
+            }
+        }
+        close_body(group, &mut open, &mut bodies);
+        Ok(bodies)
+    }
+
+    /// What this record holds cannot be read: neither it nor anything after it is purged.
+    fn pin(&self, seq: u64) {
+        self.rotten.fetch_min(seq, Relaxed);
+    }
+
+    fn move_load(&self, floor: u64, mut load: Vec<Moving>) -> Result<()> {
         if load.is_empty() {
             return Ok(());
         }
@@ -142,37 +211,31 @@ impl Shared {
             for moving in &mut load {
                 let Some(group) = self.index.read(moving.group) else { continue };
                 // As it is now: it may have been overwritten or compacted since it was read.
-                let Some(run) = group.runs.iter().find(|run| same_place(run, &moving.old)) else {
-                    continue;
-                };
-                let span = record.body(|out| out.extend_from_slice(&moving.body))?;
-                moving.span = span;
-                record.push(Op::Rewrite {
-                    group: moving.group,
-                    from: run.from,
-                    count: run.count,
-                    skip: run.skip,
-                    terms: terms_of(&group, run),
-                    body: span,
-                });
+                let Some((from, end)) = moving.still_there(&group, floor) else { continue };
+                let body = record.body(|out| out.extend_from_slice(&moving.body))?;
+                let (count, skip) = ((end - from) as u32, (from - moving.from) as u32);
+                let run = Run { from, seq: 0, body, count, skip, packed: 0 };
+                let (group, terms) = (moving.group, group.terms_of(&run));
+                record.push(Op::Rewrite { group, from, count, skip, terms, body });
+                moving.run = Some(run);
             }
-            load.retain(|moving| moving.span.len > 0);
             self.enqueue(&mut queue, record)
         };
         let done = self.round_to(seq);
         // The index follows only now: until the copy is durable, readers go to the old place.
         let mut dead = Vec::new();
         for moving in load {
-            let relocated = done.is_ok()
+            let Some(run) = moving.run else { continue };
+            let run = Run { seq, ..run };
+            let mut gone = Vec::new();
+            let placed = done.is_ok()
                 && self.index.change_existing(moving.group, |group| {
-                    let run = group.runs.iter_mut().find(|run| same_place(run, &moving.old));
-                    run.map(|run| {
-                        run.seq = seq;
-                        run.body = moving.span;
-                    })
-                }) == Some(Some(()));
-            let gone = if relocated { moving.old.seq } else { seq };
-            dead.push((gone, moving.span.len));
+                    group.relocate(&(0..floor), vec![run], &mut gone) > 0
+                }) == Some(true);
+            dead.extend(gone);
+            if !placed {
+                dead.push((seq, run.body.len));
+            }
         }
         self.segments.write().bury(dead);
         done
@@ -256,14 +319,4 @@ fn restate(
         said = 1;
     }
     Ok(said)
-}
-
-fn same_place(a: &Run, b: &Run) -> bool {
-    a.seq == b.seq && a.body.rel == b.body.rel
-}
-
-fn terms_of(group: &Group, run: &Run) -> Terms {
-    let first = (run.from, group.term(run.from).unwrap_or(0));
-    let inside = group.terms.iter().filter(|(from, _)| *from > run.from && *from < run.end());
-    Terms { first, rest: inside.copied().collect() }
 }

@@ -50,7 +50,7 @@ impl Log {
     /// Never reads the disk.
     pub fn sizes(&self, group: GroupId) -> Vec<(u64, u64)> {
         let Some(g) = self.shared.index.read(group) else { return Vec::new() };
-        g.runs.iter().map(|run| (run.end() - 1, u64::from(run.body.len))).collect()
+        g.runs.iter().map(|run| (run.end() - 1, u64::from(run.live()))).collect()
     }
 
     /// The term at `index`: known for the truncated position and every entry. Never reads the disk.
@@ -148,9 +148,8 @@ impl Shared {
                 let Some(n) = group.find(at) else { return outside(first, last) };
                 let run = group.runs[n];
                 let to = run.end().min(high).min(cache_from);
-                let skip = run.skip + (at - run.from) as u32;
-                let part = Run { from: at, count: (to - at) as u32, skip, ..run };
-                disk_bytes += u64::from(run.body.len) * (to - at) / u64::from(run.count.max(1));
+                let part = run.part(at, to);
+                disk_bytes += u64::from(run.live()) * (to - at) / u64::from(run.count.max(1));
                 let terms = (at..to).filter_map(|i| group.term(i).map(|t| (i, t)));
                 let mut starts: Vec<(u64, u64)> = Vec::new();
                 for (index, term) in terms {
@@ -177,7 +176,16 @@ impl Shared {
         let counter = if missing.is_empty() { &self.counters.hits } else { &self.counters.misses };
         counter.fetch_add(1, Relaxed);
         let mut last_body: Option<(u64, u32, Bytes)> = None;
+        let mut parts = Vec::new();
         for Missing { run, terms } in missing {
+            match run.is_packed() {
+                true => {
+                    parts.extend(self.unpack(id, &run)?.into_iter().map(|r| (r, terms.clone())))
+                }
+                false => parts.push((run, terms)),
+            }
+        }
+        for (run, terms) in parts {
             let body = match last_body.take() {
                 Some((seq, rel, body)) if seq == run.seq && rel == run.body.rel => body,
                 _ => self.read_body(&run)?.0,

@@ -1,10 +1,13 @@
 //! Opening: read, replay, judge, take over.
 
-use super::format::{BLOCK, BadSum, Op, RecordHeader, align};
+use super::echo::{EchoDraft, echoes_beyond, put_group};
+use super::footer::Summary;
+use super::format::{BLOCK, BadSum, Op, RecordHeader, align, decode_dir};
 use super::index::{Damage, Dead, Index};
 use super::scan::{End, Found, Neighbour, Record, Scan, find_segments};
+use super::seal::{read_summary, read_trailer};
 use super::segment::{
-    Pool, Reserve, SEGMENT_SUFFIX, Segment, SegmentTable, make_spare, parse_name,
+    Pool, Reserve, SEGMENT_SUFFIX, Seal, Segment, SegmentTable, make_spare, parse_name,
 };
 use super::write::{Queue, Waiters, Writer};
 use super::{Counters, GroupId, Log, Options, Shared};
@@ -12,7 +15,7 @@ use crate::env::{Disk, OpenMode};
 use crate::error::{Error, Result};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, OnceLock};
@@ -22,7 +25,9 @@ use std::sync::{Arc, OnceLock};
 pub struct Recovery {
     /// Segments read.
     pub segments: u64,
-    /// Records replayed.
+    /// Of them, those whose footer was read instead of their records.
+    pub footers: u64,
+    /// Records replayed, those that a footer sums up included.
     pub records: u64,
     /// Groups known now.
     pub groups: u64,
@@ -91,13 +96,37 @@ struct Replay {
     durable: u64,
     recovery: Recovery,
     places: BTreeMap<u64, Vec<u32>>,
+    /// Segments whose footer was read, by base.
+    sealed: BTreeSet<u64>,
+    /// Groups of records whose directory cannot be read.
+    fences: BTreeMap<GroupId, Fence>,
+    /// What the next group is to repeat of the one that opening wrote.
+    echo: Vec<u8>,
+}
+
+/// Why a group has to be fenced off, unless it is wiped later or the floor passes.
+struct Fence {
+    seq: u64,
+    last_good: u64,
+    damage: Damage,
+}
+
+/// The groups of a sound directory, as an echo lists them.
+fn groups_of(dir: &[u8], payload_len: u32) -> Vec<u8> {
+    let (mut groups, mut last) = (Vec::new(), 0);
+    for op in decode_dir(dir, payload_len).iter().flatten() {
+        if let Some(group) = op.group() {
+            put_group(&mut groups, &mut last, group);
+        }
+    }
+    groups
 }
 
 /// The last segment, as far as the takeover cares.
 struct Tail {
     base_seq: u64,
     bytes: Vec<u8>,
-    /// Whole records: (number, start, end, start of the payload).
+    /// Whole records: (number, start, end of the payload, start of the payload).
     records: Vec<(u64, usize, usize, usize)>,
     clean: bool,
 }
@@ -119,7 +148,7 @@ impl Log {
         let found = find_segments(&*disk, dir, &names, OpenMode::ReadWrite, Neighbour::None)?;
         let mut replay = Replay { next_seq: 1, ..Replay::default() };
         let mut tail = None;
-        for segment in &found {
+        for (n, segment) in found.iter().enumerate() {
             for bad in &segment.bad_header {
                 let damage = Damage {
                     file: segment.path.clone(),
@@ -129,7 +158,7 @@ impl Log {
                 replay.recovery.harmless.push(damage);
             }
             if !segment.is_void() {
-                tail = replay.segment(segment)?;
+                tail = replay.segment(segment, &found[n + 1..])?;
             }
         }
         replay.judge()?;
@@ -153,10 +182,10 @@ impl Log {
             }
         }
 
-        let Replay { index, recovery, next_seq, .. } = replay;
+        let Replay { index, recovery, next_seq, echo, .. } = replay;
         let last = next_seq - 1;
         let writer = table.by_base.values().next_back().map(|active| Writer::new(active, last));
-        let Some(writer) = writer else {
+        let Some(writer) = writer.map(|writer| Writer { echo, ..writer }) else {
             return Err(Error::Stopped { reason: "the log has no active segment".into() });
         };
         let shared = Shared {
@@ -173,6 +202,7 @@ impl Log {
             pool: Mutex::new(pool),
             purging: Mutex::new(()),
             durable: AtomicU64::new(last),
+            rotten: AtomicU64::new(u64::MAX),
             poisoned: OnceLock::new(),
             cache_bytes: AtomicUsize::new(0),
             counters: Counters::default(),
@@ -184,7 +214,7 @@ impl Log {
 
 impl Replay {
     /// Replays one segment. For the last one, returns what the takeover needs.
-    fn segment(&mut self, segment: &Found) -> Result<Option<Tail>> {
+    fn segment(&mut self, segment: &Found, later: &[Found]) -> Result<Option<Tail>> {
         let base = segment.header.base_seq;
         if base > self.next_seq {
             self.lose(
@@ -197,8 +227,12 @@ impl Replay {
         }
         self.next_seq = base;
         self.recovery.segments += 1;
+        if let Some(summary) = self.footer(segment)? {
+            return self.take_footer(segment, summary);
+        }
         let bytes = segment.read()?;
-        let mut scan = Scan::new(&bytes, &segment.header, segment.limit);
+        let beyond = echoes_beyond(segment, later)?;
+        let mut scan = Scan::new(&bytes, &segment.header, segment.limit, beyond);
         let mut records = Vec::new();
         while let Some(record) = scan.next() {
             records.push(record);
@@ -221,12 +255,9 @@ impl Replay {
                 }
             }
             self.record(segment, &bytes, record);
-            whole.push((
-                seq,
-                record.offset,
-                record.offset + record.header.total(),
-                record.payload_at(),
-            ));
+            let payload = record.payload_at();
+            let end = payload + record.header.payload_len as usize;
+            whole.push((seq, record.offset, end, payload));
         }
         let places = whole.iter().map(|(.., payload)| *payload as u32).collect();
         self.places.insert(base, places);
@@ -241,6 +272,58 @@ impl Replay {
         }
         let tail = Tail { base_seq: base, bytes, records: whole, clean };
         Ok(segment.limit.is_none().then_some(tail))
+    }
+
+    /// The footer's summary, if the segment has one that can be used.
+    fn footer(&mut self, segment: &Found) -> Result<Option<Summary>> {
+        let file = segment.file.as_ref();
+        let Some(trailer) = read_trailer(file, &segment.header)? else { return Ok(None) };
+        let Some(limit) = segment.limit else {
+            // A footer is written when the next segment has its name. It has not been taken back.
+            let detail = "the segment after this one is missing".into();
+            self.lose(segment, trailer.next_seq, trailer.next_seq + 1, 0, detail);
+            return Ok(None);
+        };
+        if trailer.next_seq != limit {
+            return Ok(None);
+        }
+        let summary = read_summary(file, trailer)?;
+        if summary.is_none() {
+            let damage = Damage {
+                file: segment.path.clone(),
+                offset: trailer.summary_at,
+                detail: "the footer is damaged; its records were read instead".into(),
+            };
+            self.recovery.harmless.push(damage);
+        }
+        Ok(summary)
+    }
+
+    /// Replays what a footer says its segment comes to.
+    fn take_footer(&mut self, segment: &Found, summary: Summary) -> Result<Option<Tail>> {
+        if summary.floor > 0 {
+            self.drop_below(summary.floor);
+        }
+        let (index, fences) = (&self.index, &mut self.fences);
+        let read = summary.each_group(|group, facts| {
+            if facts.wiped {
+                fences.remove(&group);
+            }
+            index.change(group, |g| facts.apply(g));
+        });
+        if read.is_none() {
+            // Its checksum held: a writer from another world.
+            let detail = "the footer makes no sense".into();
+            let offset = summary.trailer.summary_at;
+            return Err(Error::Corruption { path: segment.path.clone(), offset, detail });
+        }
+        self.recovery.footers += 1;
+        self.recovery.records += summary.payloads.len() as u64;
+        self.next_seq = summary.trailer.next_seq;
+        self.durable = self.durable.max(segment.header.durable).max(self.next_seq - 1);
+        self.sealed.insert(segment.header.base_seq);
+        self.places.insert(segment.header.base_seq, summary.payloads);
+        Ok(None)
     }
 
     /// Judges the end of a segment: complete, rotten, torn, or simply the end.
@@ -266,11 +349,30 @@ impl Replay {
     /// Replays one record that was acknowledged or is whole.
     fn record(&mut self, segment: &Found, bytes: &[u8], record: &Record) {
         let seq = record.header.seq;
+        let damage = |bad: &BadSum, what: &str| Damage {
+            file: segment.path.clone(),
+            offset: bad.offset,
+            detail: format!("{what} of record {seq}: {}", describe(bad)),
+        };
+        if let Some(bad) = &record.bad_header {
+            self.recovery.harmless.push(damage(bad, "header (known from the group after it)"));
+        }
+        if let Some(bad) = &record.bad_echo {
+            self.recovery.harmless.push(damage(bad, "echo"));
+        }
         let ops = match &record.ops {
             Ok(ops) => ops,
             Err(bad) => {
-                let detail = format!("directory of record {seq}: {}", describe(bad));
-                return self.lose(segment, seq, seq + 1, bad.offset, detail);
+                let damage = damage(bad, "directory");
+                let Some(groups) = &record.groups else {
+                    return self.lose(segment, seq, seq + 1, bad.offset, damage.detail);
+                };
+                for group in groups {
+                    let last_good = self.index.read(*group).map_or(0, |g| g.last());
+                    let fence = || Fence { seq, last_good, damage: damage.clone() };
+                    self.fences.entry(*group).or_insert_with(fence);
+                }
+                return;
             }
         };
         self.recovery.records += 1;
@@ -295,6 +397,10 @@ impl Replay {
                     let start = payload + body.rel as usize;
                     Some(Bytes::copy_from_slice(&bytes[start..start + body.len as usize]))
                 }
+                Op::Reset { .. } | Op::Clear { .. } => {
+                    self.fences.remove(&group);
+                    None
+                }
                 _ => None,
             };
             self.index.change(group, |g| g.take(seq, op, state, &mut dead));
@@ -303,6 +409,7 @@ impl Replay {
 
     fn drop_below(&mut self, floor: u64) {
         self.floor = self.floor.max(floor);
+        self.fences.retain(|_, fence| fence.seq >= floor);
         for group in self.index.groups() {
             self.index.change(group, |g| g.drop_below_floor(floor));
         }
@@ -321,12 +428,17 @@ impl Replay {
             return Err(Error::Corruption { path: lost.path.clone(), offset: lost.offset, detail });
         }
         let mut used = Vec::new();
-        for id in self.index.groups() {
-            let bad = &self.bad;
+        let fenced = self.fences.keys().copied();
+        let groups: BTreeSet<GroupId> = self.index.groups().into_iter().chain(fenced).collect();
+        for id in groups {
+            let (bad, fence) = (&self.bad, self.fences.remove(&id));
             let (damage, last_good, key) = self.index.change(id, |group| {
-                let found = group.runs.iter().find_map(|run| {
-                    let key = (run.seq, run.body.rel);
-                    bad.get(&key).map(|damage| (damage.clone(), run.from - 1, key))
+                let found = fence.map(|fence| (fence.damage, fence.last_good, (fence.seq, 0)));
+                let found = found.or_else(|| {
+                    group.runs.iter().find_map(|run| {
+                        let key = (run.seq, run.body.rel);
+                        bad.get(&key).map(|damage| (damage.clone(), run.from - 1, key))
+                    })
                 });
                 let found = found.or_else(|| {
                     // A state record has no place in the index: it is damaged if one of its record is
@@ -344,6 +456,7 @@ impl Replay {
                 match found {
                     Some((damage, last_good, key)) => {
                         group.damage = Some(Box::new(damage.clone()));
+                        group.damage_seq = key.0;
                         (Some(damage), last_good, key)
                     }
                     None => (None, 0, (0, 0)),
@@ -381,6 +494,7 @@ impl Replay {
         let base = base.max(tail.base_seq);
         let mut payloads = Vec::new();
         let durable = self.durable.min(last);
+        let mut echo = EchoDraft::new(BLOCK as u64, base);
         let segment = pool.activate(spare, base, last, |generation| {
             let mut out = Vec::new();
             for (seq, start, end, payload) in tail.records.iter().filter(|(seq, ..)| *seq >= base) {
@@ -394,7 +508,9 @@ impl Replay {
                     dir_len: dir_len as u32,
                     payload_len: (end - payload) as u32,
                     dir_crc: crc32c::crc32c(&body[..dir_len]),
+                    echo_len: 0,
                 };
+                echo.push(&header, &groups_of(&body[..dir_len], header.payload_len));
                 header.encode_to(&mut out);
                 payloads.push((BLOCK + out.len() + dir_len) as u32);
                 out.extend_from_slice(body);
@@ -402,6 +518,8 @@ impl Replay {
             out.resize(align(out.len()), 0);
             out
         })?;
+        // The copy has no second one of its headers until the next group is written.
+        self.echo = echo.finish();
         self.recovery.copied_bytes = segment.used - BLOCK as u64;
         self.places.insert(base, payloads);
         Ok((segment, base))
@@ -437,6 +555,11 @@ impl Replay {
                     payloads,
                     live: 0,
                     used: size,
+                    room: 0,
+                    seal: match self.sealed.contains(&from) {
+                        true => Seal::Footer,
+                        false => Seal::Open,
+                    },
                 },
             );
         }
@@ -444,10 +567,14 @@ impl Replay {
         table.by_base.insert(base, active);
         table.set_placed(self.next_seq - 1);
         for group in self.index.groups() {
-            let runs = self.index.read(group).map(|g| g.runs.clone()).unwrap_or_default();
-            for run in runs {
-                table.add_live(run.seq, u64::from(run.body.len));
-            }
+            self.index.change(group, |g| {
+                g.runs.shrink_to_fit();
+                // Not a slice that holds a whole footer in memory.
+                g.state = g.state.as_ref().map(|state| Bytes::copy_from_slice(state));
+                for run in &g.runs {
+                    table.add_live(run.seq, u64::from(run.live()));
+                }
+            });
         }
         Ok(table)
     }

@@ -1,6 +1,8 @@
 //! Reading a segment's bytes in order, and judging what does not read. Recovery and the read-only
 //! inspection share this: what one of them sees, the other sees.
 
+use super::GroupId;
+use super::echo::{self, Echoed, Echoes};
 use super::format::{
     BLOCK, BadSum, Op, RECORD_HEADER, RecordHeader, SegmentHeader, align, decode_dir,
 };
@@ -106,6 +108,12 @@ pub(super) struct Record {
     pub ops: Result<Vec<Op>, BadSum>,
     /// Operations whose bodies are damaged, by number.
     pub bad_ops: Vec<(usize, BadSum)>,
+    /// Its header is damaged: what stands here is what the next group repeats of it.
+    pub bad_header: Option<BadSum>,
+    /// What it repeats of the group before is damaged.
+    pub bad_echo: Option<BadSum>,
+    /// If the directory cannot be read: the groups it spoke of, if the next group repeats them.
+    pub groups: Option<Vec<GroupId>>,
 }
 
 impl Record {
@@ -114,7 +122,10 @@ impl Record {
     }
 
     pub fn is_whole(&self) -> bool {
-        self.ops.is_ok() && self.bad_ops.is_empty()
+        self.ops.is_ok()
+            && self.bad_ops.is_empty()
+            && self.bad_header.is_none()
+            && self.bad_echo.is_none()
     }
 }
 
@@ -141,10 +152,19 @@ pub(super) struct Scan<'a> {
     at: usize,
     durable: u64,
     over: bool,
+    echoes: Echoes,
+    /// Whether the echoes of this segment's own records are among them.
+    listened: bool,
 }
 
 impl<'a> Scan<'a> {
-    pub fn new(bytes: &'a [u8], header: &SegmentHeader, limit: Option<u64>) -> Scan<'a> {
+    /// `beyond`: what the next segment repeats of this one.
+    pub fn new(
+        bytes: &'a [u8],
+        header: &SegmentHeader,
+        limit: Option<u64>,
+        beyond: Echoes,
+    ) -> Scan<'a> {
         // The next segment was made when everything before it was durable.
         let durable = header.durable.max(limit.map_or(0, |limit| limit - 1));
         Scan {
@@ -155,7 +175,33 @@ impl<'a> Scan<'a> {
             at: BLOCK,
             durable,
             over: false,
+            echoes: beyond,
+            listened: false,
         }
+    }
+
+    /// What a later group repeats of the record, if it is where it can be.
+    fn echo(&mut self, seq: u64) -> Option<&Echoed> {
+        if !self.listened {
+            self.listened = true;
+            let mut at = align(self.at);
+            while at < self.bytes.len() {
+                match self.header_at(at) {
+                    Ok(header) if header.seq > self.next_seq => {
+                        let end = at + header.total();
+                        let echo = &self.bytes[end - header.echo_len as usize..end];
+                        echo::decode(echo, self.generation, &mut self.echoes);
+                        at = align(end);
+                    }
+                    _ => at += BLOCK,
+                }
+            }
+        }
+        let fits = |echoed: &&Echoed| {
+            let end = echoed.offset.checked_add(echoed.header.total());
+            end.is_some_and(|end| end <= self.bytes.len())
+        };
+        self.echoes.get(&seq).filter(fits)
     }
 
     fn header_at(&self, at: usize) -> Result<RecordHeader, BadSum> {
@@ -180,21 +226,40 @@ impl<'a> Scan<'a> {
             let block = align(self.at);
             self.header_at(block).ok().filter(wanted).map(|header| (block, header))
         });
-        let Some((offset, header)) = found else {
-            self.over = true;
-            return None;
+        let (record, seq) = match found {
+            Some((offset, header)) => (self.read(offset, header), header.seq),
+            None => {
+                let from = self.at;
+                let echoed = self.echo(self.next_seq).filter(|echoed| echoed.offset >= from);
+                let Some(Echoed { offset, header, .. }) = echoed.cloned() else {
+                    self.over = true;
+                    return None;
+                };
+                let mut record = self.read(offset, header);
+                let nothing = BadSum { offset: offset as u64, expected: 0, found: 0 };
+                record.bad_header = Some(self.header_at(offset).err().unwrap_or(nothing));
+                (record, header.seq)
+            }
         };
-        self.at = offset + header.total();
+        self.at = record.offset + record.header.total();
+        self.durable = self.durable.max(record.header.durable);
+        let groups = match record.ops {
+            Ok(_) => None,
+            Err(_) => self.echo(seq).map(|echoed| echoed.groups.clone()),
+        };
         self.next_seq += 1;
-        self.durable = self.durable.max(header.durable);
-        Some(self.read(offset, header))
+        Some(Record { groups, ..record })
     }
 
     fn read(&self, offset: usize, header: RecordHeader) -> Record {
         let dir_at = offset + RECORD_HEADER;
         let payload_at = dir_at + header.dir_len as usize;
         let dir = &self.bytes[dir_at..payload_at];
-        let payload = &self.bytes[payload_at..offset + header.total()];
+        let echo_at = payload_at + header.payload_len as usize;
+        let payload = &self.bytes[payload_at..echo_at];
+        let bad_echo = echo::check(&self.bytes[echo_at..offset + header.total()]).err();
+        let bad_echo =
+            bad_echo.map(|(expected, found)| BadSum { offset: echo_at as u64, expected, found });
         let found = crc32c::crc32c(dir);
         let bad_dir = BadSum { offset: dir_at as u64, expected: header.dir_crc, found };
         let ops = match found == header.dir_crc {
@@ -211,7 +276,7 @@ impl<'a> Scan<'a> {
                 bad_ops.push((n, BadSum { offset, expected: body.crc, found }));
             }
         }
-        Record { offset, header, ops, bad_ops }
+        Record { offset, header, ops, bad_ops, bad_header: None, bad_echo, groups: None }
     }
 
     /// After the last record: looks at every later block for a record of this generation, for its

@@ -24,6 +24,17 @@ pub(super) fn parse_name(name: &Path, suffix: &str) -> Option<u64> {
     name.to_str()?.strip_suffix(suffix).filter(|n| n.len() == 16)?.parse().ok()
 }
 
+/// Whether a segment has its footer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Seal {
+    /// Not yet.
+    Open,
+    /// It has.
+    Footer,
+    /// It is not to get one: damaged, or no room on the disk.
+    Never,
+}
+
 /// A segment that readers may be sent to.
 #[derive(Debug)]
 pub(super) struct Segment {
@@ -37,6 +48,9 @@ pub(super) struct Segment {
     pub live: u64,
     /// Bytes written.
     pub used: u64,
+    /// Bytes at the file's end that records leave to the footer.
+    pub room: u64,
+    pub seal: Seal,
 }
 
 /// Every segment by its first sequence number. The last is the active one.
@@ -129,6 +143,8 @@ pub(super) struct Pool {
     spares: Vec<Spare>,
     next_spare: u64,
     next_generation: u64,
+    /// What the next segment keeps free for its footer.
+    footer_room: u64,
 }
 
 /// Zeros are written in pieces of this size.
@@ -144,6 +160,7 @@ impl Pool {
             spares: Vec::new(),
             next_spare: 1,
             next_generation: 1,
+            footer_room: footer_room(options.segment_bytes, options.segment_bytes / 16),
         }
     }
 
@@ -178,6 +195,12 @@ impl Pool {
 
     pub fn see_generation(&mut self, generation: u64) {
         self.next_generation = self.next_generation.max(generation + 1);
+    }
+
+    /// A footer took so many bytes: the next will be about as large.
+    pub fn see_footer(&mut self, bytes: usize) {
+        let bytes = bytes as u64;
+        self.footer_room = footer_room(self.segment_bytes, bytes + bytes / 4);
     }
 
     pub fn len(&self) -> usize {
@@ -223,10 +246,15 @@ impl Pool {
 
     /// Gives a segment's file back: into the pool, or away. Durable on return.
     pub fn recycle(&mut self, path: &Path, file: Arc<dyn File>) -> Result<()> {
-        if file.len()? != self.segment_bytes || self.spares.len() >= self.keep {
+        let len = file.len()?;
+        if len < self.segment_bytes || self.spares.len() >= self.keep {
             drop(file);
             self.disk.remove(path)?;
             return self.disk.sync_dir(&self.dir);
+        }
+        if len > self.segment_bytes {
+            // A footer or a large batch made it grow. Nothing in it is needed any more.
+            file.set_len(self.segment_bytes)?;
         }
         let to = self.next_path();
         self.disk.rename(path, &to)?;
@@ -262,8 +290,18 @@ impl Pool {
         let file = self.disk.open(&path, OpenMode::ReadWrite)?;
         let size = file.len()?;
         let used = (BLOCK + tail.len()) as u64;
-        Ok(Segment { generation, file, path, size, payloads: Vec::new(), live: 0, used })
+        let (room, payloads) = (self.footer_room, Vec::new());
+        let seal = Seal::Open;
+        Ok(Segment { generation, file, path, size, payloads, live: 0, used, room, seal })
     }
+}
+
+/// What a segment leaves to a footer of about `bytes`, in whole blocks and within reason: a footer that
+/// needs more makes the file grow.
+fn footer_room(segment_bytes: u64, bytes: u64) -> u64 {
+    let block = BLOCK as u64;
+    let most = segment_bytes / 4 / block * block;
+    (bytes.div_ceil(block) * block).min(most)
 }
 
 /// Makes a file full of zeros, durably. What a failure leaves behind is removed.

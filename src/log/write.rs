@@ -1,6 +1,7 @@
 //! The writing half: submit, the round of the single writer, waiting, rotation.
 
 use super::batch::{BatchOp, Encoded, LogBatch};
+use super::echo::EchoDraft;
 use super::format::{BLOCK, Op, RECORD_HEADER, RecordHeader, align};
 use super::segment::Reserve;
 use super::{Log, Options, Seq, Shared};
@@ -45,12 +46,15 @@ pub(super) struct Writer {
     pub file: Arc<dyn File>,
     pub generation: u64,
     pub offset: u64,
+    /// Bytes of it that records may take.
     pub size: u64,
     /// Batches taken from the queue that the last round had no room for.
     pub stalled: VecDeque<Pending>,
     pub buffer: Vec<u8>,
     /// The durable sequence that the last record on disk states.
     pub stated: u64,
+    /// What the next group repeats of the last one.
+    pub echo: Vec<u8>,
 }
 
 /// Those who wait for durability.
@@ -240,7 +244,7 @@ impl Shared {
         }
     }
 
-    fn poison(&self, error: Error) -> Error {
+    pub(super) fn poison(&self, error: Error) -> Error {
         // The first failure is the cause; whoever asks later is told of it.
         let _ = self.poisoned.set(error.to_string());
         tracing::error!(%error, "the log stops: nothing is acknowledged from here on");
@@ -339,6 +343,7 @@ impl Shared {
             }
         }
         encoded.ops = Vec::new();
+        self.counters.entry_bytes.fetch_add(run_bytes, Relaxed);
         self.cache_bytes.fetch_add(added, Relaxed);
         self.cache_bytes.fetch_sub(freed, Relaxed);
         if !dead.is_empty() {
@@ -373,6 +378,8 @@ impl Shared {
         buffer.clear();
         let mut places = Vec::with_capacity(count);
         let mut taken = 0;
+        let first = writer.stalled.front().map_or(0, |pending| pending.seq);
+        let mut echo = EchoDraft::new(writer.offset, first);
         for pending in writer.stalled.iter().take(count) {
             let encoded = &pending.encoded;
             let header = RecordHeader {
@@ -382,11 +389,16 @@ impl Shared {
                 dir_len: encoded.dir.len() as u32,
                 payload_len: encoded.payload.len() as u32,
                 dir_crc: encoded.dir_crc,
+                echo_len: if pending.seq == first { writer.echo.len() as u32 } else { 0 },
             };
+            echo.push(&header, &encoded.groups);
             header.encode_to(&mut buffer);
             buffer.extend_from_slice(&encoded.dir);
             let payload_at = writer.offset + buffer.len() as u64;
             buffer.extend_from_slice(&encoded.payload);
+            if pending.seq == first {
+                buffer.extend_from_slice(&writer.echo);
+            }
             places.push((pending.seq, payload_at as u32, pending.run_bytes));
             taken += pending.size();
         }
@@ -411,12 +423,14 @@ impl Shared {
                 segments.place(seq, at, run_bytes);
             }
             if let Some(mut active) = segments.by_base.last_entry() {
-                active.get_mut().used = writer.offset + bytes;
-                active.get_mut().size = writer.size.max(writer.offset + bytes);
+                let active = active.get_mut();
+                active.used = writer.offset + bytes;
+                active.size = active.size.max(writer.offset + bytes);
             }
         }
         writer.offset += bytes;
         writer.stated = durable;
+        writer.echo = echo.finish();
         writer.stalled.drain(..count);
         self.durable.store(last, Release);
         self.pending_bytes.fetch_sub(taken, Relaxed);
@@ -456,10 +470,11 @@ impl Writer {
             file: segment.file.clone(),
             generation: segment.generation,
             offset: segment.used,
-            size: segment.size,
+            size: segment.size.saturating_sub(segment.room),
             stalled: VecDeque::new(),
             buffer: Vec::new(),
             stated,
+            echo: Vec::new(),
         }
     }
 
@@ -467,14 +482,14 @@ impl Writer {
         self.file = segment.file.clone();
         self.generation = segment.generation;
         self.offset = segment.used;
-        self.size = segment.size;
+        self.size = segment.size.saturating_sub(segment.room);
     }
 
     /// How many of the waiting batches the active segment has room for. A batch larger than a whole
     /// segment fits an empty one: the file grows.
     fn how_many_fit(&self) -> usize {
         let room = self.size.saturating_sub(self.offset) as usize;
-        let mut len = 0;
+        let mut len = self.echo.len();
         for (n, pending) in self.stalled.iter().enumerate() {
             len += pending.size();
             if align(len) > room {

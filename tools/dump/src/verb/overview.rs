@@ -99,6 +99,8 @@ struct SegmentRow {
     data: u64,
     live: u64,
     live_percent: f64,
+    /// Bytes of its footer, 0 if it has none.
+    footer: u64,
 }
 
 /// `segments`.
@@ -129,6 +131,7 @@ pub fn segments(args: &Segments, context: &mut Context<'_>) -> Result<Verdict, F
         data: s.data,
         live: s.live,
         live_percent: percent(s.live, s.data),
+        footer: s.info.footer,
     });
     let page = Listing {
         columns: &[
@@ -143,6 +146,7 @@ pub fn segments(args: &Segments, context: &mut Context<'_>) -> Result<Verdict, F
             "data>",
             "live>",
             "live %>",
+            "footer>",
         ],
         cells: |row: &SegmentRow| {
             let standing = match row.standing {
@@ -162,6 +166,7 @@ pub fn segments(args: &Segments, context: &mut Context<'_>) -> Result<Verdict, F
                 row.data.to_string(),
                 row.live.to_string(),
                 format!("{:.1}", row.live_percent),
+                row.footer.to_string(),
             ]
         },
         items: rows.take(args.limit.unwrap_or(usize::MAX)).collect(),

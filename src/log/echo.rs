@@ -1,0 +1,135 @@
+//! The second copy of what a record's header and directory say: each write group repeats, in short, the
+//! headers of the group before it and which groups (of raft) its records speak of. It lies in other
+//! blocks than what it repeats, and comes to the disk in the very write that states the other durable.
+
+use super::GroupId;
+use super::format::{BLOCK, RECORD_HEADER, RecordHeader, put, read_u32, take};
+use super::scan::Found;
+use crate::error::Result;
+use std::collections::BTreeMap;
+
+/// The echo of one write group in the making.
+#[derive(Debug)]
+pub(super) struct EchoDraft {
+    bytes: Vec<u8>,
+    records: u64,
+    start: u64,
+    first_seq: u64,
+}
+
+impl EchoDraft {
+    /// Of the group that is written at `start` and whose first record is `first_seq`.
+    pub fn new(start: u64, first_seq: u64) -> EchoDraft {
+        EchoDraft { bytes: Vec::new(), records: 0, start, first_seq }
+    }
+
+    /// The next record: its header, and its groups as [`put_group`] lists them.
+    pub fn push(&mut self, header: &RecordHeader, groups: &[u8]) {
+        let out = &mut self.bytes;
+        put(out, u64::from(header.dir_len));
+        put(out, u64::from(header.payload_len));
+        put(out, u64::from(header.echo_len));
+        out.extend_from_slice(&header.dir_crc.to_le_bytes());
+        put(out, groups.len() as u64);
+        out.extend_from_slice(groups);
+        self.records += 1;
+    }
+
+    /// The bytes that the next group's first record carries.
+    pub fn finish(self) -> Vec<u8> {
+        if self.records == 0 {
+            return Vec::new();
+        }
+        let mut out = vec![0; 4];
+        put(&mut out, self.start);
+        put(&mut out, self.first_seq);
+        put(&mut out, self.records);
+        out.extend_from_slice(&self.bytes);
+        let crc = crc32c::crc32c(&out[4..]);
+        out[..4].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+}
+
+/// Adds a group to a list of groups, if it is not the last in it already.
+pub(super) fn put_group(out: &mut Vec<u8>, last: &mut GroupId, group: GroupId) {
+    if out.is_empty() || *last != group {
+        put(out, group.wrapping_sub(*last));
+        *last = group;
+    }
+}
+
+/// What an echo says of one record.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Echoed {
+    pub offset: usize,
+    /// As it was, but for the durable number, which is not repeated.
+    pub header: RecordHeader,
+    pub groups: Vec<GroupId>,
+}
+
+/// Echoes by record.
+pub(super) type Echoes = BTreeMap<u64, Echoed>;
+
+/// Whether the bytes of an echo are what was written: the checksums, if not.
+pub(super) fn check(bytes: &[u8]) -> Result<(), (u32, u32)> {
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    let Some(rest) = bytes.get(4..) else { return Err((0, 0)) };
+    let (expected, found) = (read_u32(bytes, 0), crc32c::crc32c(rest));
+    if expected == found { Ok(()) } else { Err((expected, found)) }
+}
+
+/// Takes in an echo of records of the segment with this generation. Damaged ones say nothing.
+pub(super) fn decode(bytes: &[u8], generation: u64, into: &mut Echoes) {
+    if bytes.len() > 4 && check(bytes).is_ok() {
+        let _ = decode_sound(&bytes[4..], generation, into);
+    }
+}
+
+fn decode_sound(mut input: &[u8], generation: u64, into: &mut Echoes) -> Option<()> {
+    let input = &mut input;
+    let narrow = |value: u64| u32::try_from(value).ok();
+    let mut offset = usize::try_from(take(input)?).ok()?;
+    let mut seq = take(input)?;
+    for _ in 0..take(input)? {
+        let (dir_len, payload_len) = (narrow(take(input)?)?, narrow(take(input)?)?);
+        let echo_len = narrow(take(input)?)?;
+        let (crc, rest) = input.split_at_checked(4)?;
+        *input = rest;
+        let dir_crc = read_u32(crc, 0);
+        let len = usize::try_from(take(input)?).ok()?;
+        let (mut list, rest) = input.split_at_checked(len)?;
+        *input = rest;
+        let mut groups = Vec::new();
+        let mut group: GroupId = 0;
+        while !list.is_empty() {
+            group = group.wrapping_add(take(&mut list)?);
+            groups.push(group);
+        }
+        let header =
+            RecordHeader { generation, seq, durable: 0, dir_len, payload_len, dir_crc, echo_len };
+        let total = header.total();
+        into.insert(seq, Echoed { offset, header, groups });
+        offset = offset.checked_add(total)?;
+        seq = seq.checked_add(1)?;
+    }
+    Some(())
+}
+
+/// What the first record of the segment after `segment` repeats of its last group.
+pub(super) fn echoes_beyond(segment: &Found, later: &[Found]) -> Result<Echoes> {
+    let mut echoes = Echoes::new();
+    let follows = |next: &&Found| Some(next.header.base_seq) == segment.limit && !next.is_void();
+    let Some(next) = later.iter().find(follows) else { return Ok(echoes) };
+    let mut head = [0; RECORD_HEADER];
+    let n = next.file.read_at(BLOCK as u64, &mut head)?;
+    if let Ok(header) = RecordHeader::decode(&head[..n], next.header.generation) {
+        let mut bytes = vec![0; header.echo_len as usize];
+        let at = BLOCK + header.total() - bytes.len();
+        let n = next.file.read_at(at as u64, &mut bytes)?;
+        decode(&bytes[..n], segment.header.generation, &mut echoes);
+    }
+    Ok(echoes)
+}

@@ -1,0 +1,113 @@
+//! A footer comes to what its records come to.
+
+use super::*;
+use proptest::prelude::*;
+
+fn op(what: u8, group: u64, at: u64, count: u32, rel: u32) -> Op {
+    let to = LogPosition { index: at, term: at / 4 };
+    let terms = Terms { first: (at, at / 4), rest: Vec::new() };
+    let body = Span { rel, len: 10 * count, crc: rel };
+    match what {
+        0 => Op::Clear { group },
+        1 => Op::Reset { group, to },
+        2 => Op::Compact { group, to },
+        3 => Op::Base { group, at: to },
+        4 => Op::Rewrite { group, from: at, count, skip: 2, terms, body },
+        5 => Op::State { group, body },
+        _ => Op::Append { group, first: at, count, terms, body },
+    }
+}
+
+/// An operation that a log could have written, the group being as it is.
+fn fits(group: &Group, op: &Op, base: u64) -> bool {
+    let (first, last) = (group.truncated.index + 1, group.last());
+    match op {
+        Op::Append { first: at, .. } => *at >= first && *at <= last + 1,
+        Op::Compact { to, .. } => to.index <= last,
+        Op::Base { at, .. } => at.index == group.truncated.index,
+        // Of what lies in an older segment.
+        Op::Rewrite { from, count, .. } => {
+            let inside = |run: &Run| run.from < from + u64::from(*count) && run.end() > *from;
+            *from >= first
+                && from + u64::from(*count) <= last + 1
+                && group.runs.iter().filter(|run| inside(run)).all(|run| run.seq < base)
+        }
+        _ => true,
+    }
+}
+
+fn facts(group: &Group) -> (LogPosition, u64, Option<Bytes>, Vec<Run>, Vec<Option<u64>>) {
+    let terms = (0..=group.last() + 1).map(|index| group.term(index)).collect();
+    let runs = group.runs.iter().copied().collect();
+    (group.truncated, group.base_seq, group.state.clone(), runs, terms)
+}
+
+proptest! {
+    /// A footer's net effect on whatever was before is that of the records, one after the other.
+    #[test]
+    fn as_the_records(
+        ops in proptest::collection::vec((0..14u8, 0..30u64, 1..6u32), 1..80),
+        cuts in proptest::collection::vec(1..80u64, 0..4),
+    ) {
+        let (mut one, mut net) = (Group::default(), Group::default());
+        let mut draft = Draft::default();
+        let mut base = 1;
+        let seal = |draft: &mut Draft, base: u64, next: u64, net: &mut Group| {
+            draft.payloads = vec![4096; (next - base) as usize];
+            let footer = std::mem::take(draft).finish(7, base, 8192);
+            let sections = (footer.trailer.summary_at - footer.trailer.sections_at) as usize;
+            let body = Bytes::from(footer.body);
+            let read = Summary::decode(footer.trailer, body.slice(sections..)).unwrap();
+            read.each_group(|_, facts| facts.apply(net)).unwrap();
+            let mut plain = std::collections::VecDeque::new();
+            for run in net.runs.drain(..) {
+                if run.is_packed() && run.seq == base {
+                    let from = run.body.rel as usize - 8192;
+                    let section = &body[from..from + run.body.len as usize];
+                    plain.extend(unpack(&run, section).unwrap());
+                } else {
+                    plain.push_back(run);
+                }
+            }
+            net.runs = plain;
+        };
+        for (n, (what, at, count)) in ops.into_iter().enumerate() {
+            let seq = 1 + n as u64;
+            if cuts.contains(&seq) && seq > base {
+                seal(&mut draft, base, seq, &mut net);
+                base = seq;
+                prop_assert_eq!(facts(&one), facts(&net));
+            }
+            let at = if what >= 9 { one.last() + 1 } else { at };
+            let op = op(what, 1, at, count, seq as u32);
+            if !fits(&one, &op, base) {
+                continue;
+            }
+            let state = Some(Bytes::from(format!("{seq}")));
+            one.take(seq, &op, state.clone(), &mut Dead::new());
+            draft.nets.entry(1).or_default().take(seq, &op, state);
+        }
+        seal(&mut draft, base, 100, &mut net);
+        prop_assert_eq!(facts(&one), facts(&net));
+    }
+
+    #[test]
+    fn hostile_bytes_are_refused(bytes: Vec<u8>) {
+        let _ = Trailer::decode(&bytes, 1);
+        let trailer = Trailer {
+            generation: 1,
+            base_seq: 1,
+            next_seq: 1 + bytes.first().map_or(0, |b| u64::from(*b)),
+            sections_at: 0,
+            summary_at: 0,
+            summary_len: bytes.len() as u32,
+            summary_crc: crc32c::crc32c(&bytes),
+        };
+        let body = Span { rel: 0, len: bytes.len() as u32, crc: crc32c::crc32c(&bytes) };
+        let run = Run { from: 1, seq: 1, body, count: 9, skip: 0, packed: 1 };
+        let _ = unpack(&run, &bytes);
+        if let Some(read) = Summary::decode(trailer, bytes.into()) {
+            let _ = read.each_group(|_, _| ());
+        }
+    }
+}

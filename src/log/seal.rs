@@ -1,0 +1,186 @@
+//! Sealing: a full segment gets its footer, and the index forgets what the footer says. Off the path of
+//! writes: whoever keeps spares ready ([`Log::prepare`](super::Log::prepare)) or purges does it.
+
+use super::echo::Echoes;
+use super::footer::{Draft, Footer, Summary, TRAILER, Trailer, unpack};
+use super::format::{SegmentHeader, align};
+use super::index::{Dead, Run};
+use super::scan::Scan;
+use super::segment::Seal;
+use super::{GroupId, Shared};
+use crate::env::File;
+use crate::error::{Error, Result};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// A segment on its way to be sealed.
+struct Candidate {
+    header: SegmentHeader,
+    next_seq: u64,
+    file: Arc<dyn File>,
+    path: PathBuf,
+}
+
+impl Candidate {
+    fn scan(&self) -> Result<(Vec<u8>, Draft, Option<usize>)> {
+        let mut bytes = vec![0; self.file.len()? as usize];
+        let n = self.file.read_at(0, &mut bytes)?;
+        bytes.truncate(n);
+        let mut scan = Scan::new(&bytes, &self.header, Some(self.next_seq), Echoes::new());
+        let mut draft = Draft::default();
+        let mut next = self.header.base_seq;
+        let mut end = super::BLOCK;
+        while let Some(record) = scan.next().filter(|record| record.is_whole()) {
+            draft.record(&bytes, &record);
+            next += 1;
+            end = record.offset + record.header.total();
+        }
+        let whole = (next == self.next_seq).then_some(end);
+        Ok((bytes, draft, whole))
+    }
+}
+
+/// The trailer at the end of a file, if it is one of this life of the file.
+pub(super) fn read_trailer(file: &dyn File, header: &SegmentHeader) -> Result<Option<Trailer>> {
+    let len = file.len()?;
+    let Some(at) = len.checked_sub(TRAILER as u64) else { return Ok(None) };
+    let mut bytes = [0; TRAILER];
+    let n = file.read_at(at, &mut bytes)?;
+    let trailer = Trailer::decode(&bytes[..n], header.generation);
+    Ok(trailer.filter(|trailer| trailer.base_seq == header.base_seq))
+}
+
+/// The summary that a trailer speaks of; `None` if its bytes are not what they were.
+pub(super) fn read_summary(file: &dyn File, trailer: Trailer) -> Result<Option<Summary>> {
+    let len = u64::from(trailer.summary_len);
+    if trailer.summary_at.checked_add(len).is_none_or(|end| end > file.len().unwrap_or(0)) {
+        return Ok(None);
+    }
+    let mut bytes = vec![0; len as usize];
+    let n = file.read_at(trailer.summary_at, &mut bytes)?;
+    bytes.truncate(n);
+    Ok(Summary::decode(trailer, bytes.into()))
+}
+
+impl Shared {
+    /// Gives one full segment its footer; tells whether one was there to seal. The caller holds the
+    /// lock of purge. A segment with damage in it stays as it is: reading it anew at every open is
+    /// what keeps its groups fenced off.
+    pub(super) fn seal_one(&self) -> Result<bool> {
+        let Some(candidate) = self.next_to_seal() else { return Ok(false) };
+        let base = candidate.header.base_seq;
+        let sealed = self.write_footer(&candidate);
+        let seal = if matches!(sealed, Ok(Some(_))) { Seal::Footer } else { Seal::Never };
+        if let Some(segment) = self.segments.write().by_base.get_mut(&base) {
+            segment.seal = seal;
+            segment.size = candidate.file.len().unwrap_or(segment.size);
+        }
+        let footer = match sealed {
+            Ok(Some(footer)) => footer,
+            Ok(None) => return Ok(true),
+            Err(full @ Error::DiskFull { .. }) => {
+                tracing::warn!(%full, "no room for a segment's footer");
+                return Ok(true);
+            }
+            Err(error) => return Err(self.poison(error)),
+        };
+        self.pool.lock().see_footer(footer.body.len() + TRAILER);
+        let seqs = base..candidate.next_seq;
+        for (group, packed) in footer.packed {
+            // A packed run keeps alive what its runs did: nothing dies here.
+            let mut dead = Dead::new();
+            self.index.change_existing(group, |g| g.relocate(&seqs, packed, &mut dead));
+        }
+        Ok(true)
+    }
+
+    fn next_to_seal(&self) -> Option<Candidate> {
+        let segments = self.segments.read();
+        let nexts = segments.by_base.keys().skip(1);
+        let mut pairs = segments.by_base.iter().zip(nexts);
+        let ((base, segment), next) = pairs.find(|((_, s), _)| s.seal == Seal::Open)?;
+        let header = SegmentHeader {
+            generation: segment.generation,
+            base_seq: *base,
+            durable: 0,
+            size: segment.size,
+        };
+        let (file, path) = (segment.file.clone(), segment.path.clone());
+        Some(Candidate { header, next_seq: *next, file, path })
+    }
+
+    /// Writes the footer behind the segment's records; `None` if they cannot all be read.
+    fn write_footer(&self, candidate: &Candidate) -> Result<Option<Footer>> {
+        let (bytes, draft, end) = candidate.scan()?;
+        let Some(end) = end else {
+            tracing::warn!(path = ?candidate.path, "damaged: the segment gets no footer");
+            return Ok(None);
+        };
+        let at = align(end) as u64;
+        let header = &candidate.header;
+        let footer = draft.finish(header.generation, header.base_seq, at);
+        let room = bytes.len() as u64;
+        let needed = at + (footer.body.len() + TRAILER) as u64;
+        if needed > u64::from(u32::MAX) {
+            return Ok(None);
+        }
+        let len = room.max(align(needed as usize) as u64);
+        candidate.file.write_at(at, &footer.body)?;
+        if len > room {
+            // The file grows: it ends in whole blocks.
+            candidate.file.set_len(len)?;
+        }
+        candidate.file.sync_data()?;
+        candidate.file.write_at(len - TRAILER as u64, &footer.trailer.encode())?;
+        candidate.file.sync_data()?;
+        self.counters.footer_bytes.fetch_add((footer.body.len() + TRAILER) as u64, Relaxed);
+        Ok(Some(footer))
+    }
+
+    /// The runs that a packed run of this group stands for: from the footer's section or, if that is
+    /// damaged, from the records.
+    pub(super) fn unpack(&self, group: GroupId, packed: &Run) -> Result<Vec<Run>> {
+        let candidate = {
+            let segments = self.segments.read();
+            let next = segments.by_base.range(packed.seq + 1..).next().map(|(base, _)| *base);
+            segments.by_base.get(&packed.seq).zip(next).map(|(segment, next_seq)| Candidate {
+                header: SegmentHeader {
+                    generation: segment.generation,
+                    base_seq: packed.seq,
+                    durable: 0,
+                    size: segment.size,
+                },
+                next_seq,
+                file: segment.file.clone(),
+                path: segment.path.clone(),
+            })
+        };
+        let Some(candidate) = candidate else {
+            let detail = format!("the segment of record {} is gone", packed.seq);
+            return Err(Error::Corruption { path: self.dir.clone(), offset: 0, detail });
+        };
+        let mut section = vec![0; packed.body.len as usize];
+        let n = candidate.file.read_at(u64::from(packed.body.rel), &mut section)?;
+        self.counters.disk_reads.fetch_add(1, Relaxed);
+        self.counters.disk_read_bytes.fetch_add(n as u64, Relaxed);
+        if let Some(runs) = unpack(packed, &section[..n]) {
+            return Ok(runs);
+        }
+        let (_, draft, _) = candidate.scan()?;
+        let runs = draft.runs(group).into_iter();
+        let inside = |run: Run| {
+            let (low, high) = (run.from.max(packed.from), run.end().min(packed.end()));
+            (low < high).then(|| run.part(low, high))
+        };
+        let runs: Vec<Run> = runs.filter_map(inside).collect();
+        if runs.iter().map(|run| u64::from(run.count)).sum::<u64>() != u64::from(packed.count) {
+            let detail = format!("the list of group {group}'s runs and a record are damaged");
+            let offset = u64::from(packed.body.rel);
+            return Err(Error::Corruption { path: candidate.path, offset, detail });
+        }
+        tracing::warn!(path = ?candidate.path, offset = packed.body.rel,
+            "a section of the footer is damaged; read from the records instead");
+        Ok(runs)
+    }
+}
