@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so when it fails")]
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod faults;
+
 use catamaran::env::{DirLock, Disk, File, OpenMode};
 use catamaran::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet};
