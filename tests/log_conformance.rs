@@ -32,7 +32,7 @@ struct Place {
 impl Place {
     fn of(base: Image) -> Place {
         let journal = MemDisk::of(base.clone());
-        let faults = FaultDisk::over(Arc::new(journal.clone()));
+        let faults = FaultDisk::over_journal(&journal);
         Place { base, journal, faults }
     }
 }

@@ -19,7 +19,7 @@
 //! optional abilities of the factory.
 //!
 //! Each check has a story ([`conformance::Check::story`]): what goes wrong in a cluster whose store does not
-//! hold to it. [`ours`] is the adapter of [`crate::log`], and the example to start from.
+//! hold to it. [`Model`] is the plain map that stores are compared with. [`ours`] is the adapter of [`crate::log`], and the example to start from.
 //!
 //! # Not done, and why
 //! - No time limit: a store that hangs hangs the check. A thread that cannot be ended is no better.
@@ -28,10 +28,12 @@
 
 mod checks;
 pub mod conformance;
+mod model;
 pub mod ours;
 mod report;
 mod store;
 mod world;
 
+pub use model::{Group, Model};
 pub use report::{Finding, Report, Verdict};
 pub use store::{Batch, Factory, Failure, LogStore, Op};

@@ -24,8 +24,8 @@ impl From<Error> for Failure {
     }
 }
 
-impl LogStore for Log {
-    fn write(&self, batch: &Batch) -> Result<(), Failure> {
+impl From<&Batch> for LogBatch {
+    fn from(batch: &Batch) -> LogBatch {
         let mut ours = LogBatch::new();
         for op in batch.ops.iter().cloned() {
             match op {
@@ -36,7 +36,13 @@ impl LogStore for Log {
                 Op::Clear { group } => ours.clear(group),
             }
         }
-        Ok(self.submit(ours).map(drop)?)
+        ours
+    }
+}
+
+impl LogStore for Log {
+    fn write(&self, batch: &Batch) -> Result<(), Failure> {
+        Ok(self.submit(LogBatch::from(batch)).map(drop)?)
     }
 
     fn sync(&self) -> Result<(), Failure> {

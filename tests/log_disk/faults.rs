@@ -1,5 +1,6 @@
 //! A disk whose n-th operation fails, over any other; and one that has only so much room.
 
+use super::MemDisk;
 use catamaran::env::{DirLock, Disk, File, OpenMode};
 use catamaran::{Error, Result};
 use std::collections::BTreeMap;
@@ -12,8 +13,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 pub enum Fault {
     /// The device failed.
     Eio,
-    /// No room.
+    /// No room for a file to grow.
     Enospc,
+    /// No room, not even to overwrite: a file system that copies on write.
+    EnospcOnOverwrite,
     /// Interrupted, and nobody below tried again.
     Eintr,
     /// A read returns fewer bytes than there are. Other operations succeed.
@@ -35,7 +38,10 @@ pub enum Call {
     SyncDir,
     Lock,
     Read,
+    /// Makes the file longer.
     Write,
+    /// Within the file.
+    Overwrite,
     Sync,
     Len,
     SetLen,
@@ -45,6 +51,8 @@ pub enum Call {
 pub struct Plan {
     /// Operations so far.
     pub calls: u64,
+    /// Neither counts nor fails operations.
+    pub paused: bool,
     /// Which operation fails, counted from 0, and how.
     pub at: Option<(u64, Fault)>,
     /// The next sync of a file fails.
@@ -62,6 +70,8 @@ pub struct Plan {
 #[derive(Clone, Debug)]
 pub struct FaultDisk {
     inner: Arc<dyn Disk>,
+    /// What a failed sync was to make durable is lost here.
+    journal: Option<MemDisk>,
     plan: Arc<Mutex<Plan>>,
 }
 
@@ -73,7 +83,7 @@ struct FaultFile {
 
 fn error(fault: Fault, call: Call, path: &Path) -> Error {
     let code = match fault {
-        Fault::Enospc => 28,
+        Fault::Enospc | Fault::EnospcOnOverwrite => 28,
         Fault::Eintr => 4,
         Fault::Eio | Fault::ShortRead | Fault::ShortWrite => 5,
     };
@@ -87,7 +97,7 @@ fn error(fault: Fault, call: Call, path: &Path) -> Error {
         Call::SyncDir => "sync directory",
         Call::Lock => "lock",
         Call::Read => "read",
-        Call::Write => "write",
+        Call::Write | Call::Overwrite => "write",
         Call::Sync => "sync",
         Call::SetLen => "set length of",
     };
@@ -96,7 +106,14 @@ fn error(fault: Fault, call: Call, path: &Path) -> Error {
 
 impl FaultDisk {
     pub fn over(inner: Arc<dyn Disk>) -> FaultDisk {
-        FaultDisk { inner, plan: Arc::default() }
+        FaultDisk { inner, journal: None, plan: Arc::default() }
+    }
+
+    /// Over a disk that keeps a journal. A failed sync drops what it was about, as a kernel does: it can
+    /// still be read, and no later sync makes it durable.
+    pub fn over_journal(disk: &MemDisk) -> FaultDisk {
+        let journal = Some(disk.clone());
+        FaultDisk { inner: Arc::new(disk.clone()), journal, plan: Arc::default() }
     }
 
     pub fn plan(&self) -> MutexGuard<'_, Plan> {
@@ -106,6 +123,9 @@ impl FaultDisk {
     /// Whether this operation is the one to fail, and how.
     fn turn(&self, call: Call, path: &Path) -> Option<Fault> {
         let mut plan = self.plan();
+        if plan.paused {
+            return None;
+        }
         let n = plan.calls;
         plan.calls += 1;
         if call == Call::Sync && std::mem::take(&mut plan.fail_next_sync) {
@@ -115,27 +135,26 @@ impl FaultDisk {
         let fault = plan.at.filter(|(at, _)| *at == n).map(|(_, fault)| fault)?;
         let concerned = match fault {
             Fault::ShortRead => call == Call::Read,
-            Fault::ShortWrite => call == Call::Write,
+            Fault::ShortWrite => matches!(call, Call::Write | Call::Overwrite),
             // A full disk still renames, removes, reads.
             Fault::Enospc => {
                 matches!(call, Call::Create | Call::Write | Call::SetLen | Call::Sync)
             }
+            Fault::EnospcOnOverwrite => call == Call::Overwrite,
             Fault::Eio | Fault::Eintr => true,
         };
         if concerned {
             plan.hit = Some((call, path.to_owned()));
             // A disk that was full for one operation is full for the next.
-            plan.full |= fault == Fault::Enospc;
+            plan.full |= matches!(fault, Fault::Enospc | Fault::EnospcOnOverwrite);
         }
         concerned.then_some(fault)
     }
 
     fn check(&self, call: Call, path: &Path) -> Result<()> {
         match self.turn(call, path) {
-            Some(fault @ (Fault::Eio | Fault::Enospc | Fault::Eintr)) => {
-                Err(error(fault, call, path))
-            }
-            _ => Ok(()),
+            Some(Fault::ShortRead | Fault::ShortWrite) | None => Ok(()),
+            Some(fault) => Err(error(fault, call, path)),
         }
     }
 
@@ -223,16 +242,18 @@ impl File for FaultFile {
     }
 
     fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
-        match self.disk.turn(Call::Write, self.path()) {
+        let end = offset + buf.len() as u64;
+        let call = if end > self.file.len()? { Call::Write } else { Call::Overwrite };
+        match self.disk.turn(call, self.path()) {
             Some(Fault::ShortWrite) => {
                 let some = buf.len() / 2;
                 self.file.write_at(offset, &buf[..some])?;
-                return Err(error(Fault::ShortWrite, Call::Write, self.path()));
+                return Err(error(Fault::ShortWrite, call, self.path()));
             }
-            Some(fault) => return Err(error(fault, Call::Write, self.path())),
+            Some(fault) => return Err(error(fault, call, self.path())),
             None => {}
         }
-        self.disk.grow(self.path(), offset + buf.len() as u64, Call::Write)?;
+        self.disk.grow(self.path(), end, call)?;
         self.file.write_at(offset, buf)
     }
 
@@ -244,7 +265,12 @@ impl File for FaultFile {
     fn sync_data(&self) -> Result<()> {
         match self.disk.turn(Call::Sync, self.path()) {
             Some(Fault::ShortRead | Fault::ShortWrite) | None => self.file.sync_data(),
-            Some(fault) => Err(error(fault, Call::Sync, self.path())),
+            Some(fault) => {
+                if let Some(journal) = &self.disk.journal {
+                    journal.lose_unsynced(self.path());
+                }
+                Err(error(fault, Call::Sync, self.path()))
+            }
         }
     }
 

@@ -1,9 +1,10 @@
 //! Crashes, failing syncs, full disks, rot. Each needs an ability of the factory.
 
 use crate::testkit::conformance::Check;
+use crate::testkit::model::Model;
 use crate::testkit::report::{Outcome, Trouble, ensure, fail};
 use crate::testkit::store::{Batch, Failure};
-use crate::testkit::world::{Dice, Model, World, entries, entry};
+use crate::testkit::world::{Dice, World, entries, entry};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
