@@ -23,6 +23,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("kv", 2),
     ("region", 3),
     ("config", 3),
+    ("testkit", 3),
     ("store", 4),
     ("router", 4),
     ("placement", 4),

@@ -1,5 +1,5 @@
 //! The shared log engine: one append-only log for the entries and state records of thousands of raft
-//! groups. Usable alone; it knows nothing of raft but indexes and terms.
+//! groups. Usable alone; it knows nothing of raft but indexes and terms ([`raft_rs`] shows it to raft-rs).
 //!
 //! ```
 //! use catamaran::env::os::OsDisk;
@@ -104,6 +104,7 @@ mod format;
 mod index;
 pub mod inspect;
 mod purge;
+pub mod raft_rs;
 mod read;
 mod recover;
 mod scan;

@@ -6,9 +6,11 @@
 
 use crate::codec;
 use crate::kv::{StateStore, View};
-use crate::log::{self, Log};
+use crate::log::Log;
+use crate::log::raft_rs::from_log;
+pub use crate::log::raft_rs::to_log;
 use crate::types::{LogPosition, PeerId, Region, RegionId, Role};
-use ::raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot};
+use ::raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use ::raft::{GetEntriesContext, RaftState, Storage, StorageError};
 use bytes::Bytes;
 use std::cell::RefCell;
@@ -54,27 +56,6 @@ pub fn decode_hard_state(bytes: &[u8]) -> Option<HardState> {
         return None;
     }
     Some(HardState { term: field(0)?, vote: field(8)?, commit: field(16)?, ..Default::default() })
-}
-
-/// A raft entry as the log keeps it. Contexts are never used here and not kept.
-pub fn to_log(entry: &Entry) -> log::Entry {
-    log::Entry {
-        index: entry.index,
-        term: entry.term,
-        kind: entry.get_entry_type() as u8,
-        data: entry.data.clone(),
-    }
-}
-
-fn from_log(entry: log::Entry) -> Entry {
-    let mut out =
-        Entry { index: entry.index, term: entry.term, data: entry.data, ..Default::default() };
-    out.set_entry_type(match entry.kind {
-        1 => EntryType::EntryConfChange,
-        2 => EntryType::EntryConfChangeV2,
-        _ => EntryType::EntryNormal,
-    });
-    out
 }
 
 impl PeerStorage {
@@ -154,8 +135,9 @@ impl Storage for PeerStorage {
             return Err(StorageError::Compacted.into());
         }
         let max_bytes = max_size.into().unwrap_or(u64::MAX);
-        match self.log.entries(self.region.0, low, high, max_bytes) {
-            Ok(entries) => Ok(entries.into_iter().map(from_log).collect()),
+        let found = self.log.entries(self.region.0, low, high, max_bytes);
+        match found.and_then(|found| found.into_iter().map(from_log).collect()) {
+            Ok(entries) => Ok(entries),
             Err(error) => {
                 self.fail(error.to_string());
                 Ok(Vec::new())

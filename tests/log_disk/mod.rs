@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so when it fails")]
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod faults;
+
 use catamaran::env::{DirLock, Disk, File, OpenMode};
 use catamaran::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet};
@@ -131,6 +133,23 @@ impl MemDisk {
 
     pub fn acked(&self, seq: u64) {
         self.state().journal.push(Step::Acked(seq));
+    }
+
+    /// Takes from the journal what was written to a file since its last sync: no crash finds it.
+    pub fn lose_unsynced(&self, path: &Path) {
+        let mut state = self.state();
+        let Some(lost) = state.image.names.get(path).copied() else { return };
+        let synced = |step: &Step| matches!(step, Step::Sync { inode } if *inode == lost);
+        let from = state.journal.iter().rposition(synced).map_or(0, |at| at + 1);
+        let mut at = 0;
+        state.journal.retain(|step| {
+            at += 1;
+            let theirs = match step {
+                Step::Write { inode, .. } | Step::SetLen { inode, .. } => *inode == lost,
+                _ => false,
+            };
+            at <= from || !theirs
+        });
     }
 
     fn step(&self, step: Step) {
