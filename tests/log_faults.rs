@@ -351,7 +351,6 @@ fn no_room_at_every_operation() {
 }
 
 #[test]
-#[ignore = "rotation takes a full disk for final: write.rs, rotate(), the header that activate() writes"]
 fn no_room_to_overwrite_at_every_operation() {
     fail_everywhere(Fault::EnospcOnOverwrite);
 }
@@ -374,7 +373,6 @@ fn a_short_write_at_every_operation() {
 /// A segment's second half must not be missed because a read came back short: what is in it was
 /// acknowledged, and so is the evidence for that.
 #[test]
-#[ignore = "recovery believes a short read: scan.rs, Found::read() and find_segments() do not compare with len()"]
 fn a_short_read_while_opening_loses_nothing() {
     let fill = |disk: &FaultDisk| -> (u64, Model) {
         let (log, _) = open(disk).unwrap();
@@ -390,7 +388,6 @@ fn a_short_read_while_opening_loses_nothing() {
     let disk = MemDisk::default();
     let (acked, model) = fill(&FaultDisk::over_journal(&disk));
     let image = disk.state().image.clone();
-    let mut refused = 0;
     for k in 0..40 {
         let faults = FaultDisk::over_journal(&MemDisk::of(image.clone()));
         faults.plan().at = Some((k, Fault::ShortRead));
@@ -401,7 +398,6 @@ fn a_short_read_while_opening_loses_nothing() {
                 model.compare(&log).unwrap();
             }
             Err(error) => {
-                refused += 1;
                 assert!(matches!(error, Error::Io { .. } | Error::Corruption { .. }), "{error:?}");
             }
         }
@@ -411,5 +407,4 @@ fn a_short_read_while_opening_loses_nothing() {
         let (log, _) = open(&faults).unwrap();
         model.compare(&log).unwrap_or_else(|what| panic!("operation {k}, opened again: {what}"));
     }
-    assert!(refused > 0);
 }

@@ -12,7 +12,7 @@ pub mod mem;
 pub mod os;
 pub(crate) mod pages;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use std::fmt::Debug;
 use std::io::IoSlice;
 use std::path::{Path, PathBuf};
@@ -59,6 +59,23 @@ pub trait Disk: Send + Sync + Debug + 'static {
 pub trait File: Send + Sync + Debug + 'static {
     /// Reads up to `buf.len()` bytes; fewer only at the end of the file.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize>;
+    /// The bytes from `offset` on, `len` of them or as many as the file has. What comes back short of that is
+    /// read on; a file that then has fewer bytes than it says is an error, never taken for a shorter file.
+    fn read_up_to(&self, offset: u64, len: usize) -> Result<Vec<u8>> {
+        let there = self.len()?.saturating_sub(offset);
+        let mut bytes = vec![0; usize::try_from(there).map_or(len, |there| there.min(len))];
+        let mut done = 0;
+        while done < bytes.len() {
+            match self.read_at(offset + done as u64, &mut bytes[done..])? {
+                0 => {
+                    let ended = std::io::ErrorKind::UnexpectedEof.into();
+                    return Err(Error::io("read", self.path(), ended));
+                }
+                n => done += n,
+            }
+        }
+        Ok(bytes)
+    }
     /// Writes everything or fails.
     fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()>;
     /// Writes the slices one after the other, everything or fails.

@@ -123,13 +123,12 @@ pub(super) fn echoes_beyond(segment: &Found, later: &[Found]) -> Result<Echoes> 
     let mut echoes = Echoes::new();
     let follows = |next: &&Found| Some(next.header.base_seq) == segment.limit && !next.is_void();
     let Some(next) = later.iter().find(follows) else { return Ok(echoes) };
-    let mut head = [0; RECORD_HEADER];
-    let n = next.file.read_at(BLOCK as u64, &mut head)?;
-    if let Ok(header) = RecordHeader::decode(&head[..n], next.header.generation) {
-        let mut bytes = vec![0; header.echo_len as usize];
-        let at = BLOCK + header.total() - bytes.len();
-        let n = next.file.read_at(at as u64, &mut bytes)?;
-        decode(&bytes[..n], segment.header.generation, &mut echoes);
+    let head = next.file.read_up_to(BLOCK as u64, RECORD_HEADER)?;
+    if let Ok(header) = RecordHeader::decode(&head, next.header.generation) {
+        let len = header.echo_len as usize;
+        let at = BLOCK + header.total() - len;
+        let bytes = next.file.read_up_to(at as u64, len)?;
+        decode(&bytes, segment.header.generation, &mut echoes);
     }
     Ok(echoes)
 }

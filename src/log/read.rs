@@ -223,12 +223,11 @@ impl Shared {
             let at = payload + u64::from(run.body.rel);
             (segment.file.clone(), segment.path.clone(), at)
         };
-        let mut body = vec![0; run.body.len as usize];
-        let n = file.read_at(at, &mut body)?;
+        let body = file.read_up_to(at, run.body.len as usize)?;
         self.counters.disk_reads.fetch_add(1, Relaxed);
-        self.counters.disk_read_bytes.fetch_add(n as u64, Relaxed);
-        let found = crc32c::crc32c(&body[..n]);
-        if n < body.len() || found != run.body.crc {
+        self.counters.disk_read_bytes.fetch_add(body.len() as u64, Relaxed);
+        let found = crc32c::crc32c(&body);
+        if body.len() < run.body.len as usize || found != run.body.crc {
             let detail = format!("expected checksum {:#010x}, found {found:#010x}", run.body.crc);
             return Err(Error::Corruption { path, offset: at, detail });
         }

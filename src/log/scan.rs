@@ -30,10 +30,7 @@ impl Found {
     }
 
     pub fn read(&self) -> Result<Vec<u8>> {
-        let mut bytes = vec![0; self.file.len()? as usize];
-        let n = self.file.read_at(0, &mut bytes)?;
-        bytes.truncate(n);
-        Ok(bytes)
+        self.file.read_up_to(0, self.file.len()? as usize)
     }
 
     /// Reads a segment that may be being written, block by block from the end to the beginning. A
@@ -42,7 +39,8 @@ impl Found {
     pub fn read_backwards(&self) -> Result<Vec<u8>> {
         let mut bytes = vec![0; self.file.len()? as usize];
         for (n, block) in bytes.chunks_mut(BLOCK).enumerate().rev() {
-            self.file.read_at((n * BLOCK) as u64, block)?;
+            let read = self.file.read_up_to((n * BLOCK) as u64, block.len())?;
+            block[..read.len()].copy_from_slice(&read);
         }
         Ok(bytes)
     }
@@ -74,9 +72,7 @@ pub(super) fn find_segments(
             Err(_) if neighbour == Neighbour::LiveLog && !disk.exists(&path)? => continue,
             Err(error) => return Err(error),
         };
-        let mut block = vec![0; BLOCK];
-        let n = file.read_at(0, &mut block)?;
-        let (header, bad_header) = SegmentHeader::decode(&block[..n]);
+        let (header, bad_header) = SegmentHeader::decode(&file.read_up_to(0, BLOCK)?);
         let detail = match header {
             Ok(header) if header.generation == generation => {
                 found.push(Found { path, file, header, bad_header, limit: None });

@@ -24,9 +24,7 @@ struct Candidate {
 
 impl Candidate {
     fn scan(&self) -> Result<(Vec<u8>, Draft, Option<usize>)> {
-        let mut bytes = vec![0; self.file.len()? as usize];
-        let n = self.file.read_at(0, &mut bytes)?;
-        bytes.truncate(n);
+        let bytes = self.file.read_up_to(0, self.file.len()? as usize)?;
         let mut scan = Scan::new(&bytes, &self.header, Some(self.next_seq), Echoes::new());
         let mut draft = Draft::default();
         let mut next = self.header.base_seq;
@@ -45,9 +43,7 @@ impl Candidate {
 pub(super) fn read_trailer(file: &dyn File, header: &SegmentHeader) -> Result<Option<Trailer>> {
     let len = file.len()?;
     let Some(at) = len.checked_sub(TRAILER as u64) else { return Ok(None) };
-    let mut bytes = [0; TRAILER];
-    let n = file.read_at(at, &mut bytes)?;
-    let trailer = Trailer::decode(&bytes[..n], header.generation);
+    let trailer = Trailer::decode(&file.read_up_to(at, TRAILER)?, header.generation);
     Ok(trailer.filter(|trailer| trailer.base_seq == header.base_seq))
 }
 
@@ -57,9 +53,7 @@ pub(super) fn read_summary(file: &dyn File, trailer: Trailer) -> Result<Option<S
     if trailer.summary_at.checked_add(len).is_none_or(|end| end > file.len().unwrap_or(0)) {
         return Ok(None);
     }
-    let mut bytes = vec![0; len as usize];
-    let n = file.read_at(trailer.summary_at, &mut bytes)?;
-    bytes.truncate(n);
+    let bytes = file.read_up_to(trailer.summary_at, len as usize)?;
     Ok(Summary::decode(trailer, bytes.into()))
 }
 
@@ -160,11 +154,11 @@ impl Shared {
             let detail = format!("the segment of record {} is gone", packed.seq);
             return Err(Error::Corruption { path: self.dir.clone(), offset: 0, detail });
         };
-        let mut section = vec![0; packed.body.len as usize];
-        let n = candidate.file.read_at(u64::from(packed.body.rel), &mut section)?;
+        let len = packed.body.len as usize;
+        let section = candidate.file.read_up_to(u64::from(packed.body.rel), len)?;
         self.counters.disk_reads.fetch_add(1, Relaxed);
-        self.counters.disk_read_bytes.fetch_add(n as u64, Relaxed);
-        if let Some(runs) = unpack(packed, &section[..n]) {
+        self.counters.disk_read_bytes.fetch_add(section.len() as u64, Relaxed);
+        if let Some(runs) = unpack(packed, &section) {
             return Ok(runs);
         }
         let (_, draft, _) = candidate.scan()?;

@@ -171,12 +171,11 @@ impl Pool {
             self.next_spare = self.next_spare.max(number + 1);
             let path = self.dir.join(name);
             let file = self.disk.open(&path, OpenMode::ReadWrite)?;
-            let mut block = vec![0; BLOCK];
-            let len = file.read_at(0, &mut block)?;
+            let block = file.read_up_to(0, BLOCK)?;
             // A file that was on its way to become a segment may hold records of a generation that
             // never came to be: its number must not be used again.
-            let zero = block[..len].iter().all(|b| *b == 0);
-            match SegmentHeader::decode(&block[..len]).0 {
+            let zero = block.iter().all(|b| *b == 0);
+            match SegmentHeader::decode(&block).0 {
                 Ok(header) => self.see_generation(header.generation),
                 Err(_) if zero => {}
                 Err(_) => {
@@ -265,6 +264,9 @@ impl Pool {
     }
 
     /// Turns a spare into a segment whose header and first bytes are durable before it has its name.
+    ///
+    /// [`DiskFull`](Error::DiskFull): the header found no room (a file system that never overwrites in
+    /// place needs some); the spare is back in the pool. Any other error is final.
     pub fn activate(
         &mut self,
         spare: Spare,
@@ -275,7 +277,26 @@ impl Pool {
         let generation = self.next_generation();
         let size = spare.file.len()?;
         let header = SegmentHeader { generation, base_seq, durable, size };
-        spare.file.write_at(0, &header.encode())?;
+        if let Err(error) = spare.file.write_at(0, &header.encode()) {
+            self.spares.push(spare);
+            return Err(error);
+        }
+        self.fill_and_name(spare, header, tail).map_err(|error| match error {
+            Error::DiskFull { path } => {
+                let reason = format!("the disk was full when {} was named", path.display());
+                Error::Stopped { reason }
+            }
+            other => other,
+        })
+    }
+
+    fn fill_and_name(
+        &mut self,
+        spare: Spare,
+        header: SegmentHeader,
+        tail: impl FnOnce(u64) -> Vec<u8>,
+    ) -> Result<Segment> {
+        let generation = header.generation;
         spare.file.sync_data()?;
         let tail = tail(generation);
         if !tail.is_empty() {

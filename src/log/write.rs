@@ -454,7 +454,10 @@ impl Shared {
             other => self.poison(other),
         })?;
         let segment = pool.activate(spare, base, base - 1, |_| Vec::new());
-        let segment = segment.map_err(|error| self.poison(error))?;
+        let segment = segment.map_err(|error| match error {
+            full @ Error::DiskFull { .. } => full,
+            other => self.poison(other),
+        })?;
         drop(pool);
         self.counters.fsyncs.fetch_add(1, Relaxed);
         writer.enter(&segment);
