@@ -10,6 +10,7 @@ use catamaran::log::{Entry, Log, LogBatch, Options};
 use catamaran::types::LogPosition;
 use log_disk::{Crash, Dice, Image, MemDisk, Step, Survivors};
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -135,7 +136,9 @@ impl Script {
         for _ in 0..steps {
             match self.dice.roll(24) {
                 0 => {
-                    self.log().purge().unwrap();
+                    let purged = self.log().purge().unwrap();
+                    MOVED.fetch_add(purged.moved_bytes, Relaxed);
+                    PURGED.fetch_add(purged.segments, Relaxed);
                     self.ack();
                 }
                 1 => {
@@ -173,6 +176,97 @@ impl Script {
     }
 }
 
+impl Script {
+    /// The log as it is after a failure, opened anew: what was not durable may be gone.
+    fn reopen(&mut self) -> catamaran::Result<()> {
+        self.log = None;
+        let open = || Log::open(Arc::new(self.disk.clone()), Path::new(DIR), options());
+        // The disk fails once: the second attempt works, whatever the first one left behind.
+        let first = open();
+        let failed = first.as_ref().err().map(ToString::to_string);
+        let (log, recovery) = match first {
+            Ok(opened) => opened,
+            Err(_) => open().unwrap_or_else(|error| panic!("after {failed:?}: {error}")),
+        };
+        assert!(recovery.quarantined.is_empty() && recovery.harmless.is_empty(), "{recovery:?}");
+        self.after.retain(|seq, _| *seq <= recovery.last_seq);
+        self.model = self.after.values().next_back().cloned().unwrap_or_default();
+        check_model(&log, &self.model);
+        self.log = Some(log);
+        self.ack();
+        Ok(())
+    }
+
+    /// As [`Script::run`], but an operation may fail. Returns how many calls did.
+    fn run_on_a_bad_disk(&mut self, steps: u64) -> u64 {
+        let mut failures = 0;
+        for _ in 0..steps {
+            let outcome = match self.dice.roll(24) {
+                0..=2 => self.log().purge().map(drop),
+                3 => self.log().barrier(),
+                4 => self.log().prepare().and_then(|_| self.log().prepare()).map(drop),
+                5 => self.reopen(),
+                _ => {
+                    let before = self.model.clone();
+                    let batch = self.batch();
+                    match self.log().submit(batch) {
+                        Ok(seq) => {
+                            self.after.insert(seq.0, self.model.clone());
+                            self.log().write_round().map(drop)
+                        }
+                        Err(error) => {
+                            self.model = before;
+                            Err(error)
+                        }
+                    }
+                }
+            };
+            failures += u64::from(outcome.is_err());
+            match outcome {
+                Ok(()) | Err(Error::Io { .. } | Error::DiskFull { .. }) => {}
+                Err(Error::Stopped { .. }) => self.reopen().unwrap(),
+                Err(other) => panic!("{other}"),
+            }
+            self.ack();
+        }
+        failures
+    }
+}
+
+/// Every operation of a script fails, one at a time.
+#[test]
+fn each_operation_fails_once() {
+    const STEPS: u64 = 60;
+    let seed = 0x2545_f491;
+    let mut script = Script::new(seed);
+    let before = script.disk.state().operations;
+    assert_eq!(script.run_on_a_bad_disk(STEPS), 0);
+    let operations = script.disk.state().operations - before;
+    let mut failures = 0;
+    for kind in [ErrorKind::Other, ErrorKind::StorageFull] {
+        for k in 0..operations {
+            let mut script = Script::new(seed);
+            script.disk.state().fails = Some((k, kind));
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                let failures = script.run_on_a_bad_disk(STEPS);
+                let journal = std::mem::take(&mut script.disk.state().journal);
+                let mut crash = Crash::default();
+                journal.iter().for_each(|step| crash.step(step));
+                for survivors in [Survivors::None, Survivors::All, Survivors::Subset(k)] {
+                    check_image(crash.image(survivors), crash.acked, &script.after);
+                }
+                failures
+            }));
+            failures += outcome.unwrap_or_else(|cause| {
+                eprintln!("operation {k} failed with {kind:?}");
+                std::panic::resume_unwind(cause)
+            });
+        }
+    }
+    println!("{operations} operations failed two ways each: {failures} calls told of it");
+    assert!(operations > 200 && failures > operations / 2);
+}
+
 fn check_model(log: &Log, model: &Model) {
     let groups: Vec<u64> = model.keys().copied().collect();
     assert_eq!(log.groups(), groups);
@@ -192,6 +286,9 @@ fn check_model(log: &Log, model: &Model) {
     }
 }
 
+/// What purge did in the workloads that were crashed: bytes moved, segments given back.
+static MOVED: AtomicU64 = AtomicU64::new(0);
+static PURGED: AtomicU64 = AtomicU64::new(0);
 /// Footers that were read in place of records, over all images.
 static FOOTERS: AtomicU64 = AtomicU64::new(0);
 /// Images that were opened once more with every footer rubbed out.
@@ -304,7 +401,9 @@ fn crash_at_every_operation() {
         "{images} crash images of {seeds} workloads, all recovered; {footers} footers read, {without} \
          images opened without theirs as well"
     );
-    assert!(images > 1000 && footers > 100 && without > 10);
+    let (moved, purged) = (MOVED.load(Relaxed), PURGED.load(Relaxed));
+    println!("purge moved {moved} bytes and gave back {purged} segments meanwhile");
+    assert!(images > 1000 && footers > 100 && without > 10 && moved > 1000 && purged > 10);
 }
 
 #[test]

@@ -108,11 +108,12 @@ fn flip_bytes(footers: Footers) {
     let (mut pairs, mut unreadable, mut read) = (0, 0, 0);
     for (path, inode) in image.names.iter().filter(|(p, _)| p.to_string_lossy().contains(".seg")) {
         let len = image.files[inode].len();
-        // Every byte of headers, of a block of records and of what stands at the end, a sample of the
-        // rest; or every byte there is.
+        // Every byte of a header, of the first records and of a trailer, a sample of the rest; or every
+        // byte there is.
         let all = std::env::var_os("LOG_FLIP_ALL").is_some();
-        let step = if all { 1 } else { 101 };
-        let dense = |at: usize| at < 64 || (4096..6144).contains(&at) || at + 700 > len;
+        let step = if all { 1 } else { 211 };
+        let first = path.ends_with("0000000000000001.seg");
+        let dense = |at: usize| first && (at < 64 || (4096..5300).contains(&at) || at + 64 > len);
         let positions = (0..len).filter(|at| dense(*at) || at % step == 0);
         for at in positions {
             let mut bent = image.clone();

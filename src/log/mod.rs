@@ -71,7 +71,13 @@
 //! bad section is made good from the records. The index keeps one packed run for all that a group has
 //! in a segment, and looks up the section when it needs more.
 //!
-//! **Purge.** Segments go from the oldest on. The argument that nothing comes back or is lost: let `F`
+//! **Purge.** Segments go from the oldest on: at once if nothing in them lives, else once the log holds
+//! 1.75 times what lives and their live rest (the tails of laggards) is a third of them or less; it
+//! is moved forward, neighbouring small runs put together, a segment's worth a call at most. A move is a
+//! record like any other (`rewrite`): copied and submitted with what still lives under the submit lock,
+//! durable before the index leads readers to it, and replayed as the same entries at another place, so
+//! a crash before, between or after the moves costs nothing but space. It names one group's entries each
+//! and can do nothing to another's. The argument that nothing comes back or is lost: let `F`
 //! be the first record that stays. Before any file goes, a checkpoint record restates for every group
 //! the state and truncated position whose latest statement lies below `F`, holds or follows copies of
 //! every live run below `F`, and ends with `Floor(F)`; it is synced. Replay then reads: everything
@@ -125,6 +131,7 @@ use format::RECORD_HEADER;
 use index::Index;
 use parking_lot::{Condvar, Mutex, RwLock};
 use segment::{Pool, SegmentTable};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
@@ -165,7 +172,8 @@ pub struct Options {
     pub max_pending_bytes: usize,
     /// Spare files to hold, at least 1 (the reserve for a full disk).
     pub spare_segments: usize,
-    /// Purge moves the live rest of the oldest segment when it is at most this many percent of it.
+    /// Purge moves the live rest of the oldest segments when it is at most this many percent of what they
+    /// hold. More frees space sooner and writes more (what moves may be about to die anyway).
     pub rewrite_percent: u64,
 }
 
@@ -176,7 +184,7 @@ impl Default for Options {
             cache_bytes: 128 << 20,
             max_pending_bytes: 1 << 30,
             spare_segments: 2,
-            rewrite_percent: 50,
+            rewrite_percent: 33,
         }
     }
 }
@@ -215,8 +223,8 @@ struct Shared {
     pool: Mutex<Pool>,
     purging: Mutex<()>,
     durable: AtomicU64,
-    /// The oldest record that purge could not read; `u64::MAX` if there is none.
-    rotten: AtomicU64,
+    /// Live runs that purge could not read: the record, and whose it is.
+    rotten: Mutex<BTreeMap<u64, GroupId>>,
     /// What failed for good, once something has.
     poisoned: OnceLock<String>,
     cache_bytes: AtomicUsize,

@@ -106,25 +106,33 @@ impl Log {
 }
 
 impl Shared {
-    /// The first sequence number that stays, if anything can go.
+    /// The first sequence number that stays, if anything can go. What holds nothing live goes at once.
+    /// Live bytes are moved only when the log holds a good deal more than lives in it, and as few as
+    /// possible: of the prefixes of segments, the longest that frees enough for what moving it costs.
     fn choose_floor(&self) -> Option<u64> {
-        let pinned = self.oldest_damage().min(self.rotten.load(Relaxed));
+        let pinned = self.oldest_damage().min(self.oldest_rot());
         let segments = self.segments.read();
         let live: u64 = segments.by_base.values().map(|s| s.live).sum();
-        let size: u64 = segments.by_base.values().map(|s| s.size).sum();
+        let used: u64 = segments.by_base.values().map(|s| s.used).sum();
         let segment_bytes = self.options.segment_bytes;
-        let crowded = size > 2 * live + 4 * segment_bytes;
-        let mut budget = segment_bytes;
+        let (mut moved, mut freed) = (0, 0);
         let mut floor = None;
-        let bases: Vec<u64> = segments.by_base.keys().copied().collect();
-        for (segment, next) in segments.by_base.values().zip(bases.into_iter().skip(1)) {
-            let little = segment.live * 100 <= segment.size * self.options.rewrite_percent;
-            let movable = segment.live <= budget && (little || crowded);
-            if next > pinned || (segment.live > 0 && !movable) {
+        let bases = segments.by_base.keys().skip(1);
+        for (segment, next) in segments.by_base.values().zip(bases) {
+            // A call moves a segment's worth at most.
+            if *next > pinned || moved + segment.live > segment_bytes {
                 break;
             }
-            budget -= segment.live;
-            floor = Some(next);
+            // As the log would be without the segments before this one.
+            let rest = used - freed + moved;
+            let crowded = rest * 4 > live * 7;
+            moved += segment.live;
+            freed += segment.used;
+            let pays = moved * 100 <= freed * self.options.rewrite_percent;
+            let pressing = rest > 2 * live + 4 * segment_bytes;
+            if moved == 0 || segment.live == 0 && floor.is_some() || crowded && (pays || pressing) {
+                floor = Some(*next);
+            }
         }
         floor
     }
@@ -176,11 +184,11 @@ impl Shared {
         let mut weight = 0;
         for run in old {
             let parts = match run.is_packed() {
-                true => self.unpack(group, &run).inspect_err(|_| self.pin(run.seq))?,
+                true => self.unpack(group, &run).inspect_err(|e| self.pin(e, run.seq, group))?,
                 false => vec![run],
             };
             for part in parts {
-                let body = self.read_body(&part).inspect_err(|_| self.pin(run.seq))?.0;
+                let body = self.read_body(&part).inspect_err(|e| self.pin(e, run.seq, group))?.0;
                 let follows = open.last().is_some_and(|last| last.index + 1 == part.from);
                 if !follows || weight + body.len() > BODY_BYTES {
                     close_body(group, &mut open, &mut bodies);
@@ -196,8 +204,20 @@ impl Shared {
     }
 
     /// What this record holds cannot be read: neither it nor anything after it is purged.
-    fn pin(&self, seq: u64) {
-        self.rotten.fetch_min(seq, Relaxed);
+    fn pin(&self, error: &Error, seq: u64, group: GroupId) {
+        if matches!(error, Error::Corruption { .. }) {
+            self.rotten.lock().insert(seq, group);
+        }
+    }
+
+    /// The oldest record that could not be read and still is somebody's.
+    fn oldest_rot(&self) -> u64 {
+        let mut rotten = self.rotten.lock();
+        rotten.retain(|seq, group| {
+            let group = self.index.read(*group);
+            group.is_some_and(|group| group.runs.iter().any(|run| run.seq == *seq))
+        });
+        rotten.keys().next().copied().unwrap_or(u64::MAX)
     }
 
     fn move_load(&self, floor: u64, mut load: Vec<Moving>) -> Result<()> {

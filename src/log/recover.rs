@@ -202,7 +202,7 @@ impl Log {
             pool: Mutex::new(pool),
             purging: Mutex::new(()),
             durable: AtomicU64::new(last),
-            rotten: AtomicU64::new(u64::MAX),
+            rotten: Mutex::default(),
             poisoned: OnceLock::new(),
             cache_bytes: AtomicUsize::new(0),
             counters: Counters::default(),
