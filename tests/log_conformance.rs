@@ -53,7 +53,7 @@ impl Factory for Shaky {
         let options = Options {
             segment_bytes: 64 << 10,
             cache_bytes: 16 << 10,
-            spare_segments: 1,
+            spare_segments: 2,
             ..Options::default()
         };
         let disk: Arc<dyn Disk> = Arc::new(self.place(store).faults);

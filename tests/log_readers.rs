@@ -198,7 +198,7 @@ fn scene(seed: u64) -> u64 {
     let options = Options {
         segment_bytes: 64 << 10,
         cache_bytes: 8 << 10,
-        spare_segments: 1,
+        spare_segments: 2,
         ..Options::default()
     };
     let open = || Log::open(disk.clone(), Path::new("/log"), options.clone()).unwrap().0;
