@@ -189,6 +189,8 @@ impl World {
             2 => batch.append(id, vec![entry(last + 1), entry(last + 3)]),
             _ => batch.compact(id, last + 1 + feed.below(9), 1),
         };
+        // A full queue would be the first thing it hears of.
+        self.log().write_round().unwrap();
         let refused = self.log().submit(LogBatch::from(&batch));
         assert!(matches!(refused, Err(Error::InvalidArgument(_))), "{batch:?}: {refused:?}");
     }
