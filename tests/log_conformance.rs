@@ -53,7 +53,7 @@ impl Factory for Shaky {
         let options = Options {
             segment_bytes: 64 << 10,
             cache_bytes: 16 << 10,
-            spare_segments: 1,
+            spare_segments: 2,
             ..Options::default()
         };
         let disk: Arc<dyn Disk> = Arc::new(self.place(store).faults);
@@ -203,6 +203,13 @@ impl LogStore for Cheater {
 
     fn groups(&self) -> Result<Vec<GroupId>, Failure> {
         self.log.groups()
+    }
+}
+
+impl Drop for Cheater {
+    fn drop(&mut self) {
+        // As of a poisoned lock: in the middle of another panic this would end the process.
+        assert!(self.cheat != Cheat::Panics, "and again when they are dropped");
     }
 }
 

@@ -52,19 +52,28 @@ fn run_if(factory: &dyn Factory, wanted: impl Fn(&Check) -> bool) -> Report {
 }
 
 fn run(factory: &dyn Factory, check: &Check) -> Verdict {
-    // A store that panics fails its check; the kit goes on to the next, with a store of another name.
-    let caught = catch_unwind(AssertUnwindSafe(|| {
-        let mut world = World::new(factory, check.name)?;
-        (check.run)(&mut world)
-    }));
-    match caught {
-        Ok(Ok(())) => Verdict::Passed,
-        Ok(Err(Trouble::Failed(why))) => Verdict::Failed(why),
-        Ok(Err(Trouble::Skipped(why))) => Verdict::Skipped(why),
-        Err(cause) => {
-            let said = cause.downcast_ref::<String>().map(String::as_str);
-            let said = said.or_else(|| cause.downcast_ref::<&str>().copied()).unwrap_or("?");
-            Verdict::Failed(format!("panicked: {said}"))
-        }
+    // A store that panics fails its check; the kit goes on to the next, with a store of another name. It is
+    // dropped only after the panic was caught: many a store panics again then, which would end the process.
+    let mut world = None;
+    let outcome = catch(|| {
+        let world = world.insert(World::new(factory, check.name)?);
+        (check.run)(world)
+    });
+    let dropped = catch(|| {
+        drop(world);
+        Ok(())
+    });
+    match outcome.and(dropped) {
+        Ok(()) => Verdict::Passed,
+        Err(Trouble::Failed(why)) => Verdict::Failed(why),
+        Err(Trouble::Skipped(why)) => Verdict::Skipped(why),
     }
+}
+
+fn catch(what: impl FnOnce() -> Outcome) -> Outcome {
+    catch_unwind(AssertUnwindSafe(what)).unwrap_or_else(|cause| {
+        let said = cause.downcast_ref::<String>().map(String::as_str);
+        let said = said.or_else(|| cause.downcast_ref::<&str>().copied()).unwrap_or("?");
+        Err(Trouble::Failed(format!("panicked: {said}")))
+    })
 }

@@ -116,7 +116,7 @@ impl CatamaranFactory {
         let options = Options {
             segment_bytes: 64 << 10,
             cache_bytes: 32 << 10,
-            spare_segments: 1,
+            spare_segments: 2,
             ..Options::default()
         };
         CatamaranFactory { root: root.to_owned(), disk: Arc::new(OsDisk), options }

@@ -1,6 +1,6 @@
 //! A disk whose n-th operation fails, over any other; and one that has only so much room.
 
-use super::MemDisk;
+use super::{MemDisk, Step};
 use catamaran::env::{DirLock, Disk, File, OpenMode};
 use catamaran::{Error, Result};
 use std::collections::BTreeMap;
@@ -102,6 +102,23 @@ fn error(fault: Fault, call: Call, path: &Path) -> Error {
         Call::SetLen => "set length of",
     };
     Error::io(op, path, IoError::from_raw_os_error(code))
+}
+
+/// Takes from the journal what was written to a file since its last sync: no crash finds it.
+fn lose_unsynced(disk: &MemDisk, path: &Path) {
+    let mut state = disk.state();
+    let Some(lost) = state.image.names.get(path).copied() else { return };
+    let synced = |step: &Step| matches!(step, Step::Sync { inode } if *inode == lost);
+    let from = state.journal.iter().rposition(synced).map_or(0, |at| at + 1);
+    let mut at = 0;
+    state.journal.retain(|step| {
+        at += 1;
+        let theirs = match step {
+            Step::Write { inode, .. } | Step::SetLen { inode, .. } => *inode == lost,
+            _ => false,
+        };
+        at <= from || !theirs
+    });
 }
 
 impl FaultDisk {
@@ -267,7 +284,7 @@ impl File for FaultFile {
             Some(Fault::ShortRead | Fault::ShortWrite) | None => self.file.sync_data(),
             Some(fault) => {
                 if let Some(journal) = &self.disk.journal {
-                    journal.lose_unsynced(self.path());
+                    lose_unsynced(journal, self.path());
                 }
                 Err(error(fault, Call::Sync, self.path()))
             }

@@ -139,23 +139,6 @@ impl MemDisk {
         self.state().journal.push(Step::Acked(seq));
     }
 
-    /// Takes from the journal what was written to a file since its last sync: no crash finds it.
-    pub fn lose_unsynced(&self, path: &Path) {
-        let mut state = self.state();
-        let Some(lost) = state.image.names.get(path).copied() else { return };
-        let synced = |step: &Step| matches!(step, Step::Sync { inode } if *inode == lost);
-        let from = state.journal.iter().rposition(synced).map_or(0, |at| at + 1);
-        let mut at = 0;
-        state.journal.retain(|step| {
-            at += 1;
-            let theirs = match step {
-                Step::Write { inode, .. } | Step::SetLen { inode, .. } => *inode == lost,
-                _ => false,
-            };
-            at <= from || !theirs
-        });
-    }
-
     /// Counts an operation, which may be the one that fails.
     fn operation(&self, what: &'static str, path: &Path) -> Result<()> {
         let mut state = self.state();

@@ -12,7 +12,7 @@ use std::sync::{Arc, OnceLock};
 const DIR: &str = "/log";
 
 fn options() -> Options {
-    Options { segment_bytes: 16 << 10, cache_bytes: 0, spare_segments: 1, ..Options::default() }
+    Options { segment_bytes: 16 << 10, cache_bytes: 0, spare_segments: 2, ..Options::default() }
 }
 
 /// A sound directory and every entry that was ever written to it.
@@ -181,12 +181,16 @@ fn change(image: &mut Image, feed: &mut Feed<'_>) {
         9 => drop(image.names.remove(path)),
         10 => {
             let other = &paths[feed.below(paths.len() as u64) as usize];
+            if other.extension() != path.extension() {
+                return;
+            }
             let theirs = image.names[other];
             image.names.insert(path.clone(), theirs);
             image.names.insert(other.clone(), inode);
         }
         _ => {
-            let suffix = if feed.below(2) == 0 { "seg" } else { "free" };
+            // A segment under a spare's name is nobody's accident: its generation would come again.
+            let suffix = path.extension().map_or("".into(), |suffix| suffix.to_string_lossy());
             let name = format!("{:016}.{suffix}", feed.below(40));
             image.names.remove(path);
             image.names.insert(Path::new(DIR).join(name), inode);
