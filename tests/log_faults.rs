@@ -362,7 +362,6 @@ fn interrupted_at_every_operation() {
 }
 
 #[test]
-#[ignore = "recovery believes a short read: scan.rs, Found::read() and find_segments() do not compare with len()"]
 fn a_short_read_at_every_operation() {
     fail_everywhere(Fault::ShortRead);
 }
