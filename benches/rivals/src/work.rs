@@ -144,7 +144,7 @@ impl Payload {
     }
 
     /// The next entry's data.
-    pub fn next(&mut self) -> Bytes {
+    pub fn entry(&mut self) -> Bytes {
         let from = self.at % DIFFERENT * self.size;
         self.at += 1;
         self.pool.slice(from..from + self.size)

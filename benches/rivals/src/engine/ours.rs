@@ -56,7 +56,7 @@ impl Ours {
                 index,
                 term: 1,
                 kind: 0,
-                data: payload.next(),
+                data: payload.entry(),
             });
             batch.append(piece.group, entries);
             if let Some(index) = piece.compact_to {

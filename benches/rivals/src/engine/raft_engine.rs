@@ -55,7 +55,7 @@ impl Shared {
                 let mut entry = Entry::default();
                 entry.set_index(index);
                 entry.set_term(1);
-                entry.data = payload.next();
+                entry.data = payload.entry();
                 entry
             }));
             batch.add_entries::<Entries>(piece.group, &entries)?;

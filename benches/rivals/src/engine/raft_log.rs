@@ -62,7 +62,7 @@ impl PerGroup {
 
     fn append(log: &mut RaftLog<Plain>, piece: &Piece, payload: &mut Payload) -> Result<()> {
         let range = piece.first..piece.first + piece.count;
-        log.append(range.map(|index| ((1, index), payload.next().to_vec())))?;
+        log.append(range.map(|index| ((1, index), payload.entry().to_vec())))?;
         if let Some(index) = piece.compact_to {
             log.purge((1, index))?;
         }
