@@ -76,6 +76,7 @@
 //!   second copy of the directory, which costs a tenth of the bytes of small entries.
 
 mod batch;
+mod flight;
 mod format;
 mod index;
 pub mod inspect;
@@ -95,6 +96,7 @@ pub use write::Round;
 
 use crate::env::{DirLock, Disk};
 use bytes::Bytes;
+use flight::Air;
 use format::RECORD_HEADER;
 use index::Index;
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -176,6 +178,7 @@ struct Shared {
     pending_bytes: AtomicUsize,
     work: Condvar,
     writer: Mutex<Writer>,
+    air: Air,
     waiters: Waiters,
     segments: RwLock<SegmentTable>,
     pool: Mutex<Pool>,

@@ -1,5 +1,6 @@
 //! Opening: read, replay, judge, take over.
 
+use super::flight::Air;
 use super::format::{BLOCK, BadSum, Op, RecordHeader, align};
 use super::index::{Damage, Dead, Index};
 use super::scan::{End, Found, Neighbour, Record, Scan, find_segments};
@@ -168,6 +169,7 @@ impl Log {
             pending_bytes: AtomicUsize::new(0),
             work: Condvar::new(),
             writer: Mutex::new(writer),
+            air: Air::default(),
             waiters: Waiters::default(),
             segments: RwLock::new(table),
             pool: Mutex::new(pool),

@@ -259,7 +259,7 @@ impl Pool {
         drop(spare.file);
         self.disk.rename(&spare.path, &path)?;
         self.disk.sync_dir(&self.dir)?;
-        let file = self.disk.open(&path, OpenMode::ReadWrite)?;
+        let file = self.disk.open(&path, OpenMode::Direct)?;
         let size = file.len()?;
         let used = (BLOCK + tail.len()) as u64;
         Ok(Segment { generation, file, path, size, payloads: Vec::new(), live: 0, used })
