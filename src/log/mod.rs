@@ -139,7 +139,8 @@ pub struct Options {
     pub cache_bytes: usize,
     /// Bound of what was submitted and is not yet durable: a batch is taken while less than this waits. See [`Log::is_crowded`] for when to hold back.
     pub max_pending_bytes: usize,
-    /// Spare files to hold, at least 1 (the reserve for a full disk).
+    /// Spare files to have ready, at least 1 (the reserve for a full disk); up to twice as many are
+    /// kept when segments come back.
     pub spare_segments: usize,
     /// Purge moves the live rest of the oldest segment when it is at most this many percent of it.
     pub rewrite_percent: u64,
