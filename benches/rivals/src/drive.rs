@@ -1,4 +1,5 @@
-//! Threads that do a row's work against an engine for a while.
+//! Threads that do a row's work against an engine for a while. An engine stays open from one repetition
+//! to the next, so that what it writes at opening (files filled beforehand) is written once.
 
 use crate::engine::{self, Engine, Files, Setup, Ticket, Which};
 use crate::work::{Payload, Stream, Work};
@@ -27,7 +28,7 @@ pub struct Figures {
 
 struct Thread<'a> {
     engine: &'a dyn Engine,
-    stream: Stream,
+    stream: &'a mut Stream,
     payload: Payload,
     window: usize,
     outstanding: VecDeque<(Ticket, Instant)>,
@@ -77,62 +78,78 @@ fn histogram() -> Result<Histogram<u64>> {
     Histogram::new_with_bounds(1, 60_000_000_000, 3).map_err(|e| anyhow!("{e}"))
 }
 
-/// Runs one row against one engine in an empty directory.
-pub fn measure(which: Which, work: Work, dir: &Path, took: Duration) -> Result<Figures> {
-    let setup = Setup { groups: work.groups, window: work.window, files: Files::Usual };
-    let engine = engine::open(which, dir, setup)?;
-    while engine.tend()? {}
-    // What earlier runs left to write must not be written during this one.
-    rustix::fs::sync();
-    let ended = AtomicBool::new(false);
-    let payload = Payload::new(work.size);
-    let start = Instant::now() + took / 5;
-    let end = start + took;
-    let parts = std::thread::scope(|scope| -> Result<Vec<_>> {
-        let caretaker = scope.spawn(|| -> Result<()> {
-            while !ended.load(Ordering::Acquire) {
-                if !engine.tend()? {
-                    std::thread::sleep(Duration::from_millis(20));
+/// One row with one engine.
+pub struct Bench {
+    which: Which,
+    work: Work,
+    engine: Box<dyn Engine>,
+    streams: Vec<Stream>,
+    payload: Payload,
+}
+
+impl Bench {
+    /// Opens the engine in an empty directory.
+    pub fn open(which: Which, work: Work, dir: &Path) -> Result<Bench> {
+        let setup = Setup { groups: work.groups, window: work.window, files: Files::Usual };
+        let engine = engine::open(which, dir, setup)?;
+        while engine.tend()? {}
+        let streams = (0..work.threads).map(|thread| Stream::new(work, thread)).collect();
+        Ok(Bench { which, work, engine, streams, payload: Payload::new(work.size) })
+    }
+
+    /// Runs the row for a while.
+    pub fn run(&mut self, took: Duration) -> Result<Figures> {
+        // What others left to write must not be written during this run.
+        rustix::fs::sync();
+        let (engine, work) = (self.engine.as_ref(), self.work);
+        let ended = AtomicBool::new(false);
+        let start = Instant::now() + took / 5;
+        let end = start + took;
+        let parts = std::thread::scope(|scope| -> Result<Vec<_>> {
+            let caretaker = scope.spawn(|| -> Result<()> {
+                while !ended.load(Ordering::Acquire) {
+                    if !engine.tend()? {
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
                 }
-            }
-            Ok(())
-        });
-        let threads: Vec<_> = (0..work.threads)
-            .map(|thread| {
+                Ok(())
+            });
+            let mut threads = Vec::new();
+            for stream in &mut self.streams {
                 let thread = Thread {
-                    engine: engine.as_ref(),
-                    stream: Stream::new(work, thread),
-                    payload: payload.clone(),
+                    engine,
+                    stream,
+                    payload: self.payload.clone(),
                     window: work.window,
                     outstanding: VecDeque::new(),
                     latency: histogram()?,
                     writes: 0,
                 };
-                Ok(scope.spawn(move || thread.run(start, end)))
-            })
-            .collect::<Result<_>>()?;
-        let parts = threads
-            .into_iter()
-            .map(|t| t.join().map_err(|_| anyhow!("a writing thread panicked"))?)
-            .collect();
-        ended.store(true, Ordering::Release);
-        caretaker.join().map_err(|_| anyhow!("the caretaker panicked"))??;
-        parts
-    })
-    .with_context(|| format!("{} {}", which.name(), work.name))?;
-    let mut latency: Histogram<u64> = histogram()?;
-    let mut writes = 0;
-    for (part, n) in parts {
-        latency.add(part).map_err(|e| anyhow!("{e}"))?;
-        writes += n;
+                threads.push(scope.spawn(move || thread.run(start, end)));
+            }
+            let parts = threads
+                .into_iter()
+                .map(|t| t.join().map_err(|_| anyhow!("a writing thread panicked"))?)
+                .collect();
+            ended.store(true, Ordering::Release);
+            caretaker.join().map_err(|_| anyhow!("the caretaker panicked"))??;
+            parts
+        })
+        .with_context(|| format!("{} {}", self.which.name(), work.name))?;
+        let mut latency = histogram()?;
+        let mut writes = 0;
+        for (part, n) in parts {
+            latency.add(part).map_err(|e| anyhow!("{e}"))?;
+            writes += n;
+        }
+        let writes_per_s = writes as f64 / took.as_secs_f64();
+        let us = |quantile| latency.value_at_quantile(quantile) as f64 / 1000.0;
+        Ok(Figures {
+            writes_per_s,
+            entries_per_s: writes_per_s * (work.span * work.each) as f64,
+            p50_us: us(0.5),
+            p99_us: us(0.99),
+            max_us: latency.max() as f64 / 1000.0,
+        })
     }
-    let writes_per_s = writes as f64 / took.as_secs_f64();
-    let us = |quantile| latency.value_at_quantile(quantile) as f64 / 1000.0;
-    Ok(Figures {
-        writes_per_s,
-        entries_per_s: writes_per_s * (work.span * work.each) as f64,
-        p50_us: us(0.5),
-        p99_us: us(0.99),
-        max_us: latency.max() as f64 / 1000.0,
-    })
 }

@@ -33,11 +33,11 @@ impl Shared {
             config.batch_compression_threshold = ReadableSize(0);
         }
         if matches!(which, Which::RaftEngineRecycled | Which::RaftEngineRecycledRaw) {
-            // 512 MiB of files, written full at opening; a purge puts them back.
+            // Six files, written full at opening (half as much again as the limit); purges put them back.
             config.target_file_size = ReadableSize::mb(64);
-            config.purge_threshold = ReadableSize::mb(384);
+            config.purge_threshold = ReadableSize::mb(256);
             config.prefill_for_recycle = true;
-            config.prefill_limit = Some(ReadableSize::mb(384));
+            config.prefill_limit = Some(ReadableSize::mb(256));
         }
         if setup.files == Files::Small {
             config.target_file_size = ReadableSize::mb(32);
