@@ -84,7 +84,6 @@ pub struct Bench {
     work: Work,
     engine: Box<dyn Engine>,
     streams: Vec<Stream>,
-    payload: Payload,
 }
 
 impl Bench {
@@ -94,7 +93,7 @@ impl Bench {
         let engine = engine::open(which, dir, setup)?;
         while engine.tend()? {}
         let streams = (0..work.threads).map(|thread| Stream::new(work, thread)).collect();
-        Ok(Bench { which, work, engine, streams, payload: Payload::new(work.size) })
+        Ok(Bench { which, work, engine, streams })
     }
 
     /// Runs the row for a while.
@@ -119,7 +118,8 @@ impl Bench {
                 let thread = Thread {
                     engine,
                     stream,
-                    payload: self.payload.clone(),
+                    // Its own: a count of references that all threads share would be what is measured.
+                    payload: Payload::new(work.size),
                     window: work.window,
                     outstanding: VecDeque::new(),
                     latency: histogram()?,

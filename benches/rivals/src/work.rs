@@ -117,7 +117,7 @@ impl Stream {
 }
 
 /// Entry data, half of it zeros, shared and not copied: what it costs to make it is not measured.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Payload {
     pool: Bytes,
     size: usize,
