@@ -326,15 +326,15 @@ impl Shared {
                     }
                     (truncated.max(index), last)
                 }
-                BatchOp::Append { entries, .. } => {
-                    let first = entries[0].index;
+                BatchOp::Append { first, count, .. } => {
+                    let first = *first;
                     if first <= truncated || first > last + 1 {
                         let what = format!(
                             "group {group}: append at {first}, the log is ({truncated}, {last}]"
                         );
                         return Err(Error::InvalidArgument(what));
                     }
-                    (truncated, first + entries.len() as u64 - 1)
+                    (truncated, first + *count as u64 - 1)
                 }
             };
             at = Some((group, after.0, after.1));
@@ -348,12 +348,13 @@ impl Shared {
         let mut run_bytes = 0;
         let (mut added, mut freed) = (0, 0);
         let source = std::mem::take(&mut encoded.source);
+        let mut entries = std::mem::take(&mut encoded.entries).into_iter();
         for (op, source) in encoded.ops.iter().zip(source) {
             let Some(id) = op.group() else { continue };
             self.index.change(id, |group| match source {
-                BatchOp::Append { entries, .. } => {
+                BatchOp::Append { count, .. } => {
                     freed += group.take(seq, op, None, &mut dead);
-                    added += group.cache_append(entries);
+                    added += group.cache_append(entries.by_ref().take(count));
                     if !group.in_clock {
                         group.in_clock = true;
                         queue.clock.push_back(id);

@@ -26,6 +26,9 @@ pub struct Figures {
     pub max_us: f64,
 }
 
+/// How often a thread beside the writers asks every engine to purge.
+const PURGE_EVERY: Duration = Duration::from_millis(200);
+
 struct Thread<'a> {
     engine: &'a dyn Engine,
     stream: &'a mut Stream,
@@ -91,7 +94,7 @@ impl Bench {
     pub fn open(which: Which, work: Work, dir: &Path) -> Result<Bench> {
         let setup = Setup { groups: work.groups, window: work.window, files: Files::Usual };
         let engine = engine::open(which, dir, setup)?;
-        while engine.tend()? {}
+        while engine.prepare()? {}
         let streams = (0..work.threads).map(|thread| Stream::new(work, thread)).collect();
         Ok(Bench { which, work, engine, streams })
     }
@@ -106,9 +109,14 @@ impl Bench {
         let end = start + took;
         let parts = std::thread::scope(|scope| -> Result<Vec<_>> {
             let caretaker = scope.spawn(|| -> Result<()> {
+                let mut purged = Instant::now();
                 while !ended.load(Ordering::Acquire) {
-                    if !engine.tend()? {
+                    if !engine.prepare()? {
                         std::thread::sleep(Duration::from_millis(20));
+                    }
+                    if purged.elapsed() >= PURGE_EVERY {
+                        purged = Instant::now();
+                        engine.purge()?;
                     }
                 }
                 Ok(())

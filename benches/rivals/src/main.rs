@@ -159,6 +159,10 @@ fn measure_space(args: &OfSpace) -> Result<()> {
             // It matters to writing only.
             continue;
         }
+        if which == Which::RaftLog && args.common.engines.is_empty() {
+            // Ten thousand directories and threads: only when asked for.
+            continue;
+        }
         let place = args.common.place()?;
         let shape = Shape { groups: args.groups, entries: args.entries, each: 8 };
         let space = space::measure(which, place.path(), shape, args.common.repetitions)

@@ -142,7 +142,7 @@ fn laggards(which: Which, dir: &Path, shape: Shape) -> Result<f64> {
     }
     engine.finish()?;
     for _ in 0..64 {
-        engine.tend()?;
+        engine.purge()?;
     }
     let mut bytes = 0;
     for group in &live {

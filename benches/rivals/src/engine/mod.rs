@@ -109,8 +109,12 @@ pub trait Engine: Send + Sync {
     fn finish(&self) -> Result<()>;
     /// Drops a group's entries up to `to`.
     fn compact(&self, group: u64, to: u64) -> Result<()>;
-    /// One turn of whatever the engine wants done in the background; whether it wants another at once.
-    fn tend(&self) -> Result<bool>;
+    /// Makes files ready, if the engine wants that done in the background; whether it wants more.
+    fn prepare(&self) -> Result<bool> {
+        Ok(false)
+    }
+    /// Gives back what is not needed any more.
+    fn purge(&self) -> Result<()>;
     /// Reads entries `from..to` of a group; how many bytes of data they have.
     fn read(&self, group: u64, from: u64, to: u64) -> Result<u64>;
     /// The last index of a group, 0 if it has none.

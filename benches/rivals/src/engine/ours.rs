@@ -106,9 +106,13 @@ impl Engine for Ours {
         Ok(())
     }
 
-    fn tend(&self) -> Result<bool> {
-        let purged = self.log.purge()?;
-        Ok(self.log.prepare()? || purged.segments > 0 || purged.moved_bytes > 0)
+    fn prepare(&self) -> Result<bool> {
+        Ok(self.log.prepare()?)
+    }
+
+    fn purge(&self) -> Result<()> {
+        self.log.purge()?;
+        Ok(())
     }
 
     fn read(&self, group: u64, from: u64, to: u64) -> Result<u64> {

@@ -98,11 +98,11 @@ impl Engine for Shared {
         Ok(())
     }
 
-    fn tend(&self) -> Result<bool> {
+    fn purge(&self) -> Result<()> {
         // It names the groups that hold old files; what they need it rewrites by itself.
         let laggards = self.engine.purge_expired_files()?;
         drop(laggards);
-        Ok(false)
+        Ok(())
     }
 
     fn read(&self, group: u64, from: u64, to: u64) -> Result<u64> {
