@@ -146,7 +146,7 @@ impl MemFile {
     fn expect_writable(&self, op: &'static str) -> Result<()> {
         match self.mode {
             OpenMode::Read => failed(op, &self.path, ErrorKind::PermissionDenied),
-            OpenMode::ReadWrite | OpenMode::CreateNew => Ok(()),
+            OpenMode::ReadWrite | OpenMode::CreateNew | OpenMode::Direct => Ok(()),
         }
     }
 }

@@ -3,8 +3,7 @@
 //! the real thing, [`mem`] keeps everything in memory and never fails, `sim::disk` is the seeded one
 //! that loses what was not synced.
 //!
-//! Not done: links, subdirectory listing and permissions, since no room needs them; direct I/O, since
-//! the log's prefilled segments make buffered writes cheap enough to sync.
+//! Not done: links, subdirectory listing and permissions, since no room needs them.
 
 #[cfg(test)]
 mod disk_tests;
@@ -27,6 +26,10 @@ pub enum OpenMode {
     ReadWrite,
     /// New (fails if it exists), for reading and writing.
     CreateNew,
+    /// Existing, for reading and writing, and meant for writes of whole blocks (4 KiB, at such
+    /// offsets, from memory so aligned) that are synced at once: where the system can, those go past
+    /// its page cache. Any other write works too. Its syncs cover its own writes at least.
+    Direct,
 }
 
 /// Whoever holds it holds the directory. Dropping it lets go.
@@ -80,7 +83,8 @@ pub trait File: Send + Sync + Debug + 'static {
     fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()>;
     /// Writes the slices one after the other, everything or fails.
     fn write_vectored_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<()>;
-    /// Makes the file's bytes (and its size) durable. After an error the file must not be used again.
+    /// Makes the file's bytes (and its size) durable. May run beside writes and other syncs: it covers
+    /// what was written before it began. After an error the file must not be used again.
     fn sync_data(&self) -> Result<()>;
     /// Size in bytes.
     fn len(&self) -> Result<u64>;

@@ -1,12 +1,20 @@
 //! The real disk: `std::fs` with positioned reads and writes.
+//!
+//! A file opened [`OpenMode::Direct`] has two descriptors: one past the page cache, for writes of
+//! aligned blocks, and the usual one for all else (the system keeps the two coherent). Past the cache
+//! each write reports its own failure. In the cache a failed write-back is reported to the first sync
+//! that asks, though another may be waiting for those very bytes: so there syncs of one file come one
+//! at a time, and after one that failed all others fail.
 
 use super::{DirLock, Disk, File, OpenMode};
 use crate::error::{Error, Result};
 use fs2::FileExt as _;
+use parking_lot::Mutex;
 use std::io::IoSlice;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The operating system's file system.
 #[derive(Clone, Copy, Default, Debug)]
@@ -15,7 +23,29 @@ pub struct OsDisk;
 #[derive(Debug)]
 struct OsFile {
     file: std::fs::File,
+    /// Past the page cache; `None` where the file system cannot.
+    direct: Option<std::fs::File>,
+    /// Whether something was written in the page cache (and a sync of `direct` is not enough).
+    cached: AtomicBool,
+    /// Whether a sync failed.
+    failed: Mutex<bool>,
     path: PathBuf,
+}
+
+/// What direct writes are aligned to, in the file and in memory.
+const ALIGNED: usize = 4096;
+
+/// Opens a second descriptor that writes past the page cache.
+#[cfg(target_os = "linux")]
+fn open_direct(path: &Path) -> Option<std::fs::File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let flag = rustix::fs::OFlags::DIRECT.bits().cast_signed();
+    std::fs::OpenOptions::new().write(true).custom_flags(flag).open(path).ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn open_direct(_: &Path) -> Option<std::fs::File> {
+    None
 }
 
 /// Slices per system call: what Linux and macOS take at most (`IOV_MAX`).
@@ -46,11 +76,13 @@ impl Disk for OsDisk {
         options.read(true);
         match mode {
             OpenMode::Read => &mut options,
-            OpenMode::ReadWrite => options.write(true),
+            OpenMode::ReadWrite | OpenMode::Direct => options.write(true),
             OpenMode::CreateNew => options.write(true).create_new(true),
         };
         let file = options.open(path).map_err(|e| Error::io("open", path, e))?;
-        Ok(Arc::new(OsFile { file, path: path.to_owned() }))
+        let direct = if mode == OpenMode::Direct { open_direct(path) } else { None };
+        let path = path.to_owned();
+        Ok(Arc::new(OsFile { file, direct, cached: false.into(), failed: Mutex::new(false), path }))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> Result<()> {
@@ -115,6 +147,28 @@ impl Disk for OsDisk {
     }
 }
 
+impl OsFile {
+    /// Writes past the page cache as much as can be; how many bytes that was.
+    fn write_direct(&self, offset: u64, buf: &[u8]) -> Result<usize> {
+        let Some(direct) = &self.direct else { return Ok(0) };
+        let fits = offset.is_multiple_of(ALIGNED as u64)
+            && buf.len().is_multiple_of(ALIGNED)
+            && buf.as_ptr().align_offset(ALIGNED) == 0;
+        let mut done = 0;
+        while fits && done < buf.len() && done.is_multiple_of(ALIGNED) {
+            match direct.write_at(&buf[done..], offset + done as u64) {
+                Ok(n) if n > 0 => done += n,
+                Ok(_) => break,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                // A device with larger blocks.
+                Err(e) if e.kind() == std::io::ErrorKind::InvalidInput => break,
+                Err(e) => return Err(Error::io("write", &self.path, e)),
+            }
+        }
+        Ok(done)
+    }
+}
+
 impl File for OsFile {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
         let mut done = 0;
@@ -130,10 +184,17 @@ impl File for OsFile {
     }
 
     fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
-        self.file.write_all_at(buf, offset).map_err(|e| Error::io("write", &self.path, e))
+        let done = self.write_direct(offset, buf)?;
+        if done == buf.len() {
+            return Ok(());
+        }
+        self.cached.store(true, Ordering::Release);
+        let (rest, at) = (&buf[done..], offset + done as u64);
+        self.file.write_all_at(rest, at).map_err(|e| Error::io("write", &self.path, e))
     }
 
     fn write_vectored_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<()> {
+        self.cached.store(true, Ordering::Release);
         let mut at = offset;
         let mut left: Vec<IoSlice<'_>> = bufs.iter().filter(|b| !b.is_empty()).copied().collect();
         let mut left = &mut left[..];
@@ -156,7 +217,18 @@ impl File for OsFile {
     }
 
     fn sync_data(&self) -> Result<()> {
-        self.file.sync_data().map_err(|e| Error::io("sync", &self.path, e))
+        let io = |e| Error::io("sync", &self.path, e);
+        if let Some(direct) = self.direct.as_ref().filter(|_| !self.cached.load(Ordering::Acquire))
+        {
+            return direct.sync_data().map_err(io);
+        }
+        let mut failed = self.failed.lock();
+        if *failed {
+            return Err(io(std::io::Error::other("an earlier sync of this file failed")));
+        }
+        let result = self.file.sync_data();
+        *failed = result.is_err();
+        result.map_err(io)
     }
 
     fn len(&self) -> Result<u64> {
@@ -164,6 +236,7 @@ impl File for OsFile {
     }
 
     fn set_len(&self, len: u64) -> Result<()> {
+        self.cached.store(true, Ordering::Release);
         self.file.set_len(len).map_err(|e| Error::io("set length of", &self.path, e))
     }
 

@@ -13,16 +13,35 @@ use bytes::Bytes;
 #[derive(Clone, Default, Debug)]
 pub struct LogBatch {
     ops: Vec<BatchOp>,
+    /// The entries of all its appends, end to end: one allocation, not one for each group.
+    entries: Vec<Entry>,
     bytes: usize,
 }
 
 #[derive(Clone, Debug)]
 pub(super) enum BatchOp {
-    Append { group: GroupId, entries: Vec<Entry> },
-    State { group: GroupId, state: Bytes },
-    Compact { group: GroupId, to: LogPosition },
-    Reset { group: GroupId, to: LogPosition },
-    Clear { group: GroupId },
+    /// `count` entries (at least one), the first of them at `at` among the batch's entries.
+    Append {
+        group: GroupId,
+        first: u64,
+        at: usize,
+        count: usize,
+    },
+    State {
+        group: GroupId,
+        state: Bytes,
+    },
+    Compact {
+        group: GroupId,
+        to: LogPosition,
+    },
+    Reset {
+        group: GroupId,
+        to: LogPosition,
+    },
+    Clear {
+        group: GroupId,
+    },
 }
 
 impl BatchOp {
@@ -50,11 +69,14 @@ impl LogBatch {
     /// gap after its last entry; if they start at or below it, the old suffix is dropped.
     /// [`submit`](super::Log::submit) refuses the whole batch otherwise. No entries: no operation.
     pub fn append(&mut self, group: GroupId, entries: impl IntoIterator<Item = Entry>) {
-        let entries: Vec<Entry> = entries.into_iter().collect();
-        if !entries.is_empty() {
-            let data: usize = entries.iter().map(|e| e.data.len() + 6).sum();
+        let at = self.entries.len();
+        self.entries.extend(entries);
+        let added = &self.entries[at..];
+        if let Some(Entry { index: first, .. }) = added.first() {
+            let first = *first;
+            let data: usize = added.iter().map(|e| e.data.len() + 6).sum();
             self.bytes += data + OP_OVERHEAD;
-            self.ops.push(BatchOp::Append { group, entries });
+            self.ops.push(BatchOp::Append { group, first, at, count: added.len() });
         }
     }
 
@@ -97,11 +119,14 @@ impl LogBatch {
     /// Checks what can be checked without the index, then encodes. Operations are put in group order
     /// (stable: the order within a group stays), so that each group is visited once.
     pub(super) fn encode(mut self) -> Result<Encoded> {
-        self.ops.sort_by_key(BatchOp::group);
+        if !self.ops.is_sorted_by_key(BatchOp::group) {
+            self.sort();
+        }
         let mut encoded = Encoded::with_capacity(self.ops.len(), self.bytes);
         for op in &self.ops {
             let op = match op {
-                BatchOp::Append { group, entries } => {
+                BatchOp::Append { group, at, count, .. } => {
+                    let entries = &self.entries[*at..at + count];
                     check_contiguous(*group, entries)?;
                     let body = encoded.body(|out| encode_run(out, entries))?;
                     let (first, count) = (entries[0].index, entries.len() as u32);
@@ -118,8 +143,25 @@ impl LogBatch {
             encoded.push(op);
         }
         encoded.source = self.ops;
+        encoded.entries = self.entries;
         encoded.dir_crc = crc32c::crc32c(&encoded.dir);
         Ok(encoded)
+    }
+}
+
+impl LogBatch {
+    /// Puts operations in group order, and the entries in the order of the operations.
+    fn sort(&mut self) {
+        self.ops.sort_by_key(BatchOp::group);
+        let mut from: Vec<Option<Entry>> = self.entries.drain(..).map(Some).collect();
+        for op in &mut self.ops {
+            if let BatchOp::Append { at, count, .. } = op {
+                let moved = from[*at..*at + *count].iter_mut().filter_map(Option::take);
+                let now = self.entries.len();
+                self.entries.extend(moved);
+                *at = now;
+            }
+        }
     }
 }
 
@@ -147,6 +189,8 @@ pub(super) struct Encoded {
     last_group: GroupId,
     pub ops: Vec<Op>,
     pub source: Vec<BatchOp>,
+    /// Of its appends, in their order.
+    pub entries: Vec<Entry>,
 }
 
 /// A body's place in the record is a u32; this leaves room for headers in a u32 file offset.

@@ -1,6 +1,7 @@
 //! The second copy of what a record's header and directory say: each write group repeats, in short, the
-//! headers of the group before it and which groups (of raft) its records speak of. It lies in other
-//! blocks than what it repeats, and comes to the disk in the very write that states the other durable.
+//! headers of the groups that it is the first to state durable, and which groups (of raft) their records
+//! speak of. It lies in other blocks than what it repeats, and comes to the disk in the very write that
+//! states the others durable.
 
 use super::GroupId;
 use super::format::{BLOCK, RECORD_HEADER, RecordHeader, put, read_u32, take};
@@ -40,11 +41,13 @@ impl EchoDraft {
         if self.records == 0 {
             return Vec::new();
         }
-        let mut out = vec![0; 4];
+        let mut out = vec![0; HEAD];
         put(&mut out, self.start);
         put(&mut out, self.first_seq);
         put(&mut out, self.records);
         out.extend_from_slice(&self.bytes);
+        let len = (out.len() - HEAD) as u32;
+        out[4..HEAD].copy_from_slice(&len.to_le_bytes());
         let crc = crc32c::crc32c(&out[4..]);
         out[..4].copy_from_slice(&crc.to_le_bytes());
         out
@@ -71,20 +74,37 @@ pub(super) struct Echoed {
 /// Echoes by record.
 pub(super) type Echoes = BTreeMap<u64, Echoed>;
 
-/// Whether the bytes of an echo are what was written: the checksums, if not.
-pub(super) fn check(bytes: &[u8]) -> Result<(), (u32, u32)> {
-    if bytes.is_empty() {
-        return Ok(());
-    }
-    let Some(rest) = bytes.get(4..) else { return Err((0, 0)) };
-    let (expected, found) = (read_u32(bytes, 0), crc32c::crc32c(rest));
-    if expected == found { Ok(()) } else { Err((expected, found)) }
+/// Checksum and length before an echo's body.
+const HEAD: usize = 8;
+
+/// The expected checksum and the one found.
+type Sums = (u32, u32);
+
+/// The body of the echo that `bytes` begin with, and what is behind it.
+fn split(bytes: &[u8]) -> Result<(&[u8], &[u8]), Sums> {
+    let (Some(rest), Some(head)) = (bytes.get(4..), bytes.get(..HEAD)) else { return Err((0, 0)) };
+    let (expected, len) = (read_u32(head, 0), read_u32(head, 4) as usize);
+    let Some(body) = rest.get(..len.saturating_add(4)) else {
+        return Err((expected, crc32c::crc32c(rest)));
+    };
+    let found = crc32c::crc32c(body);
+    if expected == found { Ok((&body[4..], &rest[len + 4..])) } else { Err((expected, found)) }
 }
 
-/// Takes in an echo of records of the segment with this generation. Damaged ones say nothing.
-pub(super) fn decode(bytes: &[u8], generation: u64, into: &mut Echoes) {
-    if bytes.len() > 4 && check(bytes).is_ok() {
-        let _ = decode_sound(&bytes[4..], generation, into);
+/// Whether the bytes of echoes, one behind the other, are what was written: the checksums, if not.
+pub(super) fn check(mut bytes: &[u8]) -> Result<(), Sums> {
+    while !bytes.is_empty() {
+        bytes = split(bytes)?.1;
+    }
+    Ok(())
+}
+
+/// Takes in echoes of groups of the segment with this generation. Damaged ones say nothing, and hide those
+/// behind them.
+pub(super) fn decode(mut bytes: &[u8], generation: u64, into: &mut Echoes) {
+    while let Ok((body, rest)) = split(bytes) {
+        let _ = decode_sound(body, generation, into);
+        bytes = rest;
     }
 }
 

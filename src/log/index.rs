@@ -372,14 +372,10 @@ impl Group {
     }
 
     /// Puts new entries at the end of the cache. Returns the bytes added.
-    pub fn cache_append(&mut self, entries: Vec<Entry>) -> usize {
-        let added = entries.iter().map(weight).sum();
-        if self.cache.is_empty() {
-            self.cache = entries.into();
-        } else {
-            self.cache.extend(entries);
-        }
-        added
+    pub fn cache_append(&mut self, entries: impl Iterator<Item = Entry>) -> usize {
+        let before = self.cache.len();
+        self.cache.extend(entries);
+        self.cache.range(before..).map(weight).sum()
     }
 
     /// Evicts what is durable and applied. Returns the bytes freed.

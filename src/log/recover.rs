@@ -1,6 +1,7 @@
 //! Opening: read, replay, judge, take over.
 
 use super::echo::{EchoDraft, echoes_beyond, put_group};
+use super::flight::Air;
 use super::footer::Summary;
 use super::format::{BLOCK, BadSum, Op, RecordHeader, align, decode_dir};
 use super::index::{Damage, Dead, Index};
@@ -185,7 +186,9 @@ impl Log {
         let Replay { index, recovery, next_seq, echo, .. } = replay;
         let last = next_seq - 1;
         let writer = table.by_base.values().next_back().map(|active| Writer::new(active, last));
-        let Some(writer) = writer.map(|writer| Writer { echo, ..writer }) else {
+        let Some(writer) =
+            writer.map(|writer| Writer { echoes: [(next_seq - 1, echo)].into(), ..writer })
+        else {
             return Err(Error::Stopped { reason: "the log has no active segment".into() });
         };
         let shared = Shared {
@@ -197,6 +200,7 @@ impl Log {
             pending_bytes: AtomicUsize::new(0),
             work: Condvar::new(),
             writer: Mutex::new(writer),
+            air: Air::default(),
             waiters: Waiters::default(),
             segments: RwLock::new(table),
             pool: Mutex::new(pool),

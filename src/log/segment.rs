@@ -183,7 +183,7 @@ impl Pool {
                     continue;
                 }
             }
-            if file.len()? == self.segment_bytes && self.spares.len() < self.keep {
+            if file.len()? == self.segment_bytes && self.spares.len() < self.most() {
                 self.spares.push(Spare { path, file });
             } else {
                 self.disk.remove(&path)?;
@@ -213,6 +213,12 @@ impl Pool {
     /// Whether [`fill`](Self::fill) has something to do.
     pub fn wants(&self) -> bool {
         self.spares.len() < self.keep
+    }
+
+    /// As many are kept when segments come back: were it no more than what is kept ready, a busy log
+    /// would write zeros into new files and remove old ones, in turn, instead of recycling them.
+    fn most(&self) -> usize {
+        2 * self.keep
     }
 
     /// The next spare's path, for a file made outside the pool's lock.
@@ -246,7 +252,7 @@ impl Pool {
     /// Gives a segment's file back: into the pool, or away. Durable on return.
     pub fn recycle(&mut self, path: &Path, file: Arc<dyn File>) -> Result<()> {
         let len = file.len()?;
-        if len < self.segment_bytes || self.spares.len() >= self.keep {
+        if len < self.segment_bytes || self.spares.len() >= self.most() {
             drop(file);
             self.disk.remove(path)?;
             return self.disk.sync_dir(&self.dir);
@@ -308,7 +314,7 @@ impl Pool {
         drop(spare.file);
         self.disk.rename(&spare.path, &path)?;
         self.disk.sync_dir(&self.dir)?;
-        let file = self.disk.open(&path, OpenMode::ReadWrite)?;
+        let file = self.disk.open(&path, OpenMode::Direct)?;
         let size = file.len()?;
         let used = (BLOCK + tail.len()) as u64;
         let (room, payloads) = (self.footer_room, Vec::new());
@@ -327,12 +333,15 @@ fn footer_room(segment_bytes: u64, bytes: u64) -> u64 {
 
 /// Makes a file full of zeros, durably. What a failure leaves behind is removed.
 pub(super) fn make_spare(disk: &dyn Disk, dir: &Path, path: PathBuf, size: u64) -> Result<Spare> {
-    let file = disk.open(&path, OpenMode::CreateNew)?;
-    let filled = fill(file.as_ref(), size).and_then(|()| disk.sync_dir(dir));
+    drop(disk.open(&path, OpenMode::CreateNew)?);
+    let filled = disk.open(&path, OpenMode::Direct).and_then(|file| {
+        fill(file.as_ref(), size)?;
+        disk.sync_dir(dir)?;
+        Ok(file)
+    });
     match filled {
-        Ok(()) => Ok(Spare { path, file }),
+        Ok(file) => Ok(Spare { path, file }),
         Err(error) => {
-            drop(file);
             // Best effort: an incomplete spare is removed by the next open as well.
             let _ = disk.remove(&path);
             Err(match error {
@@ -344,10 +353,12 @@ pub(super) fn make_spare(disk: &dyn Disk, dir: &Path, path: PathBuf, size: u64) 
 }
 
 fn fill(file: &dyn File, size: u64) -> Result<()> {
-    let zeros = vec![0; FILL.min(size as usize)];
+    let zeros = vec![0; FILL.min(size as usize) + BLOCK];
+    // Aligned, so that zeros need not go through the page cache.
+    let zeros = &zeros[zeros.as_ptr().align_offset(BLOCK).min(BLOCK)..];
     let mut at = 0;
     while at < size {
-        let n = (size - at).min(zeros.len() as u64);
+        let n = (size - at).min(FILL as u64);
         file.write_at(at, &zeros[..n as usize])?;
         at += n;
     }

@@ -1,8 +1,8 @@
 //! The writing half: submit, the round of the single writer, waiting, rotation.
 
 use super::batch::{BatchOp, Encoded, LogBatch};
-use super::echo::EchoDraft;
-use super::format::{BLOCK, Op, RECORD_HEADER, RecordHeader, align};
+use super::flight::{Flight, Landed};
+use super::format::{BLOCK, Op, RECORD_HEADER, align};
 use super::segment::Reserve;
 use super::{Log, Options, Seq, Shared};
 use crate::env::File;
@@ -11,7 +11,7 @@ use crate::types::{LogPosition, RegionId};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::time::Duration;
 
 /// A batch that has its number and waits for the writer.
@@ -24,7 +24,7 @@ pub(super) struct Pending {
 }
 
 impl Pending {
-    fn size(&self) -> usize {
+    pub fn size(&self) -> usize {
         RECORD_HEADER + self.encoded.dir.len() + self.encoded.payload.len()
     }
 }
@@ -48,27 +48,23 @@ pub(super) struct Writer {
     pub offset: u64,
     /// Bytes of it that records may take.
     pub size: u64,
-    /// Batches taken from the queue that the last round had no room for.
+    /// Batches taken from the queue that have no place yet.
     pub stalled: VecDeque<Pending>,
-    pub buffer: Vec<u8>,
+    /// The number of the next flight.
+    pub next_flight: u64,
     /// The durable sequence that the last record on disk states.
     pub stated: u64,
-    /// What the next group repeats of the last one.
-    pub echo: Vec<u8>,
+    /// What is still to be repeated of groups: the last record of each, and its echo. The first group that
+    /// states a group durable takes its echo along.
+    pub echoes: VecDeque<(u64, Vec<u8>)>,
 }
 
 /// Those who wait for durability.
 #[derive(Debug, Default)]
 pub(super) struct Waiters {
-    state: Mutex<Leader>,
+    /// How many of them are about to let a group take off.
+    boarding: Mutex<usize>,
     progress: Condvar,
-}
-
-#[derive(Debug, Default, PartialEq, Eq)]
-enum Leader {
-    #[default]
-    None,
-    Writing,
 }
 
 /// What one round of the writer made durable.
@@ -81,9 +77,6 @@ pub struct Round {
     /// Bytes written, padding included.
     pub bytes: u64,
 }
-
-/// Retained capacity of the write buffer; a rare larger round gives its memory back.
-const KEEP_BUFFER: usize = 8 << 20;
 
 impl Log {
     /// Takes a batch: it is visible to readers on return and durable once [`durable`](Self::durable)
@@ -134,15 +127,30 @@ impl Log {
         Ok(Seq(seq))
     }
 
-    /// The single writer's work: writes every waiting batch, syncs once (once more for each segment
-    /// that filled up), publishes. `None` if nothing waited. Calls are serialized.
+    /// The writer's work: writes every waiting batch as one group (one more for each segment that fills
+    /// up), syncs it, publishes. `None` if nothing waited. Calls from several threads overlap: while
+    /// one waits for the disk another may write what has come in since. Each returns when its groups
+    /// are durable and all before them.
     ///
     /// [`DiskFull`](Error::DiskFull) leaves the log usable: what was submitted stays queued and
     /// readable, and a later call tries again. Any other error is final: nothing is acknowledged ever
     /// after, and every later call fails.
     pub fn write_round(&self) -> Result<Option<Round>> {
-        let mut writer = self.shared.writer.lock();
-        self.shared.round(&mut writer, Reserve::Keep)
+        let shared = &*self.shared;
+        let mut round = None;
+        let mut queue = TakeQueue::First;
+        loop {
+            let flight = {
+                let mut writer = shared.writer.lock();
+                shared.take_off(&mut writer, Reserve::Keep, queue)
+            };
+            // Those who wait may have counted on this call.
+            let flight = flight.inspect_err(|_| shared.notify())?;
+            let Some(flight) = flight else { return Ok(round) };
+            queue = TakeQueue::No;
+            let flown = shared.fly_counted(flight)?;
+            round.get_or_insert_with(Round::default).add(flown);
+        }
     }
 
     /// Whether what waits for the writer has used up a sixteenth of its bound: whoever feeds the log
@@ -158,29 +166,45 @@ impl Log {
         Seq(self.shared.durable.load(Acquire))
     }
 
-    /// Waits until `seq` is durable, writing a round itself if nobody else does (group commit).
+    /// Waits until `seq` is durable, writing a group itself if the writer does not (group commit).
     pub fn wait(&self, seq: Seq) -> Result<()> {
-        let waiters = &self.shared.waiters;
-        let mut state = waiters.state.lock();
+        let shared = &*self.shared;
+        let waiters = &shared.waiters;
+        let mut boarding = waiters.boarding.lock();
         loop {
             if self.durable() >= seq {
                 return Ok(());
             }
-            self.shared.check_running()?;
-            if *state == Leader::Writing {
-                waiters.progress.wait(&mut state);
+            shared.check_running()?;
+            let pending = shared.pending_bytes.load(Relaxed);
+            if *boarding > 0 || !shared.should_lead(seq.0, pending) {
+                waiters.progress.wait(&mut boarding);
                 continue;
             }
-            *state = Leader::Writing;
-            drop(state);
-            let round = self.write_round();
-            state = waiters.state.lock();
-            *state = Leader::None;
-            waiters.progress.notify_all();
-            let wrote = round?.is_some();
-            if !wrote && self.durable() < seq {
-                return Err(Error::InvalidArgument(format!("{seq:?} was never submitted")));
+            *boarding += 1;
+            drop(boarding);
+            let flight = {
+                let mut writer = shared.writer.lock();
+                shared.take_off(&mut writer, Reserve::Keep, TakeQueue::First)
+            };
+            boarding = waiters.boarding.lock();
+            *boarding -= 1;
+            // Others held back for this one; one of them may have enough for a group of its own.
+            match &flight {
+                Ok(Some(_)) => _ = waiters.progress.notify_one(),
+                _ => _ = waiters.progress.notify_all(),
             }
+            drop(boarding);
+            match flight {
+                Ok(Some(flight)) => shared.fly(flight)?,
+                Ok(None) if self.durable() < seq && shared.queue.lock().next_seq <= seq.0 => {
+                    let what = format!("{seq:?} was never submitted");
+                    return Err(Error::InvalidArgument(what));
+                }
+                Ok(None) => {}
+                Err(error) => return Err(error),
+            }
+            boarding = waiters.boarding.lock();
         }
     }
 
@@ -248,14 +272,21 @@ impl Shared {
         // The first failure is the cause; whoever asks later is told of it.
         let _ = self.poisoned.set(error.to_string());
         tracing::error!(%error, "the log stops: nothing is acknowledged from here on");
+        self.air.alarm();
         self.notify();
         error
     }
 
-    fn notify(&self) {
+    pub(super) fn notify(&self) {
         // Under the lock, so that a waiter is either before its check or asleep.
-        let _state = self.waiters.state.lock();
+        let _boarding = self.waiters.boarding.lock();
         self.waiters.progress.notify_all();
+    }
+
+    /// Whether one who waits for `seq` should let a group take off: its batch is in none yet (or that
+    /// one is grounded), and there is room for another.
+    fn should_lead(&self, seq: u64, pending: usize) -> bool {
+        (self.air.is_free() || !self.air.carries(seq)) && self.air.has_room(pending)
     }
 
     /// Refuses what would leave a gap, overwrite the compacted part or touch a damaged group.
@@ -299,15 +330,15 @@ impl Shared {
                     }
                     (truncated.max(index), last)
                 }
-                BatchOp::Append { entries, .. } => {
-                    let first = entries[0].index;
+                BatchOp::Append { first, count, .. } => {
+                    let first = *first;
                     if first <= truncated || first > last + 1 {
                         let what = format!(
                             "group {group}: append at {first}, the log is ({truncated}, {last}]"
                         );
                         return Err(Error::InvalidArgument(what));
                     }
-                    (truncated, first + entries.len() as u64 - 1)
+                    (truncated, first + *count as u64 - 1)
                 }
             };
             at = Some((group, after.0, after.1));
@@ -321,12 +352,13 @@ impl Shared {
         let mut run_bytes = 0;
         let (mut added, mut freed) = (0, 0);
         let source = std::mem::take(&mut encoded.source);
+        let mut entries = std::mem::take(&mut encoded.entries).into_iter();
         for (op, source) in encoded.ops.iter().zip(source) {
             let Some(id) = op.group() else { continue };
             self.index.change(id, |group| match source {
-                BatchOp::Append { entries, .. } => {
+                BatchOp::Append { count, .. } => {
                     freed += group.take(seq, op, None, &mut dead);
-                    added += group.cache_append(entries);
+                    added += group.cache_append(entries.by_ref().take(count));
                     if !group.in_clock {
                         group.in_clock = true;
                         queue.clock.push_back(id);
@@ -352,97 +384,55 @@ impl Shared {
         run_bytes
     }
 
-    /// One round, with the writer's lock held.
+    /// One round, with the writer's lock held. On return all that took off before is published as well.
     pub(super) fn round(&self, writer: &mut Writer, reserve: Reserve) -> Result<Option<Round>> {
-        self.check_running()?;
-        writer.stalled.extend(std::mem::take(&mut self.queue.lock().pending));
-        if writer.stalled.is_empty() {
-            return Ok(None);
-        }
-        let mut round = Round::default();
-        while !writer.stalled.is_empty() {
-            let fits = writer.how_many_fit();
-            if fits == 0 {
-                self.rotate(writer, reserve)?;
-                continue;
+        let mut round = None;
+        let mut queue = TakeQueue::First;
+        loop {
+            while let Some(flight) = self.take_off(writer, reserve, queue)? {
+                queue = TakeQueue::No;
+                let flown = self.fly_counted(flight)?;
+                round.get_or_insert_with(Round::default).add(flown);
             }
-            self.write_group(writer, fits, &mut round)?;
+            if self.all_landed(writer)? == Landed::All {
+                return Ok(round);
+            }
         }
-        Ok(Some(round))
     }
 
-    /// Writes and syncs the first `count` waiting batches as one group.
-    fn write_group(&self, writer: &mut Writer, count: usize, round: &mut Round) -> Result<()> {
-        let durable = self.durable.load(Relaxed);
-        let mut buffer = std::mem::take(&mut writer.buffer);
-        buffer.clear();
-        let mut places = Vec::with_capacity(count);
-        let mut taken = 0;
-        let first = writer.stalled.front().map_or(0, |pending| pending.seq);
-        let mut echo = EchoDraft::new(writer.offset, first);
-        for pending in writer.stalled.iter().take(count) {
-            let encoded = &pending.encoded;
-            let header = RecordHeader {
-                generation: writer.generation,
-                seq: pending.seq,
-                durable,
-                dir_len: encoded.dir.len() as u32,
-                payload_len: encoded.payload.len() as u32,
-                dir_crc: encoded.dir_crc,
-                echo_len: if pending.seq == first { writer.echo.len() as u32 } else { 0 },
-            };
-            echo.push(&header, &encoded.groups);
-            header.encode_to(&mut buffer);
-            buffer.extend_from_slice(&encoded.dir);
-            let payload_at = writer.offset + buffer.len() as u64;
-            buffer.extend_from_slice(&encoded.payload);
-            if pending.seq == first {
-                buffer.extend_from_slice(&writer.echo);
-            }
-            places.push((pending.seq, payload_at as u32, pending.run_bytes));
-            taken += pending.size();
-        }
-        buffer.resize(align(buffer.len()), 0);
-        let written = writer.file.write_at(writer.offset, &buffer);
-        let bytes = buffer.len() as u64;
-        if buffer.capacity() <= KEEP_BUFFER {
-            writer.buffer = buffer;
-        }
-        match written {
-            Ok(()) => {}
-            // Nothing of it was acknowledged: the same bytes go to the same place when there is room.
-            Err(full @ Error::DiskFull { .. }) => return Err(full),
-            Err(error) => return Err(self.poison(error)),
-        }
-        writer.file.sync_data().map_err(|error| self.poison(error))?;
+    fn fly_counted(&self, flight: Flight) -> Result<Round> {
+        let (durable, batches, bytes) = (Seq(flight.last_seq()), flight.batches(), flight.bytes());
+        self.fly(flight)?;
+        Ok(Round { durable, batches, bytes })
+    }
 
-        let last = places.last().map_or(durable, |(seq, ..)| *seq);
-        {
-            let mut segments = self.segments.write();
-            for (seq, at, run_bytes) in places {
-                segments.place(seq, at, run_bytes);
+    /// The next group to fly, if anything waits: what waits in the queue too, if that is asked for.
+    fn take_off(
+        &self,
+        writer: &mut Writer,
+        reserve: Reserve,
+        queue: TakeQueue,
+    ) -> Result<Option<Flight>> {
+        self.check_running()?;
+        if queue == TakeQueue::First {
+            writer.stalled.extend(std::mem::take(&mut self.queue.lock().pending));
+        }
+        loop {
+            if let Some(flight) = self.air.again() {
+                return Ok(Some(flight));
             }
-            if let Some(mut active) = segments.by_base.last_entry() {
-                let active = active.get_mut();
-                active.used = writer.offset + bytes;
-                active.size = active.size.max(writer.offset + bytes);
+            if writer.stalled.is_empty() {
+                return Ok(None);
+            }
+            let fits = writer.how_many_fit();
+            if fits > 0 {
+                return Ok(Some(self.board(writer, fits)));
+            }
+            // The next segment says that everything before it is durable.
+            if self.all_landed(writer)? == Landed::All {
+                self.rotate(writer, reserve)?;
             }
         }
-        writer.offset += bytes;
-        writer.stated = durable;
-        writer.echo = echo.finish();
-        writer.stalled.drain(..count);
-        self.durable.store(last, Release);
-        self.pending_bytes.fetch_sub(taken, Relaxed);
-        self.notify();
-        let counters = &self.counters;
-        counters.writes.fetch_add(1, Relaxed);
-        counters.fsyncs.fetch_add(1, Relaxed);
-        counters.bytes_written.fetch_add(bytes, Relaxed);
-        round.durable = Seq(last);
-        round.batches += count as u64;
-        round.bytes += bytes;
-        Ok(())
     }
 
     /// Opens the next segment. A full disk is not final.
@@ -467,6 +457,21 @@ impl Shared {
     }
 }
 
+/// Whether a group is to take in what waits in the queue.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum TakeQueue {
+    First,
+    No,
+}
+
+impl Round {
+    fn add(&mut self, other: Round) {
+        self.durable = self.durable.max(other.durable);
+        self.batches += other.batches;
+        self.bytes += other.bytes;
+    }
+}
+
 impl Writer {
     pub fn new(segment: &super::segment::Segment, stated: u64) -> Writer {
         Writer {
@@ -475,9 +480,9 @@ impl Writer {
             offset: segment.used,
             size: segment.size.saturating_sub(segment.room),
             stalled: VecDeque::new(),
-            buffer: Vec::new(),
+            next_flight: 0,
             stated,
-            echo: Vec::new(),
+            echoes: VecDeque::new(),
         }
     }
 
@@ -488,11 +493,21 @@ impl Writer {
         self.size = segment.size.saturating_sub(segment.room);
     }
 
+    /// The echoes of the groups that one which states `durable` is the first to state.
+    pub(super) fn take_echoes(&mut self, durable: u64) -> Vec<u8> {
+        let mut taken = Vec::new();
+        while self.echoes.front().is_some_and(|(last, _)| *last <= durable) {
+            let echo = self.echoes.pop_front();
+            taken.extend(echo.into_iter().flat_map(|(_, echo)| echo));
+        }
+        taken
+    }
+
     /// How many of the waiting batches the active segment has room for. A batch larger than a whole
     /// segment fits an empty one: the file grows.
     fn how_many_fit(&self) -> usize {
         let room = self.size.saturating_sub(self.offset) as usize;
-        let mut len = self.echo.len();
+        let mut len: usize = self.echoes.iter().map(|(_, echo)| echo.len()).sum();
         for (n, pending) in self.stalled.iter().enumerate() {
             len += pending.size();
             if align(len) > room {

@@ -65,7 +65,7 @@ impl SimFile {
     fn writable(&self, op: &'static str) -> Result<MutexGuard<'_, Platter>> {
         match self.mode {
             OpenMode::Read => failed(op, &self.path, ErrorKind::PermissionDenied),
-            OpenMode::ReadWrite | OpenMode::CreateNew => self.live(op),
+            OpenMode::ReadWrite | OpenMode::CreateNew | OpenMode::Direct => self.live(op),
         }
     }
 }
