@@ -76,3 +76,13 @@ fn no_torn_tail_where_none_is() {
         assert_eq!(recovery.torn, None, "{len} bytes");
     }
 }
+
+/// Damage that fences off groups must still fence them off, and no more, after the log was opened with it.
+#[test]
+fn what_opened_with_damage_opens_again() {
+    let input = [
+        146, 187, 89, 161, 84, 33, 99, 132, 74, 85, 94, 157, 73, 114, 147, 126, 91, 176, 1, 198,
+        55, 52, 189, 53, 137, 103, 0, 80, 153, 147, 10, 89, 235, 168, 209, 231, 78, 111,
+    ];
+    drive::recovery::run(&input);
+}
