@@ -257,7 +257,6 @@ fn every_read_has_its_moment() {
 
 /// Few live entries of a large body are taken for large ones, and the read ends early.
 #[test]
-#[ignore = "read.rs, try_entries(): the estimate divides by the live entries of a run, not by those of its body"]
 fn the_rest_of_a_compacted_run_does_not_end_a_read() {
     let options = Options { segment_bytes: 1 << 20, cache_bytes: 0, ..Options::default() };
     let (log, _) = Log::open(Arc::new(MemDisk::default()), Path::new("/log"), options).unwrap();

@@ -126,6 +126,7 @@ mod recover;
 mod scan;
 mod seal;
 mod segment;
+mod tail;
 mod write;
 
 pub use batch::LogBatch;

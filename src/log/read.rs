@@ -149,7 +149,9 @@ impl Shared {
                 let run = group.runs[n];
                 let to = run.end().min(high).min(cache_from);
                 let part = run.part(at, to);
-                disk_bytes += u64::from(run.live()) * (to - at) / u64::from(run.count.max(1));
+                // Of a body that was compacted the front is still counted: its entries are, too.
+                let entries = u64::from(run.skip) + u64::from(run.count);
+                disk_bytes += u64::from(run.live()) * (to - at) / entries.max(1);
                 let terms = (at..to).filter_map(|i| group.term(i).map(|t| (i, t)));
                 let mut starts: Vec<(u64, u64)> = Vec::new();
                 for (index, term) in terms {

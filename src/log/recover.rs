@@ -10,6 +10,7 @@ use super::seal::{read_summary, read_trailer};
 use super::segment::{
     Pool, Reserve, SEGMENT_SUFFIX, Seal, Segment, SegmentTable, make_spare, parse_name,
 };
+use super::tail::Tail;
 use super::write::{Queue, Waiters, Writer};
 use super::{Counters, GroupId, Log, Options, Shared};
 use crate::env::{Disk, OpenMode};
@@ -121,15 +122,6 @@ fn groups_of(dir: &[u8], payload_len: u32) -> Vec<u8> {
         }
     }
     groups
-}
-
-/// The last segment, as far as the takeover cares.
-struct Tail {
-    base_seq: u64,
-    bytes: Vec<u8>,
-    /// Whole records: (number, start, end of the payload, start of the payload).
-    records: Vec<(u64, usize, usize, usize)>,
-    clean: bool,
 }
 
 impl Log {
@@ -274,7 +266,8 @@ impl Replay {
             let file = segment.path.clone();
             self.recovery.torn = Some(TornTail { file, offset: offset as u64, seq });
         }
-        let tail = Tail { base_seq: base, bytes, records: whole, clean };
+        let generation = segment.header.generation;
+        let tail = Tail { base_seq: base, generation, bytes, records: whole, clean };
         Ok(segment.limit.is_none().then_some(tail))
     }
 
@@ -505,6 +498,7 @@ impl Replay {
                 let old = &tail.bytes[*start..*end];
                 let body = &old[super::format::RECORD_HEADER..];
                 let dir_len = payload - start - super::format::RECORD_HEADER;
+                let echoes = tail.echoes_of_others(*seq, *start, *end);
                 let header = RecordHeader {
                     generation,
                     seq: *seq,
@@ -512,12 +506,13 @@ impl Replay {
                     dir_len: dir_len as u32,
                     payload_len: (end - payload) as u32,
                     dir_crc: crc32c::crc32c(&body[..dir_len]),
-                    echo_len: 0,
+                    echo_len: echoes.len() as u32,
                 };
                 echo.push(&header, &groups_of(&body[..dir_len], header.payload_len));
                 header.encode_to(&mut out);
                 payloads.push((BLOCK + out.len() + dir_len) as u32);
                 out.extend_from_slice(body);
+                out.extend_from_slice(echoes);
             }
             out.resize(align(out.len()), 0);
             out

@@ -302,6 +302,8 @@ impl<'a> Scan<'a> {
         for at in [self.at, at_block] {
             let Some(head) = self.bytes.get(at..at + RECORD_HEADER) else { continue };
             let Err(bad) = self.header_at(at) else { continue };
+            // What follows padding is of the file's former life.
+            let head = if at < at_block { &head[..RECORD_HEADER.min(at_block - at)] } else { head };
             let generation = self.generation.to_le_bytes();
             if head.iter().any(|b| *b != 0) && (at != at_block || head[8..16] == generation) {
                 return Some(bad);

@@ -38,6 +38,8 @@ pub(super) struct Queue {
     /// Groups that have entries in the cache; the hand of the clock is at the front.
     pub clock: VecDeque<u64>,
     pub writer_sleeps: bool,
+    /// Batches left the queue that are in no group yet, for want of room in the segment.
+    pub leftover: bool,
 }
 
 /// The writer's own.
@@ -76,6 +78,12 @@ pub struct Round {
     pub batches: u64,
     /// Bytes written, padding included.
     pub bytes: u64,
+}
+
+impl Queue {
+    fn is_empty(&self) -> bool {
+        self.pending.is_empty() && !self.leftover
+    }
 }
 
 impl Log {
@@ -219,12 +227,12 @@ impl Log {
     /// whether something waits. A submitter wakes it only if it sleeps.
     pub fn wait_for_work(&self, timeout: Duration) -> bool {
         let mut queue = self.shared.queue.lock();
-        if queue.pending.is_empty() && !self.shared.stopped() {
+        if queue.is_empty() && !self.shared.stopped() {
             queue.writer_sleeps = true;
             self.shared.work.wait_for(&mut queue, timeout);
             queue.writer_sleeps = false;
         }
-        !queue.pending.is_empty()
+        !queue.is_empty()
     }
 
     /// Wakes [`wait_for_work`](Self::wait_for_work), for a writer that is to end.
@@ -426,12 +434,24 @@ impl Shared {
             }
             let fits = writer.how_many_fit();
             if fits > 0 {
-                return Ok(Some(self.board(writer, fits)));
+                let flight = self.board(writer, fits);
+                self.tell_leftover(writer);
+                return Ok(Some(flight));
             }
             // The next segment says that everything before it is durable.
             if self.all_landed(writer)? == Landed::All {
                 self.rotate(writer, reserve)?;
             }
+        }
+    }
+
+    /// Who takes off one group and is content leaves the rest to whoever writes next.
+    fn tell_leftover(&self, writer: &Writer) {
+        let mut queue = self.queue.lock();
+        queue.leftover = !writer.stalled.is_empty();
+        if queue.leftover && queue.writer_sleeps {
+            queue.writer_sleeps = false;
+            self.work.notify_one();
         }
     }
 

@@ -1,0 +1,29 @@
+//! The end of the last segment, which opening copies in part or whole.
+
+use super::echo;
+use super::format::RecordHeader;
+
+/// The last segment, as far as the takeover cares.
+pub(super) struct Tail {
+    pub base_seq: u64,
+    pub generation: u64,
+    pub bytes: Vec<u8>,
+    /// Whole records: (number, start, end of the payload, start of the payload).
+    pub records: Vec<(u64, usize, usize, usize)>,
+    pub clean: bool,
+}
+
+impl Tail {
+    /// What a record repeats of the segment before: lost with this one, it would be nowhere. (What it
+    /// repeats of its own segment stays readable there.)
+    pub fn echoes_of_others(&self, seq: u64, start: usize, end: usize) -> &[u8] {
+        let header = RecordHeader::decode(&self.bytes[start..], self.generation);
+        match header {
+            Ok(header) if seq == self.base_seq => {
+                let echoes = &self.bytes[end..start + header.total()];
+                if echo::check(echoes).is_ok() { echoes } else { &[] }
+            }
+            _ => &[],
+        }
+    }
+}
