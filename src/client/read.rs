@@ -29,6 +29,12 @@ impl Inner {
         level: ReadLevel,
         body: &Body,
     ) -> Option<Result<Response>> {
+        let result = self.read_here(route, level, body)?;
+        // Met again on the way that knows the other replicas.
+        (!matches!(result, Err(Error::Corruption { .. }))).then_some(result)
+    }
+
+    fn read_here(&self, route: Route, level: ReadLevel, body: &Body) -> Option<Result<Response>> {
         let share = self.driver.registry().get(route.region)?;
         if self.driver.stop_reason().is_some() {
             return None;

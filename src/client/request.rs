@@ -296,6 +296,15 @@ fn command(from: &mut Reader) -> Result<Bytes> {
 }
 
 impl Body {
+    /// Lets any replica answer what only the leader could: as fresh, and a round trip slower.
+    pub fn ask_anywhere(&mut self) {
+        if let Body::Read { level, .. } | Body::Scan { level, .. } = self
+            && *level == ReadLevel::Lease
+        {
+            *level = ReadLevel::Linearizable;
+        }
+    }
+
     fn weight(&self) -> usize {
         match self {
             Body::Write { command } => command.len(),
