@@ -59,7 +59,7 @@ fn many_swaps_of_a_large_value_leave_it_out() {
     let address = address();
     let node = open(dir.path(), &address);
     let client = node.client().with_timeout(PATIENCE).blocking();
-    let remote = RemoteClient::new(&[address.clone()], None, PATIENCE).unwrap();
+    let remote = RemoteClient::new(std::slice::from_ref(&address), None, PATIENCE).unwrap();
     let remote = remote.client().blocking();
     let large = vec![7; LARGE];
     for key in KEYS {

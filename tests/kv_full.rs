@@ -3,14 +3,15 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-mod bad_disk;
+#[path = "bad_disk/mount.rs"]
+mod mount;
 
-use bad_disk::Mount;
 use bytes::Bytes;
 use catamaran::Error;
 use catamaran::kv::lsm::{LsmOptions, LsmTables};
 use catamaran::kv::{Direction, Options, Sink, StateStore, TableStore, Tables, WriteBatch};
 use catamaran::types::KeyRange;
+use mount::Mount;
 use std::path::{Path, PathBuf};
 
 fn files(dir: &Path) -> Vec<PathBuf> {
