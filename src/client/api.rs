@@ -66,7 +66,8 @@ impl Client {
         values.pop().ok_or_else(odd)
     }
 
-    /// The values of several keys, in their order. Those of one region are of one instant.
+    /// The values of several keys, in their order. Those of one region are of one instant. When they are
+    /// larger than 17 MiB together it is an [`InvalidArgument`](Error::InvalidArgument): ask for fewer keys.
     pub async fn multi_get(
         &self,
         keys: Vec<Bytes>,
@@ -117,7 +118,8 @@ impl Client {
     }
 
     /// Applies a batch in order, atomically per region. Gives the results of its compare and swaps, in
-    /// order.
+    /// order. Previous values beyond 4 MiB in all (less when many such answers come together) are not told:
+    /// see [`Swap::left_out`].
     pub async fn write(&self, batch: Batch) -> Result<Vec<Swap>> {
         let response = self.call(Body::Write { command: batch.finish() }).await;
         command::decode_swaps(&written(response)?)

@@ -2,8 +2,8 @@
 //!
 //! `kind u8`, then by kind: 1 not leader (region, store or 0), 2 epoch (count, regions), 3 region not
 //! found, 4 busy (text), 5 timed out (ms, text), 6 ambiguous (text), 7 disk full (text), 8 quarantined
-//! (region, text), 9 invalid argument (text), 10 malformed (text), 11 identity (text), 12 stopped (text).
-//! Numbers and lengths are varints.
+//! (region, text), 9 invalid argument (text), 10 malformed (text), 11 identity (text), 12 stopped (text),
+//! 13 corruption (path, offset, text). Numbers and lengths are varints.
 
 use crate::codec::{Reader, Writer, region};
 use crate::error::{Error, Outcome, Result};
@@ -12,6 +12,60 @@ use crate::types::{LogPosition, RegionId, StoreId};
 const TEXT_MAX: usize = 4096;
 const REGIONS_MAX: usize = 1024;
 const REGION_BYTES_MAX: usize = 128 << 10;
+
+/// The texts of errors whose text is static: what another node says is looked up here, so that "busy" keeps
+/// saying with what. A test compares the list with the sources.
+const BUSY: [&str; 24] = [
+    "a connection",
+    "a node cannot be reached",
+    "another node",
+    "answers not being read",
+    "apply queue",
+    "bytes being received",
+    "every node",
+    "log segments",
+    "log writer",
+    "no replica took the request in time",
+    "read workers",
+    "region's proposals",
+    "requests with other nodes",
+    "restoring a snapshot",
+    "snapshots being received",
+    "snapshots being sent",
+    "state store (flush is behind)",
+    "store inbox",
+    "store inbox (reads)",
+    "the connection is closed or full: nothing was sent",
+    "the other side has no room",
+    "the other store is out of reach",
+    "the other store is out of reach or its queue is full",
+    "waiting callers",
+];
+const TIMEOUT: [&str; 8] = [
+    "a connection",
+    "a node's answer",
+    "a write",
+    "another node",
+    "another node's answer",
+    "read index",
+    "the other side heard nothing",
+    "the region's answer",
+];
+const AMBIGUOUS: [&str; 8] = [
+    "a batch over several regions was applied in part",
+    "an answer of another kind than the request",
+    "it was applied, but its answer is too large to be sent",
+    "overtaken by a snapshot",
+    "the answer does not parse",
+    "the connection broke",
+    "the connection broke before the answer",
+    "the replica was fenced off",
+];
+
+/// The static text equal to what another node said, or `otherwise`: another version may know more texts.
+fn known(said: &str, texts: &[&'static str], otherwise: &'static str) -> &'static str {
+    texts.iter().find(|text| **text == said).copied().unwrap_or(otherwise)
+}
 
 /// Writes an error.
 pub fn encode(error: &Error, out: &mut Writer<'_>) {
@@ -55,11 +109,16 @@ pub fn encode(error: &Error, out: &mut Writer<'_>) {
         Error::Malformed { what, detail } => text(out, 10, &format!("{what}: {detail}")),
         Error::Identity(why) => text(out, 11, why),
         Error::Stopped { reason } => text(out, 12, reason),
+        Error::Corruption { path, offset, detail } => {
+            text(out, 13, &path.display().to_string());
+            out.varint(*offset);
+            out.bytes(detail.chars().take(TEXT_MAX / 4).collect::<String>().as_bytes());
+        }
         other => text(out, 12, &other.to_string()),
     }
 }
 
-/// Reads an error. The static words of some of them become "another node".
+/// Reads an error.
 pub fn decode(from: &mut Reader) -> Result<Error> {
     Ok(match from.u8()? {
         1 => Error::NotLeader {
@@ -75,18 +134,15 @@ pub fn decode(from: &mut Reader) -> Result<Error> {
             Error::EpochNotMatch { current }
         }
         3 => Error::RegionNotFound(RegionId(from.varint()?)),
-        4 => {
-            from.text(TEXT_MAX)?;
-            Error::Busy { what: "another node" }
-        }
+        4 => Error::Busy { what: known(&from.text(TEXT_MAX)?, &BUSY, "another node") },
         5 => {
             let after_ms = from.varint()?;
-            from.text(TEXT_MAX)?;
-            Error::Timeout { after_ms, what: "another node" }
+            let what = known(&from.text(TEXT_MAX)?, &TIMEOUT, "another node");
+            Error::Timeout { after_ms, what }
         }
         6 => {
-            from.text(TEXT_MAX)?;
-            Error::Ambiguous { what: "another node could not tell" }
+            let what = from.text(TEXT_MAX)?;
+            Error::Ambiguous { what: known(&what, &AMBIGUOUS, "another node could not tell") }
         }
         7 => Error::DiskFull { path: from.text(TEXT_MAX)?.into() },
         8 => {
@@ -97,6 +153,11 @@ pub fn decode(from: &mut Reader) -> Result<Error> {
         10 => Error::malformed("request (another node says)", from.text(TEXT_MAX)?),
         11 => Error::Identity(from.text(TEXT_MAX)?),
         12 => Error::Stopped { reason: from.text(TEXT_MAX)? },
+        13 => Error::Corruption {
+            path: from.text(TEXT_MAX)?.into(),
+            offset: from.varint()?,
+            detail: from.text(TEXT_MAX)?,
+        },
         kind => return Err(from.malformed(format_args!("unknown error kind {kind}"))),
     })
 }
@@ -153,6 +214,64 @@ mod tests {
             reader.finish().unwrap();
             assert_eq!(back.outcome(), error.outcome(), "{error}");
             assert_eq!(back.is_retryable(), error.is_retryable(), "{error}");
+        }
+    }
+
+    fn over_the_wire(error: &Error) -> Error {
+        let mut out = Vec::new();
+        encode(error, &mut Writer::new(&mut out));
+        decode(&mut Reader::new("error", Bytes::from(out))).unwrap()
+    }
+
+    #[test]
+    fn what_went_wrong_survives_the_wire() {
+        let path = || std::path::PathBuf::from("tables/7");
+        for error in [
+            Error::Busy { what: "state store (flush is behind)" },
+            Error::Timeout { after_ms: 9, what: "the region's answer" },
+            Error::Ambiguous { what: "overtaken by a snapshot" },
+            Error::DiskFull { path: path() },
+            Error::Corruption { path: path(), offset: 1 << 40, detail: "block".into() },
+        ] {
+            let back = over_the_wire(&error);
+            assert_eq!(format!("{back:?}"), format!("{error:?}"));
+        }
+        let newer = over_the_wire(&Error::Busy { what: "something of a later version" });
+        assert!(matches!(newer, Error::Busy { what: "another node" }), "{newer}");
+    }
+
+    /// The texts of the errors built anywhere in the sources, but for those of tests.
+    fn texts_of(dir: &std::path::Path, kind: &str, found: &mut std::collections::BTreeSet<String>) {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                texts_of(&path, kind, found);
+                continue;
+            }
+            let source = std::fs::read_to_string(&path).unwrap();
+            let source = source.split("mod tests {").next().unwrap();
+            for piece in source.split(kind).skip(1) {
+                let Some((_, text)) =
+                    piece.split_once('}').and_then(|(fields, _)| fields.split_once("what: \""))
+                else {
+                    continue;
+                };
+                found.insert(text.split('"').next().unwrap().to_owned());
+            }
+        }
+    }
+
+    #[test]
+    fn the_known_texts_are_those_of_the_sources() {
+        let sources = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        for (kind, texts) in
+            [("Busy {", &BUSY[..]), ("Timeout {", &TIMEOUT[..]), ("Ambiguous {", &AMBIGUOUS[..])]
+        {
+            let mut found = std::collections::BTreeSet::new();
+            texts_of(&sources, kind, &mut found);
+            let unknown: Vec<_> =
+                found.iter().filter(|text| !texts.contains(&text.as_str())).collect();
+            assert!(found.len() > 4 && unknown.is_empty(), "{kind} also says {unknown:?}");
         }
     }
 

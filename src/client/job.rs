@@ -20,6 +20,8 @@ pub(super) struct Job {
     target: Option<StoreId>,
     /// Who did not know better last time.
     avoid: Option<StoreId>,
+    /// Why it is tried again.
+    last: Option<Error>,
     pub done: Done<Response>,
 }
 
@@ -41,7 +43,7 @@ impl Job {
         attempt: u32,
         done: Done<Response>,
     ) -> Job {
-        Job { body, route, started, deadline, attempt, target: None, avoid: None, done }
+        Job { body, route, started, deadline, attempt, target: None, avoid: None, last: None, done }
     }
 
     fn access(&self) -> Access {
@@ -64,9 +66,11 @@ impl Job {
 
 impl Inner {
     /// Sends the next attempt.
-    pub fn run(self: &Arc<Self>, job: Job) {
+    pub fn run(self: &Arc<Self>, mut job: Job) {
         if self.now() >= job.deadline {
-            let error = Error::Busy { what: "no replica took the request in time" };
+            // A pause may end late: what it was for says more.
+            let late = Error::Busy { what: "no replica took the request in time" };
+            let error = job.last.take().unwrap_or(late);
             return job.done.call(Err(error));
         }
         let to = self.aim(&job);
@@ -138,6 +142,11 @@ impl Inner {
         if self.driver.stop_reason().is_some() {
             return job.done.call(Err(error));
         }
+        if let Error::Corruption { .. } = error {
+            tracing::error!(%error, store = %at, "a read met damage: another replica is asked, if there is one");
+            job.body.ask_anywhere();
+        }
+        job.last = Some(error);
         job.attempt += 1;
         job.avoid = None;
         job.target = None;

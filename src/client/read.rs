@@ -2,7 +2,7 @@
 
 use super::Done;
 use super::local::{Inner, unexpected};
-use super::request::{Body, Response, Route};
+use super::request::{Body, Response, Route, VALUES_BYTES_MAX, too_large};
 use crate::error::{Error, Result};
 use crate::kv::{Direction, View};
 use crate::store::{ReadLevel, Reply};
@@ -29,6 +29,12 @@ impl Inner {
         level: ReadLevel,
         body: &Body,
     ) -> Option<Result<Response>> {
+        let result = self.read_here(route, level, body)?;
+        // Met again on the way that knows the other replicas.
+        (!matches!(result, Err(Error::Corruption { .. }))).then_some(result)
+    }
+
+    fn read_here(&self, route: Route, level: ReadLevel, body: &Body) -> Option<Result<Response>> {
         let share = self.driver.registry().get(route.region)?;
         if self.driver.stop_reason().is_some() {
             return None;
@@ -109,8 +115,7 @@ impl Inner {
                 if let Some(key) = keys.iter().find(|key| !owned.contains(key)) {
                     return Err(Error::InvalidArgument(format!("{key:?} is not in the region")));
                 }
-                let values = keys.iter().map(|key| view.get(key)).collect::<Result<_>>()?;
-                Ok(Response::Values(values))
+                values(view, keys)
             }
             Body::Scan { direction, range, items, bytes, .. } => {
                 page(view, &range.intersect(owned), *direction, *items, *bytes)
@@ -118,6 +123,19 @@ impl Inner {
             _ => Err(Error::InvalidArgument("not a read".into())),
         }
     }
+}
+
+/// The values of the keys, while they fit an answer.
+fn values(view: &dyn View, keys: &[Bytes]) -> Result<Response> {
+    let mut values = Vec::with_capacity(keys.len());
+    let mut room = VALUES_BYTES_MAX;
+    for key in keys {
+        let value = view.get(key)?;
+        let bytes = value.as_ref().map_or(0, Bytes::len);
+        room = room.checked_sub(bytes).ok_or_else(too_large)?;
+        values.push(value);
+    }
+    Ok(Response::Values(values))
 }
 
 /// The keys after `key` start here.

@@ -36,8 +36,19 @@ pub const PAGE_ITEMS_MAX: usize = 1 << 16;
 /// Bytes of one page, about: one item more may stand in it.
 pub const PAGE_BYTES_MAX: usize = 8 << 20;
 
+/// Bytes of the values of one read: the largest value fits.
+pub const VALUES_BYTES_MAX: usize = VALUE_BYTES_MAX + (1 << 20);
+
+/// The error for a read of more than [`VALUES_BYTES_MAX`].
+pub fn too_large() -> Error {
+    Error::InvalidArgument(format!(
+        "answer larger than {VALUES_BYTES_MAX} bytes: ask for fewer keys"
+    ))
+}
+
 /// What is said in one piece fits the smallest queue that a configuration may ask for: a page (lengths
-/// take at most eight bytes an item) and a routed command.
+/// take at most eight bytes an item), the values of a read, and a routed command.
+const _: () = assert!(VALUES_BYTES_MAX + KEYS_MAX * 8 + 1024 <= MESSAGE_BYTES_MAX);
 const _: () = assert!(
     PAGE_BYTES_MAX + PAGE_ITEMS_MAX * 8 + KEY_BYTES_MAX + VALUE_BYTES_MAX + 1024
         <= MESSAGE_BYTES_MAX
@@ -285,6 +296,15 @@ fn command(from: &mut Reader) -> Result<Bytes> {
 }
 
 impl Body {
+    /// Lets any replica answer what only the leader could: as fresh, and a round trip slower.
+    pub fn ask_anywhere(&mut self) {
+        if let Body::Read { level, .. } | Body::Scan { level, .. } = self
+            && *level == ReadLevel::Lease
+        {
+            *level = ReadLevel::Linearizable;
+        }
+    }
+
     fn weight(&self) -> usize {
         match self {
             Body::Write { command } => command.len(),
@@ -296,8 +316,26 @@ impl Body {
     }
 }
 
-/// The bytes of an answer.
+/// The bytes of an answer. One that does not fit a message becomes an error: nobody would carry it, and the
+/// asker would wait in vain. A write's is [`Ambiguous`](Error::Ambiguous), for it was applied.
 pub fn encode_response(response: &Result<Response>) -> Bytes {
+    let bytes = match response {
+        Ok(Response::Written(result)) if result.len() >= MESSAGE_BYTES_MAX => None,
+        response => Some(bytes_of(response)).filter(|bytes| bytes.len() <= MESSAGE_BYTES_MAX),
+    };
+    bytes.unwrap_or_else(|| {
+        bytes_of(&Err(match response {
+            Ok(Response::Written(_)) => {
+                Error::Ambiguous { what: "it was applied, but its answer is too large to be sent" }
+            }
+            _ => Error::InvalidArgument(format!(
+                "answer larger than a message ({MESSAGE_BYTES_MAX} bytes): ask for less"
+            )),
+        }))
+    })
+}
+
+fn bytes_of(response: &Result<Response>) -> Bytes {
     let mut bytes = Vec::new();
     let mut out = Writer::new(&mut bytes);
     out.u8(VERSION);
@@ -522,6 +560,21 @@ mod tests {
         ];
         for response in responses {
             assert_eq!(decode_response(encode_response(&Ok(response.clone()))).unwrap(), response);
+        }
+    }
+
+    #[test]
+    fn an_answer_too_large_for_a_message_is_answered_as_an_error() {
+        let large = Bytes::from(vec![7; VALUE_BYTES_MAX]);
+        let one = Response::Values(vec![Some(large.clone())]);
+        assert_eq!(decode_response(encode_response(&Ok(one.clone()))).unwrap(), one);
+        let two = Response::Values(vec![Some(large.clone()), Some(large)]);
+        let error = decode_response(encode_response(&Ok(two))).unwrap_err();
+        assert!(matches!(error, Error::InvalidArgument(_)), "{error}");
+        for bytes in [MESSAGE_BYTES_MAX - 1, MESSAGE_BYTES_MAX] {
+            let written = Response::Written(vec![0; bytes].into());
+            let error = decode_response(encode_response(&Ok(written))).unwrap_err();
+            assert_eq!(error.outcome(), crate::error::Outcome::Unknown, "it was applied");
         }
     }
 

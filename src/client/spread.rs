@@ -4,8 +4,8 @@ use super::Done;
 use super::fault;
 use super::job::Job;
 use super::local::{Inner, unexpected};
-use super::request::{Body, NodeStatus, NodeWork, Response, Route};
-use crate::codec::command::{self, Swap};
+use super::request::{Body, NodeStatus, NodeWork, Response, Route, VALUES_BYTES_MAX, too_large};
+use crate::codec::command::{self, PREVIOUS_BYTES_MAX, Swap};
 use crate::driver::Waiter;
 use crate::error::{Error, Result};
 use crate::kv::Direction;
@@ -24,6 +24,9 @@ struct Gather {
     errors: Vec<Error>,
     swaps: Vec<Option<Swap>>,
     values: Vec<Option<Bytes>>,
+    /// How many bytes of values (or of previous ones) the whole answer still has room for: regions bound theirs
+    /// each on its own.
+    room: usize,
     done: Option<Done<Response>>,
 }
 
@@ -226,6 +229,7 @@ fn gather(left: usize, swaps: usize, values: usize, done: Done<Response>) -> Arc
         errors: Vec::new(),
         swaps: vec![None; swaps],
         values: vec![None; values],
+        room: if values > 0 { VALUES_BYTES_MAX } else { PREVIOUS_BYTES_MAX },
         done: Some(done),
     }))
 }
@@ -271,8 +275,17 @@ fn gather_swaps(gather: &Arc<Mutex<Gather>>, places: Vec<u32>) -> Done<Response>
         arrive(&gather, result, |all, response| {
             let Response::Written(bytes) = response else { return Err(super::odd()) };
             for (at, swap) in places.into_iter().zip(command::decode_swaps(&bytes)?) {
-                if let Some(place) = all.swaps.get_mut(at as usize) {
-                    *place = Some(swap);
+                let Gather { swaps, room, .. } = &mut *all;
+                if let Some(place) = swaps.get_mut(at as usize) {
+                    // A copy: what is kept must not hold the whole of the region's answer.
+                    *place = Some(match swap.left_out {
+                        true => swap,
+                        false => {
+                            let mut told = Swap::within(room, swap.swapped, swap.previous);
+                            told.previous = told.previous.map(|v| Bytes::copy_from_slice(&v));
+                            told
+                        }
+                    });
                 }
             }
             Ok(())
@@ -288,6 +301,13 @@ fn gather_values(gather: &Arc<Mutex<Gather>>, places: Vec<usize>) -> Done<Respon
             if values.len() != places.len() {
                 return Err(super::odd());
             }
+            let bytes = values.iter().flatten().map(Bytes::len).sum();
+            // Nothing is kept of an answer that will be an error.
+            let Some(room) = all.room.checked_sub(bytes).filter(|_| all.errors.is_empty()) else {
+                all.values.fill(None);
+                return Err(too_large());
+            };
+            all.room = room;
             for (at, value) in places.into_iter().zip(values) {
                 all.values[at] = value;
             }

@@ -382,22 +382,53 @@ impl BatchBuilder {
     }
 }
 
+/// Previous values in the answer to one batch, in bytes: a value that does not fit any more is left out. A batch of
+/// a few bytes may compare thousands of times with the largest value.
+pub const PREVIOUS_BYTES_MAX: usize = 4 << 20;
+
 /// The result of one compare and swap.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Swap {
     /// Whether it was done.
     pub swapped: bool,
-    /// What the key held before.
+    /// What the key held before; `None`: nothing, unless it was left out.
     pub previous: Option<Bytes>,
+    /// Whether the key held a value that is not told, because the previous values of its batch are larger than
+    /// [`PREVIOUS_BYTES_MAX`] together (`previous` is `None` then): read the key.
+    pub left_out: bool,
 }
 
+impl Swap {
+    /// A result that tells the previous value if `room` is enough for it, and takes that much of it.
+    pub fn within(room: &mut usize, swapped: bool, previous: Option<Bytes>) -> Swap {
+        match previous {
+            Some(value) if value.len() > *room => Swap { swapped, previous: None, left_out: true },
+            previous => {
+                *room -= previous.as_ref().map_or(0, Bytes::len);
+                Swap { swapped, previous, left_out: false }
+            }
+        }
+    }
+}
+
+const SWAPPED: u8 = 1;
+const HAD_VALUE: u8 = 2;
+const LEFT_OUT: u8 = 4;
+
 /// Encodes the results of a batch: empty when it had no compare and swap, otherwise one
-/// `flags u8 (1 swapped, 2 had a value), length u32, previous` for each, in order.
+/// `flags u8 (1 swapped, 2 had a value that follows, 4 had a value that is left out), length u32, previous`
+/// for each, in order.
 pub fn encode_swaps(swaps: &[Swap]) -> Bytes {
-    let mut out = Vec::new();
+    let bytes = |swap: &Swap| 5 + swap.previous.as_ref().map_or(0, Bytes::len);
+    let mut out = Vec::with_capacity(swaps.iter().map(bytes).sum());
     for swap in swaps {
         let previous = swap.previous.as_deref();
-        out.push(u8::from(swap.swapped) | if previous.is_some() { 2 } else { 0 });
+        let flag = |flag: u8, set: bool| if set { flag } else { 0 };
+        out.push(
+            flag(SWAPPED, swap.swapped)
+                | flag(HAD_VALUE, previous.is_some())
+                | flag(LEFT_OUT, swap.left_out),
+        );
         let previous = previous.unwrap_or_default();
         out.extend_from_slice(&(previous.len() as u32).to_le_bytes());
         out.extend_from_slice(previous);
@@ -417,8 +448,9 @@ pub fn decode_swaps(bytes: &Bytes) -> Result<Vec<Swap>> {
             return Err(bad("result cut short"));
         }
         swaps.push(Swap {
-            swapped: flags & 1 != 0,
-            previous: (flags & 2 != 0).then(|| bytes.slice(at..at + len)),
+            swapped: flags & SWAPPED != 0,
+            previous: (flags & HAD_VALUE != 0).then(|| bytes.slice(at..at + len)),
+            left_out: flags & LEFT_OUT != 0,
         });
         at += len;
     }
@@ -478,8 +510,9 @@ mod tests {
     #[test]
     fn swaps_read_back() {
         let swaps = vec![
-            Swap { swapped: true, previous: None },
-            Swap { swapped: false, previous: Some(Bytes::from("x")) },
+            Swap { swapped: true, previous: None, left_out: false },
+            Swap { swapped: false, previous: Some(Bytes::from("x")), left_out: false },
+            Swap { swapped: true, previous: None, left_out: true },
         ];
         assert_eq!(decode_swaps(&encode_swaps(&swaps)).unwrap(), swaps);
     }

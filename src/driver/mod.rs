@@ -446,6 +446,10 @@ impl Driver {
         if shared.stopped() {
             return Some(self.stopped_error());
         }
+        // The cause of whatever else is full then: said rather than "busy".
+        if let Some(error) = shared.upkeep.refusal() {
+            return Some(error);
+        }
         if shared.apply_bytes.load(Ordering::Relaxed) > shared.config.apply_queue_bytes {
             return Some(Error::Busy { what: "apply queue" });
         }

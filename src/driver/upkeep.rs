@@ -4,6 +4,7 @@ use super::Shared;
 use crate::error::{Error, Result};
 use crate::store::{DiskSpace, Event};
 use parking_lot::{Condvar, Mutex};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant};
@@ -25,6 +26,8 @@ pub struct Upkeep {
     flush_wanted: AtomicBool,
     purge_wanted: AtomicBool,
     full: AtomicU8,
+    /// What could not grow last.
+    full_at: Mutex<PathBuf>,
     /// Held over a flush: `FlushNow::Wait` and the flusher take turns.
     flushing: Mutex<()>,
 }
@@ -63,6 +66,12 @@ impl Upkeep {
         self.full.load(Ordering::Acquire) & room as u8 != 0
     }
 
+    /// The error for writes while there is no place for them.
+    pub fn refusal(&self) -> Option<Error> {
+        (self.full.load(Ordering::Acquire) != 0)
+            .then(|| Error::DiskFull { path: self.full_at.lock().clone() })
+    }
+
     /// Ends the threads.
     pub fn close(&self) {
         self.state.lock().closed = true;
@@ -89,6 +98,9 @@ pub enum Room {
 
 /// A room found no place to write: new writes are refused from now on.
 pub fn is_full(shared: &Shared, room: Room, error: &Error) {
+    if let Error::DiskFull { path } = error {
+        shared.upkeep.full_at.lock().clone_from(path);
+    }
     let before = shared.upkeep.full.fetch_or(room as u8, Ordering::AcqRel);
     if before & room as u8 == 0 {
         tracing::warn!(?room, %error, "no place to write: writes are refused");

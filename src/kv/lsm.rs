@@ -12,6 +12,9 @@
 //! * A `Version` holds its table files (they are removed when the last holder drops them). A snapshot keeps one,
 //!   so compaction may drop every overwritten entry at once, and reads take none of the tree's locks (which are
 //!   held over `fsync` when a version is installed). For that a few `doc(hidden)` items are used: pin the version.
+//! * An ingestion or a compaction that fails leaves the tables it has written so far where they are. On a full disk
+//!   each retry would eat what was freed since the last one, so a failed job is swept up after at once: see
+//!   [`LsmTables::sweep`].
 //!
 //! Not done: limiting a level-0 job to a number of runs (the crate's strategy takes all of level 0 and its trait
 //! cannot be implemented outside); callers pace by [`TableDebt::runs`] instead, see `LsmOptions::late_runs`.
@@ -24,9 +27,11 @@ use bytes::Bytes;
 use fs2::FileExt;
 use lsm_tree::table::filter::standard_bloom::Builder as Bloom;
 use lsm_tree::{AbstractTree, AnyTree, SeqNo, SequenceNumberCounter, Slice};
+use parking_lot::{Mutex, RwLock};
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 /// How the tables behave.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,6 +62,9 @@ impl Default for LsmOptions {
     }
 }
 
+/// The numbers of some tables, which are the names of their files.
+type TableIds = BTreeSet<u64>;
+
 /// Tables in a directory.
 pub struct LsmTables {
     tree: lsm_tree::Tree,
@@ -64,6 +72,10 @@ pub struct LsmTables {
     strategy: Arc<lsm_tree::compaction::Leveled>,
     options: LsmOptions,
     path: PathBuf,
+    /// Shared by ingestions and compactions: what they are writing is in no version yet. A sweep takes it alone.
+    jobs: RwLock<()>,
+    /// The tables of each snapshot that may still be alive.
+    pinned: Mutex<Vec<Weak<TableIds>>>,
     /// Held for as long as the tables are open.
     _lock: std::fs::File,
 }
@@ -102,7 +114,60 @@ impl LsmTables {
         let strategy = lsm_tree::compaction::Leveled::default()
             .with_l0_threshold(options.l0_runs.max(2))
             .with_table_target_size(options.table_bytes);
-        Ok(LsmTables { tree, visible, strategy: Arc::new(strategy), options, path, _lock: lock })
+        Ok(LsmTables {
+            tree,
+            visible,
+            strategy: Arc::new(strategy),
+            options,
+            path,
+            jobs: RwLock::default(),
+            pinned: Mutex::default(),
+            _lock: lock,
+        })
+    }
+
+    /// Runs an ingestion or a compaction, and removes what it leaves behind if it fails.
+    fn job<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let result = {
+            let _shared = self.jobs.read();
+            work()
+        };
+        if result.is_err() {
+            // Waits for the other jobs: their tables cannot be told from this one's.
+            let _alone = self.jobs.write();
+            if let Err(error) = self.sweep() {
+                tracing::warn!(%error, "a failed job's tables stay until the next failure or start");
+            }
+        }
+        result
+    }
+
+    /// Removes table files that no version names, as opening the tree does: not the one on disk (which is the one
+    /// in memory, or nothing is touched), nor one that a snapshot holds. Caller holds `jobs` alone.
+    fn sweep(&self) -> Result<()> {
+        // Nobody takes a snapshot meanwhile.
+        let mut pinned = self.pinned.lock();
+        let version = self.tree.current_version();
+        let current = self.path.join("current");
+        let head = std::fs::read(&current).map_err(|e| Error::io("read", &current, e))?;
+        // A failure after the rename: the version on disk is ahead, and names what was just written.
+        if head.first_chunk::<8>().map(|id| u64::from_le_bytes(*id)) != Some(version.id()) {
+            return Ok(());
+        }
+        pinned.retain(|ids| ids.strong_count() > 0);
+        let held: Vec<Arc<TableIds>> = pinned.iter().filter_map(Weak::upgrade).collect();
+        let named: TableIds = version.iter_tables().map(|table| table.id()).collect();
+        let dir = self.path.join("tables");
+        for entry in std::fs::read_dir(&dir).map_err(|e| Error::io("list", &dir, e))? {
+            let entry = entry.map_err(|e| Error::io("list", &dir, e))?;
+            let id = entry.file_name().to_str().and_then(|name| name.parse::<u64>().ok());
+            let Some(id) = id else { continue };
+            if !named.contains(&id) && !held.iter().any(|ids| ids.contains(&id)) {
+                let path = entry.path();
+                std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
+            }
+        }
+        Ok(())
     }
 
     fn error(&self, op: &'static str, error: lsm_tree::Error) -> Error {
@@ -190,15 +255,21 @@ impl Tables for LsmTables {
                 break;
             }
         }
-        let tree = AnyTree::Standard(self.tree.clone());
-        let ingestion = tree.ingestion().map_err(|e| self.error("ingest", e))?;
-        let mut sink = LsmSink { ingestion, last: Vec::new(), tables: self };
-        fill(&mut sink)?;
-        sink.ingestion.finish().map_err(|e| self.error("install", e))
+        self.job(|| {
+            let tree = AnyTree::Standard(self.tree.clone());
+            let ingestion = tree.ingestion().map_err(|e| self.error("ingest", e))?;
+            let mut sink = LsmSink { ingestion, last: Vec::new(), tables: self };
+            fill(&mut sink)?;
+            sink.ingestion.finish().map_err(|e| self.error("install", e))
+        })
     }
 
     fn snapshot(&self) -> Result<Arc<dyn TablesView>> {
-        Ok(Arc::new(snapshot_of(&self.tree, self.visible.get(), self.path.clone())))
+        let mut pinned = self.pinned.lock();
+        let (view, ids) = snapshot_of(&self.tree, self.visible.get(), self.path.clone());
+        pinned.retain(|ids| ids.strong_count() > 0);
+        pinned.push(ids);
+        Ok(Arc::new(view))
     }
 
     fn maintain(&self) -> Result<bool> {
@@ -206,7 +277,7 @@ impl Tables for LsmTables {
         // Snapshots hold their version's files, so nothing needs an overwritten entry to survive in new ones.
         let watermark = self.visible.get();
         let strategy = Arc::clone(&self.strategy);
-        self.tree.compact(strategy, watermark).map_err(|e| self.error("compact", e))?;
+        self.job(|| self.tree.compact(strategy, watermark).map_err(|e| self.error("compact", e)))?;
         Ok(self.tree.current_version().id() != before)
     }
 
@@ -226,11 +297,18 @@ struct LsmView {
     path: PathBuf,
 }
 
-/// Pins the tree's present tables. A compaction that ends between the two looks at the version changes which
-/// tables there are, not what they say.
-fn snapshot_of(tree: &lsm_tree::Tree, visible: SeqNo, path: PathBuf) -> LsmView {
-    let version = tree.current_version();
-    let pinned = tree.get_version_history_lock().latest_version();
+/// Pins the tree's present tables. Gives their numbers too, which live as long as anything reads from them.
+fn snapshot_of(tree: &lsm_tree::Tree, visible: SeqNo, path: PathBuf) -> (LsmView, Weak<TableIds>) {
+    // The crate gives the version in two forms; both must be the same one.
+    let (version, pinned) = loop {
+        let version = tree.current_version();
+        let pinned = tree.get_version_history_lock().latest_version();
+        if tree.current_version().id() == version.id() {
+            break (version, pinned);
+        }
+    };
+    let ids: Arc<TableIds> = Arc::new(version.iter_tables().map(|table| table.id()).collect());
+    let held = Arc::downgrade(&ids);
     let get = move |key: &[u8]| {
         let hash = Bloom::get_hash(key);
         let levels = version.iter_levels().flat_map(|level| level.iter());
@@ -244,9 +322,14 @@ fn snapshot_of(tree: &lsm_tree::Tree, visible: SeqNo, path: PathBuf) -> LsmView 
     let range = move |range: &KeyRange| -> Pairs {
         let bounds = range.start.to_vec()..range.end.to_vec();
         let entries = lsm_tree::Tree::create_internal_range(pinned.clone(), &bounds, visible, None);
-        Box::new(entries.map(|entry| entry.map(|entry| (entry.key.user_key, entry.value))))
+        // The iterator may outlive the snapshot.
+        let ids = Arc::clone(&ids);
+        Box::new(entries.map(move |entry| {
+            let _held = &ids;
+            entry.map(|entry| (entry.key.user_key, entry.value))
+        }))
     };
-    LsmView { get: Box::new(get), range: Box::new(range), path }
+    (LsmView { get: Box::new(get), range: Box::new(range), path }, held)
 }
 
 impl TablesView for LsmView {

@@ -23,6 +23,10 @@ use std::sync::Arc;
 /// A kv batch is published once it holds this much.
 const PUBLISH_BYTES: usize = 8 << 20;
 
+/// Bytes of answers that wait for the end of a round of applying, about: beyond it compare and swaps leave
+/// out their previous values.
+const ANSWER_BYTES: usize = 64 << 20;
+
 /// What a round of applying led to.
 #[derive(Default, Debug)]
 pub struct ApplyOutcome {
@@ -42,6 +46,8 @@ pub struct Applier {
     machine: Arc<dyn StateMachine>,
     disk: Arc<dyn Disk>,
     regions: BTreeMap<RegionId, RegionState>,
+    /// What answers may still take in this round.
+    answer_room: usize,
 }
 
 /// One kv batch being filled.
@@ -62,11 +68,12 @@ impl Applier {
     ) -> Applier {
         let regions =
             kv.region_states().into_iter().map(|state| (state.region.id, state)).collect();
-        Applier { kv, machine, disk, regions }
+        Applier { kv, machine, disk, regions, answer_room: ANSWER_BYTES }
     }
 
     /// Applies the tasks, in order. An error is fatal: the store must stop.
     pub fn apply(&mut self, tasks: Vec<ApplyTask>, out: &mut ApplyOutcome) -> Result<()> {
+        self.answer_room = ANSWER_BYTES;
         let mut publishing = self.begin()?;
         for task in tasks {
             match task {
@@ -163,7 +170,7 @@ impl Applier {
     }
 
     fn commands(
-        &self,
+        &mut self,
         region: RegionId,
         index: u64,
         moved_to: Option<crate::types::Region>,
@@ -177,6 +184,8 @@ impl Applier {
                 None => self.command(region, index, command, publishing)?,
             };
             if let Some(token) = waiting.get(at) {
+                let bytes = answer.as_ref().map_or(0, Bytes::len);
+                self.answer_room = self.answer_room.saturating_sub(bytes);
                 publishing.replies.push((*token, Reply::Written(answer)));
             }
         }
@@ -192,8 +201,13 @@ impl Applier {
         publishing: &mut Publishing,
     ) -> Result<Result<Bytes>> {
         let mark = publishing.batch.mark();
-        let mut context =
-            Context { region, index, batch: &mut publishing.batch, view: &*publishing.view };
+        let mut context = Context {
+            region,
+            index,
+            batch: &mut publishing.batch,
+            answer_room: self.answer_room,
+            view: &*publishing.view,
+        };
         match self.machine.apply(&mut context, command) {
             Ok(response) => Ok(Ok(response)),
             Err(refusal @ (Error::Malformed { .. } | Error::InvalidArgument(_))) => {

@@ -6,7 +6,7 @@
 //! with the applied index. A refusal that every replica reaches alike is a response; an `Err` poisons
 //! the store, because replicas may have diverged.
 
-use crate::codec::command::{self, Op, Swap};
+use crate::codec::command::{self, Op, PREVIOUS_BYTES_MAX, Swap};
 use crate::error::Result;
 use crate::kv::{Pending, View, WriteBatch};
 use crate::types::{KeyRange, RegionId};
@@ -21,6 +21,9 @@ pub struct Context<'a> {
     pub index: u64,
     /// Its writes. Keys outside of the region's range are a bug of the caller.
     pub batch: &'a mut WriteBatch,
+    /// How many bytes of previous values its answer may carry. It differs between replicas (an answer is no
+    /// part of the state): writes must not depend on it.
+    pub(crate) answer_room: usize,
     /// What was applied before this round of applying.
     pub(crate) view: &'a dyn View,
 }
@@ -38,7 +41,9 @@ impl Context<'_> {
 
 /// Deterministic application of commands. See the [module](self).
 pub trait StateMachine: Send + Sync + 'static {
-    /// Applies one command; the response goes to whoever proposed it, if he still waits.
+    /// Applies one command; the response goes to whoever proposed it, if he still waits. Bound it: one that
+    /// does not fit a message between nodes (25 MiB) reaches callers in other processes as an
+    /// [`Ambiguous`](crate::Error::Ambiguous).
     fn apply(&self, context: &mut Context<'_>, command: &Bytes) -> Result<Bytes>;
 }
 
@@ -53,6 +58,7 @@ fn offsets(range: Range<usize>) -> Range<u32> {
 impl StateMachine for KvMachine {
     fn apply(&self, context: &mut Context<'_>, command: &Bytes) -> Result<Bytes> {
         let mut swaps = Vec::new();
+        let mut room = context.answer_room.min(PREVIOUS_BYTES_MAX);
         let chunk = context.batch.add_chunk(command.clone());
         for op in command::ops(command) {
             match op? {
@@ -75,7 +81,7 @@ impl StateMachine for KvMachine {
                         None if swapped => context.batch.delete_in(chunk, offsets(key)),
                         _ => {}
                     }
-                    swaps.push(Swap { swapped, previous });
+                    swaps.push(Swap::within(&mut room, swapped, previous));
                 }
             }
         }
@@ -90,5 +96,51 @@ pub struct NullMachine;
 impl StateMachine for NullMachine {
     fn apply(&self, _context: &mut Context<'_>, _command: &Bytes) -> Result<Bytes> {
         Ok(Bytes::new())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::command::{BatchBuilder, decode_swaps};
+    use crate::kv::{MemoryStore, StateStore};
+
+    fn swaps_with(room: usize, store: &MemoryStore) -> Vec<Swap> {
+        let mut command = BatchBuilder::new();
+        for _ in 0..5 {
+            command.compare_and_swap(b"big", Some(b"x"), None).unwrap();
+        }
+        command.compare_and_swap(b"small", Some(b"1"), Some(b"2")).unwrap();
+        let (mut batch, view) = (WriteBatch::new(), store.view().unwrap());
+        let mut context = Context {
+            region: RegionId(1),
+            index: 1,
+            batch: &mut batch,
+            answer_room: room,
+            view: &*view,
+        };
+        let answer = KvMachine.apply(&mut context, &command.finish()).unwrap();
+        // What is written does not depend on what is told.
+        assert_eq!(batch.get_pending(b"big"), Pending::Unknown);
+        assert_eq!(batch.get_pending(b"small"), Pending::Put("2".into()));
+        decode_swaps(&answer).unwrap()
+    }
+
+    #[test]
+    fn an_answer_tells_previous_values_up_to_its_bound() {
+        let store = MemoryStore::new().unwrap();
+        let mut batch = WriteBatch::new();
+        batch.put("big".into(), vec![0; PREVIOUS_BYTES_MAX / 2].into());
+        batch.put("small".into(), "1".into());
+        store.write(batch).unwrap();
+        let told = |room| -> Vec<Option<usize>> {
+            let swaps = swaps_with(room, &store);
+            assert!(swaps.iter().all(|swap| swap.left_out == swap.previous.is_none()));
+            swaps.iter().map(|swap| swap.previous.as_ref().map(Bytes::len)).collect()
+        };
+        let half = Some(PREVIOUS_BYTES_MAX / 2);
+        assert_eq!(told(usize::MAX), [half, half, None, None, None, None]);
+        assert_eq!(told(PREVIOUS_BYTES_MAX - 1), [half, None, None, None, None, Some(1)]);
+        assert_eq!(told(0), [None; 6]);
     }
 }

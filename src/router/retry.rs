@@ -9,6 +9,9 @@ pub const PAUSE_MIN: Duration = Duration::from_millis(2);
 /// The longest pause.
 pub const PAUSE_MAX: Duration = Duration::from_millis(250);
 
+/// A read that meets damage is repeated at most until this attempt.
+const DAMAGED_MAX: u32 = 6;
+
 /// What a request does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
@@ -78,6 +81,10 @@ pub fn decide(
         }
         Error::EpochNotMatch { .. } => (Target::Reroute, wait),
         Error::Busy { .. } | Error::DiskFull { .. } => (Target::Same, wait),
+        // This replica's copy is damaged, another one's is not: but where there is no other, do not insist.
+        Error::Corruption { .. } if access == Access::Read && attempt < DAMAGED_MAX => {
+            (Target::Other, wait)
+        }
         Error::Quarantined { .. } => (Target::Other, wait),
         Error::Ambiguous { .. } | Error::Timeout { .. } | Error::Stopped { .. } => {
             (Target::Other, wait)
@@ -111,6 +118,15 @@ mod tests {
             assert_eq!(decide(Access::Write, &error, 0, LONG, 1), Decision::GiveUp, "{error}");
             assert!(matches!(decide(Access::Read, &error, 0, LONG, 1), Decision::Again { .. }));
         }
+    }
+
+    #[test]
+    fn reads_that_met_damage_try_another_replica_for_a_while() {
+        let rot = Error::Corruption { path: "t".into(), offset: 0, detail: "x".into() };
+        assert_eq!(decide(Access::Write, &rot, 0, LONG, 1), Decision::GiveUp);
+        let again = decide(Access::Read, &rot, 0, LONG, 1);
+        assert!(matches!(again, Decision::Again { at: Target::Other, .. }), "{again:?}");
+        assert_eq!(decide(Access::Read, &rot, DAMAGED_MAX, LONG, 1), Decision::GiveUp);
     }
 
     #[test]

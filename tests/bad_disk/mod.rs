@@ -1,5 +1,9 @@
 //! The real disk with faults on demand: no room, a sync that fails; and a small file system.
 
+mod mount;
+
+pub use mount::Mount;
+
 use catamaran::env::os::OsDisk;
 use catamaran::env::{DirLock, Disk, File, OpenMode};
 use catamaran::{Error, Result};
@@ -178,26 +182,5 @@ impl File for BadFile {
 
     fn path(&self) -> &Path {
         self.file.path()
-    }
-}
-
-/// A small file system of its own.
-pub struct Mount(pub PathBuf);
-
-impl Mount {
-    /// `None` where mounting is not possible: it takes Linux and root.
-    pub fn new(at: PathBuf, size: &str) -> Option<Mount> {
-        std::fs::create_dir(&at).unwrap();
-        let size = format!("size={size}");
-        let mut mount = std::process::Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &size, "catamaran-test"]).arg(&at);
-        let mounted = mount.output().is_ok_and(|output| output.status.success());
-        mounted.then_some(Mount(at))
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }

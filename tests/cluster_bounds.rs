@@ -1,0 +1,114 @@
+//! Small requests with large answers: each is bounded where it is gathered, for embedded callers and over the
+//! wire.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+use bytes::Bytes;
+use catamaran::client::{Blocking, RemoteClient, Swap};
+use catamaran::store::ReadLevel;
+use catamaran::{Batch, Error, Node, NodeConfig};
+use std::net::TcpListener;
+use std::path::Path;
+use std::time::Duration;
+
+const LARGE: usize = 15 << 20;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A cluster of one, whose second region begins in the middle of the keys.
+fn open(dir: &Path, address: &str) -> Node {
+    Node::open(NodeConfig {
+        cluster: [(1, address.to_owned())].into(),
+        data_dir: dir.to_path_buf(),
+        regions: 2,
+        tick_ms: 20,
+        segment_bytes: 4 << 20,
+        ..NodeConfig::default()
+    })
+    .unwrap()
+}
+
+fn address() -> String {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+}
+
+/// Keys of the first and of the second region.
+const KEYS: [&[u8]; 2] = [b"big", b"\xf0big"];
+
+fn swap_often(client: &Blocking, keys: &[&[u8]]) -> Vec<Swap> {
+    let mut batch = Batch::new();
+    for at in 0..600 {
+        batch.compare_and_swap(keys[at % keys.len()], Some(b"x"), None).unwrap();
+    }
+    batch.compare_and_swap(b"small", Some(b"1"), Some(b"2")).unwrap();
+    client.write(batch).unwrap()
+}
+
+fn check(swaps: &[Swap], small: bool) {
+    let (last, large) = swaps.split_last().unwrap();
+    assert_eq!(large.len(), 600);
+    for swap in large {
+        assert_eq!((swap.swapped, swap.left_out, &swap.previous), (false, true, &None));
+    }
+    let told = Bytes::from(if small { "1" } else { "2" });
+    assert_eq!(*last, Swap { swapped: small, previous: Some(told), left_out: false });
+}
+
+#[test]
+fn many_swaps_of_a_large_value_leave_it_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let address = address();
+    let node = open(dir.path(), &address);
+    let client = node.client().with_timeout(PATIENCE).blocking();
+    let remote = RemoteClient::new(std::slice::from_ref(&address), None, PATIENCE).unwrap();
+    let remote = remote.client().blocking();
+    let large = vec![7; LARGE];
+    for key in KEYS {
+        client.put(key, &large).unwrap();
+    }
+    for (client, keys) in [(&client, &KEYS[..1]), (&client, &KEYS), (&remote, &KEYS)] {
+        client.put(b"small", b"1").unwrap();
+        check(&swap_often(client, keys), true);
+    }
+    // What is applied again after a restart is bounded as it was.
+    node.kill();
+    let node = open(dir.path(), &address);
+    let client = node.client().with_timeout(PATIENCE).blocking();
+    check(&swap_often(&client, &KEYS), false);
+    // Values that fit are told, whatever stands beside them.
+    client.put(b"fits", vec![1; 4 << 20]).unwrap();
+    let swap = client.compare_and_swap(b"fits", None, Some(b"y")).unwrap();
+    assert_eq!((swap.swapped, swap.previous.map(|v| v.len())), (false, Some(4 << 20)));
+    let swap = client.compare_and_swap(b"big", Some(&large), Some(b"y")).unwrap();
+    assert_eq!(swap, Swap { swapped: true, previous: None, left_out: true });
+    node.shutdown().unwrap();
+}
+
+#[test]
+fn a_read_of_more_than_an_answer_holds_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let address = address();
+    let node = open(dir.path(), &address);
+    let client = node.client().with_timeout(PATIENCE).blocking();
+    let remote = RemoteClient::new(&[address], None, PATIENCE).unwrap();
+    let remote = remote.client().blocking();
+    let large = vec![7; LARGE];
+    for key in KEYS {
+        client.put(key, &large).unwrap();
+    }
+    let levels = [ReadLevel::Linearizable, ReadLevel::Lease, ReadLevel::Stale { max: PATIENCE }];
+    for client in [&client, &remote] {
+        for level in levels {
+            for count in [2, 30, 1000] {
+                for keys in [&KEYS[..1], &KEYS] {
+                    let keys = (0..count).map(|i| Bytes::from(keys[i % keys.len()])).collect();
+                    let refused = client.multi_get(keys, level).unwrap_err();
+                    let Error::InvalidArgument(why) = refused else { panic!("{refused}") };
+                    assert!(why.contains("ask for fewer keys"), "{why}");
+                }
+            }
+            let one = client.multi_get(vec![KEYS[0].into(), "none".into()], level).unwrap();
+            assert_eq!(one, [Some(Bytes::from(large.clone())), None]);
+        }
+    }
+    node.shutdown().unwrap();
+}
