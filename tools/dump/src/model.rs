@@ -52,9 +52,14 @@ pub struct Group<T> {
     /// The log begins after it.
     pub truncated: LogPosition,
     /// The record that says so; 0: none does.
-    base_seq: u64,
+    pub base_seq: u64,
     pub state: Option<Vec<u8>>,
-    state_seq: u64,
+    pub state_seq: u64,
+    /// The last record that says where the group's log ends: an append or a reset. Nothing older can have
+    /// put an entry behind that end.
+    pub tail_seq: u64,
+    /// Records in which something of the group is damaged, whether it still matters or not.
+    pub damages: Vec<u64>,
     pub entries: BTreeMap<u64, Slot<T>>,
     /// Entries in the records read that count, dead ones included.
     pub written_entries: u64,
@@ -71,6 +76,8 @@ impl<T> Default for Group<T> {
             base_seq: 0,
             state: None,
             state_seq: 0,
+            tail_seq: 0,
+            damages: Vec::new(),
             entries: BTreeMap::new(),
             written_entries: 0,
             written_bytes: 0,
@@ -117,7 +124,10 @@ impl<T: Kept> Group<T> {
     }
 
     fn is_blank(&self) -> bool {
-        self.entries.is_empty() && self.base_seq == 0 && self.state.is_none()
+        self.entries.is_empty()
+            && self.base_seq == 0
+            && self.state.is_none()
+            && self.damages.is_empty()
     }
 
     fn drop_to(&mut self, seq: u64, to: LogPosition) {
@@ -131,6 +141,8 @@ impl<T: Kept> Group<T> {
 
     fn forget(&mut self) {
         self.entries.clear();
+        self.damages.clear();
+        self.tail_seq = 0;
         self.state = None;
         self.state_seq = 0;
         self.truncated = LogPosition::default();
@@ -232,8 +244,9 @@ pub struct Model<T> {
     pub written_entries: u64,
     /// Records below are void.
     pub floor: u64,
-    /// Where numbers are missing: the first record after each hole.
-    holes: Vec<u64>,
+    /// Records that are missing or do not say whose they were: first and last number, in order. What lies
+    /// below the floor is of no account.
+    lost: Vec<(u64, u64)>,
 }
 
 impl<T: Kept> Model<T> {
@@ -247,7 +260,7 @@ impl<T: Kept> Model<T> {
             records: 0,
             written_entries: 0,
             floor: 0,
-            holes: Vec::new(),
+            lost: Vec::new(),
         }
     }
 
@@ -259,7 +272,10 @@ impl<T: Kept> Model<T> {
     ) {
         self.records += 1;
         if record.seq != self.last_seq + 1 {
-            self.holes.push(record.seq);
+            self.lost.push((self.last_seq + 1, record.seq - 1));
+        }
+        if record.ops.is_empty() && !record.damaged.is_empty() {
+            self.lost.push((record.seq, record.seq));
         }
         self.last_seq = record.seq;
         if self.first_seq == 0 {
@@ -285,7 +301,17 @@ impl<T: Kept> Model<T> {
 
     /// Whether something is missing or damaged among the records that count.
     pub fn is_patchy(&self) -> bool {
-        self.counts.damaged > 0 || self.holes.iter().any(|seq| *seq > self.floor)
+        self.counts.damaged > 0 || self.lost().next().is_some()
+    }
+
+    /// Records that are missing, or do not say whose they were, and may matter: first and last number.
+    pub fn lost(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.lost.iter().copied().filter(|(_, last)| *last >= self.floor)
+    }
+
+    /// Notes that what came after the last record is gone, and that nobody knows how much it was.
+    pub fn lose_end(&mut self) {
+        self.lost.push((self.last_seq + 1, u64::MAX));
     }
 
     /// One operation; tells how many bytes of entries or state it carries.
@@ -301,7 +327,10 @@ impl<T: Kept> Model<T> {
             OpView::Append { group, entries } => {
                 self.counts.append += 1;
                 if let Some(first) = entries.first() {
-                    self.change(*group, |g| drop(g.entries.split_off(&first.index)));
+                    self.change(*group, |g| {
+                        g.tail_seq = seq;
+                        drop(g.entries.split_off(&first.index));
+                    });
                 }
                 bytes = self.put(record, *group, entries, keep);
             }
@@ -334,6 +363,7 @@ impl<T: Kept> Model<T> {
                 self.counts.reset += 1;
                 self.change(*group, |g| {
                     g.entries.clear();
+                    g.tail_seq = seq;
                     g.truncated = *to;
                     g.base_seq = seq;
                 });
@@ -346,7 +376,10 @@ impl<T: Kept> Model<T> {
                 self.counts.floor += 1;
                 self.drop_below(*seq);
             }
-            OpView::Damaged { .. } => self.counts.damaged += 1,
+            OpView::Damaged { group } => {
+                self.counts.damaged += 1;
+                self.change(*group, |g| g.damages.push(seq));
+            }
         }
         bytes
     }
@@ -387,6 +420,7 @@ impl<T: Kept> Model<T> {
         self.floor = self.floor.max(floor);
         self.groups.retain(|_, group| {
             group.entries.retain(|_, slot| slot.seq >= floor);
+            group.damages.retain(|seq| *seq >= floor);
             if group.base_seq < floor {
                 group.base_seq = 0;
                 group.truncated = LogPosition::default();
@@ -400,6 +434,9 @@ impl<T: Kept> Model<T> {
 
     /// After the last record: which bytes of which segment are still needed, and which are durable.
     pub fn close(&mut self, durable: u64) {
+        if self.last_seq < durable {
+            self.lost.push((self.last_seq + 1, durable));
+        }
         let mut live: BTreeMap<u64, u64> = BTreeMap::new();
         for group in self.groups.values() {
             for slot in group.entries.values() {

@@ -6,6 +6,7 @@ pub mod entries;
 pub mod groups;
 pub mod overview;
 pub mod padding;
+pub mod repair;
 pub mod tail;
 pub mod verify;
 
