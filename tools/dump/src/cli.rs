@@ -9,7 +9,9 @@ use std::path::PathBuf;
 /// wants the node stopped, and writes a new log.)
 #[derive(Parser, Debug)]
 #[command(name = "catamaran-dump", version, propagate_version = true)]
-#[command(after_help = "Exit codes: 0 fine, 2 usage, 3 cannot open, 4 corruption, difference or loss.")]
+#[command(
+    after_help = "Exit codes: 0 fine, 2 usage, 3 cannot open, 4 corruption, difference or loss."
+)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Cli {
     /// How to print.
@@ -94,12 +96,12 @@ pub enum Verb {
     /// State records: term, vote and commit of each group; group 0 is the store's identity.
     #[command(after_long_help = help::STATE)]
     State(States),
-    /// Where the bytes go: per group, garbage, records and batches per sync.
+    /// Where the bytes go: per group and segment, garbage, padding, sizes of batches.
     ///
     /// Filters are for the groups: with --from, --to or --type only such entries count there, and groups
     /// that never had one are left out. The log's own figures are always of all of it.
     #[command(after_long_help = help::STATS)]
-    Stats(Groups),
+    Stats(Stats),
     /// Checks every checksum and every continuity. Exits 4 when acknowledged bytes are damaged.
     ///
     /// Filters choose which groups and findings are shown; the verdict is always of the whole log.
@@ -194,6 +196,17 @@ pub struct Groups {
     #[command(flatten)]
     pub entries: EntryFilter,
     /// At most so many groups.
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+}
+
+#[derive(Args, Debug)]
+pub struct Stats {
+    #[command(flatten)]
+    pub at: Directory,
+    #[command(flatten)]
+    pub entries: EntryFilter,
+    /// At most so many groups, those with the most live bytes, and segments, those with the most garbage.
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
 }

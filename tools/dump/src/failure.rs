@@ -50,7 +50,9 @@ impl From<catamaran::Error> for Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Failure::Usage(what) | Failure::Open(what) | Failure::Corrupt(what) => f.write_str(what),
+            Failure::Usage(what) | Failure::Open(what) | Failure::Corrupt(what) => {
+                f.write_str(what)
+            }
             Failure::Output(error) => write!(f, "standard output: {error}"),
         }
     }

@@ -34,7 +34,7 @@ fn run(cli: &Cli, out: &mut dyn Write) -> Result<Verdict, Failure> {
     match &cli.verb {
         Verb::Summary(args) => verb::overview::summary(args, context),
         Verb::Segments(args) => verb::overview::segments(args, context),
-        Verb::Stats(args) => verb::overview::stats(args, context),
+        Verb::Stats(args) => verb::stats::run(args, context),
         Verb::Groups(args) => verb::groups::groups(args, context),
         Verb::State(args) => verb::groups::state(args, context),
         Verb::Entries(args) => verb::entries::run(args, context),

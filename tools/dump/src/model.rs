@@ -162,6 +162,41 @@ pub enum Standing {
     Void,
 }
 
+impl Standing {
+    pub fn text(self) -> &'static str {
+        match self {
+            Standing::Active => "active",
+            Standing::Sealed => "sealed",
+            Standing::Void => "void",
+        }
+    }
+}
+
+/// How often each value of a figure occurs.
+#[derive(Clone, Default, Debug)]
+pub struct Spread(BTreeMap<u64, u64>);
+
+impl Spread {
+    fn add(&mut self, value: u64) {
+        *self.0.entry(value).or_default() += 1;
+    }
+
+    pub fn count(&self) -> u64 {
+        self.0.values().sum()
+    }
+
+    /// The smallest value that so many percent do not exceed; 0 of nothing.
+    pub fn percentile(&self, percent: u64) -> u64 {
+        let rank = (self.count() * percent).div_ceil(100).max(1);
+        let mut seen = 0;
+        let reached = self.0.iter().find(|(_, count)| {
+            seen += **count;
+            seen >= rank
+        });
+        reached.map_or(0, |(value, _)| *value)
+    }
+}
+
 /// A segment and what was read in it.
 #[derive(Clone, Debug)]
 pub struct Segment {
@@ -210,6 +245,11 @@ impl Segment {
         }
     }
 
+    /// Bytes of records.
+    pub fn record_bytes(&self) -> u64 {
+        self.extents.iter().map(|(_, len, _)| len).sum()
+    }
+
     /// Bytes of records and their padding.
     pub fn used(&self) -> u64 {
         (self.end - BLOCK as u64).next_multiple_of(BLOCK as u64)
@@ -242,6 +282,9 @@ pub struct Model<T> {
     pub records: u64,
     /// Entries in them, of any group, live or not, asked for or not.
     pub written_entries: u64,
+    /// Of records with operations: their bytes, and how many entries they carry.
+    pub batch_bytes: Spread,
+    pub batch_entries: Spread,
     /// Records below are void.
     pub floor: u64,
     /// Records that are missing or do not say whose they were: first and last number, in order. What lies
@@ -259,6 +302,8 @@ impl<T: Kept> Model<T> {
             last_seq: 0,
             records: 0,
             written_entries: 0,
+            batch_bytes: Spread::default(),
+            batch_entries: Spread::default(),
             floor: 0,
             lost: Vec::new(),
         }
@@ -281,9 +326,13 @@ impl<T: Kept> Model<T> {
         if self.first_seq == 0 {
             self.first_seq = record.seq;
         }
-        let mut data = 0;
+        let (mut data, before) = (0, self.written_entries);
         for op in &record.ops {
             data += self.op(record, op, keep);
+        }
+        if !record.ops.is_empty() {
+            self.batch_bytes.add(record.len);
+            self.batch_entries.add(self.written_entries - before);
         }
         let Some(segment) = self.segments.iter_mut().rev().find(|s| s.path == record.path) else {
             return;
@@ -460,4 +509,20 @@ impl<T: Kept> Model<T> {
 /// A file's name, without the directory.
 pub fn name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles() {
+        let mut spread = Spread::default();
+        assert_eq!((spread.count(), spread.percentile(50)), (0, 0));
+        (1..=100).for_each(|value| spread.add(value));
+        let found: Vec<u64> = [0, 1, 50, 90, 99, 100].map(|p| spread.percentile(p)).into();
+        assert_eq!(found, [1, 1, 50, 90, 99, 100]);
+        spread.add(7);
+        assert_eq!((spread.count(), spread.percentile(100)), (101, 100));
+    }
 }

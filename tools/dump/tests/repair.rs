@@ -254,7 +254,8 @@ fn records_lost_without_a_name() {
     assert_eq!(code, 4);
     if refused {
         assert!(page["lost"].to_string().contains("record 3"), "{page:#}");
-        let outcomes: Vec<_> = (0..=4).map(|id| row(&page, id)["outcome"].as_str().unwrap()).collect();
+        let outcomes: Vec<_> =
+            (0..=4).map(|id| row(&page, id)["outcome"].as_str().unwrap()).collect();
         assert_eq!(outcomes, ["left-out", "left-out", "left-out", "whole", "left-out"]);
         assert_eq!(new.keys().copied().collect::<Vec<_>>(), [3]);
         let indexes: Vec<u64> = new[&3].entries.iter().map(|entry| entry.index).collect();

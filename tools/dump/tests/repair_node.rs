@@ -48,7 +48,7 @@ fn lived(data: &Path) {
     for i in 0..30 {
         for region in 1..=2 {
             let value = format!("<{region}/{i}>");
-            client.put(&key(region, i), value.as_bytes()).unwrap();
+            client.put(key(region, i), value.as_bytes()).unwrap();
         }
         if i == 10 {
             node.flush().unwrap();
@@ -99,8 +99,8 @@ fn a_replica_that_lost_something_does_not_come_back_as_if_it_were_whole() {
         }
         let fenced = node.client().with_timeout(Duration::from_secs(1)).blocking();
         assert!(fenced.get_at(key(2, 1), ReadLevel::Linearizable).is_err());
-        assert!(fenced.put(&key(2, 1), b"new").is_err());
-        client.put(&key(1, 99), b"goes on").unwrap();
+        assert!(fenced.put(key(2, 1), b"new").is_err());
+        client.put(key(1, 99), b"goes on").unwrap();
         node.shutdown().unwrap();
     }
 }

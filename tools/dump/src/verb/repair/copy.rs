@@ -93,18 +93,18 @@ impl Copier {
             self.begin(*id, plan)?;
             let Some(last) = group.last else { continue };
             match plan.judgement.log.as_ref().filter(|_| group.whole) {
-                Some(log) => self.from_engine(log, *id, last)?,
+                Some(log) => self.copy_whole(log, *id, last)?,
                 None => {
                     gathered.insert(*id, last);
                     weight += group.bytes;
                     if weight >= GATHER_BYTES {
-                        self.from_records(plan, &std::mem::take(&mut gathered))?;
+                        self.copy_gathered(plan, &std::mem::take(&mut gathered))?;
                         weight = 0;
                     }
                 }
             }
         }
-        self.from_records(plan, &gathered)?;
+        self.copy_gathered(plan, &gathered)?;
         self.flush()
     }
 
@@ -124,7 +124,7 @@ impl Copier {
         self.flush_if_full()
     }
 
-    fn from_engine(&mut self, log: &Log, id: GroupId, last: u64) -> Result<(), Failure> {
+    fn copy_whole(&mut self, log: &Log, id: GroupId, last: u64) -> Result<(), Failure> {
         let mut next = log.first_index(id);
         while next <= last {
             let entries = log.entries(id, next, last + 1, BATCH_BYTES as u64)?;
@@ -137,7 +137,7 @@ impl Copier {
 
     /// Entries of groups that the engine does not hand out, up to these indexes: one pass over the records,
     /// from which those are taken that the model found to be alive.
-    fn from_records(
+    fn copy_gathered(
         &mut self,
         plan: &Plan,
         wanted: &BTreeMap<GroupId, u64>,

@@ -153,10 +153,9 @@ impl Judgement {
                 }
                 None if suspects.contains(&id) => match first_unreadable(log, id)? {
                     None => Fate::Whole,
-                    Some((bad, error)) => Fate::Damaged {
-                        last_good: self.solid(id, bad - 1),
-                        why: error.to_string(),
-                    },
+                    Some((bad, error)) => {
+                        Fate::Damaged { last_good: self.solid(id, bad - 1), why: error.to_string() }
+                    }
                 },
                 None => Fate::Whole,
             };

@@ -39,7 +39,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 /// Stands for a state record that was left out. Of any size but that of raft's record, 24 bytes.
-pub const FENCE: &[u8] = b"left out by catamaran-dump repair: acknowledged writes or votes may be lost";
+pub const FENCE: &[u8] =
+    b"left out by catamaran-dump repair: acknowledged writes or votes may be lost";
 
 /// Sizes of segments that the new log may have; it takes those of the old one.
 const SEGMENT_BYTES_MIN: u64 = 32 << 10;
@@ -137,8 +138,16 @@ impl Page for Repaired {
         self.lost.iter().for_each(|what| head.pair("lost", what));
         self.notes.iter().for_each(|what| head.pair("without harm", what));
         let mut table = Table::new(&[
-            "group>", "outcome", "state", "truncated>", "kept", "entries>", "bytes>", "dropped>",
-            "good to>", "why",
+            "group>",
+            "outcome",
+            "state",
+            "truncated>",
+            "kept",
+            "entries>",
+            "bytes>",
+            "dropped>",
+            "good to>",
+            "why",
         ])
         .titled("groups");
         for row in &self.groups {
