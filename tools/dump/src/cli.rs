@@ -117,6 +117,7 @@ pub enum Verb {
     Diff(Diff),
     /// Copies what is sound into a new log directory, and says what is not. Exits 4 when anything is dropped.
     #[command(after_long_help = help::REPAIR)]
+    #[command(override_usage = "catamaran-dump repair [OPTIONS] <DIR> <--out <NEWDIR>|--dry-run>")]
     Repair(Repair),
     /// Prints a completion script.
     #[command(after_long_help = help::COMPLETIONS)]
@@ -331,7 +332,7 @@ pub struct Repair {
     /// Only says what would be kept and what dropped.
     #[arg(long, conflicts_with = "out")]
     dry_run: bool,
-    /// Keeps what can be had of damaged groups too. DANGEROUS: see below.
+    /// Keeps what can be had of damaged groups too. DANGEROUS: see --help.
     #[arg(long)]
     pub keep_damaged: bool,
 }

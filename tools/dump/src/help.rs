@@ -30,9 +30,9 @@ Examples:
   catamaran-dump state data/1 --type identity -o json";
 
 pub const STATS: &str = "\
-Garbage is what no group needs any more. What lies in a segment behind its last record is room, not
-garbage. A batch is what a caller wrote in one piece: one record; sizes are whole, with header and
-directory.
+Garbage is what no group needs any more; what lies in a segment behind its last record is room, not \
+garbage. A batch is what a caller wrote in one piece: one record; its size is with header and directory. \
+The format does not compress: bytes stored are bytes given.
 
 Examples:
   catamaran-dump stats data/1 --limit 10
@@ -46,9 +46,9 @@ Examples:
   catamaran-dump verify data/1 --type rot -o jsonl";
 
 pub const TAIL: &str = "\
-With --follow it goes on until interrupted (SIGINT, SIGTERM: exit 0) or until nobody reads what it prints.
-It follows into new segments and after a restart of the node. Records that were purged before they were
-seen are reported on standard error.
+With --follow it goes on until interrupted (SIGINT, SIGTERM) or until nobody reads what it prints, and \
+exits with 0, or with 4 if it came upon damage. It follows into new segments and over restarts of the node. \
+Records that were purged before they were seen are reported on standard error.
 
 Examples:
   catamaran-dump tail data/1 -n 100
@@ -62,28 +62,32 @@ Examples:
   catamaran-dump diff data/1 data/2 --type put --to 5000 -o json";
 
 pub const REPAIR: &str = "\
-DIR is read and never written to; its node must be stopped (a held lock is refused), or DIR a copy. NEWDIR
-gets its name when the copy is complete and has been read back. Garbage is not copied. Sound groups are
-kept as they are. What a group's copy holds it held: nothing is made up, nothing put in another order.
+DIR is read and never written to. Its node must be stopped (a held lock is refused), or DIR be a copy. \
+NEWDIR gets its name when the copy is complete and has been read back. Garbage is not copied. Sound groups \
+are kept as they are; nothing is made up, and nothing put in another order.
 
-A group of which anything acknowledged is missing is left out, its state record too: with entries or a vote
-forgotten it must not vote. Where DIR is a node's log
-  - each such group gets a mark for a state record, so that a node on NEWDIR fences it and serves the
-    others (outcome `fenced`); remove the replica from its group and add a new one;
-  - if records are lost and nobody knows whose they were, every group is taken for damaged that was not
-    written anew since, and the store's identity is left out: a node refuses NEWDIR. Let the store join
-    as a new one.
+A group of which anything acknowledged is missing is left out, its state record too: a replica that forgot \
+entries or a vote must not vote as if it had not. Where DIR is a node's log:
 
---keep-damaged keeps the sound prefix of damaged groups (to the first gap or damage) and the last state
-record that reads. DANGER: a replica started from it has forgotten entries that it acknowledged and perhaps
-votes. Acknowledged writes can be lost and replicas can diverge. Only for a group whose other replicas are
-all gone.
+- Each such group gets a mark for a state record. A node on NEWDIR fences it (outcome `fenced`) and serves \
+the others. Remove the replica from its group and add a new one.
 
-To put NEWDIR in place, stop the node, move the old `log` directory away and NEWDIR to where it was.
+- If records are lost and nobody knows whose they were, every group that was not written anew since is \
+taken for damaged, and the store's identity is left out: no node starts on NEWDIR. Let the store join as a \
+new one.
 
-Exit codes: 0 everything was kept, 4 something was dropped (the copy is there all the same), 2 NEWDIR is
-not empty or lies in DIR, 3 DIR cannot be read, is in use, or NEWDIR cannot be written. A torn tail, which
-was never acknowledged, is no loss.
+--keep-damaged keeps, of damaged groups, the sound prefix (to the first gap or damage) and the last state \
+record that reads. DANGER: a replica that starts from it has forgotten entries that it acknowledged, and \
+perhaps votes: acknowledged writes can be lost, and replicas can diverge. Only for a group whose other \
+replicas are all gone.
+
+To use it, stop the node, move its `log` directory away, and NEWDIR to where it was.
+
+Exit codes:
+  0  everything was kept (a torn tail, never acknowledged, is no loss)
+  2  the command line makes no sense: NEWDIR is not empty, or lies in DIR
+  3  DIR cannot be read or is in use, or NEWDIR cannot be written
+  4  something was dropped; NEWDIR holds the rest
 
 Examples:
   catamaran-dump repair data/1 --dry-run

@@ -7,6 +7,7 @@ mod fixture;
 
 use catamaran::env::os::OsDisk;
 use catamaran::log::{Entry, Log, LogBatch, Options};
+use fixture::golden::spoil;
 use fixture::*;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -78,18 +79,6 @@ fn repair(data: &Path, out: &Path, more: &[&str]) -> (i32, Value, BTreeMap<u64, 
 
 fn row(page: &Value, group: u64) -> &Value {
     page["groups"].as_array().unwrap().iter().find(|row| row["group"] == group).unwrap()
-}
-
-/// Flips a bit in the file that holds the bytes.
-fn spoil(data: &Path, needle: &[u8], offset: usize) {
-    for path in segments(data) {
-        let mut bytes = std::fs::read(&path).unwrap();
-        if let Some(at) = bytes.windows(needle.len()).position(|window| window == needle) {
-            bytes[at + offset] ^= 1;
-            return std::fs::write(&path, &bytes).unwrap();
-        }
-    }
-    panic!("{needle:?} is nowhere");
 }
 
 /// Flips a bit in the directory of the record with this number.
