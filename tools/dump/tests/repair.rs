@@ -384,6 +384,7 @@ fn what_is_refused() {
     std::fs::write(full.join("x"), "").unwrap();
     check(2, "not empty", &[text(&data), "--out", text(&full)]);
     check(2, "not a directory", &[text(&data), "--out", text(&full.join("x"))]);
+    check(3, "Not a directory", &[text(&data), "--out", text(&full.join("x/new"))]);
     for inside in [data.clone(), data.join("log"), data.join("new/er"), data.join("log/new")] {
         check(2, "lies in the directory", &[text(&data), "--out", text(&inside)]);
     }
