@@ -417,6 +417,23 @@ fn what_is_refused() {
     drop(before);
 }
 
+/// A destination that takes no more: an error, and nothing is left that could be taken for a log.
+#[test]
+fn a_copy_that_fails_is_not_there() {
+    let temp = tempfile::tempdir().unwrap();
+    let (data, new) = (temp.path().join("data"), temp.path().join("new"));
+    build(&data, 1);
+    let script = "trap '' XFSZ; ulimit -f 8; exec \"$0\" \"$@\"";
+    let exe = env!("CARGO_BIN_EXE_catamaran-dump");
+    let args = ["-c", script, exe, "repair", text(&data), "--out", text(&new)];
+    let run = std::process::Command::new("sh").args(args).output().unwrap();
+    let err = String::from_utf8_lossy(&run.stderr);
+    assert_eq!((run.status.code(), run.stdout.as_slice()), (Some(3), &b""[..]), "{err}");
+    assert!(err.contains("new.partial"), "{err}");
+    assert!(!new.exists() && !new.with_extension("partial").exists());
+    assert_eq!(repair(&data, &new, &[]).0, 0);
+}
+
 /// A copy has no lock file, and gets none.
 #[test]
 fn no_lock_file_no_trace() {
