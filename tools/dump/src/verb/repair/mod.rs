@@ -37,6 +37,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Stands for a state record that was left out. Of any size but that of raft's record, 24 bytes.
 pub const FENCE: &[u8] =
@@ -45,6 +46,11 @@ pub const FENCE: &[u8] =
 /// Sizes of segments that the new log may have; it takes those of the old one.
 const SEGMENT_BYTES_MIN: u64 = 32 << 10;
 const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+
+/// How often to ask for the lock, and how long to wait in between: a node that has just gone leaves it for a
+/// moment to a process that it was about to start.
+const LOCK_TRIES: u32 = 10;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 /// What goes into the new log.
 pub struct Plan {
@@ -363,17 +369,18 @@ fn lock(dir: &Path) -> Result<Option<std::fs::File>, Failure> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Failure::Open(format!("{}: {error}", path.display()))),
     };
-    match file.try_lock_exclusive() {
-        Ok(()) => Ok(Some(file)),
-        Err(error) if error.kind() == fs2::lock_contended_error().kind() => {
-            Err(Failure::Open(format!(
-                "{}: a node has it open; what is being written cannot be repaired: stop the node, or \
-                 repair a copy",
-                dir.display()
-            )))
+    for _ in 0..LOCK_TRIES {
+        match file.try_lock_exclusive() {
+            Ok(()) => return Ok(Some(file)),
+            Err(error) if error.kind() == fs2::lock_contended_error().kind() => {}
+            Err(error) => return Err(Failure::Open(format!("{}: {error}", path.display()))),
         }
-        Err(error) => Err(Failure::Open(format!("{}: {error}", path.display()))),
+        std::thread::sleep(LOCK_PAUSE);
     }
+    Err(Failure::Open(format!(
+        "{}: a node has it open; what is being written cannot be repaired: stop the node, or repair a copy",
+        dir.display()
+    )))
 }
 
 /// Where the new log is to be.
