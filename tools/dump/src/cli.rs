@@ -1,13 +1,17 @@
 //! The command line, as people type it.
 
+use crate::help;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
-/// Looks into a Catamaran log: read-only, without a lock, beside a live node if need be.
+/// Looks into a Catamaran log: read-only, without a lock, beside a live node if need be. (`repair` alone
+/// wants the node stopped, and writes a new log.)
 #[derive(Parser, Debug)]
 #[command(name = "catamaran-dump", version, propagate_version = true)]
-#[command(after_help = "Exit codes: 0 fine, 2 usage, 3 cannot open, 4 corruption or difference.")]
+#[command(
+    after_help = "Exit codes: 0 fine, 2 usage, 3 cannot open, 4 corruption, difference or loss."
+)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Cli {
     /// How to print.
@@ -35,6 +39,7 @@ Examples:
   catamaran-dump stats data/1 -o json | jq .log.garbage_percent
   catamaran-dump tail data/1 -f -o jsonl
   catamaran-dump diff data/1 data/2 --common --group 1-16 --limit 10
+  catamaran-dump repair data/1 --out repaired/log
   catamaran-dump completions bash > /etc/bash_completion.d/catamaran-dump
 
 Filters choose what is shown; all that are given must hold:
@@ -50,7 +55,7 @@ Exit codes:
   0  fine (a torn tail that was never acknowledged is fine)
   2  the command line makes no sense
   3  the directory cannot be opened or holds no log
-  4  corruption, or the two logs differ";
+  4  corruption, or the two logs differ, or a repair left something out";
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Format {
@@ -75,33 +80,47 @@ pub enum Keys {
 #[derive(Subcommand, Debug)]
 pub enum Verb {
     /// The whole log on one page.
+    #[command(after_long_help = help::SUMMARY)]
     Summary(Summary),
     /// Segment files: sequence numbers, how full, how much of it is live.
+    #[command(after_long_help = help::SEGMENTS)]
     Segments(Segments),
     /// Groups: first and last entry, truncated position, bytes.
     ///
     /// With --from, --to or --type only such entries count, and groups without one are left out.
+    #[command(after_long_help = help::GROUPS)]
     Groups(Groups),
     /// Live entries in order of group and index, with their commands decoded.
+    #[command(after_long_help = help::ENTRIES)]
     Entries(Entries),
     /// State records: term, vote and commit of each group; group 0 is the store's identity.
+    #[command(after_long_help = help::STATE)]
     State(States),
-    /// Where the bytes go: per group, garbage, records and batches per sync.
+    /// Where the bytes go: per group and segment, garbage, padding, sizes of batches.
     ///
     /// Filters are for the groups: with --from, --to or --type only such entries count there, and groups
     /// that never had one are left out. The log's own figures are always of all of it.
-    Stats(Groups),
+    #[command(after_long_help = help::STATS)]
+    Stats(Stats),
     /// Checks every checksum and every continuity. Exits 4 when acknowledged bytes are damaged.
     ///
     /// Filters choose which groups and findings are shown; the verdict is always of the whole log.
+    #[command(after_long_help = help::VERIFY)]
     Verify(Verify),
     /// The last records, in the order in which they were written.
+    #[command(after_long_help = help::TAIL)]
     Tail(Tail),
     /// Compares two replicas' logs, group by group. Exits 4 when they differ.
     ///
     /// With --from, --to or --type only entries that are such in A or in B are compared.
+    #[command(after_long_help = help::DIFF)]
     Diff(Diff),
+    /// Copies what is sound into a new log directory, and says what is not. Exits 4 when anything is dropped.
+    #[command(after_long_help = help::REPAIR)]
+    #[command(override_usage = "catamaran-dump repair [OPTIONS] <DIR> <--out <NEWDIR>|--dry-run>")]
+    Repair(Repair),
     /// Prints a completion script.
+    #[command(after_long_help = help::COMPLETIONS)]
     Completions {
         /// For which shell.
         shell: clap_complete::Shell,
@@ -178,6 +197,17 @@ pub struct Groups {
     #[command(flatten)]
     pub entries: EntryFilter,
     /// At most so many groups.
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+}
+
+#[derive(Args, Debug)]
+pub struct Stats {
+    #[command(flatten)]
+    pub at: Directory,
+    #[command(flatten)]
+    pub entries: EntryFilter,
+    /// At most so many groups, those with the most live bytes, and segments, those with the most garbage.
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
 }
@@ -290,6 +320,21 @@ pub struct Diff {
     /// Only what both hold counts: one may lag, or be compacted further, than the other.
     #[arg(long)]
     pub common: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct Repair {
+    #[command(flatten)]
+    pub at: Directory,
+    /// Where the new log goes: a log directory that does not exist yet, or is empty.
+    #[arg(long, value_name = "NEWDIR", required_unless_present = "dry_run")]
+    pub out: Option<PathBuf>,
+    /// Only says what would be kept and what dropped.
+    #[arg(long, conflicts_with = "out")]
+    dry_run: bool,
+    /// Keeps what can be had of damaged groups too. DANGEROUS: see --help.
+    #[arg(long)]
+    pub keep_damaged: bool,
 }
 
 #[derive(Args, Debug)]

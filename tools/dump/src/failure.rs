@@ -6,6 +6,8 @@ use std::process::ExitCode;
 /// Why the work stopped.
 #[derive(Debug)]
 pub enum Failure {
+    /// What is asked for makes no sense, or would do harm: exit 2.
+    Usage(String),
     /// The directory cannot be opened or holds no log: exit 3.
     Open(String),
     /// The log is damaged beyond what a finding can tell: exit 4.
@@ -48,7 +50,9 @@ impl From<catamaran::Error> for Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Failure::Open(what) | Failure::Corrupt(what) => f.write_str(what),
+            Failure::Usage(what) | Failure::Open(what) | Failure::Corrupt(what) => {
+                f.write_str(what)
+            }
             Failure::Output(error) => write!(f, "standard output: {error}"),
         }
     }
@@ -60,6 +64,7 @@ pub fn exit_code(result: &Result<Verdict, Failure>) -> ExitCode {
         Ok(Verdict::Fine) => 0,
         Ok(Verdict::Bad) | Err(Failure::Corrupt(_)) => 4,
         Err(Failure::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => 0,
+        Err(Failure::Usage(_)) => 2,
         Err(Failure::Open(_) | Failure::Output(_)) => 3,
     })
 }

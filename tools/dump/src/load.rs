@@ -110,18 +110,25 @@ impl LogDir {
         &self,
         keep: &mut impl FnMut(&RecordView, GroupId, &Entry) -> T,
     ) -> catamaran::Result<Loaded<T>> {
-        let inspector = self.inspect()?;
-        let report = inspector.verify()?;
-        let mut model = Model::new(inspector.segments()?);
-        for record in inspector.records() {
-            let record = record?;
-            // A torn record was never acknowledged, and nothing after it counts.
-            if !record.damaged.is_empty() && record.seq > report.durable {
-                break;
-            }
-            model.record(&record, keep);
-        }
-        model.close(report.durable);
-        Ok(Loaded { model, report })
+        read(&self.inspect()?, keep)
     }
+}
+
+/// Reads everything, once.
+pub fn read<T: Kept>(
+    inspector: &Inspector,
+    keep: &mut impl FnMut(&RecordView, GroupId, &Entry) -> T,
+) -> catamaran::Result<Loaded<T>> {
+    let report = inspector.verify()?;
+    let mut model = Model::new(inspector.segments()?);
+    for record in inspector.records() {
+        let record = record?;
+        // A torn record was never acknowledged, and nothing after it counts.
+        if !record.damaged.is_empty() && record.seq > report.durable {
+            break;
+        }
+        model.record(&record, keep);
+    }
+    model.close(report.durable);
+    Ok(Loaded { model, report })
 }

@@ -1,12 +1,14 @@
 //! `catamaran-dump`: looks into a Catamaran log directory. Read-only, takes no lock, works beside a live
-//! node. See `--help`.
+//! node; `repair` alone wants the node stopped, and writes, but elsewhere. See `--help`.
 
 mod cli;
 mod decode;
 mod failure;
+mod help;
 mod load;
 mod model;
 mod output;
+mod overlay;
 mod verb;
 
 use clap::{CommandFactory, Parser};
@@ -32,13 +34,14 @@ fn run(cli: &Cli, out: &mut dyn Write) -> Result<Verdict, Failure> {
     match &cli.verb {
         Verb::Summary(args) => verb::overview::summary(args, context),
         Verb::Segments(args) => verb::overview::segments(args, context),
-        Verb::Stats(args) => verb::overview::stats(args, context),
+        Verb::Stats(args) => verb::stats::run(args, context),
         Verb::Groups(args) => verb::groups::groups(args, context),
         Verb::State(args) => verb::groups::state(args, context),
         Verb::Entries(args) => verb::entries::run(args, context),
         Verb::Verify(args) => verb::verify::run(args, context),
         Verb::Tail(args) => verb::tail::run(args, context),
         Verb::Diff(args) => verb::diff::run(args, context),
+        Verb::Repair(args) => verb::repair::run(args, context),
         Verb::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "catamaran-dump", &mut script);

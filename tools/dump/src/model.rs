@@ -52,9 +52,14 @@ pub struct Group<T> {
     /// The log begins after it.
     pub truncated: LogPosition,
     /// The record that says so; 0: none does.
-    base_seq: u64,
+    pub base_seq: u64,
     pub state: Option<Vec<u8>>,
-    state_seq: u64,
+    pub state_seq: u64,
+    /// The last record that says where the group's log ends: an append or a reset. Nothing older can have
+    /// put an entry behind that end.
+    pub tail_seq: u64,
+    /// Records in which something of the group is damaged, whether it still matters or not.
+    pub damages: Vec<u64>,
     pub entries: BTreeMap<u64, Slot<T>>,
     /// Entries in the records read that count, dead ones included.
     pub written_entries: u64,
@@ -71,6 +76,8 @@ impl<T> Default for Group<T> {
             base_seq: 0,
             state: None,
             state_seq: 0,
+            tail_seq: 0,
+            damages: Vec::new(),
             entries: BTreeMap::new(),
             written_entries: 0,
             written_bytes: 0,
@@ -117,7 +124,10 @@ impl<T: Kept> Group<T> {
     }
 
     fn is_blank(&self) -> bool {
-        self.entries.is_empty() && self.base_seq == 0 && self.state.is_none()
+        self.entries.is_empty()
+            && self.base_seq == 0
+            && self.state.is_none()
+            && self.damages.is_empty()
     }
 
     fn drop_to(&mut self, seq: u64, to: LogPosition) {
@@ -131,6 +141,8 @@ impl<T: Kept> Group<T> {
 
     fn forget(&mut self) {
         self.entries.clear();
+        self.damages.clear();
+        self.tail_seq = 0;
         self.state = None;
         self.state_seq = 0;
         self.truncated = LogPosition::default();
@@ -148,6 +160,41 @@ pub enum Standing {
     Sealed,
     /// Nothing in it counts any more.
     Void,
+}
+
+impl Standing {
+    pub fn text(self) -> &'static str {
+        match self {
+            Standing::Active => "active",
+            Standing::Sealed => "sealed",
+            Standing::Void => "void",
+        }
+    }
+}
+
+/// How often each value of a figure occurs.
+#[derive(Clone, Default, Debug)]
+pub struct Spread(BTreeMap<u64, u64>);
+
+impl Spread {
+    fn add(&mut self, value: u64) {
+        *self.0.entry(value).or_default() += 1;
+    }
+
+    pub fn count(&self) -> u64 {
+        self.0.values().sum()
+    }
+
+    /// The smallest value that so many percent do not exceed; 0 of nothing.
+    pub fn percentile(&self, percent: u64) -> u64 {
+        let rank = (self.count() * percent).div_ceil(100).max(1);
+        let mut seen = 0;
+        let reached = self.0.iter().find(|(_, count)| {
+            seen += **count;
+            seen >= rank
+        });
+        reached.map_or(0, |(value, _)| *value)
+    }
 }
 
 /// A segment and what was read in it.
@@ -198,6 +245,11 @@ impl Segment {
         }
     }
 
+    /// Bytes of records.
+    pub fn record_bytes(&self) -> u64 {
+        self.extents.iter().map(|(_, len, _)| len).sum()
+    }
+
     /// Bytes of records and their padding.
     pub fn used(&self) -> u64 {
         (self.end - BLOCK as u64).next_multiple_of(BLOCK as u64)
@@ -230,10 +282,14 @@ pub struct Model<T> {
     pub records: u64,
     /// Entries in them, of any group, live or not, asked for or not.
     pub written_entries: u64,
+    /// Of records with operations: their bytes, and how many entries they carry.
+    pub batch_bytes: Spread,
+    pub batch_entries: Spread,
     /// Records below are void.
     pub floor: u64,
-    /// Where numbers are missing: the first record after each hole.
-    holes: Vec<u64>,
+    /// Records that are missing or do not say whose they were: first and last number, in order. What lies
+    /// below the floor is of no account.
+    lost: Vec<(u64, u64)>,
 }
 
 impl<T: Kept> Model<T> {
@@ -246,8 +302,10 @@ impl<T: Kept> Model<T> {
             last_seq: 0,
             records: 0,
             written_entries: 0,
+            batch_bytes: Spread::default(),
+            batch_entries: Spread::default(),
             floor: 0,
-            holes: Vec::new(),
+            lost: Vec::new(),
         }
     }
 
@@ -259,15 +317,22 @@ impl<T: Kept> Model<T> {
     ) {
         self.records += 1;
         if record.seq != self.last_seq + 1 {
-            self.holes.push(record.seq);
+            self.lost.push((self.last_seq + 1, record.seq - 1));
+        }
+        if record.ops.is_empty() && !record.damaged.is_empty() {
+            self.lost.push((record.seq, record.seq));
         }
         self.last_seq = record.seq;
         if self.first_seq == 0 {
             self.first_seq = record.seq;
         }
-        let mut data = 0;
+        let (mut data, before) = (0, self.written_entries);
         for op in &record.ops {
             data += self.op(record, op, keep);
+        }
+        if !record.ops.is_empty() {
+            self.batch_bytes.add(record.len);
+            self.batch_entries.add(self.written_entries - before);
         }
         let Some(segment) = self.segments.iter_mut().rev().find(|s| s.path == record.path) else {
             return;
@@ -285,7 +350,17 @@ impl<T: Kept> Model<T> {
 
     /// Whether something is missing or damaged among the records that count.
     pub fn is_patchy(&self) -> bool {
-        self.counts.damaged > 0 || self.holes.iter().any(|seq| *seq > self.floor)
+        self.counts.damaged > 0 || self.lost().next().is_some()
+    }
+
+    /// Records that are missing, or do not say whose they were, and may matter: first and last number.
+    pub fn lost(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.lost.iter().copied().filter(|(_, last)| *last >= self.floor)
+    }
+
+    /// Notes that what came after the last record is gone, and that nobody knows how much it was.
+    pub fn lose_end(&mut self) {
+        self.lost.push((self.last_seq + 1, u64::MAX));
     }
 
     /// One operation; tells how many bytes of entries or state it carries.
@@ -301,7 +376,10 @@ impl<T: Kept> Model<T> {
             OpView::Append { group, entries } => {
                 self.counts.append += 1;
                 if let Some(first) = entries.first() {
-                    self.change(*group, |g| drop(g.entries.split_off(&first.index)));
+                    self.change(*group, |g| {
+                        g.tail_seq = seq;
+                        drop(g.entries.split_off(&first.index));
+                    });
                 }
                 bytes = self.put(record, *group, entries, keep);
             }
@@ -334,6 +412,7 @@ impl<T: Kept> Model<T> {
                 self.counts.reset += 1;
                 self.change(*group, |g| {
                     g.entries.clear();
+                    g.tail_seq = seq;
                     g.truncated = *to;
                     g.base_seq = seq;
                 });
@@ -346,7 +425,10 @@ impl<T: Kept> Model<T> {
                 self.counts.floor += 1;
                 self.drop_below(*seq);
             }
-            OpView::Damaged { .. } => self.counts.damaged += 1,
+            OpView::Damaged { group } => {
+                self.counts.damaged += 1;
+                self.change(*group, |g| g.damages.push(seq));
+            }
         }
         bytes
     }
@@ -387,6 +469,7 @@ impl<T: Kept> Model<T> {
         self.floor = self.floor.max(floor);
         self.groups.retain(|_, group| {
             group.entries.retain(|_, slot| slot.seq >= floor);
+            group.damages.retain(|seq| *seq >= floor);
             if group.base_seq < floor {
                 group.base_seq = 0;
                 group.truncated = LogPosition::default();
@@ -400,6 +483,9 @@ impl<T: Kept> Model<T> {
 
     /// After the last record: which bytes of which segment are still needed, and which are durable.
     pub fn close(&mut self, durable: u64) {
+        if self.last_seq < durable {
+            self.lost.push((self.last_seq + 1, durable));
+        }
         let mut live: BTreeMap<u64, u64> = BTreeMap::new();
         for group in self.groups.values() {
             for slot in group.entries.values() {
@@ -423,4 +509,20 @@ impl<T: Kept> Model<T> {
 /// A file's name, without the directory.
 pub fn name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles() {
+        let mut spread = Spread::default();
+        assert_eq!((spread.count(), spread.percentile(50)), (0, 0));
+        (1..=100).for_each(|value| spread.add(value));
+        let found: Vec<u64> = [0, 1, 50, 90, 99, 100].map(|p| spread.percentile(p)).into();
+        assert_eq!(found, [1, 1, 50, 90, 99, 100]);
+        spread.add(7);
+        assert_eq!((spread.count(), spread.percentile(100)), (101, 100));
+    }
 }

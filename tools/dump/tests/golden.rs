@@ -1,28 +1,13 @@
-//! What each verb prints, to the letter, and how it exits. `UPDATE_GOLDEN=1` writes the files anew; look
-//! at the difference before you commit it.
+//! What each verb prints, to the letter, and how it exits. `fixture/golden.rs` says how the files are made.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 mod fixture;
 
 use bytes::Bytes;
+use fixture::golden::check;
 use fixture::*;
 use std::path::{Path, PathBuf};
-
-fn golden(name: &str, found: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        std::fs::write(&path, found).unwrap();
-    }
-    let wanted = std::fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(found, wanted, "{name} differs from its golden file");
-}
-
-fn check(name: &str, code: i32, args: &[&str]) {
-    let run = dump(args);
-    assert_eq!((run.code, run.err.as_str()), (code, ""), "{args:?}\n{}", run.out);
-    golden(name, &run.out);
-}
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -192,8 +177,102 @@ fn two_replicas_compared() {
     assert_eq!(diff(&["--type", "put", "--to", "7"]), (0, vec![row(1, "same")]));
     check("diff-diverged.txt", 4, &["diff", text(&a), text(&b)]);
     check("diff-diverged.json", 4, &["diff", text(&a), text(&b), "-o", "json", "--group", "2"]);
+    check("diff-diverged.jsonl", 4, &["diff", text(&a), text(&b), "-o", "jsonl"]);
     check("diff-limited.txt", 0, &["diff", text(&a), text(&b), "--group", "2", "--to", "15"]);
     assert_eq!(dump(&["diff", text(&a), text(&b), "--common"]).code, 4);
+}
+
+const VERBS: [&str; 11] = [
+    "summary",
+    "segments",
+    "groups",
+    "entries",
+    "state",
+    "stats",
+    "verify",
+    "tail",
+    "diff",
+    "repair",
+    "completions",
+];
+
+/// Each verb's help has examples of its own, and each example, everywhere, is a line that is understood:
+/// the directories alone are missing.
+#[test]
+fn help_tells_the_truth() {
+    // Where there are no such directories.
+    let temp = tempfile::tempdir().unwrap();
+    let elsewhere = |words: &[&str]| {
+        let output = command(words).current_dir(temp.path()).output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for verb in std::iter::once("").chain(VERBS) {
+        let run = if verb.is_empty() { dump(&["--help"]) } else { dump(&[verb, "--help"]) };
+        assert!(run.code == 0 && run.out.contains("Examples:"), "{verb}: {}", run.out);
+        let examples = run.out.lines().filter_map(|l| l.trim().strip_prefix("catamaran-dump "));
+        let examples: Vec<&str> = examples.collect();
+        assert!(examples.len() > if verb.is_empty() { 10 } else { 1 }, "{}", run.out);
+        for line in examples {
+            let line = line.split(['|', '>', '&']).next().unwrap();
+            let words: Vec<&str> = line.split_whitespace().collect();
+            assert!(verb.is_empty() || words[0] == verb, "{verb}: {line}");
+            let wanted = if words[0] == "completions" { 0 } else { 3 };
+            let (code, err) = elsewhere(&words);
+            assert_eq!(code, wanted, "{line}: {err}");
+        }
+    }
+    // One line for each verb, in the order in which they are needed.
+    let short = dump(&["-h"]).out;
+    let places = VERBS.map(|verb| short.find(&format!("\n  {verb} ")).unwrap());
+    assert!(places.is_sorted(), "{short}");
+}
+
+/// What is printed about a log that is damaged.
+#[test]
+fn damaged() {
+    let temp = tempfile::tempdir().unwrap();
+    build(temp.path(), 1);
+    let data = text(temp.path());
+    fixture::golden::spoil(temp.path(), b"key16", 100);
+    for verb in ["summary", "segments", "groups", "entries", "state", "stats", "tail"] {
+        let run = dump(&[verb, data]);
+        assert_eq!(run.code, 4, "{verb}");
+        fixture::golden::golden(&format!("{verb}-damaged.txt"), &run.out);
+        let warned = run.err.contains("the log is damaged");
+        assert_eq!(warned, verb != "summary", "{verb} says so itself, or warns");
+    }
+    for (format, args) in [("txt", "table"), ("json", "json"), ("jsonl", "jsonl")] {
+        check(&format!("verify-damaged.{format}"), 4, &["verify", data, "-o", args]);
+    }
+}
+
+#[test]
+fn repaired() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = temp.path().join("data");
+    let run = |name: &str, code: i32, more: &[&str]| {
+        for (format, arg) in [("txt", "table"), ("json", "json"), ("jsonl", "jsonl")] {
+            let out = temp.path().join("NEW");
+            let args = ["repair", text(&data), "--out", text(&out), "-o", arg];
+            let run = dump(&[&args, more].concat());
+            assert_eq!((run.code, run.err.as_str()), (code, ""), "{name} {}", run.out);
+            let shown = run.out.replace(text(temp.path()), "TEMP");
+            fixture::golden::golden(&format!("{name}.{format}"), &shown);
+            std::fs::remove_dir_all(&out).unwrap();
+        }
+    };
+    build(&data, 1);
+    run("repair", 0, &[]);
+    check("repair-dry.txt", 0, &["repair", text(&data), "--dry-run"]);
+    fixture::golden::spoil(&data, b"key16", 100);
+    run("repair-damaged", 4, &[]);
+    run("repair-kept", 4, &["--keep-damaged"]);
+    // The segment with the last records.
+    let path = segments(&data).pop().unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[..4096].fill(0xaa);
+    std::fs::write(&path, bytes).unwrap();
+    run("repair-lost", 4, &[]);
 }
 
 #[test]
@@ -236,32 +315,23 @@ fn exit_codes() {
             assert_eq!((run.code, run.err.as_str()), (0, ""), "{verb} {filter}");
         }
     }
-    // Each example of the help is a line that is understood: the directories alone are missing.
-    let help = dump(&["--help"]).out;
-    let examples = help.lines().filter_map(|line| line.trim().strip_prefix("catamaran-dump "));
-    let examples: Vec<&str> = examples.collect();
-    assert!(examples.len() > 10, "{help}");
-    for line in examples {
-        let line = line.split(['|', '>', '&']).next().unwrap();
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let wanted = if words[0] == "completions" { 0 } else { 3 };
-        let run = dump(&words);
-        assert_eq!(run.code, wanted, "{line}: {}", run.err);
-    }
     for dir in [&nowhere, &empty] {
-        for verb in ["summary", "verify", "tail", "entries"] {
-            let run = dump(&[verb, text(dir)]);
+        for verb in VERBS.iter().filter(|verb| !["diff", "completions"].contains(verb)) {
+            let more: &[&str] = if *verb == "repair" { &["--dry-run"] } else { &[] };
+            let run = dump(&[&[verb, text(dir)], more].concat());
             assert_eq!((run.code, run.out.as_str()), (3, ""), "{verb}");
             assert!(run.err.starts_with("catamaran-dump: "), "{}", run.err);
         }
     }
     assert_eq!(dump(&["diff", text(&data), text(&nowhere)]).code, 3);
-    for shell in ["bash", "zsh", "fish"] {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let run = dump(&["completions", shell]);
-        assert!(run.code == 0 && run.out.contains("catamaran-dump"));
+        assert_eq!((run.code, run.err.as_str()), (0, ""), "{shell}");
+        for word in VERBS.iter().chain(&["keep-damaged", "follow"]) {
+            assert!(run.out.contains(word), "{shell}: {word}");
+        }
     }
-    let help = dump(&["--help"]);
-    assert!(help.code == 0 && help.out.contains("Examples:"), "{}", help.out);
+    assert_eq!(dump(&["completions", "no-such-shell"]).code, 2);
 }
 
 #[test]

@@ -1,12 +1,11 @@
-//! `summary`, `segments` and `stats`: the log as a whole.
+//! `summary` and `segments`: the log as a whole.
 
 use super::Context;
 use super::groups::{IDENT_GROUP, State, decode_state};
-use crate::cli::{self, Groups, Segments};
-use crate::decode::is_wanted;
+use crate::cli::{self, Segments};
 use crate::failure::{Failure, Verdict};
 use crate::load::{Loaded, LogDir};
-use crate::model::{Counts, Standing, name};
+use crate::model::{Standing, name};
 use crate::output::{Listing, Page, Table, cell, percent, print};
 use catamaran::log::VERSION;
 use serde::Serialize;
@@ -149,14 +148,9 @@ pub fn segments(args: &Segments, context: &mut Context<'_>) -> Result<Verdict, F
             "footer>",
         ],
         cells: |row: &SegmentRow| {
-            let standing = match row.standing {
-                Standing::Active => "active",
-                Standing::Sealed => "sealed",
-                Standing::Void => "void",
-            };
             vec![
                 row.file.clone(),
-                standing.to_string(),
+                row.standing.text().to_string(),
                 row.first_seq.to_string(),
                 cell(row.last_seq),
                 row.records.to_string(),
@@ -172,151 +166,5 @@ pub fn segments(args: &Segments, context: &mut Context<'_>) -> Result<Verdict, F
         items: rows.take(args.limit.unwrap_or(usize::MAX)).collect(),
     };
     print(&page, context.format, context.out)?;
-    Ok(Verdict::bad_if(loaded.warn()))
-}
-
-#[derive(Serialize)]
-struct Stats {
-    log: LogStats,
-    groups: Vec<GroupStats>,
-}
-
-#[derive(Serialize)]
-struct LogStats {
-    records: u64,
-    /// Groups of records that were written and synced together, as far as the records show it.
-    syncs: u64,
-    batches_per_sync: f64,
-    entries_per_batch: f64,
-    /// Records with their padding.
-    used_bytes: u64,
-    /// Entries and state records, live or not.
-    data_bytes: u64,
-    live_bytes: u64,
-    /// Of the data: what no group needs any more.
-    garbage_percent: f64,
-    /// Of the used bytes: headers, directories, padding.
-    overhead_percent: f64,
-    operations: Counts,
-}
-
-#[derive(Serialize)]
-struct GroupStats {
-    group: u64,
-    entries: u64,
-    live_bytes: u64,
-    written_entries: u64,
-    written_bytes: u64,
-    /// Of what the whole log holds live.
-    share_percent: f64,
-    garbage_percent: f64,
-}
-
-impl Page for Stats {
-    fn tables(&self) -> Vec<Table> {
-        let log = &self.log;
-        let mut whole = Table::pairs().titled("log");
-        whole.pair("  records (batches)", log.records);
-        whole.pair("  syncs", log.syncs);
-        whole.pair("  batches per sync", format!("{:.1}", log.batches_per_sync));
-        whole.pair("  entries per batch", format!("{:.1}", log.entries_per_batch));
-        whole.pair("  bytes used", log.used_bytes);
-        whole.pair("  bytes of data", log.data_bytes);
-        whole.pair("  bytes live", log.live_bytes);
-        whole.pair("  garbage", format!("{:.1} %", log.garbage_percent));
-        whole.pair("  overhead", format!("{:.1} %", log.overhead_percent));
-        let n = &log.operations;
-        for (what, count) in [
-            ("append", n.append),
-            ("rewrite", n.rewrite),
-            ("state", n.state),
-            ("compact", n.compact),
-            ("reset", n.reset),
-            ("base", n.base),
-            ("clear", n.clear),
-            ("floor", n.floor),
-            ("damaged", n.damaged),
-        ] {
-            if count > 0 {
-                whole.pair(&format!("  operations: {what}"), count);
-            }
-        }
-        let mut groups = Table::new(&[
-            "group>",
-            "entries>",
-            "live bytes>",
-            "share %>",
-            "written>",
-            "written bytes>",
-            "garbage %>",
-        ])
-        .titled("groups, by live bytes");
-        for row in &self.groups {
-            groups.row(vec![
-                row.group.to_string(),
-                row.entries.to_string(),
-                row.live_bytes.to_string(),
-                format!("{:.1}", row.share_percent),
-                row.written_entries.to_string(),
-                row.written_bytes.to_string(),
-                format!("{:.1}", row.garbage_percent),
-            ]);
-        }
-        vec![whole, groups]
-    }
-}
-
-fn ratio(a: u64, b: u64) -> f64 {
-    if b == 0 { 0.0 } else { (a as f64 * 10.0 / b as f64).round() / 10.0 }
-}
-
-/// `stats`.
-pub fn stats(args: &Groups, context: &mut Context<'_>) -> Result<Verdict, Failure> {
-    let filter = &args.entries;
-    let dir = LogDir::find(&args.at.dir)?;
-    let loaded = dir.load(|_, group, entry| is_wanted(group, entry, filter))?;
-    let model = &loaded.model;
-    let sum = |of: fn(&crate::model::Segment) -> u64| model.segments.iter().map(of).sum::<u64>();
-    let (used, data, live) = (sum(|s| s.used()), sum(|s| s.data), sum(|s| s.live));
-    let syncs = sum(|s| s.syncs);
-    let mut groups: Vec<GroupStats> = model
-        .groups
-        .iter()
-        .filter(|(id, _)| filter.only.takes(**id))
-        .map(|(id, group)| {
-            // A state record is no entry.
-            let (state, written_state) = match filter.is_choosy() {
-                true => (0, 0),
-                false => (group.state_bytes(), group.written_state_bytes),
-            };
-            let live_bytes = group.bytes() + state;
-            let written_bytes = group.written_bytes + written_state;
-            GroupStats {
-                group: *id,
-                entries: group.counting().count() as u64,
-                live_bytes,
-                written_entries: group.written_entries,
-                written_bytes,
-                share_percent: percent(live_bytes, live),
-                garbage_percent: percent(written_bytes.saturating_sub(live_bytes), written_bytes),
-            }
-        })
-        .filter(|row| row.written_entries > 0 || !filter.is_choosy())
-        .collect();
-    groups.sort_by_key(|row| (std::cmp::Reverse(row.live_bytes), row.group));
-    groups.truncate(args.limit.unwrap_or(usize::MAX));
-    let log = LogStats {
-        records: model.records,
-        syncs,
-        batches_per_sync: ratio(model.records, syncs),
-        entries_per_batch: ratio(model.written_entries, model.records),
-        used_bytes: used,
-        data_bytes: data,
-        live_bytes: live,
-        garbage_percent: percent(data.saturating_sub(live), data),
-        overhead_percent: percent(used.saturating_sub(data), used),
-        operations: model.counts,
-    };
-    print(&Stats { log, groups }, context.format, context.out)?;
     Ok(Verdict::bad_if(loaded.warn()))
 }

@@ -1,23 +1,20 @@
 //! `tail`: the last records in the order in which they were written, and with `-f` those to come.
 
 use super::Context;
+use super::follow::follow;
 use super::groups::{State, decode_state};
 use crate::cli::{Format, Keys, RecordType, Tail};
 use crate::failure::{Failure, Verdict};
 use crate::load::LogDir;
 use crate::model::name;
-use crate::output::{Listing, line, print};
+use crate::output::{Listing, print};
 use catamaran::log::Entry;
 use catamaran::log::inspect::{OpView, RecordView};
 use serde::Serialize;
 use std::collections::VecDeque;
-use std::time::Duration;
-
-/// How often `-f` looks.
-const POLL: Duration = Duration::from_millis(200);
 
 #[derive(Serialize)]
-struct Row {
+pub struct Row {
     seq: u64,
     file: String,
     offset: u64,
@@ -106,7 +103,7 @@ fn group_of(op: &OpView) -> Option<u64> {
 }
 
 /// The record as asked for; `None` if nothing of it is.
-fn row(record: &RecordView, args: &Tail, keys: Keys) -> Option<Row> {
+pub fn row(record: &RecordView, args: &Tail, keys: Keys) -> Option<Row> {
     let mut ops = Vec::new();
     for op in &record.ops {
         let takes_group = match group_of(op) {
@@ -164,7 +161,7 @@ fn span(run: &Run) -> String {
 
 const COLUMNS: &[&str] = &["seq>", "file", "offset>", "bytes>", "durable>", "operations"];
 
-fn cells(row: &Row) -> Vec<String> {
+pub fn cells(row: &Row) -> Vec<String> {
     let mut ops: Vec<String> = row.ops.iter().map(text).collect();
     if row.damaged {
         ops.push("DAMAGED".into());
@@ -238,7 +235,7 @@ pub fn run(args: &Tail, context: &mut Context<'_>) -> Result<Verdict, Failure> {
         None => start(&dir, args)?,
     };
     // A live log may recycle a segment between two reads: look again before giving up.
-    let (rows, mut next) = collect(&dir, args, keys, from, args.limit)
+    let (rows, next) = collect(&dir, args, keys, from, args.limit)
         .or_else(|_| collect(&dir, args, keys, from, args.limit))?;
     let damaged = rows.iter().any(|row| row.damaged);
     let page = Listing { columns: COLUMNS, cells, items: rows.into() };
@@ -250,22 +247,7 @@ pub fn run(args: &Tail, context: &mut Context<'_>) -> Result<Verdict, Failure> {
     if !args.follow {
         return Ok(Verdict::bad_if(damaged && rotten(&dir)?));
     }
-    loop {
-        std::thread::sleep(POLL);
-        if args.to.is_some_and(|to| next > to) {
-            return Ok(Verdict::Fine);
-        }
-        // Trouble may be the neighbour at work; it is gone, or shows again, at the next look.
-        let Ok((rows, then)) = collect(&dir, args, keys, next, usize::MAX) else { continue };
-        next = then;
-        for row in &rows {
-            match context.format {
-                Format::Table => writeln!(context.out, "{}", cells(row).join("  "))?,
-                Format::Json | Format::Jsonl => line(row, context.out)?,
-            }
-        }
-        context.out.flush()?;
-    }
+    follow(&dir, args, next, context)
 }
 
 /// A damaged record may be a torn tail, which is fine: let verification decide.
