@@ -7,7 +7,9 @@ use std::path::PathBuf;
 /// Looks into a Catamaran log: read-only, without a lock, beside a live node if need be.
 #[derive(Parser, Debug)]
 #[command(name = "catamaran-dump", version, propagate_version = true)]
-#[command(after_help = "Exit codes: 0 fine, 2 usage, 3 cannot open, 4 corruption or difference.")]
+#[command(
+    after_help = "Exit codes: 0 fine, 2 usage, 3 cannot open or write, 4 corruption or difference."
+)]
 #[command(after_long_help = EXAMPLES)]
 pub struct Cli {
     /// How to print.
@@ -49,7 +51,8 @@ Damage counts for the exit code wherever it is. A summary is always of the whole
 Exit codes:
   0  fine (a torn tail that was never acknowledged is fine)
   2  the command line makes no sense
-  3  the directory cannot be opened or holds no log
+  3  the directory cannot be opened or holds no log, or standard output cannot be written (if
+     its reader has gone: 0)
   4  corruption, or the two logs differ";
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
