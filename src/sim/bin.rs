@@ -47,7 +47,8 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
             }
             "--seed" => {
                 let seed = number(&value()?)?;
-                out.seeds = seed..seed + 1;
+                let end = seed.checked_add(1);
+                out.seeds = seed..end.ok_or(format!("--seed is at most {}", u64::MAX - 1))?;
                 out.single = true;
             }
             "--steps" => out.steps = Some(number(&value()?)?),
@@ -97,10 +98,11 @@ fn swarm(arguments: &Arguments) -> Vec<Report> {
         let worker = || {
             let mut done = Vec::new();
             loop {
-                let seed = next.fetch_add(1, Ordering::Relaxed);
-                if seed >= arguments.seeds.end {
+                // Not beyond the end: that may be the last number there is.
+                let more = |seed| (seed < arguments.seeds.end).then(|| seed + 1);
+                let Ok(seed) = next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more) else {
                     return done;
-                }
+                };
                 done.push(run_caught(&plan(seed, arguments)));
             }
         };
@@ -170,4 +172,23 @@ fn main() -> ExitCode {
         sum(|r| r.counts.lease_reads),
     );
     if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seeds(line: &str) -> Result<Range<u64>, String> {
+        parse(line.split_whitespace().map(str::to_owned)).map(|arguments| arguments.seeds)
+    }
+
+    #[test]
+    fn seeds_are_taken_up_to_the_last_and_refused_beyond() {
+        assert_eq!(seeds("--seed 7"), Ok(7..8));
+        assert_eq!(seeds("--seed 18446744073709551614"), Ok(u64::MAX - 1..u64::MAX));
+        assert!(seeds("--seed 18446744073709551615").unwrap_err().contains("at most"));
+        assert!(seeds("--seed 18446744073709551616").is_err());
+        assert!(seeds("--seeds 3..3").is_err() && seeds("").is_err());
+        assert_eq!(seeds("--seeds 1..18446744073709551615"), Ok(1..u64::MAX));
+    }
 }
