@@ -35,6 +35,11 @@ use clap::{CommandFactory, Parser};
 use destination::Destination;
 use std::process::ExitCode;
 
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::FAILURE
+}
+
 fn run(plan: &Plan) -> ExitCode {
     let result = Destination::open(plan.json.as_deref()).and_then(|destination| {
         let report = profile::run(plan)?;
@@ -47,10 +52,7 @@ fn run(plan: &Plan) -> ExitCode {
             eprintln!("error: the read-back found missing or wrong values");
             ExitCode::FAILURE
         }
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => failed(&error),
     }
 }
 
@@ -63,15 +65,15 @@ fn main() -> ExitCode {
         Command::Table { files } => match table::table(&files).and_then(|t| destination::print(&t))
         {
             Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("error: {error:#}");
-                ExitCode::FAILURE
-            }
+            Err(error) => failed(&error),
         },
         Command::Completions { shell } => {
-            let mut out = std::io::stdout();
-            clap_complete::generate(shell, &mut Cli::command(), "catamaran-load", &mut out);
-            ExitCode::SUCCESS
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "catamaran-load", &mut script);
+            match destination::print(&String::from_utf8_lossy(&script)) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => failed(&error),
+            }
         }
     }
 }
