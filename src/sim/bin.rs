@@ -3,6 +3,7 @@
 
 use catamaran::sim::node::Planted;
 use catamaran::sim::seed::{Plan, Report, run, run_traced};
+use std::io::{self, Write};
 use std::ops::Range;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,7 +23,7 @@ usage: catamaran-sim [--workload kv] --seeds A..B [--steps N]
                  flush-reported-early; seeds must fail
   --workload kv  reads, writes, swaps and range deletes over a few keys (the only one today)
 
-exit code: 0 all seeds passed, 1 a seed failed, 2 usage
+exit code: 0 all seeds passed, 1 a seed failed or the output cannot be written, 2 usage
 example: catamaran-sim --seeds 0..500";
 
 struct Arguments {
@@ -113,18 +114,51 @@ fn swarm(arguments: &Arguments) -> Vec<Report> {
     reports
 }
 
-fn print(report: &Report, arguments: &Arguments) {
+fn print(out: &mut dyn Write, report: &Report, arguments: &Arguments) -> io::Result<()> {
     if let Some(violation) = &report.violation {
         let steps = arguments.steps.map_or(String::new(), |steps| format!(" --steps {steps}"));
         let planted =
             arguments.planted.map_or(String::new(), |(bug, _)| format!(" --planted {bug}"));
-        println!(
+        writeln!(
+            out,
             "seed {} FAILED: {} | replay: catamaran-sim --workload kv --seed {}{steps}{planted}",
             report.seed,
             violation.replace('\n', " / "),
             report.seed
-        );
+        )?;
     }
+    Ok(())
+}
+
+/// What the run has to say, last line last.
+fn print_all(reports: &[Report], failed: usize, arguments: &Arguments) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    for report in reports {
+        if arguments.single && !arguments.trace {
+            report.tail.iter().try_for_each(|line| writeln!(out, "{line}"))?;
+        }
+        print(&mut out, report, arguments)?;
+    }
+    let sum = |count: fn(&Report) -> u64| reports.iter().map(count).sum::<u64>();
+    let hash = reports.iter().fold(0u64, |all, r| all.rotate_left(5) ^ r.trace_hash);
+    let simulated: f64 = reports.iter().map(|r| r.simulated.as_secs_f64()).sum();
+    writeln!(
+        out,
+        "{} seeds, {failed} failed, {} undecided; {} events, {} operations answered, {} unknown, {} crashes, \
+         {} elections, {} snapshots, {} flushes, {} reads by lease or freshness, \
+         {simulated:.0} s simulated, trace {hash:016x}",
+        reports.len(),
+        sum(|r| r.counts.undecided),
+        sum(|r| r.counts.steps),
+        sum(|r| r.counts.answered),
+        sum(|r| r.counts.unknown),
+        sum(|r| r.counts.crashes),
+        sum(|r| r.counts.elections),
+        sum(|r| r.counts.snapshots),
+        sum(|r| r.counts.flushes),
+        sum(|r| r.counts.lease_reads),
+    )?;
+    out.flush()
 }
 
 fn main() -> ExitCode {
@@ -145,32 +179,12 @@ fn main() -> ExitCode {
         true => vec![run_traced(&plan(arguments.seeds.start, &arguments), std::io::stdout())],
         false => swarm(&arguments),
     };
-    for report in &reports {
-        if arguments.single && !arguments.trace {
-            report.tail.iter().for_each(|line| println!("{line}"));
-        }
-        print(report, &arguments);
-    }
     let failed = reports.iter().filter(|report| report.violation.is_some()).count();
-    let sum = |count: fn(&Report) -> u64| reports.iter().map(count).sum::<u64>();
-    let hash = reports.iter().fold(0u64, |all, r| all.rotate_left(5) ^ r.trace_hash);
-    let simulated: f64 = reports.iter().map(|r| r.simulated.as_secs_f64()).sum();
     eprintln!("{:.1} s of real time", started.elapsed().as_secs_f64());
-    println!(
-        "{} seeds, {failed} failed, {} undecided; {} events, {} operations answered, {} unknown, {} crashes, \
-         {} elections, {} snapshots, {} flushes, {} reads by lease or freshness, \
-         {simulated:.0} s simulated, trace {hash:016x}",
-        reports.len(),
-        sum(|r| r.counts.undecided),
-        sum(|r| r.counts.steps),
-        sum(|r| r.counts.answered),
-        sum(|r| r.counts.unknown),
-        sum(|r| r.counts.crashes),
-        sum(|r| r.counts.elections),
-        sum(|r| r.counts.snapshots),
-        sum(|r| r.counts.flushes),
-        sum(|r| r.counts.lease_reads),
-    );
+    if let Err(error) = print_all(&reports, failed, &arguments) {
+        eprintln!("catamaran-sim: cannot write to standard output: {error}");
+        return ExitCode::FAILURE;
+    }
     if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
