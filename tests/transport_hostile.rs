@@ -401,6 +401,27 @@ fn strangers_are_told_why_and_closed() {
 }
 
 #[test]
+fn a_flood_of_strangers_does_not_flood_the_log() {
+    const STRANGERS: u64 = 100;
+    let _turn = turn();
+    let server = Server::new(|_| {});
+    let lines = || {
+        let log = log().lock().unwrap();
+        log.iter().filter(|line| line.contains("reason=Cluster")).count()
+    };
+    let (before, start) = (lines(), Instant::now());
+    for _ in 0..STRANGERS {
+        let refusal = server.provoke(&hello_with(|h| h.cluster = Some(8)));
+        assert_eq!(refusal.map(|r| r.reason), Some(Reason::Cluster));
+    }
+    // Ten in a second; a slow machine takes more seconds for them.
+    let (said, most) = (lines() - before, 10 * (start.elapsed().as_secs() as usize + 1));
+    assert!(said >= 10 && said <= most, "{said} lines, at most {most}");
+    assert_eq!(server.tcp.stats().refused_connections, STRANGERS);
+    server.check();
+}
+
+#[test]
 fn hostile_bytes_after_a_good_handshake() {
     let _turn = turn();
     let server = Server::new(|_| {});

@@ -3,6 +3,7 @@
 
 use catamaran::sim::node::Planted;
 use catamaran::sim::seed::{Plan, Report, run, run_traced};
+use std::io::{self, Write};
 use std::ops::Range;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,7 +23,7 @@ usage: catamaran-sim [--workload kv] --seeds A..B [--steps N]
                  flush-reported-early; seeds must fail
   --workload kv  reads, writes, swaps and range deletes over a few keys (the only one today)
 
-exit code: 0 all seeds passed, 1 a seed failed, 2 usage
+exit code: 0 all seeds passed, 1 a seed failed or the output cannot be written, 2 usage
 example: catamaran-sim --seeds 0..500";
 
 struct Arguments {
@@ -47,7 +48,8 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
             }
             "--seed" => {
                 let seed = number(&value()?)?;
-                out.seeds = seed..seed + 1;
+                let end = seed.checked_add(1);
+                out.seeds = seed..end.ok_or(format!("--seed is at most {}", u64::MAX - 1))?;
                 out.single = true;
             }
             "--steps" => out.steps = Some(number(&value()?)?),
@@ -97,10 +99,11 @@ fn swarm(arguments: &Arguments) -> Vec<Report> {
         let worker = || {
             let mut done = Vec::new();
             loop {
-                let seed = next.fetch_add(1, Ordering::Relaxed);
-                if seed >= arguments.seeds.end {
+                // Not beyond the end: that may be the last number there is.
+                let more = |seed| (seed < arguments.seeds.end).then(|| seed + 1);
+                let Ok(seed) = next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more) else {
                     return done;
-                }
+                };
                 done.push(run_caught(&plan(seed, arguments)));
             }
         };
@@ -111,18 +114,51 @@ fn swarm(arguments: &Arguments) -> Vec<Report> {
     reports
 }
 
-fn print(report: &Report, arguments: &Arguments) {
+fn print(out: &mut dyn Write, report: &Report, arguments: &Arguments) -> io::Result<()> {
     if let Some(violation) = &report.violation {
         let steps = arguments.steps.map_or(String::new(), |steps| format!(" --steps {steps}"));
         let planted =
             arguments.planted.map_or(String::new(), |(bug, _)| format!(" --planted {bug}"));
-        println!(
+        writeln!(
+            out,
             "seed {} FAILED: {} | replay: catamaran-sim --workload kv --seed {}{steps}{planted}",
             report.seed,
             violation.replace('\n', " / "),
             report.seed
-        );
+        )?;
     }
+    Ok(())
+}
+
+/// What the run has to say, last line last.
+fn print_all(reports: &[Report], failed: usize, arguments: &Arguments) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    for report in reports {
+        if arguments.single && !arguments.trace {
+            report.tail.iter().try_for_each(|line| writeln!(out, "{line}"))?;
+        }
+        print(&mut out, report, arguments)?;
+    }
+    let sum = |count: fn(&Report) -> u64| reports.iter().map(count).sum::<u64>();
+    let hash = reports.iter().fold(0u64, |all, r| all.rotate_left(5) ^ r.trace_hash);
+    let simulated: f64 = reports.iter().map(|r| r.simulated.as_secs_f64()).sum();
+    writeln!(
+        out,
+        "{} seeds, {failed} failed, {} undecided; {} events, {} operations answered, {} unknown, {} crashes, \
+         {} elections, {} snapshots, {} flushes, {} reads by lease or freshness, \
+         {simulated:.0} s simulated, trace {hash:016x}",
+        reports.len(),
+        sum(|r| r.counts.undecided),
+        sum(|r| r.counts.steps),
+        sum(|r| r.counts.answered),
+        sum(|r| r.counts.unknown),
+        sum(|r| r.counts.crashes),
+        sum(|r| r.counts.elections),
+        sum(|r| r.counts.snapshots),
+        sum(|r| r.counts.flushes),
+        sum(|r| r.counts.lease_reads),
+    )?;
+    out.flush()
 }
 
 fn main() -> ExitCode {
@@ -143,31 +179,30 @@ fn main() -> ExitCode {
         true => vec![run_traced(&plan(arguments.seeds.start, &arguments), std::io::stdout())],
         false => swarm(&arguments),
     };
-    for report in &reports {
-        if arguments.single && !arguments.trace {
-            report.tail.iter().for_each(|line| println!("{line}"));
-        }
-        print(report, &arguments);
-    }
     let failed = reports.iter().filter(|report| report.violation.is_some()).count();
-    let sum = |count: fn(&Report) -> u64| reports.iter().map(count).sum::<u64>();
-    let hash = reports.iter().fold(0u64, |all, r| all.rotate_left(5) ^ r.trace_hash);
-    let simulated: f64 = reports.iter().map(|r| r.simulated.as_secs_f64()).sum();
     eprintln!("{:.1} s of real time", started.elapsed().as_secs_f64());
-    println!(
-        "{} seeds, {failed} failed, {} undecided; {} events, {} operations answered, {} unknown, {} crashes, \
-         {} elections, {} snapshots, {} flushes, {} reads by lease or freshness, \
-         {simulated:.0} s simulated, trace {hash:016x}",
-        reports.len(),
-        sum(|r| r.counts.undecided),
-        sum(|r| r.counts.steps),
-        sum(|r| r.counts.answered),
-        sum(|r| r.counts.unknown),
-        sum(|r| r.counts.crashes),
-        sum(|r| r.counts.elections),
-        sum(|r| r.counts.snapshots),
-        sum(|r| r.counts.flushes),
-        sum(|r| r.counts.lease_reads),
-    );
+    if let Err(error) = print_all(&reports, failed, &arguments) {
+        eprintln!("catamaran-sim: cannot write to standard output: {error}");
+        return ExitCode::FAILURE;
+    }
     if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seeds(line: &str) -> Result<Range<u64>, String> {
+        parse(line.split_whitespace().map(str::to_owned)).map(|arguments| arguments.seeds)
+    }
+
+    #[test]
+    fn seeds_are_taken_up_to_the_last_and_refused_beyond() {
+        assert_eq!(seeds("--seed 7"), Ok(7..8));
+        assert_eq!(seeds("--seed 18446744073709551614"), Ok(u64::MAX - 1..u64::MAX));
+        assert!(seeds("--seed 18446744073709551615").unwrap_err().contains("at most"));
+        assert!(seeds("--seed 18446744073709551616").is_err());
+        assert!(seeds("--seeds 3..3").is_err() && seeds("").is_err());
+        assert_eq!(seeds("--seeds 1..18446744073709551615"), Ok(1..u64::MAX));
+    }
 }

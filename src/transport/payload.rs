@@ -67,7 +67,7 @@ pub struct Welcome {
 }
 
 /// Why a connection or a snapshot is refused. The numbers are on the wire.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[repr(u8)]
 pub enum Reason {
     /// Another protocol version.

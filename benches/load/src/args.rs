@@ -2,6 +2,7 @@
 
 use crate::keys::Distribution;
 use crate::quantity;
+use catamaran::codec::command::{BATCH_BYTES_MAX, BatchBuilder, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use std::path::PathBuf;
@@ -21,7 +22,8 @@ Examples:
   Against running servers:
     catamaran-load run --connect 127.0.0.1:7001,127.0.0.1:7002,127.0.0.1:7003 --clients 64
 
-Exit codes: 0 fine; 1 the run failed, or verification found a missing or a wrong value; 2 usage.";
+Exit codes: 0 fine; 1 the run failed, verification found a missing or a wrong value, or the result
+cannot be written (a file for it is opened before the run); 2 usage, or more than the engine takes.";
 
 /// Drives Catamaran with load, measures it, and checks what it acknowledged.
 #[derive(Parser, Debug)]
@@ -112,13 +114,15 @@ pub struct RunArgs {
     /// Logical clients, each with one request outstanding [default: 256; disk: 10000].
     #[arg(long, value_parser = quantity::count)]
     pub clients: Option<u64>,
-    /// Operations in a request; its keys lie in one region unless --spread [default: 128; disk: 1].
+    /// Operations in a request, at most 24 MiB; its keys lie in one region unless --spread [default:
+    /// 128; disk: 1].
     #[arg(long, value_parser = quantity::count)]
     pub batch: Option<u64>,
     /// Bytes of a key, at least 16.
     #[arg(long, default_value = "16", value_parser = quantity::size)]
     pub key_size: u64,
-    /// Bytes of a value, or of an entry in the log profile [default: 64; disk: 16; log: 128].
+    /// Bytes of a value, at most 16 MiB, or of an entry in the log profile [default: 64; disk: 16;
+    /// log: 128].
     #[arg(long, value_parser = quantity::size)]
     pub value_size: Option<u64>,
     /// How long to issue requests.
@@ -330,6 +334,33 @@ impl Plan {
         }
         if !self.connect.is_empty() && self.profile != Profile::Durable {
             return Err("--connect goes with the durable profile only".into());
+        }
+        match self.profile {
+            // Its entries are no commands.
+            Profile::Log => Ok(()),
+            _ => self.check_sizes(),
+        }
+    }
+
+    /// What the engine refuses in every request is a mistake in the plan.
+    fn check_sizes(&self) -> Result<(), String> {
+        let (key, value) = (self.key_size, self.value_size);
+        if key > KEY_BYTES_MAX {
+            return Err(format!("--key-size {key}: at most {KEY_BYTES_MAX} bytes"));
+        }
+        if value > VALUE_BYTES_MAX {
+            return Err(format!("--value-size {value}: at most {VALUE_BYTES_MAX} bytes"));
+        }
+        // What a put takes beside its value is the engine's to say.
+        let mut one = BatchBuilder::new();
+        one.put(&vec![0; key], &[]).map_err(|error| format!("--key-size {key}: {error}"))?;
+        let bytes = self.batch.saturating_mul(one.bytes() + value);
+        if bytes > BATCH_BYTES_MAX {
+            return Err(format!(
+                "--batch {} of values of {value} bytes makes requests of {bytes} bytes: at most \
+                 {BATCH_BYTES_MAX}",
+                self.batch
+            ));
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use crate::args::{Plan, Spread};
 use crate::keys::{Chooser, KeySpace, Shape, mix};
 use crate::ledger::{Finding, Ledger, value};
 use crate::record::{Record, Window};
-use crate::target::{Answer, Completion, ReadyQueue, Request, Target, Work};
+use crate::target::{Answer, Completion, Failure, ReadyQueue, Request, Target, Work};
 use bytes::Bytes;
 use catamaran::codec::command::BatchBuilder;
 use rand::rngs::SmallRng;
@@ -153,7 +153,7 @@ impl<'a> Generator<'a> {
             }
             self.wake_rested(now);
             while let Some((client, intended)) = self.next_due(now) {
-                requests.push(self.build(client, intended));
+                requests.extend(self.build(client, intended));
                 if requests.len() >= HAND_OVER {
                     target.submit(&mut requests, &self.ready);
                     requests.clear();
@@ -210,7 +210,9 @@ impl<'a> Generator<'a> {
         }
     }
 
-    fn build(&mut self, at: u32, intended: Instant) -> Request {
+    /// The client's next request. What cannot even be put together has failed there and then: it comes
+    /// back through the queue as a refusal, and nothing is sent.
+    fn build(&mut self, at: u32, intended: Instant) -> Option<Request> {
         let plan = self.plan;
         let client = &mut self.clients[at as usize];
         let reads = plan.read_ratio > 0.0 && client.rng.random_bool(plan.read_ratio);
@@ -243,15 +245,18 @@ impl<'a> Generator<'a> {
                 self.scratch.clear();
                 let scratch = &mut self.scratch;
                 value(plan.seed, client.id, slot, version, plan.value_size, scratch);
-                // Sizes were checked with the plan; a batch too large is refused by the target.
-                let _ = batch.put(&self.key, scratch);
+                if let Err(error) = batch.put(&self.key, scratch) {
+                    let failure = Failure { may_be_applied: false, ..Failure::from(&error) };
+                    self.ready.push(at, Answer::Failed(failure));
+                    return None;
+                }
             }
             if plan.spread == Spread::AllRegions {
                 slice = client.chooser.slice(&mut client.rng);
             }
         }
         let work = if reads { Work::Read(keys) } else { Work::Write(batch) };
-        Request { client: at, slice: one_slice, work }
+        Some(Request { client: at, slice: one_slice, work })
     }
 
     fn complete(&mut self, done: &mut Vec<Completion>) {

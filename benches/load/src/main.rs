@@ -6,12 +6,14 @@
 //! | `keys`, `ledger` | which keys, which values, and what each key must hold |
 //! | `drive`, `target` | logical clients on few threads against anything that answers |
 //! | `record`, `report`, `table`, `machine`, `watch` | counts, the result, where it comes from, progress |
+//! | `destination` | where the result goes |
 //! | `cluster`, `enter`, `remote` | nodes of this process, ways into them and into servers |
 //! | `verify` | reading back |
 //! | `profile` | what is set up and driven |
 
 mod args;
 mod cluster;
+mod destination;
 mod drive;
 mod enter;
 mod keys;
@@ -30,11 +32,18 @@ mod watch;
 use args::{Cli, Command, Plan};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
+use destination::Destination;
 use std::process::ExitCode;
 
+fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::FAILURE
+}
+
 fn run(plan: &Plan) -> ExitCode {
-    let result = profile::run(plan).and_then(|report| {
-        report.publish(plan.json.as_deref())?;
+    let result = Destination::open(plan.json.as_deref()).and_then(|destination| {
+        let report = profile::run(plan)?;
+        destination.publish(&report)?;
         Ok(report.is_fine())
     });
     match result {
@@ -43,10 +52,7 @@ fn run(plan: &Plan) -> ExitCode {
             eprintln!("error: the read-back found missing or wrong values");
             ExitCode::FAILURE
         }
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => failed(&error),
     }
 }
 
@@ -56,20 +62,18 @@ fn main() -> ExitCode {
             Ok(plan) => run(&plan),
             Err(message) => Cli::command().error(ErrorKind::ValueValidation, message).exit(),
         },
-        Command::Table { files } => match table::table(&files) {
-            Ok(table) => {
-                print!("{table}");
-                ExitCode::SUCCESS
-            }
-            Err(error) => {
-                eprintln!("error: {error:#}");
-                ExitCode::FAILURE
-            }
+        Command::Table { files } => match table::table(&files).and_then(|t| destination::print(&t))
+        {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => failed(&error),
         },
         Command::Completions { shell } => {
-            let mut out = std::io::stdout();
-            clap_complete::generate(shell, &mut Cli::command(), "catamaran-load", &mut out);
-            ExitCode::SUCCESS
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "catamaran-load", &mut script);
+            match destination::print(&String::from_utf8_lossy(&script)) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => failed(&error),
+            }
         }
     }
 }

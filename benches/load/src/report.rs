@@ -5,12 +5,9 @@ use crate::machine::{self, Machine};
 use crate::quantity::{grouped, human_bytes, human_micros};
 use crate::record::{Percentiles, Record};
 use crate::verify::Verified;
-use anyhow::{Context, Result};
 use clap::ValueEnum;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::io::Write;
-use std::path::Path;
 use std::time::Duration;
 
 /// Counters of the engine over the measured window. Of several nodes: their sum.
@@ -293,21 +290,5 @@ impl Report {
             }
         }
         out
-    }
-
-    /// Writes the table to standard output and the JSON to where the plan says.
-    pub fn publish(&self, json: Option<&Path>) -> Result<()> {
-        let mut stdout = std::io::stdout().lock();
-        let text = serde_json::to_string_pretty(self)?;
-        match json {
-            Some(path) if path == Path::new("-") => writeln!(stdout, "{text}")?,
-            Some(path) => {
-                std::fs::write(path, text + "\n")
-                    .with_context(|| format!("cannot write {}", path.display()))?;
-                write!(stdout, "{}", self.table())?;
-            }
-            None => write!(stdout, "{}", self.table())?,
-        }
-        Ok(())
     }
 }

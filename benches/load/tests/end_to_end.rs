@@ -150,6 +150,12 @@ fn usage_errors_and_failures_have_their_exit_codes() {
         "run --profile consensus --verify",
         "run --read-ratio 2",
         "run --profile log --span 9 --entries 8",
+        "run --value-size 20M",
+        "run --value-size 17M --batch 1 --clients 1 --duration 1s --regions 1 --state memory",
+        "run --value-size 1M --batch 32 --clients 1 --verify",
+        "run --value-size 1M --batch 24",
+        "run --key-size 33k --batch 1",
+        "run --batch 10M",
         "run --no-such-flag",
         "nonsense",
     ] {
@@ -157,6 +163,11 @@ fn usage_errors_and_failures_have_their_exit_codes() {
     }
     let unreachable = "run --connect 127.0.0.1:1 --duration 1s --timeout 300ms";
     assert_eq!(load(unreachable).status.code(), Some(1));
+    // Half a day, were the file not tried first.
+    let nowhere = load("run --json /nonexistent/x --duration 12h");
+    let message = String::from_utf8_lossy(&nowhere.stderr).into_owned();
+    assert_eq!(nowhere.status.code(), Some(1), "{message}");
+    assert!(message.contains("cannot write /nonexistent/x: "), "{message}");
     assert_eq!(load("completions fish").status.code(), Some(0));
     assert_eq!(load("run --help").status.code(), Some(0));
 }

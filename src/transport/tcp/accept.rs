@@ -7,6 +7,7 @@ use super::super::payload::{
 };
 use super::super::queue::Outbox;
 use super::super::{Handler, Origin};
+use super::complaints::Complaint;
 use super::stream::{FrameReader, Patience, write, write_loop};
 use super::{Accepted, Counters, Shared, snapshot};
 use crate::error::{Error, Result};
@@ -31,14 +32,18 @@ pub(super) async fn listen(shared: Arc<Shared>, listener: TcpListener) {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors, mostly: waiting helps, spinning does not.
-                tracing::warn!(%error, "accept failed");
+                if let Some(left_out) = shared.complaints.may_say(Complaint::Accept) {
+                    tracing::warn!(%error, left_out, "accept failed");
+                }
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
         };
         let Ok(permit) = shared.open.clone().try_acquire_owned() else {
             Counters::add(&shared.counters.refused_connections, 1);
-            tracing::warn!(%from, "refused: too many connections");
+            if let Some(left_out) = shared.complaints.may_say(Complaint::Crowded) {
+                tracing::warn!(%from, left_out, "refused: too many connections");
+            }
             let mut out = Vec::new();
             let detail = "too many connections".to_owned();
             write_refusal(&Refusal { reason: Reason::Busy, detail }, &mut out);
@@ -70,7 +75,9 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, from: SocketAddr) {
                 Counters::add(&shared.counters.malformed, 1);
             }
             let Refusal { reason, detail } = &refusal;
-            tracing::warn!(%from, ?reason, detail, "handshake refused");
+            if let Some(left_out) = shared.complaints.may_say(Complaint::Refused(*reason)) {
+                tracing::warn!(%from, ?reason, detail, left_out, "handshake refused");
+            }
             return farewell(&shared, reader, writer, &refusal).await;
         }
     };
@@ -104,15 +111,15 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, from: SocketAddr) {
     };
     let Err(error) = ended else { return };
     match &error {
-        Error::Malformed { .. } => {
-            Counters::add(&shared.counters.malformed, 1);
-            tracing::warn!(%from, %error, "closing the connection");
-        }
+        Error::Malformed { .. } => Counters::add(&shared.counters.malformed, 1),
         Error::Io { .. } => {
             tracing::debug!(%from, %error, "connection ended");
             return;
         }
-        _ => tracing::warn!(%from, %error, "closing the connection"),
+        _ => {}
+    }
+    if let Some(left_out) = shared.complaints.may_say(Complaint::Closed) {
+        tracing::warn!(%from, %error, left_out, "closing the connection");
     }
     farewell(&shared, reader, writer, &Refusal::of(&error)).await;
 }

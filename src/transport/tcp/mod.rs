@@ -1,8 +1,8 @@
 //! The network: one tokio listener, one dialled connection per peer node, snapshots apart.
 //!
 //! Rooms: `stream` reads and writes frames, `dial` keeps a connection to each peer alive,
-//! `accept` serves those who dial us, `snapshot` both ends of a transfer. All tasks hang on one
-//! stop signal.
+//! `accept` serves those who dial us, `complaints` bounds what is logged about them, `snapshot` both
+//! ends of a transfer. All tasks hang on one stop signal.
 //!
 //! * A task per connection and direction, none per group. Queues are in
 //!   `transport::queue`, bounded in bytes.
@@ -11,6 +11,7 @@
 //!   that peer dials us.
 
 mod accept;
+mod complaints;
 mod dial;
 mod snapshot;
 pub(crate) mod stream;
@@ -21,6 +22,7 @@ use super::{Envelope, Handler, Lane, Origin, SnapshotJob, Stats, Transport, fram
 use crate::error::{Error, Result};
 use crate::types::StoreId;
 use bytes::Bytes;
+use complaints::{Complaint, Complaints};
 use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -154,6 +156,7 @@ struct Shared {
     pacer: snapshot::Pacer,
     budget: stream::Budget,
     counters: Arc<Counters>,
+    complaints: Complaints,
     stop: watch::Sender<bool>,
 }
 
@@ -257,6 +260,7 @@ impl Tcp {
             pacer: snapshot::Pacer::new(config.snapshot_rate),
             budget: stream::Budget::new(config.receive_budget),
             counters: Arc::default(),
+            complaints: Complaints::default(),
             stop: watch::Sender::new(false),
             handle: handle.clone(),
             config,
@@ -330,7 +334,13 @@ impl Transport for Tcp {
         };
         let fits = body.len() + 8 <= self.shared.config.max_frame;
         if !fits || !connection.outbox.push_call(Kind::Response, id, body) {
-            tracing::warn!(origin = ?to, "an answer does not fit: closing the connection");
+            if let Some(left_out) = self.shared.complaints.may_say(Complaint::Unread) {
+                tracing::warn!(
+                    origin = ?to,
+                    left_out,
+                    "an answer does not fit: closing the connection"
+                );
+            }
             connection.close.notify_one();
         }
     }

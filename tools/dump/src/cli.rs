@@ -10,7 +10,7 @@ use std::path::PathBuf;
 #[derive(Parser, Debug)]
 #[command(name = "catamaran-dump", version, propagate_version = true)]
 #[command(
-    after_help = "Exit codes: 0 fine, 2 usage, 3 cannot open, 4 corruption, difference or loss."
+    after_help = "Exit codes: 0 fine, 2 usage, 3 cannot open or write, 4 corruption, difference or loss."
 )]
 #[command(after_long_help = EXAMPLES)]
 pub struct Cli {
@@ -54,7 +54,8 @@ Damage counts for the exit code wherever it is. A summary is always of the whole
 Exit codes:
   0  fine (a torn tail that was never acknowledged is fine)
   2  the command line makes no sense
-  3  the directory cannot be opened or holds no log
+  3  the directory cannot be opened or holds no log, or standard output cannot be written (if
+     its reader has gone: 0)
   4  corruption, or the two logs differ, or a repair left something out";
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]

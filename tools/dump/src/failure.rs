@@ -12,7 +12,7 @@ pub enum Failure {
     Open(String),
     /// The log is damaged beyond what a finding can tell: exit 4.
     Corrupt(String),
-    /// Standard output failed. If its reader has gone, that is its right: exit 0.
+    /// Standard output cannot be written: exit 3. If its reader has gone, that is its right: exit 0.
     Output(std::io::Error),
 }
 
@@ -53,7 +53,7 @@ impl fmt::Display for Failure {
             Failure::Usage(what) | Failure::Open(what) | Failure::Corrupt(what) => {
                 f.write_str(what)
             }
-            Failure::Output(error) => write!(f, "standard output: {error}"),
+            Failure::Output(error) => write!(f, "cannot write to standard output: {error}"),
         }
     }
 }

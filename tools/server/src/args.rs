@@ -19,8 +19,8 @@ Examples:
     catamaran kv scan --prefix gr --output json
     catamaran status --connect 10.0.0.1:7001,10.0.0.2:7001,10.0.0.3:7001
 
-Exit codes: 0 fine; 1 an error, or the key was not found; 2 usage or configuration (a key longer than
-32 KiB, or hexadecimal that is none, are usage).
+Exit codes: 0 fine; 1 an error (that standard output cannot be written is one), or the key was not
+found; 2 usage or configuration (a key longer than 32 KiB, or hexadecimal that is none, are usage).
 Logs go to standard error; RUST_LOG says how much (default: info).";
 
 const SERVE_EXAMPLES: &str = "\
@@ -37,7 +37,9 @@ A configuration file holds the same settings and more, as TOML:
     1 = \"127.0.0.1:7001\"
     2 = \"127.0.0.1:7002\"
     3 = \"127.0.0.1:7003\"
-Flags win over the file. `catamaran serve --print-config` prints every setting with its value.";
+Flags win over the file. Who the node is (store id), where its data goes and where it listens must be
+said in one or the other. `catamaran serve --print-config` prints every setting
+with its value.";
 
 const KV_EXAMPLES: &str = "\
 Examples:

@@ -39,7 +39,8 @@ pub fn run(args: &KvArgs) -> Result<ExitCode> {
         KvCommand::Get { key } => {
             let bytes = spelling.parse(key)?;
             match client.get(bytes.clone()).context("get")? {
-                Some(value) => print::value(&mut out, output, spelling, &bytes, &value)?,
+                Some(value) => print::value(&mut out, output, spelling, &bytes, &value)
+                    .context(print::UNWRITTEN)?,
                 None => {
                     eprintln!("not found: {}", key.display());
                     return Ok(ExitCode::FAILURE);
@@ -76,11 +77,11 @@ pub fn run(args: &KvArgs) -> Result<ExitCode> {
             let rows = client.scan(range, direction, ReadLevel::Linearizable);
             for row in rows.take(usize::try_from(*limit)?) {
                 let (key, value) = row.context("scan")?;
-                print::item(&mut out, output, spelling, &key, &value)?;
+                print::item(&mut out, output, spelling, &key, &value).context(print::UNWRITTEN)?;
             }
         }
     }
-    out.flush()?;
+    out.flush().context(print::UNWRITTEN)?;
     Ok(ExitCode::SUCCESS)
 }
 

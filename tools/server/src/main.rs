@@ -36,9 +36,9 @@ fn main() -> ExitCode {
         Command::Kv(args) => kv::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Completions { shell } => {
-            let mut out = std::io::stdout();
-            clap_complete::generate(shell, &mut Cli::command(), "catamaran", &mut out);
-            Ok(ExitCode::SUCCESS)
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "catamaran", &mut script);
+            print::text(&String::from_utf8_lossy(&script)).map(|()| ExitCode::SUCCESS)
         }
     };
     result.unwrap_or_else(|error| fail(&error, code(&error)))

@@ -1,10 +1,13 @@
 //! Bytes for people, JSON and pipes.
 
 use crate::args::Output;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::{Map, Value};
 use std::ffi::OsStr;
 use std::io::Write;
+
+/// What went wrong when the answer was there and could not be printed.
+pub const UNWRITTEN: &str = "cannot write to standard output";
 
 /// What the command line says makes no sense: exit code 2, as for what its parser refuses.
 #[derive(Debug)]
@@ -78,6 +81,12 @@ impl Spelling {
             _ => into.insert(format!("{name}_hex"), hex(bytes).into()),
         };
     }
+}
+
+/// Prints a text to standard output.
+pub fn text(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context(UNWRITTEN)
 }
 
 /// Prints the value that was asked for.

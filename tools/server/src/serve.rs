@@ -1,11 +1,11 @@
 //! Running nodes: one as configured, or three to play with.
 
 use crate::args::{DemoArgs, ServeArgs};
-use crate::settings;
+use crate::{print, settings};
 use anyhow::{Context, Result, anyhow};
 use catamaran::{Node, NodeConfig};
 use std::collections::BTreeMap;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::runtime::Runtime;
@@ -98,20 +98,15 @@ async fn wait_for_end(signals: &mut Signals, nodes: &[Node]) -> End {
 }
 
 fn say(line: &str) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{line}")?;
-    out.flush()?;
-    Ok(())
+    print::text(&format!("{line}\n"))
 }
 
 /// Runs one node. `Err` of the outer kind is a mistake in the configuration.
 pub fn serve(args: &ServeArgs) -> Result<Result<ExitCode>> {
     let config = settings::load(args)?;
     if args.print_config {
-        return Ok(settings::print(&config).map(|text| {
-            print!("{text}");
-            ExitCode::SUCCESS
-        }));
+        let printed = settings::print(&config).and_then(|text| print::text(&text));
+        return Ok(printed.map(|()| ExitCode::SUCCESS));
     }
     Ok(run(config))
 }

@@ -73,7 +73,30 @@ fn integer(name: &str, number: u64) -> Result<Value> {
     Ok(Value::Integer(i64::try_from(number).with_context(|| format!("--{name}: too large"))?))
 }
 
-/// Puts a node's settings together: defaults, then the file, then flags, then `--set`. Checked.
+/// Refuses to run a node of which nobody said who it is, where its data goes and where it listens: the
+/// defaults of a library are no answer to that.
+fn check_given(table: &Table) -> Result<()> {
+    let listens = table.get("listen").and_then(Value::as_str).is_some_and(|at| !at.is_empty());
+    let member = table.get("cluster").and_then(Value::as_table).is_some_and(|all| !all.is_empty());
+    let needed = [
+        ("--store-id", table.contains_key("store_id")),
+        ("--data-dir", table.contains_key("data_dir")),
+        ("--listen or --cluster", listens || member),
+    ];
+    let missing: Vec<&str> =
+        needed.into_iter().filter(|(_, given)| !given).map(|(flag, _)| flag).collect();
+    if !missing.is_empty() {
+        bail!(
+            "serve also needs {} (or the same settings in a file, with --config); `catamaran demo` \
+             runs three nodes without any of them",
+            missing.join(", ")
+        );
+    }
+    Ok(())
+}
+
+/// Puts a node's settings together: defaults, then the file, then flags, then `--set`. Checked; and unless
+/// they are only to be printed, what has no sensible default must have been given.
 pub fn load(args: &ServeArgs) -> Result<NodeConfig> {
     let mut table = Table::new();
     if let Some(path) = &args.config {
@@ -113,8 +136,11 @@ pub fn load(args: &ServeArgs) -> Result<NodeConfig> {
     }
     check_keys(&set, "--set")?;
     table.extend(set);
-    let config: NodeConfig = table.try_into().context("settings")?;
+    let config: NodeConfig = table.clone().try_into().context("settings")?;
     config.validate()?;
+    if !args.print_config {
+        check_given(&table)?;
+    }
     Ok(config)
 }
 
@@ -150,7 +176,7 @@ mod tests {
     fn flags_win_over_the_file_and_set_over_both() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("node.toml");
-        let text = "store_id = 2\nregions = 4\ntick_ms = 20\n[cluster]\n1 = \"a:1\"\n2 = \"b:2\"\n";
+        let text = "store_id = 2\ndata_dir = \"d\"\nregions = 4\ntick_ms = 20\n[cluster]\n1 = \"a:1\"\n2 = \"b:2\"\n";
         std::fs::write(&path, text).unwrap();
         let path = path.to_str().unwrap();
         let config =
@@ -168,6 +194,21 @@ mod tests {
         assert!(message(&["--set", "colour=red"]).contains("--print-config"));
         assert!(message(&["--store-id", "7", "--cluster", "1=a:1"]).contains("store_id = 7"));
         assert!(message(&["--set", "regions=many"]).contains("regions"));
+    }
+
+    #[test]
+    fn who_where_and_at_which_address_must_be_said() {
+        let message = |flags: &[&str]| format!("{:#}", load_from(flags).unwrap_err());
+        let all = message(&[]);
+        assert!(all.contains("--store-id, --data-dir, --listen or --cluster"), "{all}");
+        assert!(all.contains("catamaran demo"), "{all}");
+        let most = ["--store-id", "1", "--data-dir", "d"];
+        assert!(message(&most).contains("needs --listen or --cluster ("));
+        for listen in [["--listen", "127.0.0.1:0"], ["--cluster", "1=h:1"]] {
+            load_from(&[&most[..], &listen[..]].concat()).unwrap();
+        }
+        load_from(&["--set", "store_id=1", "--set", "data_dir=d", "--set", "listen=h:1"]).unwrap();
+        load_from(&["--print-config"]).unwrap();
     }
 
     #[test]

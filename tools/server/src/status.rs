@@ -1,7 +1,7 @@
 //! `catamaran status`: where the replicas of running nodes stand.
 
 use crate::args::{StatusArgs, StatusOutput};
-use crate::print::{columns, hex, readable};
+use crate::print::{self, columns, hex, readable};
 use anyhow::Result;
 use catamaran::client::{NodeStatus, RemoteClient};
 use catamaran::store::RegionStatus;
@@ -164,8 +164,8 @@ pub fn run(args: &StatusArgs) -> Result<ExitCode> {
         }
     }
     match args.output {
-        StatusOutput::Json => println!("{}", serde_json::to_string_pretty(&overview)?),
-        StatusOutput::Table => print!("{}", table(&overview, args)),
+        StatusOutput::Json => print::text(&(serde_json::to_string_pretty(&overview)? + "\n"))?,
+        StatusOutput::Table => print::text(&table(&overview, args))?,
     }
     Ok(match overview.nodes.is_empty() {
         true => ExitCode::FAILURE,

@@ -84,6 +84,36 @@ fn settings_that_cannot_work_are_found_before_anything_is_opened() {
 }
 
 #[test]
+fn a_node_is_not_made_of_defaults_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = std::process::Command::new(support::CATAMARAN);
+    let output = command.arg("serve").current_dir(dir.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    let message = stderr(&output);
+    assert!(message.contains("--data-dir") && message.contains("catamaran demo"), "{message}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "something was made");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_output_is_an_error_in_words() {
+    let line = [
+        &["serve", "--print-config"][..],
+        &["completions", "bash"],
+        &["status", "--connect", "127.0.0.1:1", "--timeout", "300ms"],
+    ];
+    for args in line {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let mut command = std::process::Command::new(support::CATAMARAN);
+        let output = command.args(args).stdout(full).stderr(std::process::Stdio::piped());
+        let output = output.spawn().unwrap().wait_with_output().unwrap();
+        let message = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {message}");
+        assert!(message.contains("cannot write to standard output: "), "{args:?}: {message}");
+    }
+}
+
+#[test]
 fn an_unknown_setting_is_an_error_with_a_suggestion() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("node.toml");

@@ -2,8 +2,7 @@
 
 use super::*;
 use crate::args::{Cli, Command};
-use crate::target::Failure;
-use catamaran::codec::command::{Op, ops};
+use catamaran::codec::command::{KEY_BYTES_MAX, Op, ops};
 use clap::Parser;
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -165,4 +164,20 @@ fn a_target_that_loses_acknowledged_writes_is_found_out() {
     let (driven, _) = drive(&plan, space(&plan), &map, &Progress::default(), |_| {});
     let (_, missing, wrong) = findings(&plan, &map, &driven);
     assert!(missing + wrong > 0, "{missing} missing, {wrong} wrong");
+}
+
+#[test]
+fn what_cannot_be_put_together_has_failed_and_is_not_sent() {
+    let mut plan = plan("--duration 100ms --clients 2 --batch 3 --keys 1000 --regions 2 --seed 3");
+    // Past the plan's own check.
+    plan.key_size = KEY_BYTES_MAX + 1;
+    let map = Map::default();
+    let progress = Progress::default();
+    let (driven, _) = drive(&plan, space(&plan), &map, &progress, |_| {});
+    assert_eq!((driven.record.ops, driven.record.requests, driven.abandoned), (0, 0, 0));
+    assert!(driven.record.errors["invalid_argument"] > 0);
+    assert_eq!(progress.ops.load(Ordering::Relaxed), 0);
+    // Nobody expects any of it, and none of it came.
+    let (checked, missing, wrong) = findings(&plan, &map, &driven);
+    assert_eq!((checked, missing, wrong), (0, 0, 0));
 }

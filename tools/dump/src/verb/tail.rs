@@ -237,7 +237,6 @@ pub fn run(args: &Tail, context: &mut Context<'_>) -> Result<Verdict, Failure> {
     // A live log may recycle a segment between two reads: look again before giving up.
     let (rows, next) = collect(&dir, args, keys, from, args.limit)
         .or_else(|_| collect(&dir, args, keys, from, args.limit))?;
-    let damaged = rows.iter().any(|row| row.damaged);
     let page = Listing { columns: COLUMNS, cells, items: rows.into() };
     match (args.follow, context.format) {
         // While following, a list never ends: its items are what is printed.
@@ -245,12 +244,12 @@ pub fn run(args: &Tail, context: &mut Context<'_>) -> Result<Verdict, Failure> {
         (_, format) => print(&page, format, context.out)?,
     }
     if !args.follow {
-        return Ok(Verdict::bad_if(damaged && rotten(&dir)?));
+        return Ok(Verdict::bad_if(rotten(&dir)?));
     }
     follow(&dir, args, next, context)
 }
 
-/// A damaged record may be a torn tail, which is fine: let verification decide.
+/// Whether the log is damaged, in what was printed or elsewhere; a torn tail is fine.
 fn rotten(dir: &LogDir) -> Result<bool, Failure> {
     Ok(dir.load(|_, _, _| ())?.warn())
 }
