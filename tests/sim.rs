@@ -54,6 +54,11 @@ fn a_forgotten_vote_is_found() {
 }
 
 #[test]
+fn a_forgotten_promise_is_found() {
+    assert!(found_by(Planted::ForgottenPromise).is_some());
+}
+
+#[test]
 fn a_log_purged_past_the_flush_is_found() {
     assert!(found_by(Planted::FlushReportedEarly).is_some());
 }

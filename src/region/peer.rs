@@ -145,6 +145,12 @@ impl Peer {
         now < self.banned_until
     }
 
+    /// A planted bug of the simulator's: neither the promise to the leader nor the ban after a restart holds.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn forget_promise(&mut self) {
+        (self.votes_from, self.banned_until) = (Time(0), Time(0));
+    }
+
     /// Takes a completed log write. Ignored when it is an older peer's.
     pub(crate) fn persisted(&mut self, persisted: Persisted) {
         if persisted.peer == self.id && self.runs() {

@@ -19,8 +19,8 @@ usage: catamaran-sim [--workload kv] --seeds A..B [--steps N]
   --seed S       one seed; its last trace lines are printed
   --steps N      end the faults of a seed after N events (default 30000)
   --trace        write every line of the trace of --seed to stdout
-  --planted BUG  run with a bug put in on purpose: ack-before-sync, forgotten-vote or
-                 flush-reported-early; seeds must fail
+  --planted BUG  run with a bug put in on purpose: ack-before-sync, forgotten-vote,
+                 flush-reported-early or forgotten-promise; seeds must fail
   --workload kv  reads, writes, swaps and range deletes over a few keys (the only one today)
 
 exit code: 0 all seeds passed, 1 a seed failed or the output cannot be written, 2 usage

@@ -27,7 +27,9 @@ impl Cluster {
             if self.closing {
                 return Ok(());
             }
-            self.clients[at].ask(now, &self.keys, &mut self.rng, &mut self.history);
+            let hushed = self.hushed();
+            let (rng, history) = (&mut self.rng, &mut self.history);
+            self.clients[at].ask(now, &self.keys, hushed, rng, history);
         }
         self.attempt(now, at)
     }

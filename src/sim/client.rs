@@ -106,9 +106,16 @@ impl Client {
         self.id << 32 | self.next_value
     }
 
-    /// Draws the next request and notes it in the history.
-    pub fn ask(&mut self, now: Time, keys: &Keys, rng: &mut Rng, history: &mut History) -> Request {
-        let request = self.draw(keys, rng);
+    /// Draws the next request and notes it in the history. Nobody writes to the region at `hushed`.
+    pub fn ask(
+        &mut self,
+        now: Time,
+        keys: &Keys,
+        hushed: Option<usize>,
+        rng: &mut Rng,
+        history: &mut History,
+    ) -> Request {
+        let request = self.draw(keys, hushed, rng);
         let mut ids = Vec::new();
         match &request {
             Request::Write { ops, .. } => {
@@ -138,11 +145,12 @@ impl Client {
         request
     }
 
-    fn draw(&mut self, keys: &Keys, rng: &mut Rng) -> Request {
+    fn draw(&mut self, keys: &Keys, hushed: Option<usize>, rng: &mut Rng) -> Request {
         let region = rng.range("client.region", 0..keys.by_region.len() as u64) as usize;
         let in_region = &keys.by_region[region];
         let key = in_region[rng.range("client.key", 0..in_region.len() as u64) as usize].clone();
         match rng.range("client.kind", 0..100) {
+            _ if hushed == Some(region) => Request::Read { key, level: draw_level(rng) },
             0..40 => Request::Read { key, level: draw_level(rng) },
             40..70 => self.puts(vec![key]),
             70..78 => self.puts(in_region.clone()),

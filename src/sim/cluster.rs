@@ -12,6 +12,7 @@ use super::linear::History;
 use super::net::Net;
 use super::node::{NodeOptions, Planted, SimNode};
 use super::rng::Rng;
+use super::siege::Siege;
 use super::trace::Trace;
 use super::world::World;
 use crate::error::Error;
@@ -50,6 +51,8 @@ pub enum Happening {
     Ask(usize, u64),
     /// The fault injector's turn.
     Trouble,
+    /// The next stage of the siege.
+    Siege,
     /// A node comes back.
     Restart(StoreId),
 }
@@ -99,6 +102,8 @@ pub struct Cluster {
     pub(super) closing: bool,
     /// Faults are over.
     pub(super) calm: bool,
+    /// While a leader is besieged.
+    pub(super) siege: Option<Siege>,
     pub(super) clients: Vec<Client>,
     pub(super) keys: Keys,
     pub(super) callers: BTreeMap<Token, Caller>,
@@ -136,6 +141,7 @@ impl Cluster {
             history: History::new(),
             closing: false,
             calm: false,
+            siege: None,
             clients: Vec::new(),
             keys,
             callers: BTreeMap::new(),
@@ -181,6 +187,7 @@ impl Cluster {
             }
             Happening::Ask(client, attempt) => self.ask(now, client, attempt),
             Happening::Trouble => self.trouble(now),
+            Happening::Siege => self.siege(now),
             Happening::Restart(node) => self.restart(now, node),
         }
     }
@@ -219,9 +226,13 @@ impl Cluster {
         event: Event,
     ) -> Step {
         let pause = self.pause("drain.pause", 300);
+        let planted = self.options.planted;
         let Some(node) = self.alive(id, life) else { return Ok(()) };
         let local = node.now(now);
         let Some(running) = node.running.as_mut() else { return Ok(()) };
+        if planted == Some(Planted::ForgottenPromise) {
+            running.stores[at].forget_promises();
+        }
         running.stores[at].handle(local, event);
         if !std::mem::replace(&mut running.scheduled.drain[at], true) {
             self.world.after(pause, Happening::Drain(id, life, at));
@@ -475,6 +486,17 @@ impl Cluster {
     /// Power loss or kill; comes back after a while.
     pub(super) fn crash(&mut self, now: Time, id: StoreId, mercy: Mercy) -> Step {
         let down = self.pause("crash.down", 3_000_000) + Duration::from_millis(5);
+        self.crash_for(now, id, mercy, down)
+    }
+
+    /// The same, and comes back after `down`.
+    pub(super) fn crash_for(
+        &mut self,
+        now: Time,
+        id: StoreId,
+        mercy: Mercy,
+        down: Duration,
+    ) -> Step {
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
         node.running = None;
         node.life += 1;

@@ -13,7 +13,7 @@
 //!
 //! [`seed`] runs one seed from its drawn shape to the judgement: [`node`] is one node in production's own
 //! code, [`cluster`] does in events what production's shell does in threads, [`client`] and [`callers`] are
-//! the workload, [`trouble`] the faults, [`watch`] what the checkers look at.
+//! the workload, [`trouble`] the faults, [`siege`] the one that is aimed, [`watch`] what the checkers look at.
 //!
 //! Not done: shrinking of failing seeds.
 
@@ -28,6 +28,7 @@ pub mod net;
 pub mod node;
 pub mod rng;
 pub mod seed;
+pub mod siege;
 pub mod trace;
 pub mod traffic;
 pub mod trouble;

@@ -26,14 +26,17 @@ pub enum Planted {
     ForgottenVote,
     /// The log is told of a flush that has not happened.
     FlushReportedEarly,
+    /// A replica keeps no promise to its leader: it helps others to leadership inside the lease.
+    ForgottenPromise,
 }
 
 impl Planted {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Planted); 3] = [
+    pub const ALL: [(&'static str, Planted); 4] = [
         ("ack-before-sync", Planted::AckBeforeSync),
         ("forgotten-vote", Planted::ForgottenVote),
         ("flush-reported-early", Planted::FlushReportedEarly),
+        ("forgotten-promise", Planted::ForgottenPromise),
     ];
 }
 

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 /// Changes of the disk within which an armed power failure strikes.
 const POWER_OFF_WITHIN: u64 = 12;
+/// How many of 1,000 faults are sieges, if a region has a leader and all its replicas are up.
+const SIEGE_PERMILLE: u32 = 60;
 
 impl Cluster {
     /// One fault, then an appointment for the next; after the calm has begun, none.
@@ -19,8 +21,15 @@ impl Cluster {
         }
         let next = self.pause("trouble.interval", 1_200_000) + Duration::from_millis(50);
         self.world.after(next, Happening::Trouble);
+        if self.siege.is_some() {
+            return Ok(());
+        }
         let ids: Vec<StoreId> = self.nodes.keys().copied().collect();
         let Some(victim) = self.rng.pick("trouble.victim", &ids).copied() else { return Ok(()) };
+        if self.rng.chance("trouble.siege", SIEGE_PERMILLE) {
+            self.besiege(now);
+            return Ok(());
+        }
         match self.rng.range("trouble.kind", 0..100) {
             0..15 => self.crash_if_up(now, victim, Mercy::Drawn),
             15..32 => {
@@ -127,6 +136,7 @@ impl Cluster {
     /// Faults are over: the network heals, disks are sound, whoever is down comes back.
     pub(super) fn calm_down(&mut self, now: Time) {
         self.calm = true;
+        self.siege = None;
         self.net.heal();
         self.net.set_weather(Weather::fair());
         for (id, node) in &mut self.nodes {

@@ -20,14 +20,23 @@ impl Cluster {
         running.map_or(Vec::new(), |r| r.stores.iter().flat_map(Store::status).collect())
     }
 
-    /// After a drain: one leader per term, and a new leader's log holds everything committed.
+    /// After a drain: one leader per term, a lease only with the newest of them, and a new leader's log holds
+    /// everything committed.
     pub(super) fn look_at_leaders(&mut self, now: Time, id: StoreId, at: usize) -> Step {
-        let Some(running) = self.nodes.get(&id).and_then(|n| n.running.as_ref()) else {
-            return Ok(());
-        };
+        let Some(node) = self.nodes.get(&id) else { return Ok(()) };
+        let Some(running) = node.running.as_ref() else { return Ok(()) };
+        let local = node.now(now);
         for peer in running.stores[at].peers() {
-            let Some(term) = peer.leads_term() else { continue };
             let region = peer.region.id;
+            let leads = peer.leads_term();
+            let newest = self.led.get(&region).copied().unwrap_or(0);
+            // A lease that is taken, or kept, after the newer leader has come: `look_at_leases` saw none then.
+            if peer.share.lease_holds(local) && leads.is_none_or(|term| term < newest) {
+                let detail =
+                    format!("{region}: {id} holds a lease and leads {leads:?}, not {newest}");
+                return Err(violation("one lease at a time", detail));
+            }
+            let Some(term) = leads else { continue };
             self.leaders.observe(region, term, peer.id)?;
             // An old leader that was cut off may go on believing for a while.
             if self.led.get(&region).is_some_and(|newest| *newest >= term) {

@@ -156,6 +156,12 @@ impl Store {
         self.peers.values()
     }
 
+    /// A planted bug of the simulator's: no replica keeps the promises that leases rest on.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn forget_promises(&mut self) {
+        self.peers.values_mut().for_each(Peer::forget_promise);
+    }
+
     fn pass(&mut self, now: Time, effects: &mut Effects) -> Result<()> {
         let touched = std::mem::take(&mut self.touched);
         let mut pass = Pass {
