@@ -34,9 +34,9 @@ fn different_seeds_give_different_traces() {
     assert_ne!(hash(1), hash(2));
 }
 
-/// The first of CI's seeds that finds a planted bug.
-fn found_by(planted: Planted) -> Option<u64> {
-    SEEDS.into_iter().find(|seed| {
+/// One of CI's seeds that finds a planted bug; looked for from `hint` on, to save time.
+fn found_by(planted: Planted, hint: u64) -> Option<u64> {
+    (hint..SEEDS.end).chain(SEEDS.start..hint).find(|seed| {
         let plan = Plan { planted: Some(planted), ..Plan::new(*seed) };
         // A panic of raft-rs on an impossible state is a find, too.
         std::panic::catch_unwind(|| run(&plan).violation).map_or(true, |v| v.is_some())
@@ -45,20 +45,22 @@ fn found_by(planted: Planted) -> Option<u64> {
 
 #[test]
 fn acknowledgements_before_the_sync_are_found() {
-    assert!(found_by(Planted::AckBeforeSync).is_some());
+    assert!(found_by(Planted::AckBeforeSync, 0).is_some());
 }
 
+/// One seed in five hundred: who restarts helps nobody for an election's time, so only a request for votes
+/// that was long on its way meets a voter who has forgotten.
 #[test]
 fn a_forgotten_vote_is_found() {
-    assert!(found_by(Planted::ForgottenVote).is_some());
+    assert!(found_by(Planted::ForgottenVote, 460).is_some());
 }
 
 #[test]
 fn a_forgotten_promise_is_found() {
-    assert!(found_by(Planted::ForgottenPromise).is_some());
+    assert!(found_by(Planted::ForgottenPromise, 0).is_some());
 }
 
 #[test]
 fn a_log_purged_past_the_flush_is_found() {
-    assert!(found_by(Planted::FlushReportedEarly).is_some());
+    assert!(found_by(Planted::FlushReportedEarly, 0).is_some());
 }
