@@ -330,6 +330,9 @@ fn survivors(crash: &Crash, n: usize) -> Vec<Survivors> {
         Survivors::Torn(seed),
         Survivors::Torn(seed ^ 0xffff),
         Survivors::Torn(seed ^ 0xff_ffff),
+        Survivors::Garbage(seed),
+        Survivors::Garbage(seed ^ 0xffff),
+        Survivors::Garbage(seed ^ 0xff_ffff),
     ];
     all.extend((1..crash.unsynced.len()).map(Survivors::Prefix));
     all
@@ -391,7 +394,7 @@ fn crash_in_recovery(
 #[test]
 fn crash_at_every_operation() {
     let seeds: u64 =
-        std::env::var("LOG_CRASH_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(10);
+        std::env::var("LOG_CRASH_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(24);
     let mut images = 0;
     for seed in 1..=seeds {
         images += crash_everywhere(seed * 0x5851_f42d, 150);

@@ -14,7 +14,7 @@
 //!   held over `fsync` when a version is installed). For that a few `doc(hidden)` items are used: pin the version.
 //! * An ingestion or a compaction that fails leaves the tables it has written so far where they are. On a full disk
 //!   each retry would eat what was freed since the last one, so a failed job is swept up after at once: see
-//!   [`LsmTables::sweep`].
+//!   `LsmTables::sweep`.
 //!
 //! Not done: limiting a level-0 job to a number of runs (the crate's strategy takes all of level 0 and its trait
 //! cannot be implemented outside); callers pace by [`TableDebt::runs`] instead, see `LsmOptions::late_runs`.

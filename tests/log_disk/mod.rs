@@ -318,6 +318,8 @@ pub enum Survivors {
     Subset(u64),
     /// Each write loses or keeps each of its sectors.
     Torn(u64),
+    /// Everything, but one sector of one write holds garbage.
+    Garbage(u64),
 }
 
 /// Walks a journal: what is certain, and what hangs in the air.
@@ -356,13 +358,13 @@ impl Crash {
     pub fn image(&self, survivors: Survivors) -> Image {
         let mut image = self.certain.clone();
         let mut dice = Dice(match survivors {
-            Survivors::Subset(seed) | Survivors::Torn(seed) => seed | 1,
+            Survivors::Subset(seed) | Survivors::Torn(seed) | Survivors::Garbage(seed) => seed | 1,
             _ => 1,
         });
         for (n, step) in self.unsynced.iter().enumerate() {
             let keep = match survivors {
                 Survivors::None => false,
-                Survivors::All | Survivors::Torn(_) => true,
+                Survivors::All | Survivors::Torn(_) | Survivors::Garbage(_) => true,
                 Survivors::Prefix(len) => n < len,
                 Survivors::Subset(_) => dice.roll(2) == 0,
             };
@@ -380,7 +382,23 @@ impl Crash {
                 _ => {}
             }
         }
+        if matches!(survivors, Survivors::Garbage(_)) {
+            self.spoil(&mut image, &mut dice);
+        }
         image.trim();
         image
+    }
+
+    fn spoil(&self, image: &mut Image, dice: &mut Dice) {
+        let is_write =
+            |step: &&Step| matches!(step, Step::Write { bytes, .. } if !bytes.is_empty());
+        let writes: Vec<&Step> = self.unsynced.iter().filter(is_write).collect();
+        let chosen = dice.roll(writes.len() as u64) as usize;
+        let Some(Step::Write { inode, at, bytes }) = writes.get(chosen) else { return };
+        let sectors = bytes.len().div_ceil(512) as u64;
+        let from = dice.roll(sectors) * 512;
+        let len = (bytes.len() as u64 - from).min(512);
+        let bytes = (0..len).map(|_| dice.roll(256) as u8).collect();
+        image.apply(&Step::Write { inode: *inode, at: at + from, bytes });
     }
 }
