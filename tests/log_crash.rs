@@ -8,9 +8,9 @@ mod log_disk;
 use catamaran::Error;
 use catamaran::log::{Entry, Log, LogBatch, Options};
 use catamaran::types::LogPosition;
+use log_disk::faults::{Fault, FaultDisk};
 use log_disk::{Crash, Dice, Image, MemDisk, Step, Survivors};
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -46,6 +46,8 @@ type Model = BTreeMap<u64, GroupModel>;
 /// What the log must be after each record that a user wrote.
 struct Script {
     disk: MemDisk,
+    /// The same disk, as the log sees it.
+    faults: FaultDisk,
     log: Option<Log>,
     model: Model,
     after: BTreeMap<u64, Model>,
@@ -56,9 +58,11 @@ struct Script {
 impl Script {
     fn new(seed: u64) -> Script {
         let disk = MemDisk::default();
-        let log = Log::open(Arc::new(disk.clone()), Path::new(DIR), options()).unwrap().0;
+        let faults = FaultDisk::over_journal(&disk);
+        let log = Log::open(Arc::new(faults.clone()), Path::new(DIR), options()).unwrap().0;
         let after = BTreeMap::from([(0, Model::default())]);
-        Script { disk, log: Some(log), model: Model::default(), after, dice: Dice(seed), salt: 0 }
+        let (log, model) = (Some(log), Model::default());
+        Script { disk, faults, log, model, after, dice: Dice(seed), salt: 0 }
     }
 
     fn log(&self) -> &Log {
@@ -149,7 +153,8 @@ impl Script {
                     self.log().write_round().unwrap();
                     self.ack();
                     self.log = None;
-                    let opened = Log::open(Arc::new(self.disk.clone()), Path::new(DIR), options());
+                    let opened =
+                        Log::open(Arc::new(self.faults.clone()), Path::new(DIR), options());
                     self.log = Some(opened.unwrap().0);
                     self.ack();
                 }
@@ -180,13 +185,16 @@ impl Script {
     /// The log as it is after a failure, opened anew: what was not durable may be gone.
     fn reopen(&mut self) -> catamaran::Result<()> {
         self.log = None;
-        let open = || Log::open(Arc::new(self.disk.clone()), Path::new(DIR), options());
+        let open = || Log::open(Arc::new(self.faults.clone()), Path::new(DIR), options());
         // The disk fails once: the second attempt works, whatever the first one left behind.
         let first = open();
         let failed = first.as_ref().err().map(ToString::to_string);
         let (log, recovery) = match first {
             Ok(opened) => opened,
-            Err(_) => open().unwrap_or_else(|error| panic!("after {failed:?}: {error}")),
+            Err(_) => {
+                self.faults.plan().full = false;
+                open().unwrap_or_else(|error| panic!("after {failed:?}: {error}"))
+            }
         };
         assert!(recovery.quarantined.is_empty() && recovery.harmless.is_empty(), "{recovery:?}");
         self.after.retain(|seq, _| *seq <= recovery.last_seq);
@@ -222,6 +230,7 @@ impl Script {
                 }
             };
             failures += u64::from(outcome.is_err());
+            self.faults.plan().full = false;
             match outcome {
                 Ok(()) | Err(Error::Io { .. } | Error::DiskFull { .. }) => {}
                 Err(Error::Stopped { .. }) => self.reopen().unwrap(),
@@ -239,14 +248,14 @@ fn each_operation_fails_once() {
     const STEPS: u64 = 60;
     let seed = 0x2545_f491;
     let mut script = Script::new(seed);
-    let before = script.disk.state().operations;
+    let before = script.faults.plan().calls;
     assert_eq!(script.run_on_a_bad_disk(STEPS), 0);
-    let operations = script.disk.state().operations - before;
+    let operations = script.faults.plan().calls - before;
     let mut failures = 0;
-    for kind in [ErrorKind::Other, ErrorKind::StorageFull] {
+    for kind in [Fault::Eio, Fault::Enospc] {
         for k in 0..operations {
             let mut script = Script::new(seed);
-            script.disk.state().fails = Some((k, kind));
+            script.faults.plan().at = Some((before + k, kind));
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 let failures = script.run_on_a_bad_disk(STEPS);
                 let journal = std::mem::take(&mut script.disk.state().journal);

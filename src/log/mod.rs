@@ -48,7 +48,7 @@
 //! is rot; else it is a torn tail and is cut. Rot in the body of an operation fences off that group
 //! (if the damaged bytes are still needed). Rot in a record's header or directory hides which groups it
 //! spoke of; but each write group repeats, in other blocks and in the very write that states earlier
-//! groups durable, their headers and the names of their groups (their echoes, a percent or two). So a
+//! groups durable, their headers and the names of their groups (their echoes). So a
 //! header is made good from the echo (and reported), and a lost directory fences off its own groups: all
 //! of them, for what it said of each is gone, until they are reset or cleared or a floor passes. The
 //! damaged record is evidence: its segment is neither purged nor summed up in a footer. The log
@@ -101,16 +101,13 @@
 //! In this order: purge, writer, queue, flights, shard, segments, pool. Readers take one shard, then segments.
 //!
 //! # Not done, and why
-//! - Footers are read one after the other: 25 of them (1.6 GB, 10,000 groups) take a tenth of a second,
-//!   and most of that is the last segment's records.
+//! - Footers are read one after the other: reading the last segment's records takes about as long.
 //! - Opening does not check the bodies in segments with a footer, which would mean reading everything:
 //!   rot there is met by the reader, by purge and by `inspect`.
-//! - No compression: at the rates measured (140 KB a write, 100 us) packing costs more than the disk
-//!   saves; `benches/rivals` compares with an engine that does.
-//! - The writer's copy of a batch into its group stays: direct writes want one aligned stretch of memory,
-//!   and the copy is a twentieth of such a write.
-//! - The echo names groups, it does not repeat directories: that would cost a tenth of the bytes of
-//!   small entries, where naming costs a hundredth, and fences off what a second copy would save.
+//! - No compression yet; `benches/rivals` compares with an engine that compresses.
+//! - The writer's copy of a batch into its group stays: direct writes want one aligned stretch of memory.
+//! - The echo names groups, it does not repeat directories: a second copy would save the groups that naming
+//!   can only fence off, for several times the bytes.
 
 mod batch;
 mod echo;

@@ -97,10 +97,6 @@ pub struct State {
     pub syncs_left: Option<u64>,
     /// Total bytes that fit.
     pub capacity: Option<u64>,
-    /// The operation that fails, counted from now, and how. Once.
-    pub fails: Option<(u64, ErrorKind)>,
-    /// Operations so far.
-    pub operations: u64,
 }
 
 /// The disk. Clones share it.
@@ -139,23 +135,6 @@ impl MemDisk {
         self.state().journal.push(Step::Acked(seq));
     }
 
-    /// Counts an operation, which may be the one that fails.
-    fn operation(&self, what: &'static str, path: &Path) -> Result<()> {
-        let mut state = self.state();
-        state.operations += 1;
-        match state.fails {
-            Some((0, kind)) => {
-                state.fails = None;
-                Err(Error::io(what, path, kind.into()))
-            }
-            Some((left, kind)) => {
-                state.fails = Some((left - 1, kind));
-                Ok(())
-            }
-            None => Ok(()),
-        }
-    }
-
     fn step(&self, step: Step) {
         let mut state = self.state();
         state.image.apply(&step);
@@ -165,7 +144,6 @@ impl MemDisk {
 
 impl Disk for MemDisk {
     fn open(&self, path: &Path, mode: OpenMode) -> Result<Arc<dyn File>> {
-        self.operation("open", path)?;
         let known = self.state().image.names.get(path).copied();
         let inode = match (known, mode) {
             (Some(_), OpenMode::CreateNew) => {
@@ -187,14 +165,12 @@ impl Disk for MemDisk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> Result<()> {
-        self.operation("rename", from)?;
         assert!(self.state().image.names.contains_key(from), "rename of {from:?}");
         self.step(Step::Rename { from: from.to_owned(), to: to.to_owned() });
         Ok(())
     }
 
     fn remove(&self, path: &Path) -> Result<()> {
-        self.operation("remove", path)?;
         assert!(self.state().image.names.contains_key(path), "remove of {path:?}");
         self.step(Step::Remove { path: path.to_owned() });
         self.state().image.trim();
@@ -202,7 +178,6 @@ impl Disk for MemDisk {
     }
 
     fn list(&self, dir: &Path) -> Result<Vec<PathBuf>> {
-        self.operation("list", dir)?;
         let state = self.state();
         let names = state.image.names.keys();
         Ok(names.filter_map(|p| p.strip_prefix(dir).ok().map(PathBuf::from)).collect())
@@ -216,8 +191,7 @@ impl Disk for MemDisk {
         Ok(())
     }
 
-    fn sync_dir(&self, dir: &Path) -> Result<()> {
-        self.operation("sync directory", dir)?;
+    fn sync_dir(&self, _dir: &Path) -> Result<()> {
         self.step(Step::SyncDir);
         Ok(())
     }
@@ -234,7 +208,6 @@ impl Disk for MemDisk {
 
 impl File for MemFile {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
-        self.disk.operation("read", &self.path)?;
         let state = self.disk.state();
         let bytes = state.image.files.get(&self.inode).map_or(&[][..], |f| f);
         let rest = bytes.get(offset as usize..).unwrap_or(&[]);
@@ -244,7 +217,6 @@ impl File for MemFile {
     }
 
     fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
-        self.disk.operation("write", &self.path)?;
         {
             let state = self.disk.state();
             let used: u64 = state.image.files.values().map(|f| f.len() as u64).sum();
@@ -264,7 +236,6 @@ impl File for MemFile {
     }
 
     fn sync_data(&self) -> Result<()> {
-        self.disk.operation("sync", &self.path)?;
         {
             let mut state = self.disk.state();
             match &mut state.syncs_left {
@@ -284,7 +255,6 @@ impl File for MemFile {
     }
 
     fn set_len(&self, len: u64) -> Result<()> {
-        self.disk.operation("set length of", &self.path)?;
         self.disk.step(Step::SetLen { inode: self.inode, len });
         Ok(())
     }
