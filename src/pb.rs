@@ -73,6 +73,7 @@ pub fn encode_region_state(state: &RegionState) -> Bytes {
     out.set_applied_term(state.applied.term);
     out.set_compact_index(state.compacted.index);
     out.set_compact_term(state.compacted.term);
+    out.set_next_id(state.next_id);
     bytes_of(&out)
 }
 
@@ -84,6 +85,7 @@ pub fn decode_region_state(bytes: &[u8]) -> Result<RegionState> {
         peer: PeerId(state.get_peer_id()),
         applied: LogPosition { index: state.get_applied_index(), term: state.get_applied_term() },
         compacted: LogPosition { index: state.get_compact_index(), term: state.get_compact_term() },
+        next_id: state.get_next_id(),
     })
 }
 

@@ -180,7 +180,12 @@ pub struct RegionState {
     pub applied: LogPosition,
     /// The replicated compaction point: entries up to here may be dropped (never above `applied`).
     pub compacted: LogPosition,
+    /// Of [`FIRST_REGION`] alone, 0 in all others: the smallest id that no region and no peer has had.
+    pub next_id: u64,
 }
+
+/// The region that keeps the cluster's own record. It exists from the start and for ever.
+pub const FIRST_REGION: RegionId = RegionId(1);
 
 /// Who a data directory is. Kept in both engines; they must agree.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]

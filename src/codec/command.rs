@@ -8,6 +8,7 @@
 //! |---|---|
 //! | normal | `1`, epoch version `u64`, number of batches `u32`, then for each: length `u32`, batch |
 //! | compact | `2`, index `u64`, term `u64` |
+//! | others | see [`admin`](super::admin) |
 //!
 //! The built-in state machine's batch is a sequence of operations, each `kind u8, key length u16,
 //! value length u32, key, value`:
@@ -21,6 +22,7 @@
 //!
 //! A batch is applied as a whole, in order, and parsed in place: the memtable points into the entry.
 
+use super::admin::Admin;
 use crate::error::{Error, Result};
 use crate::types::{KeyRange, LogPosition};
 use bytes::Bytes;
@@ -59,6 +61,8 @@ pub enum Payload {
     },
     /// Every replica may drop its log up to here (once it has flushed that far).
     Compact(LogPosition),
+    /// A change of the region's shape or of the cluster's record.
+    Admin(Admin),
 }
 
 /// Folds client batches into one entry.
@@ -126,7 +130,10 @@ impl Payload {
                 index: u64_at(data, 1)?,
                 term: u64_at(data, 9)?,
             })),
-            _ => Err(bad("unknown payload")),
+            _ => match Admin::decode(data) {
+                Some(admin) => admin.map(Payload::Admin),
+                None => Err(bad("unknown payload")),
+            },
         }
     }
 }

@@ -1,6 +1,6 @@
 //! How the house turns words into bytes and back, below every room that has a format: [`bytes`] is
-//! the bounded little-endian cursor pair, [`command`] what stands in log entries, [`region`] a region's
-//! description on the wire.
+//! the bounded little-endian cursor pair, [`command`] and [`admin`] what stands in log entries, [`region`] a
+//! region's description on the wire.
 //!
 //! Protocol: a format is written with a [`bytes::Writer`] and read with a [`bytes::Reader`]; a reader
 //! never trusts a length or a count before it has compared it with what is really there, never
@@ -10,6 +10,7 @@
 //! Not done: no derive macro and no schema. The formats are few, and each has a page with offsets that
 //! a macro would hide.
 
+pub mod admin;
 pub mod bytes;
 pub mod command;
 pub mod region;

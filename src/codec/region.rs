@@ -36,6 +36,34 @@ pub fn encode(region: &Region, compacted: LogPosition) -> Bytes {
     out.freeze()
 }
 
+/// What goes before a snapshot's data.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Head {
+    /// The region at the snapshot's index.
+    pub region: Region,
+    /// Its replicated compaction point.
+    pub compacted: LogPosition,
+    /// The cluster's id counter, if the region keeps it.
+    pub next_id: u64,
+}
+
+/// Writes the head of a snapshot: the id counter `u64`, then the region.
+pub fn encode_head(state: &RegionState) -> Bytes {
+    let mut out = BytesMut::new();
+    out.put_u64_le(state.next_id);
+    out.put_slice(&encode(&state.region, state.compacted));
+    out.freeze()
+}
+
+/// Reads what [`encode_head`] wrote.
+pub fn decode_head(bytes: &Bytes) -> Result<Head> {
+    let mut bytes = bytes.clone();
+    need(&bytes, 8)?;
+    let next_id = bytes.get_u64_le();
+    let (region, compacted) = decode(&bytes)?;
+    Ok(Head { region, compacted, next_id })
+}
+
 fn need(bytes: &Bytes, n: usize) -> Result<()> {
     if bytes.remaining() < n {
         return Err(Error::malformed("region", "cut short"));

@@ -2,7 +2,7 @@
 
 use super::handover::Away;
 use crate::client::local::Local;
-use crate::codec::{Reader, Writer};
+use crate::codec::{self, Reader, Writer};
 use crate::driver::{Driver, Outward};
 use crate::env::Disk;
 use crate::error::{Error, Result};
@@ -190,6 +190,10 @@ impl Handler for Desk {
 
     fn snapshot_begin(&self, from: StoreId, header: Bytes) -> Result<Box<dyn SnapshotSink>> {
         let envelope = decode_header(header, from)?;
+        let head = codec::region::decode_head(&envelope.message.get_snapshot().data)?;
+        if !self.driver.registry().is_free(&head.region) {
+            return Err(Error::Busy { what: "the range: another region holds it here still" });
+        }
         let slot = Slot(Arc::clone(&self.receiving));
         if slot.0.fetch_add(1, Ordering::AcqRel) >= self.snapshots_max {
             return Err(Error::Busy { what: "snapshots being received" });

@@ -458,6 +458,15 @@ impl<S: Storage> Group<S> {
         progress
     }
 
+    /// Whether every other replica, as the leader sees it, is alive and takes entries as they come.
+    pub fn all_replicate(&self) -> bool {
+        let raft = &self.node.raft;
+        raft.prs().iter().all(|(id, progress)| {
+            *id == raft.id
+                || (progress.recent_active && progress.state == ::raft::ProgressState::Replicate)
+        })
+    }
+
     /// The storage below.
     pub fn storage(&self) -> &S {
         self.node.store()

@@ -11,6 +11,8 @@
 use super::effects::*;
 use super::machine::{Context, StateMachine};
 use super::snapshot::{SnapshotFile, SnapshotReader};
+use super::split;
+use crate::codec::admin::Admin;
 use crate::codec::command::Payload;
 use crate::env::Disk;
 use crate::error::{Error, Result};
@@ -22,6 +24,9 @@ use std::sync::Arc;
 
 /// A kv batch is published once it holds this much.
 const PUBLISH_BYTES: usize = 8 << 20;
+
+/// Ids below are those of the first layout.
+pub const FIRST_FREE_ID: u64 = 1 << 20;
 
 /// Bytes of answers that wait for the end of a round of applying, about: beyond it compare and swaps leave
 /// out their previous values.
@@ -128,6 +133,11 @@ impl Applier {
         entry: CommittedEntry,
         publishing: &mut Publishing,
     ) -> Result<()> {
+        if !self.regions.contains_key(&region) {
+            // Cut out of another region since, by another worker perhaps: what that one has published.
+            let born = publishing.view.region(region).or(self.kv.view()?.region(region));
+            self.regions.insert(region, born.ok_or(Error::RegionNotFound(region))?);
+        }
         let Some(state) = self.regions.get_mut(&region) else {
             return Err(Error::RegionNotFound(region));
         };
@@ -141,6 +151,8 @@ impl Applier {
             compacted: None,
             bytes: 0,
             restored: None,
+            reshaped: None,
+            births: Vec::new(),
         });
         applied.position = entry.position;
         applied.bytes += entry.data.len();
@@ -153,6 +165,13 @@ impl Applier {
                 let position = position.min(LogPosition { index: state.applied.index, ..position });
                 state.compacted = state.compacted.max(position);
                 applied.compacted = Some(state.compacted);
+                Ok(())
+            }
+            Payload::Admin(admin) => {
+                let done = administer(&admin, state, applied, &mut publishing.batch);
+                if let Some(token) = entry.waiting.first() {
+                    publishing.replies.push((*token, Reply::Admin(done)));
+                }
                 Ok(())
             }
             Payload::Normal { version, batches } => {
@@ -233,9 +252,41 @@ impl Applier {
             compacted: Some(state.compacted),
             bytes: 0,
             restored: Some(state.clone()),
+            reshaped: None,
+            births: Vec::new(),
         });
         out.discard.push(file);
         self.regions.insert(state.region.id, state);
         Ok(())
+    }
+}
+
+/// Applies an administrative command. A refusal is the same on every replica and leaves nothing behind.
+fn administer(
+    admin: &Admin,
+    state: &mut RegionState,
+    applied: &mut Applied,
+    batch: &mut WriteBatch,
+) -> Result<AdminDone> {
+    match admin {
+        Admin::Split(split) => {
+            let regions = split::divide(&state.region, split)?;
+            for child in &regions[1..] {
+                if let Some(born) = split::newborn(child.clone(), state) {
+                    batch.set_region(born.clone());
+                    applied.births.push(born);
+                }
+            }
+            state.region = regions[0].clone();
+            applied.reshaped = Some(state.region.clone());
+            Ok(AdminDone::Shaped(regions))
+        }
+        Admin::Allocate { count } => {
+            let first = state.next_id.max(FIRST_FREE_ID);
+            let refused = || Error::InvalidArgument(format!("{count} ids"));
+            let next = first.checked_add(*count).filter(|_| *count > 0).ok_or_else(refused)?;
+            state.next_id = next;
+            Ok(AdminDone::Ids { first })
+        }
     }
 }

@@ -103,6 +103,24 @@ impl ApplyTask {
     }
 }
 
+/// A replica that begins its life here: its region was cut out of another.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Birth {
+    /// What the state store knows of it.
+    pub state: RegionState,
+    /// Whether it is the one to lead first.
+    pub campaign: Campaign,
+}
+
+/// Whether a new replica campaigns at once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Campaign {
+    /// It stands beside the parent's leader.
+    Now,
+    /// Another one does; its own turn comes when nobody leads.
+    Later,
+}
+
 /// How far a region's state machine got.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Applied {
@@ -118,6 +136,10 @@ pub struct Applied {
     pub bytes: usize,
     /// Set when a snapshot was restored: what the region is now.
     pub restored: Option<RegionState>,
+    /// Set when the region's shape was changed: what it is now.
+    pub reshaped: Option<Region>,
+    /// Regions cut out of it.
+    pub births: Vec<RegionState>,
 }
 
 /// A snapshot to stream to a follower that fell behind the log.
@@ -166,6 +188,18 @@ pub struct RegionStatus {
     pub quarantined: Option<String>,
 }
 
+/// What an administrative command led to.
+#[derive(Clone, PartialEq, Debug)]
+pub enum AdminDone {
+    /// The regions that now cover what the region covered.
+    Shaped(Vec<Region>),
+    /// Ids, from this one on.
+    Ids {
+        /// The first.
+        first: u64,
+    },
+}
+
 /// An answer to whoever waits under a token.
 #[derive(Debug)]
 pub enum Reply {
@@ -173,6 +207,8 @@ pub enum Reply {
     Written(Result<Bytes>),
     /// A read may proceed.
     Read(Result<ReadGrant>),
+    /// An administrative command.
+    Admin(Result<AdminDone>),
     /// A leadership transfer was started, or not.
     Transfer(Result<()>),
     /// Where the replicas stand.
@@ -190,6 +226,8 @@ pub struct Effects {
     pub apply: Vec<ApplyTask>,
     /// Answers.
     pub replies: Vec<(Token, Reply)>,
+    /// Replicas that begin their lives, each for the loop that its region belongs to: `Event::Born`.
+    pub births: Vec<Birth>,
     /// Snapshots to stream.
     pub snapshots: Vec<SnapshotSend>,
     /// Received snapshots that turned out not to be needed: remove the files.
@@ -205,6 +243,7 @@ impl Effects {
             && self.after_persist.is_empty()
             && self.apply.is_empty()
             && self.replies.is_empty()
+            && self.births.is_empty()
             && self.snapshots.is_empty()
             && self.discard.is_empty()
             && self.fatal.is_none()

@@ -8,6 +8,7 @@
 
 use super::compact::LogBytes;
 use super::config::StoreConfig;
+use super::effects::Campaign;
 use super::peer::{Peer, Progress};
 use super::propose::Proposals;
 use super::read::Reads;
@@ -101,6 +102,7 @@ impl Peer {
         kv: &Arc<dyn StateStore>,
         state: RegionState,
         found: Found,
+        campaign: Campaign,
         now: Time,
     ) -> Result<Peer> {
         let mut hard_state = found.hard_state.clone();
@@ -118,9 +120,7 @@ impl Peer {
         }
         let mut group = Group::new(state.peer, &config.group, raft_applied, storage)
             .map_err(|e| Error::malformed("raft state", e.to_string()))?;
-        let alone = state.region.peers.len() == 1;
-        let first = state.region.peers.first().is_some_and(|peer| peer.id == state.peer);
-        if found.fence.is_none() && first && (found.past == Past::None || alone) {
+        if found.fence.is_none() && campaign == Campaign::Now {
             group.campaign();
         }
         let votes_from = match found.past {
@@ -131,7 +131,7 @@ impl Peer {
             id: state.peer,
             store: config.store,
             group,
-            share: Arc::new(PeerShare::new(state.peer, state.region.epoch)),
+            share: Arc::new(PeerShare::new(state.peer, &state.region)),
             proposals: Proposals::default(),
             reads: Reads::new(config.nonce),
             unpersisted: Unpersisted::new(found.hard_state),
@@ -148,6 +148,7 @@ impl Peer {
             votes_from,
             banned_until: votes_from,
             handed_over_in: 0,
+            reshaping: None,
             ticks: 0,
             region: state.region,
         })

@@ -10,14 +10,14 @@
 //!    [`Applier`](apply::Applier) that publishes one kv batch for many regions and answers the waiting
 //!    tokens; the peer learns the new applied index.
 //!
-//! [`read`] keeps the read-index rounds, the leader lease and freshness; [`snapshot`] turns a consistent
+//! [`split`] cuts a region; [`read`] keeps the read-index rounds, the leader lease and freshness; [`snapshot`] turns a consistent
 //! view into chunks and chunks into a restored region; [`storage`] shows the log engine to raft-rs;
 //! [`life`] creates peers and brings them back after a restart; [`compact`] decides how far logs may go.
 //!
 //! Everything here is deterministic: the disk comes through `env::Disk` (inside log and kv), time as an
 //! argument, answers leave as values.
 //!
-//! Not done: split, merge, membership and hibernation; they have their own files when they come.
+//! Not done: merge, membership and hibernation; they have their own files when they come.
 
 pub mod apply;
 pub mod compact;
@@ -31,4 +31,5 @@ pub mod read;
 pub mod ready;
 pub mod share;
 pub mod snapshot;
+pub mod split;
 pub mod storage;

@@ -61,6 +61,8 @@ pub struct Peer {
     /// The term in which it last tried to hand leadership over: without a lease to its end, because the
     /// order to campaign, and the votes it forces, may arrive long after the attempt was given up.
     pub(crate) handed_over_in: u64,
+    /// A proposed and not yet applied change of the region's shape: client batches wait for it.
+    pub(crate) reshaping: Option<LogPosition>,
     pub(crate) ticks: u64,
 }
 

@@ -46,7 +46,7 @@ impl Proposals {
         tokens
     }
 
-    fn proposed(&mut self, position: LogPosition, tokens: Vec<Token>) {
+    pub(crate) fn proposed(&mut self, position: LogPosition, tokens: Vec<Token>) {
         let at = self.proposed.partition_point(|(other, _)| *other < position);
         self.proposed.insert(at, (position, tokens));
     }
@@ -99,7 +99,7 @@ impl Peer {
 
     /// Folds what waits into entries and proposes them.
     pub(crate) fn fold(&mut self, config: &StoreConfig, effects: &mut Effects) {
-        while self.proposals.has_pending() {
+        while self.proposals.has_pending() && self.reshaping.is_none() {
             if self.progress.applying_bytes > config.apply_lag_bytes_max {
                 return; // apply lags: the rest waits, and the bound above pushes back
             }

@@ -229,8 +229,8 @@ impl Peer {
         let Some(view) = self.group.storage().take_view(PeerId(message.to)) else {
             return Ok(None);
         };
-        let (region, _) = codec::region::decode(&message.get_snapshot().data)?;
-        let chunks = Chunks::new(&*view, &region.range)?;
+        let head = codec::region::decode_head(&message.get_snapshot().data)?;
+        let chunks = Chunks::new(&*view, &head.region.range)?;
         Ok(self.envelope(message).map(|(to, envelope)| SnapshotSend { to, envelope, chunks }))
     }
 
@@ -246,6 +246,7 @@ impl Peer {
             self.share.set_lease(Time(0));
             self.reads.restart_rounds();
             if !leads {
+                self.reshaping = None;
                 self.refuse_pending(effects);
             }
         }
@@ -291,8 +292,7 @@ impl Peer {
         if let Some(state) = done.restored {
             self.progress.flushed = state.applied.index;
             self.progress.applied = state.applied;
-            self.region = state.region.clone();
-            self.share.set_epoch(self.region.epoch);
+            self.reshaped(state.region.clone(), effects);
             if let Some(restoring) = &mut self.restoring {
                 restoring.restored = Some(state);
             }
@@ -300,6 +300,12 @@ impl Peer {
         }
         self.progress.applying_bytes = self.progress.applying_bytes.saturating_sub(done.bytes);
         self.progress.applied = done.position;
+        if self.reshaping.is_some_and(|proposed| proposed.index <= done.position.index) {
+            self.reshaping = None;
+        }
+        if let Some(region) = done.reshaped {
+            self.reshaped(region, effects);
+        }
         if self.restoring.is_some() {
             return;
         }
@@ -346,12 +352,12 @@ impl Peer {
         let Some(Received { file, .. }) = received else {
             return self.quarantine("raft restores a snapshot without data".into(), pass.effects);
         };
-        let (region, compacted) = match codec::region::decode(&snapshot.data) {
-            Ok(decoded) if decoded.0.id == self.region.id && decoded.0.peer(self.id).is_some() => {
-                decoded
+        let head = match codec::region::decode_head(&snapshot.data) {
+            Ok(head) if head.region.id == self.region.id && head.region.peer(self.id).is_some() => {
+                head
             }
-            Ok((other, _)) => {
-                let what = format!("a snapshot of {} without {}", other.id, self.id);
+            Ok(other) => {
+                let what = format!("a snapshot of {} without {}", other.region.id, self.id);
                 return self.quarantine(what, pass.effects);
             }
             Err(error) => return self.quarantine(error.to_string(), pass.effects),
@@ -360,7 +366,8 @@ impl Peer {
             let error = Error::Ambiguous { what: "overtaken by a snapshot" };
             pass.effects.replies.push((token, Reply::Written(Err(error))));
         }
-        let state = RegionState { region, peer: self.id, applied: position, compacted };
+        let codec::region::Head { region, compacted, next_id } = head;
+        let state = RegionState { region, peer: self.id, applied: position, compacted, next_id };
         pass.effects.apply.push(ApplyTask::Restore { state, file });
         self.restoring = Some(Restoring {
             rest: ready.rest,

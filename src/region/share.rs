@@ -1,8 +1,10 @@
-//! What other threads may know of a replica without asking its loop: lease, freshness, leader hint.
+//! What other threads may know of a replica without asking its loop: lease, freshness, leader hint, shape.
 
-use crate::types::{Epoch, PeerId, RegionId, StoreId, Time};
+use crate::types::{Epoch, KeyRange, PeerId, Region, RegionId, StoreId, Time};
+use bytes::Bytes;
 use parking_lot::RwLock;
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -23,11 +25,13 @@ pub struct PeerShare {
     epoch_conf_ver: AtomicU64,
     epoch_version: AtomicU64,
     leader: AtomicU64,
+    region: RwLock<Arc<Region>>,
 }
 
 impl PeerShare {
     /// A replica that knows nothing yet.
-    pub fn new(peer: PeerId, epoch: Epoch) -> PeerShare {
+    pub fn new(peer: PeerId, region: &Region) -> PeerShare {
+        let epoch = region.epoch;
         PeerShare {
             peer,
             lease_until: AtomicU64::new(0),
@@ -36,6 +40,7 @@ impl PeerShare {
             epoch_conf_ver: AtomicU64::new(epoch.conf_ver),
             epoch_version: AtomicU64::new(epoch.version),
             leader: AtomicU64::new(0),
+            region: RwLock::new(Arc::new(region.clone())),
         }
     }
 
@@ -89,9 +94,15 @@ impl PeerShare {
         self.fresh_as_of.fetch_max(as_of.0, Ordering::SeqCst);
     }
 
-    pub(crate) fn set_epoch(&self, epoch: Epoch) {
-        self.epoch_conf_ver.store(epoch.conf_ver, Ordering::SeqCst);
-        self.epoch_version.store(epoch.version, Ordering::SeqCst);
+    /// The region as of what its loop knows to be applied.
+    pub fn region(&self) -> Arc<Region> {
+        self.region.read().clone()
+    }
+
+    pub(crate) fn set_region(&self, region: &Region) {
+        self.epoch_conf_ver.store(region.epoch.conf_ver, Ordering::SeqCst);
+        self.epoch_version.store(region.epoch.version, Ordering::SeqCst);
+        *self.region.write() = Arc::new(region.clone());
     }
 
     pub(crate) fn set_leader(&self, leader: Option<StoreId>) {
@@ -99,24 +110,118 @@ impl PeerShare {
     }
 }
 
-/// All replicas of a store, for threads that are not its loops.
+/// All replicas of a store, by region and by range, for threads that are not its loops.
+///
+/// * A replica stands under the start of the range that it was inserted with. Ranges
+///   may overlap for an instant, while several loops learn of one change: of two with the same start, the
+///   newer version stays.
 #[derive(Clone, Default, Debug)]
 pub struct Registry {
-    peers: Arc<RwLock<BTreeMap<RegionId, Arc<PeerShare>>>>,
+    replicas: Arc<RwLock<Replicas>>,
+}
+
+#[derive(Default, Debug)]
+struct Replicas {
+    by_region: BTreeMap<RegionId, Arc<PeerShare>>,
+    by_start: BTreeMap<Bytes, RegionId>,
+    /// Ranges of replicas that are about to be here.
+    claims: BTreeMap<RegionId, KeyRange>,
+}
+
+impl Replicas {
+    fn is_free(&self, region: &Region) -> bool {
+        let apart = |id: &RegionId, range: &KeyRange| {
+            *id == region.id || range.intersect(&region.range).is_empty()
+        };
+        // A replica begins at or before the first key, or within the range.
+        let before = (Bound::Unbounded, Bound::Included(&region.range.start[..]));
+        let before = self.by_start.range::<[u8], _>(before).next_back();
+        let within = self.by_start.range(region.range.start.clone()..);
+        let within = within.take_while(|(start, _)| {
+            region.range.end.is_empty() || start[..] < region.range.end[..]
+        });
+        let held = before.into_iter().chain(within).filter_map(|(_, id)| self.by_region.get(id));
+        self.claims.iter().all(|(id, range)| apart(id, range))
+            && held.into_iter().all(|share| {
+                let held = share.region();
+                apart(&held.id, &held.range)
+            })
+    }
+
+    fn place(&mut self, region: &Region) {
+        let known = self.by_start.get(&region.range.start).and_then(|id| self.by_region.get(id));
+        if known.is_none_or(|known| known.epoch().version <= region.epoch.version) {
+            self.by_start.insert(region.range.start.clone(), region.id);
+        }
+    }
 }
 
 impl Registry {
     /// The replica of a region, if one lives here.
     pub fn get(&self, region: RegionId) -> Option<Arc<PeerShare>> {
-        self.peers.read().get(&region).cloned()
+        self.replicas.read().by_region.get(&region).cloned()
     }
 
     /// Every region with a replica here.
     pub fn regions(&self) -> Vec<RegionId> {
-        self.peers.read().keys().copied().collect()
+        self.replicas.read().by_region.keys().copied().collect()
+    }
+
+    /// The region that owns `key`, if a replica of it lives here.
+    pub fn lookup(&self, key: &[u8]) -> Option<Arc<Region>> {
+        let replicas = self.replicas.read();
+        let upto = (Bound::Unbounded, Bound::Included(key));
+        let (_, id) = replicas.by_start.range::<[u8], _>(upto).next_back()?;
+        let region = replicas.by_region.get(id)?.region();
+        region.range.contains(key).then_some(region)
+    }
+
+    /// At most `count` regions with replicas here, in order of their ranges, from the one at `start` on.
+    pub fn from(&self, start: &Bytes, count: usize) -> Vec<Arc<Region>> {
+        let replicas = self.replicas.read();
+        let ids = replicas.by_start.range(start.clone()..).take(count);
+        ids.filter_map(|(_, id)| replicas.by_region.get(id)).map(|share| share.region()).collect()
+    }
+
+    /// Whether no other replica here, living or about to, holds keys of the region's range.
+    pub fn is_free(&self, region: &Region) -> bool {
+        self.replicas.read().is_free(region)
+    }
+
+    /// Keeps the range for a replica that is about to be here, if no other one holds any of it. The claim ends
+    /// when the replica comes.
+    pub(crate) fn claim(&self, region: &Region) -> bool {
+        let mut replicas = self.replicas.write();
+        let free = replicas.is_free(region);
+        if free {
+            replicas.claims.insert(region.id, region.range.clone());
+        }
+        free
+    }
+
+    /// A region whose replica is known has this shape now; what was cut out of it is claimed for the
+    /// replicas that are about to be born.
+    pub(crate) fn reshape<'a>(&self, region: &Region, cut: impl Iterator<Item = &'a Region>) {
+        let mut replicas = self.replicas.write();
+        for child in cut {
+            if replicas.by_region.contains_key(&child.id) {
+                continue;
+            }
+            replicas.claims.insert(child.id, child.range.clone());
+        }
+        let Some(share) = replicas.by_region.get(&region.id).cloned() else { return };
+        let before = share.region().range.start.clone();
+        share.set_region(region);
+        if replicas.by_start.get(&before) == Some(&region.id) {
+            replicas.by_start.remove(&before);
+        }
+        replicas.place(region);
     }
 
     pub(crate) fn insert(&self, region: RegionId, share: Arc<PeerShare>) {
-        self.peers.write().insert(region, share);
+        let mut replicas = self.replicas.write();
+        replicas.claims.remove(&region);
+        replicas.place(&share.region());
+        replicas.by_region.insert(region, share);
     }
 }

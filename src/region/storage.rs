@@ -181,7 +181,7 @@ impl Storage for PeerStorage {
         meta.index = state.applied.index;
         meta.term = state.applied.term;
         meta.set_conf_state(conf_state(&state.region));
-        snapshot.data = codec::region::encode(&state.region, state.compacted);
+        snapshot.data = codec::region::encode_head(&state);
         views.insert(to, view);
         Ok(snapshot)
     }

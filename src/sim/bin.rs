@@ -2,6 +2,7 @@
 //! times apart.
 
 use catamaran::sim::node::Planted;
+use catamaran::sim::regions::Workload;
 use catamaran::sim::seed::{Plan, Report, run, run_traced};
 use std::io::{self, Write};
 use std::ops::Range;
@@ -12,8 +13,8 @@ use std::time::Instant;
 const USAGE: &str = "\
 catamaran-sim: whole clusters on one thread, with faults, judged
 
-usage: catamaran-sim [--workload kv] --seeds A..B [--steps N]
-       catamaran-sim [--workload kv] --seed S [--steps N] [--trace]
+usage: catamaran-sim [--workload kv|regions] --seeds A..B [--steps N]
+       catamaran-sim [--workload kv|regions] --seed S [--steps N] [--trace]
 
   --seeds A..B   half-open range of seeds, run on all cores
   --seed S       one seed; its last trace lines are printed
@@ -21,7 +22,8 @@ usage: catamaran-sim [--workload kv] --seeds A..B [--steps N]
   --trace        write every line of the trace of --seed to stdout
   --planted BUG  run with a bug put in on purpose: ack-before-sync, forgotten-vote,
                  flush-reported-early or forgotten-promise; seeds must fail
-  --workload kv  reads, writes, swaps and range deletes over a few keys (the only one today)
+  --workload W   kv: reads, writes, swaps and range deletes over a few keys (the default);
+                 regions: the same while regions are cut up
 
 exit code: 0 all seeds passed, 1 a seed failed or the output cannot be written, 2 usage
 example: catamaran-sim --seeds 0..500";
@@ -30,13 +32,20 @@ struct Arguments {
     seeds: Range<u64>,
     steps: Option<u64>,
     planted: Option<(&'static str, Planted)>,
+    workload: Workload,
     single: bool,
     trace: bool,
 }
 
 fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
-    let mut out =
-        Arguments { seeds: 0..0, steps: None, planted: None, single: false, trace: false };
+    let mut out = Arguments {
+        seeds: 0..0,
+        steps: None,
+        planted: None,
+        workload: Workload::Kv,
+        single: false,
+        trace: false,
+    };
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or(format!("{word} needs a value"));
         let number = |text: &str| text.parse::<u64>().map_err(|_| format!("not a number: {text}"));
@@ -59,10 +68,12 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
                 out.planted = Some(bug.ok_or(format!("unknown bug {name}"))?);
             }
             "--trace" => out.trace = true,
-            "--workload" => match value()?.as_str() {
-                "kv" => {}
-                other => return Err(format!("unknown workload {other}; there is: kv")),
-            },
+            "--workload" => {
+                let name = value()?;
+                let known = Workload::ALL.into_iter().find(|(known, _)| *known == name);
+                let unknown = || format!("unknown workload {name}; there are: kv, regions");
+                out.workload = known.ok_or_else(unknown)?.1;
+            }
             "--help" | "-h" => return Err(String::new()),
             other => return Err(format!("unknown argument {other}")),
         }
@@ -79,7 +90,8 @@ fn parse(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
 fn plan(seed: u64, arguments: &Arguments) -> Plan {
     let plan = Plan::new(seed);
     let planted = arguments.planted.map(|(_, bug)| bug);
-    Plan { steps: arguments.steps.unwrap_or(plan.steps), planted, ..plan }
+    let (steps, workload) = (arguments.steps.unwrap_or(plan.steps), arguments.workload);
+    Plan { steps, planted, workload, ..plan }
 }
 
 /// A panic in the engine is a failure of the seed, and no reason to end the swarm.
@@ -121,9 +133,10 @@ fn print(out: &mut dyn Write, report: &Report, arguments: &Arguments) -> io::Res
             arguments.planted.map_or(String::new(), |(bug, _)| format!(" --planted {bug}"));
         writeln!(
             out,
-            "seed {} FAILED: {} | replay: catamaran-sim --workload kv --seed {}{steps}{planted}",
+            "seed {} FAILED: {} | replay: catamaran-sim --workload {} --seed {}{steps}{planted}",
             report.seed,
             violation.replace('\n', " / "),
+            arguments.workload.name(),
             report.seed
         )?;
     }
@@ -145,7 +158,7 @@ fn print_all(reports: &[Report], failed: usize, arguments: &Arguments) -> io::Re
     writeln!(
         out,
         "{} seeds, {failed} failed, {} undecided; {} events, {} operations answered, {} unknown, {} crashes, \
-         {} elections, {} snapshots, {} flushes, {} reads by lease or freshness, \
+         {} elections, {} splits, {} snapshots, {} flushes, {} reads by lease or freshness, \
          {simulated:.0} s simulated, trace {hash:016x}",
         reports.len(),
         sum(|r| r.counts.undecided),
@@ -154,6 +167,7 @@ fn print_all(reports: &[Report], failed: usize, arguments: &Arguments) -> io::Re
         sum(|r| r.counts.unknown),
         sum(|r| r.counts.crashes),
         sum(|r| r.counts.elections),
+        sum(|r| r.counts.splits),
         sum(|r| r.counts.snapshots),
         sum(|r| r.counts.flushes),
         sum(|r| r.counts.lease_reads),

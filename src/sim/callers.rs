@@ -41,17 +41,15 @@ impl Cluster {
         let (request, deadline) = (asked.request.clone(), asked.deadline);
         // If no answer has come by then, the outcome is unknown.
         self.world.at(deadline, Happening::Ask(at, attempt));
-        let key = match &request {
-            Request::Write { ops, .. } => &ops[0].0,
-            Request::Read { key, .. } => key,
+        let Some(region) = self.region_of(&request) else {
+            return self.rerouted(now, at);
         };
-        let region = self.region_of(key);
         let Some((life, loop_at)) = self.place(node, region.id) else {
             return self.try_elsewhere(at, None);
         };
         if let Request::Read { key, level } = &request
             && *level != ReadLevel::Linearizable
-            && self.served_at_once(now, at, node, region.id, key, *level)?
+            && self.served_at_once(now, at, node, &region, key, *level)?
         {
             return Ok(());
         }
@@ -72,9 +70,28 @@ impl Cluster {
         self.post(now, node, life, loop_at, event)
     }
 
-    pub(super) fn region_of(&self, key: &[u8]) -> Region {
-        let layout = &self.options.layout;
-        layout.iter().find(|region| region.range.contains(key)).cloned().unwrap_or_default()
+    /// The region that holds all keys of a request, as far as the clients know.
+    fn region_of(&self, request: &Request) -> Option<Region> {
+        let region = &self.routes.lookup(request.first_key())?.region;
+        let inside = |(key, _): &(Bytes, _)| region.range.contains(key);
+        let whole = match request {
+            Request::Write { ops, .. } => ops.iter().all(inside),
+            Request::Read { .. } => true,
+        };
+        whole.then(|| (**region).clone())
+    }
+
+    /// No one region holds the request's keys: the client asks around, or gives it up, for no node has it.
+    fn rerouted(&mut self, now: Time, at: usize) -> Step {
+        let node = self.clients[at].node;
+        let Some(asked) = &self.clients[at].asked else { return Ok(()) };
+        let key = asked.request.first_key().clone();
+        self.learn_at(node, &key, &[]);
+        if self.routes.lookup(&key).is_some() {
+            self.clients[at].failed(&mut self.history);
+        }
+        let _ = now;
+        self.try_elsewhere(at, None)
     }
 
     /// A read that the replica's lease or freshness allows without asking its loop.
@@ -83,20 +100,24 @@ impl Cluster {
         now: Time,
         at: usize,
         id: StoreId,
-        region: RegionId,
+        region: &Region,
         key: &Bytes,
         level: ReadLevel,
     ) -> Result<bool, Violation> {
         let Some(node) = self.nodes.get(&id) else { return Ok(false) };
         let local = node.now(now);
-        let Some(share) = node.running.as_ref().and_then(|r| r.registry.get(region)) else {
+        let Some(share) = node.running.as_ref().and_then(|r| r.registry.get(region.id)) else {
             return Ok(false);
         };
         let view = node.running.as_ref().map(|r| r.kv.view());
-        let applied = match view {
-            Some(Ok(view)) => view.region(region).unwrap_or_default().applied.index,
+        let state = match view {
+            Some(Ok(view)) => view.region(region.id).unwrap_or_default(),
             _ => return Ok(false),
         };
+        let (applied, version) = (state.applied.index, state.region.epoch.version);
+        if version != region.epoch.version {
+            return Ok(false);
+        }
         let may = match level {
             ReadLevel::Lease => share.lease_holds(local) && applied >= share.committed(),
             ReadLevel::Stale { max } => share.is_fresh(local, max),
@@ -107,6 +128,16 @@ impl Cluster {
             self.read_now(now, at, id, key)?;
         }
         Ok(may)
+    }
+
+    /// The view that a granted read would take knows another shape of the region than the client.
+    fn moved(&self, id: StoreId, key: &Bytes) -> Option<Error> {
+        let region = &self.routes.lookup(key)?.region;
+        let running = self.nodes.get(&id)?.running.as_ref()?;
+        let state = running.kv.view().ok()?.region(region.id)?;
+        let current = vec![state.region.clone()];
+        (state.region.epoch.version != region.epoch.version)
+            .then_some(Error::EpochNotMatch { current })
     }
 
     fn read_now(&mut self, now: Time, at: usize, id: StoreId, key: &Bytes) -> Step {
@@ -134,6 +165,13 @@ impl Cluster {
 
     pub(super) fn answer(&mut self, now: Time, id: StoreId, replies: Vec<(Token, Reply)>) -> Step {
         for (token, reply) in replies {
+            let reply = match reply {
+                Reply::Admin(done) => {
+                    self.administered(now, token, done);
+                    continue;
+                }
+                reply => reply,
+            };
             let Some(caller) = self.callers.remove(&token) else { continue };
             let current = self.clients[caller.client].attempt == caller.attempt;
             if !current {
@@ -153,12 +191,16 @@ impl Cluster {
                     let asked = self.clients[caller.client].asked.as_ref().map(|a| &a.request);
                     let Some(Request::Read { key, .. }) = asked else { continue };
                     let key = key.clone();
+                    if let Some(error) = self.moved(id, &key) {
+                        self.refused(now, caller, error)?;
+                        continue;
+                    }
                     self.read_now(now, caller.client, id, &key)?;
                 }
                 Reply::Written(Err(error)) | Reply::Read(Err(error)) => {
                     self.refused(now, caller, error)?;
                 }
-                Reply::Transfer(_) | Reply::Status(_) => {}
+                Reply::Admin(_) | Reply::Transfer(_) | Reply::Status(_) => {}
             }
         }
         Ok(())
@@ -176,6 +218,12 @@ impl Cluster {
                     "no replica is fenced without damage",
                     format!("{} {region}: {reason}", caller.node),
                 ));
+            }
+            Error::EpochNotMatch { current } => {
+                let asked = self.clients[caller.client].asked.as_ref();
+                let key = asked.map(|asked| asked.request.first_key().clone()).unwrap_or_default();
+                self.learn_at(caller.node, &key, &current);
+                Some(caller.node)
             }
             _ => None,
         };

@@ -32,6 +32,16 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// A key that decides the region.
+    pub fn first_key(&self) -> &Bytes {
+        match self {
+            Request::Write { ops, .. } => &ops[0].0,
+            Request::Read { key, .. } => key,
+        }
+    }
+}
+
 impl std::fmt::Display for Request {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -83,6 +93,13 @@ pub struct Client {
 pub struct Keys {
     /// By region, in order.
     pub by_region: Vec<Vec<Bytes>>,
+}
+
+impl Keys {
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = &Bytes> {
+        self.by_region.iter().flatten()
+    }
 }
 
 fn bytes_of(value: u64) -> [u8; 8] {

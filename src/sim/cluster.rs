@@ -11,6 +11,7 @@ use super::disk::Mercy;
 use super::linear::History;
 use super::net::Net;
 use super::node::{NodeOptions, Planted, SimNode};
+use super::regions::{Operator, Workload};
 use super::rng::Rng;
 use super::siege::Siege;
 use super::trace::Trace;
@@ -18,6 +19,7 @@ use super::world::World;
 use crate::error::Error;
 use crate::kv::{Cut, StateStore};
 use crate::raft::Envelope;
+use crate::router::RangeCache;
 use crate::store::*;
 use crate::types::*;
 use bytes::Bytes;
@@ -53,6 +55,8 @@ pub enum Happening {
     Trouble,
     /// The next stage of the siege.
     Siege,
+    /// The operator's turn.
+    Reshape,
     /// A node comes back.
     Restart(StoreId),
 }
@@ -86,6 +90,8 @@ pub struct Counts {
     pub undecided: u64,
     /// Reads answered by a lease alone.
     pub lease_reads: u64,
+    /// Regions cut out of others.
+    pub splits: u64,
 }
 
 /// The cluster.
@@ -106,6 +112,10 @@ pub struct Cluster {
     pub(super) siege: Option<Siege>,
     pub(super) clients: Vec<Client>,
     pub(super) keys: Keys,
+    /// What the clients know of the regions.
+    pub(super) routes: RangeCache,
+    pub(super) operator: Operator,
+    pub(super) workload: Workload,
     pub(super) callers: BTreeMap<Token, Caller>,
     pub(super) next_token: u64,
     pub(super) matching: LogMatching,
@@ -130,6 +140,10 @@ impl Cluster {
         clients: usize,
         keys: Keys,
     ) -> Cluster {
+        let mut routes = RangeCache::new();
+        for region in &options.layout {
+            routes.update(region.clone());
+        }
         let mut cluster = Cluster {
             world: World::new(),
             rng: Rng::new(seed),
@@ -144,6 +158,9 @@ impl Cluster {
             siege: None,
             clients: Vec::new(),
             keys,
+            routes,
+            operator: Operator::new(),
+            workload: Workload::Kv,
             callers: BTreeMap::new(),
             next_token: 0,
             matching: LogMatching::default(),
@@ -188,6 +205,7 @@ impl Cluster {
             Happening::Ask(client, attempt) => self.ask(now, client, attempt),
             Happening::Trouble => self.trouble(now),
             Happening::Siege => self.siege(now),
+            Happening::Reshape => self.reshape(now),
             Happening::Restart(node) => self.restart(now, node),
         }
     }
@@ -272,8 +290,16 @@ impl Cluster {
     }
 
     fn perform(&mut self, now: Time, id: StoreId, life: u64, at: usize, effects: Effects) -> Step {
-        let Effects { mut send_now, after_persist, apply, replies, snapshots, discard, fatal } =
-            effects;
+        let Effects {
+            mut send_now,
+            after_persist,
+            apply,
+            replies,
+            births,
+            snapshots,
+            discard,
+            fatal,
+        } = effects;
         self.send(now, id, &mut send_now);
         for task in &apply {
             self.look_at_commits(task)?;
@@ -287,6 +313,12 @@ impl Cluster {
             running.tasks.extend(apply);
         }
         self.schedule_work(id, life);
+        for birth in births {
+            let pause = self.pause("birth.pause", 2_000);
+            let Some(running) = self.running(id) else { break };
+            let at = running.loop_of(birth.state.region.id);
+            self.post_later(now, id, life, at, pause, Event::Born(birth));
+        }
         for snapshot in snapshots {
             self.send_snapshot(now, id, life, snapshot);
         }
@@ -369,6 +401,7 @@ impl Cluster {
             Err(error) => return self.node_failed(now, id, "apply", error),
         };
         self.look_at_states(id, &outcome.applied)?;
+        self.look_at_shapes(id)?;
         self.discard(id, outcome.discard);
         self.answer(now, id, outcome.replies)?;
         for applied in outcome.applied {
@@ -502,6 +535,7 @@ impl Cluster {
         node.life += 1;
         node.disk.crash(mercy);
         node.tables.crash();
+        self.forget_shapes(id);
         self.counts.crashes += 1;
         self.trace.line(now, format_args!("{id} crashed ({mercy:?})"));
         let gone: Vec<Token> =

@@ -13,7 +13,7 @@
 //!
 //! [`seed`] runs one seed from its drawn shape to the judgement: [`node`] is one node in production's own
 //! code, [`cluster`] does in events what production's shell does in threads, [`client`] and [`callers`] are
-//! the workload, [`trouble`] the faults, [`siege`] the one that is aimed, [`watch`] what the checkers look at.
+//! the workload, [`regions`] the one in which regions change, [`trouble`] the faults, [`siege`] the one that is aimed, [`watch`] what the checkers look at.
 //!
 //! Not done: shrinking of failing seeds.
 
@@ -26,6 +26,7 @@ pub mod disk;
 pub mod linear;
 pub mod net;
 pub mod node;
+pub mod regions;
 pub mod rng;
 pub mod seed;
 pub mod siege;

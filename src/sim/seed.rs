@@ -6,6 +6,7 @@ use super::cluster::{Cluster, Counts, Happening};
 use super::disk::SimDisk;
 use super::net::{Net, Weather};
 use super::node::{NodeOptions, Planted, SimNode};
+use super::regions::Workload;
 use super::rng::Rng;
 use crate::kv::mem::SimTablesDisk;
 use crate::log;
@@ -26,12 +27,20 @@ pub struct Plan {
     pub trouble: Duration,
     /// A bug put in on purpose.
     pub planted: Option<Planted>,
+    /// What it is about.
+    pub workload: Workload,
 }
 
 impl Plan {
     /// The plan of CI for a seed.
     pub fn new(seed: u64) -> Plan {
-        Plan { seed, steps: 30_000, trouble: Duration::from_secs(12), planted: None }
+        Plan {
+            seed,
+            steps: 30_000,
+            trouble: Duration::from_secs(12),
+            planted: None,
+            workload: Workload::Kv,
+        }
     }
 }
 
@@ -123,7 +132,11 @@ pub fn cluster(plan: &Plan) -> crate::Result<Cluster> {
     let mut rng = Rng::new(plan.seed);
     let count = *rng.pick("shape.nodes", &[3, 3, 3, 5, 1]).unwrap_or(&3);
     let options = options(&mut rng, count, plan.planted)?;
-    let keys = keys(&options.layout, 3);
+    let per_region = match plan.workload {
+        Workload::Kv => 3,
+        Workload::Regions => 8,
+    };
+    let keys = keys(&options.layout, per_region);
     let nodes = (1..=count)
         .map(|id| SimNode {
             id: StoreId(id),
@@ -166,6 +179,10 @@ pub fn run_traced(plan: &Plan, out: impl std::io::Write + Send + 'static) -> Rep
 
 fn live(cluster: &mut Cluster, plan: &Plan) -> Result<(), super::checker::Violation> {
     cluster.world.after(Duration::from_secs(2), Happening::Trouble);
+    cluster.workload = plan.workload;
+    if plan.workload == Workload::Regions {
+        cluster.world.after(Duration::from_secs(1), Happening::Reshape);
+    }
     let end = Time(0).after(plan.trouble);
     while cluster.counts.steps < plan.steps && cluster.step(end)? {}
     let now = cluster.world.now();

@@ -75,7 +75,7 @@ impl Cluster {
     /// The region to which nobody writes now, as an index into the clients' keys.
     pub(super) fn hushed(&self) -> Option<usize> {
         let siege = self.siege.filter(|siege| siege.next != Stage::Lift)?;
-        self.options.layout.iter().position(|region| region.id == siege.region)
+        self.known_regions().position(|region| region.id == siege.region)
     }
 
     /// The next stage.
@@ -112,7 +112,7 @@ impl Cluster {
         self.net.heal();
         self.net.cut(&Partition::Pair(leader, rival));
         let Some((life, at)) = self.place(leader, region) else { return Ok(()) };
-        let version = self.options.layout.iter().find(|r| r.id == region).map(|r| r.epoch.version);
+        let version = self.known_regions().find(|r| r.id == region).map(|r| r.epoch.version);
         let read = ReadRequest {
             token: Token(0), // nobody waits under it
             region,

@@ -128,7 +128,7 @@ impl Cluster {
     /// At the end, after calm: all replicas have applied everything and are equal, every log holds or
     /// starts at what is applied.
     pub(super) fn look_at_replicas(&self) -> Step {
-        for region in self.options.layout.clone() {
+        for region in self.final_regions()? {
             let mut seen: Option<(StoreId, u64, u64)> = None;
             for peer in &region.peers {
                 let store = peer.store;

@@ -1,8 +1,9 @@
 //! What can happen to a store.
 
+use crate::codec::admin::Admin;
 use crate::kv::Cut;
 use crate::raft::Envelope;
-use crate::region::effects::{Applied, Persisted, Token};
+use crate::region::effects::{Applied, Birth, Persisted, Token};
 use crate::region::snapshot::SnapshotFile;
 use crate::types::{PeerId, RegionId, StoreId};
 use bytes::Bytes;
@@ -50,6 +51,17 @@ pub enum Event {
     Messages(Vec<Envelope>),
     /// Client batches.
     Propose(Vec<Proposal>),
+    /// An administrative command for the region's leader.
+    Admin {
+        /// Whoever waits.
+        token: Token,
+        /// The region.
+        region: RegionId,
+        /// What to do.
+        admin: Admin,
+    },
+    /// A replica begins its life: the state store holds its state. Any number of times.
+    Born(Birth),
     /// Reads.
     Read(Vec<ReadRequest>),
     /// Rounds whose log writes are durable, in order per peer.

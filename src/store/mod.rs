@@ -8,8 +8,9 @@
 //!
 //! No task, thread, timer or channel belongs to a region: a quiet one costs its memory and a tick.
 //!
-//! Not done: split and merge (the registry by range lives in the router until then), hibernation.
+//! Not done: merge, hibernation.
 
+mod absent;
 mod event;
 mod open;
 mod round;

@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::kv::StateStore;
 use crate::log::{self, Log, LogBatch};
 use crate::pb;
+use crate::region::apply::FIRST_FREE_ID;
 use crate::types::*;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -34,7 +35,8 @@ pub fn bootstrap_regions(stores: &[StoreId], regions: u64, replicas: usize) -> R
     let mut stores = stores.to_vec();
     stores.sort_unstable();
     stores.dedup();
-    if stores.is_empty() || regions == 0 || replicas == 0 || replicas > stores.len() {
+    let ids = regions.checked_mul(replicas as u64).filter(|ids| *ids < FIRST_FREE_ID);
+    if ids.unwrap_or(0) == 0 || replicas > stores.len() {
         return Err(Error::InvalidArgument(format!(
             "{regions} regions with {replicas} replicas on {} stores",
             stores.len()
@@ -139,6 +141,7 @@ fn initial_states(store: StoreId, layout: &[Region]) -> Vec<RegionState> {
                 peer: peer.id,
                 applied: INITIAL_POSITION,
                 compacted: INITIAL_POSITION,
+                next_id: 0,
             })
         })
         .collect()

@@ -1,7 +1,9 @@
 //! The round: `handle` any number of events, then `drain` once.
 
+use super::absent::Absent;
 use super::event::{Delivered, DiskSpace, Event, Proposal, ReadRequest};
 use super::open::Shard;
+use crate::codec::{self, admin::Admin};
 use crate::error::{Error, Result};
 use crate::kv::{Cut, StateStore};
 use crate::log::{Log, LogBatch};
@@ -29,13 +31,17 @@ const PASSES_MAX: usize = 16;
 /// * `touched` holds every peer whose group may have something to hand out, and nobody else is looked at.
 /// * Messages to another peer id than the present one are dropped.
 pub struct Store {
-    config: StoreConfig,
-    log: Log,
-    peers: BTreeMap<RegionId, Peer>,
-    touched: BTreeSet<RegionId>,
+    pub(super) config: StoreConfig,
+    pub(super) log: Log,
+    pub(super) kv: Arc<dyn StateStore>,
+    pub(super) registry: Registry,
+    pub(super) peers: BTreeMap<RegionId, Peer>,
+    pub(super) touched: BTreeSet<RegionId>,
+    /// Regions that others think have a replica here, and that have none.
+    pub(super) absent: Absent,
     disk: DiskSpace,
     /// Effects of events, handed out by the next drain.
-    pending: Effects,
+    pub(super) pending: Effects,
 }
 
 impl Store {
@@ -65,7 +71,15 @@ impl Store {
             if let Some(damage) = quarantined.get(&region) {
                 found.fence = Some(damage.clone());
             }
-            let peer = Peer::start(&config, &log, &kv, state, found, now)?;
+            // The first peer of a new cluster's region; the only one of any.
+            let first = state.region.peers.first().is_some_and(|peer| peer.id == state.peer);
+            let alone = state.region.peers.len() == 1;
+            let campaign = match found.past {
+                life::Past::None if first => Campaign::Now,
+                life::Past::Some if alone => Campaign::Now,
+                _ => Campaign::Later,
+            };
+            let peer = Peer::start(&config, &log, &kv, state, found, campaign, now)?;
             registry.insert(region, peer.share.clone());
             peers.insert(region, peer);
         }
@@ -73,8 +87,11 @@ impl Store {
         Ok(Store {
             config,
             log,
+            kv,
+            registry: registry.clone(),
             peers,
             touched,
+            absent: Absent::default(),
             disk: DiskSpace::Enough,
             pending: Effects::default(),
         })
@@ -97,6 +114,12 @@ impl Store {
                     self.propose(proposal);
                 }
             }
+            Event::Admin { token, region, admin } => self.admin(token, region, &admin),
+            Event::Born(birth) => {
+                if let Err(error) = self.born(now, birth) {
+                    self.pending.fatal.get_or_insert(error);
+                }
+            }
             Event::Read(requests) => {
                 for request in requests {
                     self.read(now, request);
@@ -107,7 +130,7 @@ impl Store {
                     self.touch(round.region, |peer, _| peer.persisted(round));
                 }
             }
-            Event::Applied(regions) => self.applied(regions),
+            Event::Applied(regions) => self.applied(now, regions),
             Event::Flushed(cut) => self.flushed(&cut),
             Event::Unreachable(store) => self.unreachable(store),
             Event::SnapshotSent { region, from, to, delivered } => {
@@ -215,8 +238,10 @@ impl Store {
         }
     }
 
-    fn message(&mut self, now: Time, envelope: Envelope) {
-        let Some(peer) = self.peers.get_mut(&envelope.region) else { return };
+    pub(super) fn message(&mut self, now: Time, envelope: Envelope) {
+        let Some(peer) = self.peers.get_mut(&envelope.region) else {
+            return self.message_for_absent(now, &envelope);
+        };
         self.touched.insert(envelope.region);
         let known = peer.region.peer(envelope.from).is_some();
         if envelope.to == peer.id && known && peer.runs() {
@@ -239,6 +264,20 @@ impl Store {
         }
     }
 
+    fn admin(&mut self, token: Token, region: RegionId, admin: &Admin) {
+        let refusal = match self.disk {
+            DiskSpace::Full => Error::DiskFull { path: "data directory".into() },
+            DiskSpace::Enough if self.peers.contains_key(&region) => {
+                let config = self.config.clone();
+                return self.touch(region, |peer, effects| {
+                    peer.propose_admin(&config, token, admin, effects);
+                });
+            }
+            DiskSpace::Enough => Error::RegionNotFound(region),
+        };
+        self.pending.replies.push((token, Reply::Admin(Err(refusal))));
+    }
+
     fn read(&mut self, now: Time, request: ReadRequest) {
         let ReadRequest { token, region, version, level } = request;
         if !self.peers.contains_key(&region) {
@@ -248,10 +287,22 @@ impl Store {
         self.touch(region, |peer, effects| peer.read(now, token, version, level, effects));
     }
 
-    fn applied(&mut self, regions: Vec<Applied>) {
-        for applied in regions {
+    fn applied(&mut self, now: Time, regions: Vec<Applied>) {
+        for mut applied in regions {
+            if let Some(state) = self.absent.restored(&mut applied) {
+                self.made(now, state);
+                continue;
+            }
+            let births = std::mem::take(&mut applied.births);
             if let Some(peer) = self.peers.get_mut(&applied.region) {
                 self.touched.insert(applied.region);
+                let lead = peer.runs() && peer.group.leads();
+                let campaign = if lead { Campaign::Now } else { Campaign::Later };
+                if let Some(region) = &applied.reshaped {
+                    self.registry.reshape(region, births.iter().map(|born| &born.region));
+                }
+                let births = births.into_iter().map(|state| Birth { state, campaign });
+                self.pending.births.extend(births);
                 peer.applied(applied, &self.config, &mut self.pending);
             }
         }
@@ -295,9 +346,12 @@ impl Store {
         let meta = envelope.message.get_snapshot().get_metadata();
         let position = LogPosition { index: meta.index, term: meta.term };
         let region = envelope.region;
-        let for_us =
-            self.peers.get(&region).is_some_and(|peer| peer.id == envelope.to && peer.runs());
-        if !for_us {
+        let Some(peer) = self.peers.get(&region) else {
+            return self.snapshot_for_absent(&envelope, file);
+        };
+        let head = codec::region::decode_head(&envelope.message.get_snapshot().data);
+        let free = head.is_ok_and(|head| self.registry.is_free(&head.region));
+        if peer.id != envelope.to || !peer.runs() || !free {
             return self.pending.discard.push(file);
         }
         self.message(now, envelope);

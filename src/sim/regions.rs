@@ -1,0 +1,212 @@
+//! The workload `regions`: while clients read and write, regions are cut up.
+//!
+//! An operator sits beside the cluster. Now and then it picks a leader and asks it to split its region at one
+//! or a few of the keys that clients use, with ids from the cluster's own counter. What comes of it is found
+//! out as production does: clients learn new shapes from refusals.
+//!
+//! Looked at whenever something was applied: on one store regions never overlap; the epoch of a replica only
+//! grows. (They may leave a gap: a store that was overtaken by the snapshot of a shrunk region waits for those of
+//! the others.) In the end the newest shapes cover the key space, and every one of them has all its replicas.
+
+use super::checker::{EpochsGrow, covers_key_space};
+use super::client::Keys;
+use super::cluster::{Cluster, Happening, Step, violation};
+use crate::codec::admin::{Admin, Child, Split};
+use crate::kv::StateStore;
+use crate::router::RangeCache;
+use crate::store::*;
+use crate::types::*;
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// What a seed is about.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Workload {
+    /// Reads, writes, swaps and range deletes in regions that stay as they are.
+    #[default]
+    Kv,
+    /// The same while regions are cut up.
+    Regions,
+}
+
+impl Workload {
+    /// By name.
+    pub const ALL: [(&'static str, Workload); 2] =
+        [("kv", Workload::Kv), ("regions", Workload::Regions)];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        Workload::ALL.iter().find(|(_, workload)| *workload == self).map_or("", |(name, _)| name)
+    }
+}
+
+/// What the operator knows.
+#[derive(Debug)]
+pub(super) struct Operator {
+    /// Ids that were handed out to it and not used.
+    ids: std::ops::Range<u64>,
+    /// What it waits for.
+    waiting: BTreeMap<Token, RegionId>,
+    epochs: EpochsGrow,
+}
+
+impl Operator {
+    pub fn new() -> Operator {
+        Operator { ids: 0..0, waiting: BTreeMap::new(), epochs: EpochsGrow::default() }
+    }
+}
+
+/// Ids that the operator asks for at once.
+const IDS: u64 = 16;
+
+impl Cluster {
+    /// The regions as the clients know them, by range.
+    pub(super) fn known_regions(&self) -> impl Iterator<Item = &Region> {
+        self.routes.routes().map(|route| &*route.region)
+    }
+
+    /// The clients learn of regions.
+    pub(super) fn learn(&mut self, regions: &[Region]) {
+        let mut changed = false;
+        for region in regions {
+            changed |= self.routes.update(region.clone());
+        }
+        if changed {
+            self.keys = keys_of(&self.routes, &self.keys);
+        }
+    }
+
+    /// What a node that refused a request knows of the key's neighbourhood.
+    pub(super) fn learn_at(&mut self, node: StoreId, key: &[u8], current: &[Region]) {
+        let mut regions = current.to_vec();
+        if let Some(running) = self.running(node) {
+            regions.extend(running.registry.lookup(key).map(|region| (*region).clone()));
+        }
+        self.learn(&regions);
+    }
+
+    /// One change of a region's shape, then an appointment for the next.
+    pub(super) fn reshape(&mut self, now: Time) -> Step {
+        if self.closing {
+            return Ok(());
+        }
+        let next = self.pause("reshape.interval", 700_000) + Duration::from_millis(20);
+        self.world.after(next, Happening::Reshape);
+        let all = self.nodes.keys().flat_map(|id| self.statuses(*id).into_iter().map(|s| (*id, s)));
+        let led: Vec<_> = all.filter(|(_, status)| status.leads).collect();
+        let Some((node, status)) = self.rng.pick("reshape.region", &led).cloned() else {
+            return Ok(());
+        };
+        if self.operator.ids.end - self.operator.ids.start < IDS / 2 {
+            let first = led.iter().find(|(_, s)| s.region.id == FIRST_REGION);
+            let Some((node, _)) = first else { return Ok(()) };
+            let count = IDS;
+            return self.administer(now, *node, FIRST_REGION, Admin::Allocate { count });
+        }
+        self.split(now, node, &status.region)
+    }
+
+    fn split(&mut self, now: Time, node: StoreId, region: &Region) -> Step {
+        let inside = |key: &&Bytes| region.range.contains(key) && **key != region.range.start;
+        let mut keys: Vec<Bytes> = self.keys.all().filter(inside).cloned().collect();
+        self.rng.shuffle("reshape.keys", &mut keys);
+        keys.truncate(self.rng.range("reshape.count", 1..4) as usize);
+        keys.sort_unstable();
+        let mut children = Vec::new();
+        for start in keys {
+            let Some(id) = self.operator.ids.next() else { break };
+            let peers: Vec<PeerId> =
+                self.operator.ids.by_ref().take(region.peers.len()).map(PeerId).collect();
+            if peers.len() == region.peers.len() {
+                children.push(Child { region: RegionId(id), start, peers });
+            }
+        }
+        if children.is_empty() {
+            return Ok(());
+        }
+        self.trace
+            .line(now, format_args!("{node} is to cut {} in {}", region.id, children.len() + 1));
+        self.administer(now, node, region.id, Admin::Split(Split { epoch: region.epoch, children }))
+    }
+
+    fn administer(&mut self, now: Time, node: StoreId, region: RegionId, admin: Admin) -> Step {
+        let Some((life, at)) = self.place(node, region) else { return Ok(()) };
+        self.next_token += 1;
+        let token = Token(self.next_token);
+        self.operator.waiting.insert(token, region);
+        self.post(now, node, life, at, Event::Admin { token, region, admin })
+    }
+
+    /// An answer to the operator.
+    pub(super) fn administered(&mut self, now: Time, token: Token, done: crate::Result<AdminDone>) {
+        let Some(region) = self.operator.waiting.remove(&token) else { return };
+        match done {
+            Ok(AdminDone::Ids { first }) => self.operator.ids = first..first + IDS,
+            Ok(AdminDone::Shaped(regions)) => {
+                self.counts.splits += regions.len() as u64 - 1;
+                self.trace.line(now, format_args!("{region} is {} regions", regions.len()));
+            }
+            Err(error) => self.trace.line(now, format_args!("{region} not changed: {error}")),
+        }
+    }
+
+    /// A crashed node's replicas may be found in an older shape.
+    pub(super) fn forget_shapes(&mut self, node: StoreId) {
+        self.operator.epochs.forget(node);
+    }
+
+    /// After something was applied: the shapes of a store's regions fit together.
+    pub(super) fn look_at_shapes(&mut self, id: StoreId) -> Step {
+        if self.workload == Workload::Kv {
+            return Ok(());
+        }
+        let Some(running) = self.nodes.get(&id).and_then(|n| n.running.as_ref()) else {
+            return Ok(());
+        };
+        let states = running.kv.region_states();
+        for state in &states {
+            self.operator.epochs.observe(id, state.peer, &state.region)?;
+        }
+        let mut regions: Vec<Region> = states.into_iter().map(|state| state.region).collect();
+        regions.sort_by(|a, b| a.range.start.cmp(&b.range.start));
+        for pair in regions.windows(2) {
+            if !pair[0].range.intersect(&pair[1].range).is_empty() {
+                let detail = format!("{id}: {} and {}", pair[0].id, pair[1].id);
+                return Err(violation("regions do not overlap", detail));
+            }
+        }
+        Ok(())
+    }
+
+    /// At the end: the newest shape of every region, which must cover the key space.
+    pub(super) fn final_regions(&self) -> Result<Vec<Region>, super::checker::Violation> {
+        let mut newest: BTreeMap<RegionId, Region> = BTreeMap::new();
+        for node in self.nodes.values() {
+            for state in node.running.iter().flat_map(|running| running.kv.region_states()) {
+                let known = newest.entry(state.region.id).or_insert_with(|| state.region.clone());
+                if known.epoch < state.region.epoch {
+                    *known = state.region;
+                }
+            }
+        }
+        let regions: Vec<Region> = newest.into_values().collect();
+        covers_key_space(&regions)?;
+        Ok(regions)
+    }
+}
+
+/// The same keys, by the regions that they lie in now.
+fn keys_of(routes: &RangeCache, keys: &Keys) -> Keys {
+    let mut sorted: Vec<&Bytes> = keys.all().collect();
+    sorted.sort_unstable();
+    let of = |region: &Region| -> Vec<Bytes> {
+        sorted.iter().filter(|key| region.range.contains(key)).map(|key| (*key).clone()).collect()
+    };
+    let by_region = routes.routes().map(|route| of(&route.region));
+    let mut by_region: Vec<Vec<Bytes>> = by_region.filter(|keys| !keys.is_empty()).collect();
+    // What lies where nobody knows a region: each key alone.
+    let unknown = sorted.iter().filter(|key| routes.lookup(key).is_none());
+    by_region.extend(unknown.map(|key| vec![(*key).clone()]));
+    Keys { by_region }
+}

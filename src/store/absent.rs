@@ -1,0 +1,162 @@
+//! Replicas that are not here: yet, or any more, or never.
+//!
+//! A region comes to a store in two ways. It is cut out of one that lives here ([`Store::born`]), or its leader
+//! sends a snapshot of it. The second must never overtake the first: a snapshot is refused while a region that
+//! lives here still holds keys of it, and one map under one lock, the [`Registry`](crate::region::share::Registry),
+//! says who holds what.
+//!
+//! **An absent replica has no state.** It votes for nobody, promises nothing and confirms no read. It answers
+//! its leader's appends by "I have nothing", so that the leader sends a snapshot: but only after an election
+//! timeout, for a split may be about to bring it. A request for a vote is kept until the replica is born.
+//!
+//! **Made from a snapshot.** The data goes into the state store first, durably, as in every restore; then the
+//! replica starts exactly as after a restart that found a state store ahead of its log. So a log that the group
+//! left behind in an earlier life (the split was applied and not flushed, and then the parent was overtaken by a
+//! snapshot) counts: the votes in it hold, and entries that this replica once acknowledged stay, if the
+//! snapshot lies among them.
+
+use super::round::Store;
+use crate::codec;
+use crate::error::Result;
+use crate::log::LogBatch;
+use crate::raft::Envelope;
+use crate::region::effects::*;
+use crate::region::life;
+use crate::region::peer::Peer;
+use crate::region::snapshot::SnapshotFile;
+use crate::types::*;
+use ::raft::eraftpb::{Message, MessageType};
+use std::collections::BTreeMap;
+
+/// Regions without a replica here that are remembered; of more, the first are forgotten.
+const ABSENT_MAX: usize = 1 << 12;
+
+/// What is known of replicas that are not here.
+#[derive(Default, Debug)]
+pub struct Absent {
+    regions: BTreeMap<RegionId, Missed>,
+    /// Being made from a snapshot, and for which peer.
+    making: BTreeMap<RegionId, PeerId>,
+}
+
+#[derive(Debug)]
+struct Missed {
+    /// When somebody first spoke to it.
+    since: Time,
+    /// The last request for its vote.
+    request: Option<Envelope>,
+}
+
+impl Absent {
+    /// The state of a replica whose snapshot has just been restored, if it was made here.
+    pub(super) fn restored(&mut self, applied: &mut Applied) -> Option<RegionState> {
+        if self.making.get(&applied.region) != Some(&applied.peer) {
+            return None;
+        }
+        let state = applied.restored.take()?;
+        self.making.remove(&applied.region);
+        Some(state)
+    }
+}
+
+impl Store {
+    /// A message for a replica that is not here.
+    pub(super) fn message_for_absent(&mut self, now: Time, envelope: &Envelope) {
+        let missed = self.absent.regions.entry(envelope.region);
+        let missed = missed.or_insert(Missed { since: now, request: None });
+        match envelope.message.get_msg_type() {
+            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => {
+                missed.request = Some(envelope.clone());
+            }
+            kind => {
+                let late = now.since(missed.since) >= self.config.election_timeout();
+                if late && let Some(answer) = nothing_here(kind, &envelope.message) {
+                    let answer = Envelope {
+                        region: envelope.region,
+                        from: envelope.to,
+                        to: envelope.from,
+                        from_store: self.config.store,
+                        message: answer,
+                    };
+                    self.pending.send_now.push(envelope.from_store, answer);
+                }
+            }
+        }
+        while self.absent.regions.len() > ABSENT_MAX {
+            self.absent.regions.pop_first();
+        }
+    }
+
+    /// A snapshot for a replica that is not here: it is made from it, unless its keys are another's here.
+    pub(super) fn snapshot_for_absent(&mut self, envelope: &Envelope, file: SnapshotFile) {
+        let snapshot = envelope.message.get_snapshot();
+        let meta = snapshot.get_metadata();
+        let applied = LogPosition { index: meta.index, term: meta.term };
+        let head = codec::region::decode_head(&snapshot.data).ok().filter(|head| {
+            let own = head.region.peer(envelope.to).is_some_and(|p| p.store == self.config.store);
+            own && head.region.id == envelope.region && applied.index > 0 && applied.term > 0
+        });
+        let Some(head) = head else { return self.pending.discard.push(file) };
+        let codec::region::Head { region, compacted, next_id } = head;
+        if self.absent.making.contains_key(&region.id) || !self.registry.claim(&region) {
+            return self.pending.discard.push(file);
+        }
+        self.absent.making.insert(region.id, envelope.to);
+        let state = RegionState { region, peer: envelope.to, applied, compacted, next_id };
+        self.pending.apply.push(ApplyTask::Restore { state, file });
+    }
+
+    /// The data of a snapshot is in place.
+    pub(super) fn made(&mut self, now: Time, state: RegionState) {
+        let birth = Birth { state, campaign: Campaign::Later };
+        if let Err(error) = self.born(now, birth) {
+            self.pending.fatal.get_or_insert(error);
+        }
+    }
+
+    /// Starts a replica whose state the state store holds: from what the log holds, if it lived before.
+    pub(super) fn born(&mut self, now: Time, birth: Birth) -> Result<()> {
+        let Birth { state, campaign } = birth;
+        let region = state.region.id;
+        if self.peers.contains_key(&region) || self.absent.making.contains_key(&region) {
+            return Ok(());
+        }
+        let mut batch = LogBatch::new();
+        let found = life::agree(&self.log, &state, &mut batch);
+        if !batch.is_empty() {
+            // Whatever the replica promises is written later, and so is durable no earlier.
+            self.log.submit(batch)?;
+        }
+        let alone = state.region.peers.len() == 1;
+        let campaign = match found.past {
+            life::Past::Some if !alone => Campaign::Later,
+            _ => campaign,
+        };
+        let peer = Peer::start(&self.config, &self.log, &self.kv, state, found, campaign, now)?;
+        self.registry.insert(region, peer.share.clone());
+        self.peers.insert(region, peer);
+        self.touched.insert(region);
+        let missed = self.absent.regions.remove(&region);
+        if let Some(request) = missed.and_then(|missed| missed.request) {
+            self.message(now, request);
+        }
+        Ok(())
+    }
+}
+
+/// What a leader is told by a replica that is not there: that it lives, without confirming any read, and that
+/// it has no entry.
+fn nothing_here(kind: MessageType, message: &Message) -> Option<Message> {
+    let mut answer =
+        Message { from: message.to, to: message.from, term: message.term, ..Default::default() };
+    match kind {
+        MessageType::MsgHeartbeat => answer.set_msg_type(MessageType::MsgHeartbeatResponse),
+        MessageType::MsgAppend => {
+            answer.set_msg_type(MessageType::MsgAppendResponse);
+            answer.reject = true;
+            answer.index = message.index;
+        }
+        _ => return None,
+    }
+    Some(answer)
+}
