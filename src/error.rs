@@ -2,6 +2,7 @@
 //! whether a refused or failed write may have taken effect all the same.
 
 use crate::types::{Region, RegionId, StoreId};
+use bytes::Bytes;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -38,6 +39,12 @@ pub enum Error {
     /// No replica of the region lives here.
     #[error("region {0}: no replica on this store")]
     RegionNotFound(RegionId),
+    /// Nobody here knows which region owns a key: it has moved a moment ago. Retry later.
+    #[error("no region is known for key {key:?}")]
+    NoRoute {
+        /// The key.
+        key: Bytes,
+    },
     /// A bounded queue is full. Retry later, with back-off.
     #[error("busy: {what}")]
     Busy {
@@ -153,6 +160,7 @@ impl Error {
             Error::NotLeader { .. }
                 | Error::EpochNotMatch { .. }
                 | Error::RegionNotFound(_)
+                | Error::NoRoute { .. }
                 | Error::Busy { .. }
                 | Error::DiskFull { .. }
         )

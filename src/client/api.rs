@@ -204,7 +204,7 @@ impl std::fmt::Debug for Client {
 /// of this crate.
 #[derive(Clone, Debug)]
 pub struct Blocking {
-    client: Client,
+    pub(super) client: Client,
 }
 
 impl Blocking {

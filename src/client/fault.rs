@@ -5,6 +5,7 @@
 //! (region, text), 9 invalid argument (text), 10 malformed (text), 11 identity (text), 12 stopped (text),
 //! 13 corruption (path, offset, text). Numbers and lengths are varints.
 
+use super::request::BOUND_BYTES_MAX;
 use crate::codec::{Reader, Writer, region};
 use crate::error::{Error, Outcome, Result};
 use crate::types::{LogPosition, RegionId, StoreId};
@@ -114,6 +115,10 @@ pub fn encode(error: &Error, out: &mut Writer<'_>) {
             out.varint(*offset);
             out.bytes(detail.chars().take(TEXT_MAX / 4).collect::<String>().as_bytes());
         }
+        Error::NoRoute { key } => {
+            out.u8(14);
+            out.bytes(key);
+        }
         other => text(out, 12, &other.to_string()),
     }
 }
@@ -158,6 +163,7 @@ pub fn decode(from: &mut Reader) -> Result<Error> {
             offset: from.varint()?,
             detail: from.text(TEXT_MAX)?,
         },
+        14 => Error::NoRoute { key: from.bytes(BOUND_BYTES_MAX)? },
         kind => return Err(from.malformed(format_args!("unknown error kind {kind}"))),
     })
 }
@@ -195,6 +201,7 @@ mod tests {
             Error::NotLeader { region: RegionId(7), leader: None },
             Error::EpochNotMatch { current: vec![region] },
             Error::RegionNotFound(RegionId(1)),
+            Error::NoRoute { key: Bytes::from_static(b"k") },
             Error::Busy { what: "x" },
             Error::Timeout { after_ms: 9, what: "x" },
             Error::Ambiguous { what: "x" },

@@ -49,9 +49,12 @@ impl Job {
     fn access(&self) -> Access {
         match self.body {
             Body::Write { .. } | Body::Execute { .. } => Access::Write,
-            Body::Read { .. } | Body::Scan { .. } | Body::Status | Body::Transfer { .. } => {
-                Access::Read
-            }
+            Body::Admin { .. } => Access::Shape,
+            Body::Read { .. }
+            | Body::Scan { .. }
+            | Body::Status
+            | Body::Transfer { .. }
+            | Body::Regions { .. } => Access::Read,
         }
     }
 
@@ -124,6 +127,7 @@ impl Inner {
                 }
                 return job.done.call(Ok(response));
             }
+            Err(error) if at == self.store => self.with_neighbours(error),
             Err(error) => error,
         };
         let now = self.now();
@@ -176,12 +180,7 @@ impl Inner {
     /// Takes what an error tells about the cluster.
     fn learn(&self, job: &Job, at: StoreId, reach: Reach, error: &Error) {
         match error {
-            Error::EpochNotMatch { current } => {
-                let mut routes = self.routes.write();
-                for region in current {
-                    routes.update(region.clone());
-                }
-            }
+            Error::EpochNotMatch { current } => self.learn_regions(current),
             Error::NotLeader { leader, .. } => self.learn_leader(job, leader.filter(|l| *l != at)),
             _ if reach == Reach::Refused => {
                 let hint = self.routes.read().get(job.route.region).and_then(|r| r.leader);

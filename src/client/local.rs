@@ -6,7 +6,7 @@ use super::{Backend, Client, Done};
 use crate::driver::{Driver, Slab, Submission};
 use crate::error::{Error, Result};
 use crate::router::{RangeCache, split_batch};
-use crate::store::Reply;
+use crate::store::{AdminDone, Reply};
 use crate::transport::{Origin, Transport};
 use crate::types::{Region, RegionId, StoreId, Time};
 use bytes::Bytes;
@@ -190,6 +190,13 @@ impl Inner {
                 });
                 self.driver.transfer(region, to, deadline, waiter);
             }
+            Body::Admin { region, admin } => {
+                let waiter = Box::new(move |reply| done.call(administered(reply)));
+                self.driver.admin(region, admin, deadline, waiter);
+            }
+            Body::Regions { start, count } => {
+                done.call(Ok(Response::Regions(self.regions(&start, count))));
+            }
             Body::Status => self.status(deadline, done),
         }
     }
@@ -200,6 +207,15 @@ pub(super) fn unexpected(reply: Result<Reply>) -> Error {
     match reply {
         Err(error) => error,
         Ok(_) => super::odd(),
+    }
+}
+
+fn administered(reply: Result<Reply>) -> Result<Response> {
+    match reply {
+        Ok(Reply::Admin(Ok(AdminDone::Shaped(regions)))) => Ok(Response::Regions(regions)),
+        Ok(Reply::Admin(Ok(AdminDone::Ids { first }))) => Ok(Response::Ids(first)),
+        Ok(Reply::Admin(Err(error)) | Reply::Written(Err(error))) => Err(error),
+        other => Err(unexpected(other)),
     }
 }
 
@@ -242,6 +258,10 @@ impl Backend for Door {
                     Done::new(move |result: Result<Response>| done.call(super::written(result)));
                 let mut parts = match split_batch(&routes, &command) {
                     Ok(parts) => parts,
+                    Err(Error::NoRoute { .. }) => {
+                        elsewhere.push((Ok(command), done));
+                        continue;
+                    }
                     Err(error) => {
                         elsewhere.push((Err(error), done));
                         continue;

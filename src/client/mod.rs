@@ -21,11 +21,13 @@
 //!
 //! Not done: transactions over regions; a scan of one instant over regions.
 
+mod admin;
 mod api;
 mod block;
 pub mod fault;
 mod job;
 pub mod local;
+mod locate;
 mod pages;
 mod read;
 pub mod remote;

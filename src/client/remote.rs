@@ -104,9 +104,12 @@ impl Backend for Remote {
 fn access(body: &Body) -> Access {
     match body {
         Body::Write { .. } | Body::Execute { .. } => Access::Write,
-        Body::Read { .. } | Body::Scan { .. } | Body::Status | Body::Transfer { .. } => {
-            Access::Read
-        }
+        Body::Admin { .. } => Access::Shape,
+        Body::Read { .. }
+        | Body::Scan { .. }
+        | Body::Status
+        | Body::Transfer { .. }
+        | Body::Regions { .. } => Access::Read,
     }
 }
 

@@ -9,20 +9,24 @@
 //! | 4 scan | level, direction `u8`, start, end, items at most, bytes at most |
 //! | 5 status | |
 //! | 6 transfer | region, store (0 = any) |
+//! | 7 admin | region, then the command (see [`admin`](crate::codec::admin)) to the end |
+//! | 8 regions | start key, how many at most |
 //!
 //! A level is `0` linearizable, `1` lease, `2` stale and then its bound in ms. A response is version
 //! `u8` = 1, kind `u8` (0 = error, see [`fault`]), then the result: 1 written (to the end), 2
 //! values (count, each `0` or `1` and bytes), 3 page (count, keys and values, `0` or `1` and the range that is
-//! left), 4 status (store, count, regions, five counters), 5 done. Numbers and lengths are varints unless said otherwise.
+//! left), 4 status (store, count, regions, five counters), 5 done, 6 regions (count, each its length and bytes), 7 ids (the
+//! first). Numbers and lengths are varints unless said otherwise.
 
 use super::fault;
+use crate::codec::admin::Admin;
 use crate::codec::command::{BATCH_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::codec::{Reader, Writer, region};
 use crate::config::MESSAGE_BYTES_MAX;
 use crate::error::{Error, Result};
 use crate::kv::Direction;
 use crate::store::{ReadLevel, RegionStatus};
-use crate::types::{KeyRange, LogPosition, PeerId, RegionId, StoreId};
+use crate::types::{KeyRange, LogPosition, PeerId, Region, RegionId, StoreId};
 use bytes::Bytes;
 use std::time::Duration;
 
@@ -33,6 +37,8 @@ pub const KEYS_MAX: usize = 1 << 16;
 pub const BOUND_BYTES_MAX: usize = KEY_BYTES_MAX + 1;
 /// Items of one page.
 pub const PAGE_ITEMS_MAX: usize = 1 << 16;
+/// Regions of one answer.
+pub const REGIONS_MAX: usize = 1 << 8;
 /// Bytes of one page, about: one item more may stand in it.
 pub const PAGE_BYTES_MAX: usize = 8 << 20;
 
@@ -108,6 +114,20 @@ pub enum Body {
         /// Where to; `None`: to the most advanced follower.
         to: Option<StoreId>,
     },
+    /// An administrative command for a region's leader.
+    Admin {
+        /// The region.
+        region: RegionId,
+        /// What to do.
+        admin: Admin,
+    },
+    /// Which regions there are, as far as the node knows.
+    Regions {
+        /// From the one that owns this key on.
+        start: Bytes,
+        /// How many, at most.
+        count: usize,
+    },
 }
 
 /// A request as it crosses the network.
@@ -166,6 +186,10 @@ pub enum Response {
     Status(NodeStatus),
     /// It was done.
     Done,
+    /// Regions, by range.
+    Regions(Vec<Region>),
+    /// Fresh ids, from this one on.
+    Ids(u64),
 }
 
 fn write_level(level: &ReadLevel, out: &mut Writer<'_>) {
@@ -211,6 +235,8 @@ impl Request {
             Body::Scan { .. } => 4,
             Body::Status => 5,
             Body::Transfer { .. } => 6,
+            Body::Admin { .. } => 7,
+            Body::Regions { .. } => 8,
         });
         out.varint(self.timeout.as_millis() as u64);
         out.varint(self.route.map_or(0, |route| route.region.0));
@@ -239,6 +265,14 @@ impl Request {
             Body::Transfer { region, to } => {
                 out.varint(region.0);
                 out.varint(to.map_or(0, |store| store.0));
+            }
+            Body::Admin { region, admin } => {
+                out.varint(region.0);
+                out.raw(&admin.encode());
+            }
+            Body::Regions { start, count } => {
+                out.bytes(start);
+                out.varint(*count as u64);
             }
         }
         Bytes::from(bytes)
@@ -280,6 +314,16 @@ impl Request {
                 region: RegionId(from.varint()?),
                 to: Some(StoreId(from.varint()?)).filter(|store| store.0 != 0),
             },
+            7 => {
+                let region = RegionId(from.varint()?);
+                let admin = Admin::decode(&from.rest());
+                let unknown = || Err(from.malformed("unknown admin command"));
+                Body::Admin { region, admin: admin.unwrap_or_else(unknown)? }
+            }
+            8 => Body::Regions {
+                start: from.bytes(BOUND_BYTES_MAX)?,
+                count: from.varint()?.clamp(1, REGIONS_MAX as u64) as usize,
+            },
             kind => return Err(from.malformed(format_args!("unknown request kind {kind}"))),
         };
         from.finish()?;
@@ -311,6 +355,8 @@ impl Body {
             Body::Execute { key, command } => key.len() + command.len(),
             Body::Read { keys, .. } => keys.iter().map(|key| key.len() + 3).sum(),
             Body::Scan { range, .. } => range.start.len() + range.end.len(),
+            Body::Admin { .. } => 1 << 10,
+            Body::Regions { start, .. } => start.len(),
             Body::Status | Body::Transfer { .. } => 0,
         }
     }
@@ -385,6 +431,17 @@ fn bytes_of(response: &Result<Response>) -> Bytes {
             }
         }
         Ok(Response::Done) => out.u8(5),
+        Ok(Response::Regions(regions)) => {
+            out.u8(6);
+            out.varint(regions.len() as u64);
+            for one in regions {
+                out.bytes(&region::encode(one, LogPosition::default()));
+            }
+        }
+        Ok(Response::Ids(first)) => {
+            out.u8(7);
+            out.varint(*first);
+        }
     }
     Bytes::from(bytes)
 }
@@ -445,6 +502,12 @@ fn parse_response(from: &mut Reader) -> Result<Result<Response>> {
             Response::Status(NodeStatus { store, regions, work })
         }
         5 => Response::Done,
+        6 => {
+            let count = from.count(1, usize::MAX)?;
+            let one = |from: &mut Reader| Ok(region::decode(&from.bytes(128 << 10)?)?.0);
+            Response::Regions((0..count).map(|_| one(from)).collect::<Result<_>>()?)
+        }
+        7 => Response::Ids(from.varint()?),
         kind => return Err(from.malformed(format_args!("unknown response kind {kind}"))),
     }))
 }
@@ -557,6 +620,8 @@ mod tests {
                 work: NodeWork { log_syncs: 7, table_bytes: 1 << 40, ..NodeWork::default() },
             }),
             Response::Done,
+            Response::Regions(vec![Region { id: RegionId(3), ..Region::default() }]),
+            Response::Ids(1 << 20),
         ];
         for response in responses {
             assert_eq!(decode_response(encode_response(&Ok(response.clone()))).unwrap(), response);

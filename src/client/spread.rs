@@ -35,7 +35,7 @@ fn route_of(route: &router::Route) -> Route {
 }
 
 fn unknown(key: &[u8]) -> Error {
-    Error::InvalidArgument(format!("no region is known for key {:?}", Bytes::copy_from_slice(key)))
+    Error::NoRoute { key: Bytes::copy_from_slice(key) }
 }
 
 impl Inner {
@@ -54,6 +54,10 @@ impl Inner {
                 let parts = router::split_batch(&self.routes.read(), &command);
                 let mut parts = match parts {
                     Ok(parts) => parts,
+                    Err(Error::NoRoute { key }) => {
+                        let body = Body::Write { command };
+                        return self.start_elsewhere(body, key, started, deadline, attempt, done);
+                    }
                     Err(error) => return done.call(Err(error)),
                 };
                 match parts.len() {
@@ -78,10 +82,17 @@ impl Inner {
                 let route = self.routes.read().lookup(key).map(route_of);
                 match route {
                     Some(route) => self.run(job(body, route, done)),
-                    None => done.call(Err(unknown(key))),
+                    None => {
+                        let key = key.clone();
+                        self.start_elsewhere(body, key, started, deadline, attempt, done);
+                    }
                 }
             }
             Body::Read { level, keys } => match self.by_region(&keys) {
+                Err(Error::NoRoute { key }) => {
+                    let body = Body::Read { level, keys };
+                    self.start_elsewhere(body, key, started, deadline, attempt, done);
+                }
                 Err(error) => done.call(Err(error)),
                 Ok(parts) if parts.is_empty() => done.call(Ok(Response::Values(Vec::new()))),
                 Ok(mut parts) if parts.len() == 1 => {
@@ -100,6 +111,10 @@ impl Inner {
             },
             Body::Scan { level, direction, range, items, bytes } => {
                 match self.piece(&range, direction) {
+                    Err(Error::NoRoute { key }) => {
+                        let body = Body::Scan { level, direction, range, items, bytes };
+                        self.start_elsewhere(body, key, started, deadline, attempt, done);
+                    }
                     Err(error) => done.call(Err(error)),
                     Ok(None) => done.call(Ok(Response::Page { items: Vec::new(), rest: None })),
                     Ok(Some((route, piece))) => {
@@ -113,7 +128,17 @@ impl Inner {
                 }
             }
             Body::Status => self.status(deadline, done),
-            Body::Transfer { region, .. } => {
+            Body::Regions { start, count } => {
+                let regions = self.regions(&start, count);
+                match regions.first().is_some_and(|first| first.range.contains(&start)) {
+                    true => done.call(Ok(Response::Regions(regions))),
+                    false => {
+                        let (key, body) = (start.clone(), Body::Regions { start, count });
+                        self.start_elsewhere(body, key, started, deadline, attempt, done);
+                    }
+                }
+            }
+            Body::Transfer { region, .. } | Body::Admin { region, .. } => {
                 self.run(job(body, Route { region, version: 0 }, done));
             }
         }

@@ -40,6 +40,7 @@ pub use timer::Timer;
 pub use upkeep::FlushNow;
 pub use waiting::{Slab, Waiter};
 
+use crate::codec::admin::Admin;
 use crate::env::Disk;
 use crate::error::{Error, Result};
 use crate::kv::StateStore;
@@ -386,6 +387,14 @@ impl Driver {
         let at = self.shared.loop_of(region);
         if let Some(token) = self.wait(at, deadline, waiter) {
             self.shared.inboxes[at].post(Event::Transfer { token, region, to });
+        }
+    }
+
+    /// Asks a region's leader to carry out an administrative command.
+    pub fn admin(&self, region: RegionId, admin: Admin, deadline: Time, waiter: Waiter) {
+        let at = self.shared.loop_of(region);
+        if let Some(token) = self.wait(at, deadline, waiter) {
+            self.shared.inboxes[at].post(Event::Admin { token, region, admin });
         }
     }
 

@@ -85,6 +85,9 @@ fn perform(shared: &Shared, at: usize, effects: &mut Effects) -> bool {
     if !effects.replies.is_empty() {
         shared.desks.complete(std::mem::take(&mut effects.replies));
     }
+    for birth in effects.births.drain(..) {
+        shared.inboxes[shared.loop_of(birth.state.region.id)].post(Event::Born(birth));
+    }
     for snapshot in effects.snapshots.drain(..) {
         send_snapshot(shared, at, snapshot);
     }

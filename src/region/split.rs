@@ -23,7 +23,8 @@
 use super::config::StoreConfig;
 use super::effects::{Effects, Reply, Token};
 use super::peer::Peer;
-use crate::codec::admin::{Admin, Split};
+use crate::codec::admin::{Admin, CHILDREN_MAX, Split};
+use crate::codec::command::KEY_BYTES_MAX;
 use crate::error::{Error, Result};
 use crate::types::*;
 use std::collections::BTreeSet;
@@ -40,8 +41,11 @@ pub fn divide(region: &Region, split: &Split) -> Result<Vec<Region>> {
     let Some(ranges) = split.ranges(&region.range) else {
         return wrong("its keys do not cut the range in order");
     };
-    if split.children.is_empty() {
-        return wrong("no key");
+    if split.children.is_empty() || split.children.len() > CHILDREN_MAX {
+        return wrong("no key, or too many");
+    }
+    if split.children.iter().any(|child| child.start.len() > KEY_BYTES_MAX) {
+        return wrong("a key too long");
     }
     let mut peers = BTreeSet::new();
     let mut regions = BTreeSet::from([region.id]);

@@ -19,6 +19,8 @@ pub enum Access {
     Read,
     /// Changes something: never repeated when it may have been applied.
     Write,
+    /// Changes a region's shape, and was made for one shape: as a write, and never sent elsewhere for another.
+    Shape,
 }
 
 /// Where to try again.
@@ -66,7 +68,7 @@ pub fn decide(
     left: Duration,
     jitter: u64,
 ) -> Decision {
-    if access == Access::Write && error.outcome() == Outcome::Unknown {
+    if access != Access::Read && error.outcome() == Outcome::Unknown {
         return Decision::GiveUp;
     }
     let wait = pause(attempt, jitter);
@@ -76,10 +78,11 @@ pub fn decide(
             (Target::Store(*store), if attempt < 2 { Duration::ZERO } else { wait })
         }
         Error::NotLeader { leader: None, .. } | Error::RegionNotFound(_) => (Target::Other, wait),
+        Error::EpochNotMatch { .. } if access == Access::Shape => return Decision::GiveUp,
         Error::EpochNotMatch { current } if !current.is_empty() && attempt < 4 => {
             (Target::Reroute, Duration::ZERO)
         }
-        Error::EpochNotMatch { .. } => (Target::Reroute, wait),
+        Error::EpochNotMatch { .. } | Error::NoRoute { .. } => (Target::Reroute, wait),
         Error::Busy { .. } | Error::DiskFull { .. } => (Target::Same, wait),
         // This replica's copy is damaged, another one's is not: but where there is no other, do not insist.
         Error::Corruption { .. } if access == Access::Read && attempt < DAMAGED_MAX => {

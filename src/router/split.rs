@@ -24,7 +24,7 @@ struct Open {
 }
 
 fn unknown(key: &[u8]) -> Error {
-    Error::InvalidArgument(format!("no region is known for key {:?}", Bytes::copy_from_slice(key)))
+    Error::NoRoute { key: Bytes::copy_from_slice(key) }
 }
 
 fn open_part<'a>(parts: &'a mut Vec<Open>, route: &Route) -> &'a mut Open {

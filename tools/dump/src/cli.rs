@@ -394,6 +394,8 @@ pub enum EntryType {
     Empty,
     /// A replicated compaction point.
     Compact,
+    /// A split, or ids taken from the cluster's counter.
+    Admin,
     /// A change of membership.
     ConfChange,
     /// Data that this build cannot decode.

@@ -1,6 +1,7 @@
 //! From an entry's bytes to what it says: kind, client batches, operations, keys.
 
 use crate::cli::{EntryFilter, EntryType, Keys};
+use catamaran::codec::admin::{Admin, Child};
 use catamaran::codec::command::{Op, Payload, ops};
 use catamaran::log::Entry;
 use serde::Serialize;
@@ -17,7 +18,7 @@ pub struct Show {
 /// What an entry says.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Command {
-    /// `normal`, `empty`, `compact`, `conf-change` or `unknown`.
+    /// `normal`, `empty`, `compact`, `admin`, `conf-change` or `unknown`.
     #[serde(rename = "type")]
     pub kind: &'static str,
     /// The epoch version the batches were routed for.
@@ -30,6 +31,9 @@ pub struct Command {
     /// Where a replicated compaction points.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compact_to: Option<Position>,
+    /// What an administrative command does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub admin: Option<String>,
     /// Why the data cannot be decoded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
@@ -101,6 +105,7 @@ pub fn decode(entry: &Entry, show: Show) -> Command {
         batches: 0,
         ops: Vec::new(),
         compact_to: None,
+        admin: None,
         problem: None,
     };
     match entry.kind {
@@ -109,6 +114,11 @@ pub fn decode(entry: &Entry, show: Show) -> Command {
             Ok(Payload::Compact(to)) => {
                 out.kind = "compact";
                 out.compact_to = Some(Position { index: to.index, term: to.term });
+            }
+            Ok(Payload::Admin(admin)) => {
+                out.kind = "admin";
+                out.epoch_version = admin.epoch().map(|epoch| epoch.version);
+                out.admin = Some(administers(&admin, show));
             }
             Ok(Payload::Normal { version, batches }) => {
                 out.kind = "normal";
@@ -130,6 +140,17 @@ pub fn decode(entry: &Entry, show: Show) -> Command {
         kind => out.problem = Some(format!("entry kind {kind}")),
     }
     out
+}
+
+fn administers(admin: &Admin, show: Show) -> String {
+    match admin {
+        Admin::Allocate { count } => format!("allocate {count} ids"),
+        Admin::Split(split) => {
+            let child = |c: &Child| format!("{} from {}", c.region, render(&c.start, show.keys));
+            let children: Vec<String> = split.children.iter().map(child).collect();
+            format!("split off {}", children.join(", "))
+        }
+    }
 }
 
 fn operation(op: &Op, batch: &[u8], show: Show) -> Operation {
@@ -171,6 +192,7 @@ impl Command {
                 EntryType::Normal => self.kind == "normal",
                 EntryType::Empty => self.kind == "empty",
                 EntryType::Compact => self.kind == "compact",
+                EntryType::Admin => self.kind == "admin",
                 EntryType::ConfChange => self.kind == "conf-change",
                 EntryType::Unknown => self.kind == "unknown" || self.problem.is_some(),
                 EntryType::Put => has(|op| matches!(op, Operation::Put { .. })),
@@ -189,6 +211,7 @@ impl Command {
             parts.push(format!("and {} more", self.ops.len() - shown));
         }
         parts.extend(self.compact_to.map(|to| format!("to {} (term {})", to.index, to.term)));
+        parts.extend(self.admin.clone());
         parts.extend(self.problem.clone());
         parts.join(", ")
     }

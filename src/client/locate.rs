@@ -1,0 +1,119 @@
+//! Where a key lives, when the routes do not say: shapes have changed a moment ago.
+//!
+//! What a node knows of the regions comes from three places: the replicas that live on it (the registry, always
+//! newer than the routes), the errors of those that refuse a request (a refusal for another shape carries the
+//! shapes that cover its keys now), and, for a key that nobody here has heard of, from asking other nodes.
+
+use super::Done;
+use super::job::Job;
+use super::local::Inner;
+use super::request::{Body, REGIONS_MAX, Response, Route};
+use crate::error::Error;
+use crate::types::{Region, StoreId, Time};
+use bytes::Bytes;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Neighbours that a refusal carries: the children of a split lie to the right.
+const NEIGHBOURS: usize = 32;
+/// How long another node may take to say which regions it knows.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+impl Inner {
+    /// The regions from the one that owns `start` on, as far as this node knows.
+    pub fn regions(&self, start: &Bytes, count: usize) -> Vec<Region> {
+        self.look_around(start, count);
+        let routes = self.routes.read();
+        let first = routes.lookup(start).into_iter();
+        let later = routes.routes().filter(|route| route.region.range.start > *start);
+        let regions = first.chain(later).take(count.min(REGIONS_MAX));
+        regions.map(|route| (*route.region).clone()).collect()
+    }
+
+    /// Takes over what the replicas here know of the regions from `start` on.
+    fn look_around(&self, start: &Bytes, count: usize) {
+        let registry = self.driver.registry();
+        let mut here = registry.from(start, count);
+        here.extend(registry.lookup(start));
+        let mut routes = self.routes.write();
+        for region in here {
+            routes.update((*region).clone());
+        }
+    }
+
+    /// Takes over what others know.
+    pub fn learn_regions(&self, regions: &[Region]) {
+        let mut routes = self.routes.write();
+        for region in regions {
+            routes.update(region.clone());
+        }
+    }
+
+    /// What this node tells whoever came with another shape: all that covers the region's keys now, as far as its
+    /// replicas here know.
+    pub fn with_neighbours(&self, error: Error) -> Error {
+        let Error::EpochNotMatch { mut current } = error else { return error };
+        let mut known: BTreeSet<_> = current.iter().map(|region| region.id).collect();
+        let starts: Vec<Bytes> = current.iter().map(|region| region.range.start.clone()).collect();
+        for start in starts {
+            for region in self.driver.registry().from(&start, NEIGHBOURS) {
+                if known.insert(region.id) {
+                    current.push((*region).clone());
+                }
+            }
+        }
+        Error::EpochNotMatch { current }
+    }
+
+    /// A request whose key no route is known for: looks around here, asks another node, and starts anew.
+    pub fn start_elsewhere(
+        self: &Arc<Self>,
+        body: Body,
+        key: Bytes,
+        started: Time,
+        deadline: Time,
+        attempt: u32,
+        done: Done<Response>,
+    ) {
+        self.look_around(&Bytes::new(), usize::MAX);
+        if attempt == 0 {
+            return self.start(body, started, deadline, 1, done);
+        }
+        let pause = crate::router::retry::pause(attempt, self.jitter());
+        if self.now().after(pause) >= deadline {
+            return done.call(Err(Error::NoRoute { key }));
+        }
+        if let Some(store) = self.somebody(attempt) {
+            self.ask_regions(store, key, deadline);
+        }
+        let back = Arc::clone(self);
+        let again = Box::new(move || back.start(body, started, deadline, attempt + 1, done));
+        self.driver.timer().after(pause, again);
+    }
+
+    fn ask_regions(self: &Arc<Self>, store: StoreId, start: Bytes, deadline: Time) {
+        let back = Arc::clone(self);
+        let done = Done::new(move |result| {
+            if let Ok(Response::Regions(regions)) = result {
+                back.learn_regions(&regions);
+            }
+        });
+        // Executed where it arrives, whatever region it names.
+        let route = Route { region: crate::types::FIRST_REGION, version: 0 };
+        let body = Body::Regions { start, count: NEIGHBOURS };
+        let now = self.now();
+        let deadline = deadline.min(now.after(PATIENCE));
+        self.forward(store, Job::new(body, route, now, deadline, 0, done));
+    }
+
+    /// Another store, each in turn.
+    fn somebody(&self, attempt: u32) -> Option<StoreId> {
+        let routes = self.routes.read();
+        let peers = routes.routes().flat_map(|route| &route.region.peers);
+        let stores: BTreeSet<StoreId> =
+            peers.map(|peer| peer.store).filter(|store| *store != self.store).collect();
+        let at = attempt as usize % stores.len().max(1);
+        stores.into_iter().nth(at)
+    }
+}
