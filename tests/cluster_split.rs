@@ -148,7 +148,7 @@ fn many_keys_are_cut_at_once_and_nonsense_is_refused() {
     let keys: Vec<_> = (0..50).map(|i| key(i).into()).collect();
     let cut = client.split(keys.clone()).unwrap();
     assert!(cut.len() > 50, "{}", cut.len());
-    assert!(covers(&regions_of(&node)));
+    eventually("all children", || covers(&regions_of(&node)));
     assert_eq!(client.split(keys).unwrap(), [], "they are cut already");
     assert_eq!(client.split(vec!["".into()]).unwrap(), [], "the first key begins a region");
     let region = client.region_of(key(7)).unwrap();
@@ -162,6 +162,6 @@ fn many_keys_are_cut_at_once_and_nonsense_is_refused() {
     node.shutdown().unwrap();
     drop(client);
     let node = Node::open(NodeConfig::single(dir.path().join("data"))).unwrap();
-    assert!(covers(&regions_of(&node)));
+    eventually("all children", || covers(&regions_of(&node)));
     assert_eq!(node.client().blocking().get(key(7)).unwrap().unwrap(), "x");
 }
