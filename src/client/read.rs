@@ -30,8 +30,12 @@ impl Inner {
         body: &Body,
     ) -> Option<Result<Response>> {
         let result = self.read_here(route, level, body)?;
-        // Met again on the way that knows the other replicas.
-        (!matches!(result, Err(Error::Corruption { .. }))).then_some(result)
+        // Met again on the way that knows the other replicas, and the new shapes.
+        let again = matches!(
+            result,
+            Err(Error::Corruption { .. } | Error::EpochNotMatch { .. } | Error::RegionNotFound(_))
+        );
+        (!again).then_some(result)
     }
 
     fn read_here(&self, route: Route, level: ReadLevel, body: &Body) -> Option<Result<Response>> {
