@@ -19,12 +19,15 @@ use std::collections::VecDeque;
 /// * `pending` has no place in the log yet: refusing it is always safe.
 /// * `proposed` is in order of index, then term; an entry leaves it when its index is committed, by whomever.
 ///   One leader may hold entries of two of its terms, the older at higher indexes: another leader cut them
-///   off in between, and while they are not overwritten by something *committed*, they may come back.
+///   off in between, and they may come back until something of a newer term is *committed*: terms never
+///   fall along a log, so from then on nothing older can stand behind it.
 #[derive(Default, Debug)]
 pub struct Proposals {
     pending: VecDeque<(Token, Bytes)>,
     pending_bytes: usize,
     proposed: VecDeque<(LogPosition, Vec<Token>)>,
+    /// Of the last entry known to be committed.
+    term: u64,
 }
 
 impl Proposals {
@@ -54,6 +57,10 @@ impl Proposals {
     /// Who waits for the committed entry at `position`; entries of ours that it, or an earlier one,
     /// overwrote go to `lost`.
     pub fn committed(&mut self, position: LogPosition, lost: &mut Vec<Token>) -> Vec<Token> {
+        if position.term > self.term {
+            self.term = position.term;
+            self.give_up_older(position, lost);
+        }
         while let Some((at, _)) = self.proposed.front() {
             if at.index > position.index {
                 break;
@@ -65,6 +72,21 @@ impl Proposals {
             lost.extend(tokens);
         }
         Vec::new()
+    }
+}
+
+impl Proposals {
+    /// What was proposed in an older term for a higher index will never be committed. (Found by seed 2325 of the
+    /// simulator's regions: nobody wrote to the region any more, so its log never got that far again.)
+    fn give_up_older(&mut self, committed: LogPosition, lost: &mut Vec<Token>) {
+        let hopeless = |at: &LogPosition| at.index > committed.index && at.term < committed.term;
+        self.proposed.retain_mut(|(at, tokens)| {
+            let gone = hopeless(at);
+            if gone {
+                lost.append(tokens);
+            }
+            !gone
+        });
     }
 }
 
@@ -173,7 +195,7 @@ mod tests {
     use super::*;
 
     /// A leader of term 3 proposes 12 to 15, is cut back to 11 by the leader of term 4, leads again in term 5
-    /// and proposes 12 anew: the new 12 is answered, the old ones are lost one by one.
+    /// and proposes 12 anew: the new 12 is answered, and none of the old ones can come back.
     #[test]
     fn an_older_term_at_higher_indexes_hides_nothing() {
         let mut proposals = Proposals::default();
@@ -184,9 +206,22 @@ mod tests {
         proposals.proposed(at(12, 5), vec![Token(512)]);
         let mut lost = Vec::new();
         assert_eq!(proposals.committed(at(12, 5), &mut lost), vec![Token(512)]);
-        assert_eq!(lost, vec![Token(12)]);
+        lost.sort_unstable();
+        assert_eq!(lost, [12, 13, 14, 15].map(Token));
         assert_eq!(proposals.committed(at(13, 5), &mut lost), vec![]);
-        assert_eq!(lost, vec![Token(12), Token(13)]);
-        assert_eq!(proposals.committed(at(14, 3), &mut lost), vec![Token(14)]);
+    }
+
+    /// Its own term's later proposals wait on.
+    #[test]
+    fn later_proposals_of_the_same_term_stay() {
+        let mut proposals = Proposals::default();
+        let at = |index, term| LogPosition { index, term };
+        proposals.proposed(at(7, 3), vec![Token(7)]);
+        proposals.proposed(at(8, 3), vec![Token(8)]);
+        let mut lost = Vec::new();
+        assert_eq!(proposals.committed(at(6, 3), &mut lost), vec![]);
+        assert_eq!(proposals.committed(at(7, 3), &mut lost), vec![Token(7)]);
+        assert_eq!(proposals.committed(at(8, 3), &mut lost), vec![Token(8)]);
+        assert_eq!(lost, vec![]);
     }
 }
