@@ -105,7 +105,7 @@ fn a_hundred_splits_under_load() {
         for i in 0..splits {
             // Spread over the key space, so that small and large regions are cut alike.
             let at = i * 7919 % splits;
-            let cut = operator.split(vec![key(at).into()]).unwrap();
+            let cut = operator.split([key(at)]).unwrap();
             assert_eq!(cut.len(), 2, "split {i} at {at}");
         }
         stop.store(true, Ordering::Relaxed);
@@ -145,15 +145,15 @@ fn many_keys_are_cut_at_once_and_nonsense_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let node = Node::open(NodeConfig::single(dir.path().join("data"))).unwrap();
     let client = node.client().blocking();
-    let keys: Vec<_> = (0..50).map(|i| key(i).into()).collect();
+    let keys: Vec<_> = (0..50).map(key).collect();
     let cut = client.split(keys.clone()).unwrap();
     assert!(cut.len() > 50, "{}", cut.len());
     eventually("all children", || covers(&regions_of(&node)));
     assert_eq!(client.split(keys).unwrap(), [], "they are cut already");
-    assert_eq!(client.split(vec!["".into()]).unwrap(), [], "the first key begins a region");
+    assert_eq!(client.split([""]).unwrap(), [], "the first key begins a region");
     let region = client.region_of(key(7)).unwrap();
     assert_eq!(region.range, KeyRange::new(key(7), key(8)));
-    assert!(client.split(vec![vec![b'x'; 40 << 10].into()]).is_err(), "a key too long");
+    assert!(client.split([vec![b'x'; 40 << 10]]).is_err(), "a key too long");
     let first = catamaran::client::wait(node.client().allocate_ids(10)).unwrap();
     let next = catamaran::client::wait(node.client().allocate_ids(1)).unwrap();
     assert_eq!(next, first + 10);
