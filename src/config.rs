@@ -76,6 +76,8 @@ pub struct NodeConfig {
     pub entry_bytes: usize,
     /// A region's log is compacted once it holds this much more than its followers need.
     pub compact_bytes: u64,
+    /// A region is cut in pieces of half this size once its keys and values take more; 0: never by itself.
+    pub region_split_bytes: u64,
     /// A region's log is compacted, laggards or not, once it holds this much. At least `compact_bytes`.
     pub region_log_bytes: u64,
     /// The state store is flushed when the log takes this much disk, so that the log can shrink.
@@ -128,6 +130,7 @@ impl Default for NodeConfig {
             pending_bytes: 8 << 20,
             entry_bytes: 1 << 20,
             compact_bytes: 1 << 20,
+            region_split_bytes: 256 << 20,
             region_log_bytes: 256 << 20,
             log_budget_bytes: 2 << 30,
             segment_bytes: 64 << 20,
@@ -246,7 +249,7 @@ impl NodeConfig {
     }
 
     fn validate_bounds(&self) -> Result<()> {
-        let bounds: [(&str, u64, u64, u64); 24] = [
+        let bounds: [(&str, u64, u64, u64); 25] = [
             ("regions", self.regions, 1, 1 << 20),
             ("tick_ms", self.tick_ms, 1, 10_000),
             ("election_ticks", self.election_ticks as u64, 3, 10_000),
@@ -261,6 +264,7 @@ impl NodeConfig {
             ("pending_bytes", self.pending_bytes as u64, 1 << 12, 1 << 40),
             ("entry_bytes", self.entry_bytes as u64, 1, 16 << 20),
             ("compact_bytes", self.compact_bytes, 1, 1 << 50),
+            ("region_split_bytes", self.region_split_bytes, 0, 1 << 50),
             ("region_log_bytes", self.region_log_bytes, 1 << 16, 1 << 50),
             ("log_budget_bytes", self.log_budget_bytes, 1, 1 << 50),
             ("entry_cache_bytes", self.entry_cache_bytes as u64, 0, 1 << 40),

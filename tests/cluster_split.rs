@@ -165,3 +165,25 @@ fn many_keys_are_cut_at_once_and_nonsense_is_refused() {
     eventually("all children", || covers(&regions_of(&node)));
     assert_eq!(node.client().blocking().get(key(7)).unwrap().unwrap(), "x");
 }
+
+/// Whoever writes a lot gets more regions without asking, also over a restart.
+#[test]
+fn a_region_that_grows_is_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let config =
+        NodeConfig { region_split_bytes: 128 << 10, ..NodeConfig::single(dir.path().join("data")) };
+    let node = Node::open(config.clone()).unwrap();
+    let client = node.client().blocking();
+    for i in 0..1000 {
+        client.put(key(i), vec![b'v'; 1 << 10]).unwrap();
+    }
+    eventually("at least eight regions", || regions_of(&node).len() >= 8);
+    eventually("all of them", || covers(&regions_of(&node)));
+    node.shutdown().unwrap();
+    drop(client);
+    let node = Node::open(config).unwrap();
+    assert!(regions_of(&node).len() >= 8);
+    let client = node.client().blocking();
+    let rows = client.scan(KeyRange::all(), Direction::Forward, ReadLevel::Linearizable);
+    assert_eq!(rows.map(Result::unwrap).count(), 1000);
+}

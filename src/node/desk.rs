@@ -1,6 +1,7 @@
 //! The network's side of a node: what arrives goes to the driver, what the driver sends goes out.
 
 use super::handover::Away;
+use super::operator::Wishes;
 use crate::client::local::Local;
 use crate::codec::{self, Reader, Writer};
 use crate::driver::{Driver, Outward};
@@ -8,7 +9,7 @@ use crate::env::Disk;
 use crate::error::{Error, Result};
 use crate::raft::{Envelope, Lane, wire};
 use crate::region::snapshot::{Chunks, SnapshotFile, SnapshotWriter};
-use crate::store::{Delivered, Event, SnapshotSend};
+use crate::store::{Delivered, Event, SnapshotSend, SplitWish};
 use crate::transport::{Handler, Origin, SnapshotJob, SnapshotSink, SnapshotSource, Transport};
 use crate::types::{PeerId, RegionId, StoreId};
 use bytes::{Bytes, BytesMut};
@@ -21,6 +22,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 /// The way out: the driver's, over a transport.
 pub(super) struct Outbound {
     pub transport: Arc<dyn Transport>,
+    pub wishes: Wishes,
 }
 
 /// A region's chunk may hold one value larger than the transport's chunks: it is sent in pieces, each
@@ -83,6 +85,10 @@ fn join(so_far: &mut BytesMut, mut piece: Bytes) -> Result<Option<Bytes>> {
 impl Outward for Outbound {
     fn send(&self, to: StoreId, lane: Lane, envelopes: Vec<Envelope>) {
         self.transport.send(to, lane, envelopes);
+    }
+
+    fn split(&self, wish: SplitWish) {
+        self.wishes.split(wish);
     }
 
     fn send_snapshot(&self, snapshot: SnapshotSend, done: Box<dyn FnOnce(Delivered) + Send>) {

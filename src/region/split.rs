@@ -160,6 +160,7 @@ impl Peer {
         if !moved {
             return;
         }
+        self.forget_size();
         let error = || Error::EpochNotMatch { current: vec![self.region.clone()] };
         for token in self.proposals.take_pending() {
             effects.replies.push((token, Reply::Written(Err(error()))));

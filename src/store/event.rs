@@ -4,6 +4,7 @@ use crate::codec::admin::Admin;
 use crate::kv::Cut;
 use crate::raft::Envelope;
 use crate::region::effects::{Applied, Birth, Persisted, Token};
+use crate::region::size::Measured;
 use crate::region::snapshot::SnapshotFile;
 use crate::types::{PeerId, RegionId, StoreId};
 use bytes::Bytes;
@@ -62,6 +63,10 @@ pub enum Event {
     },
     /// A replica begins its life: the state store holds its state. Any number of times.
     Born(Birth),
+    /// A region was measured.
+    Measured(Measured),
+    /// A region could not be measured now.
+    NotMeasured(RegionId),
     /// Reads.
     Read(Vec<ReadRequest>),
     /// Rounds whose log writes are durable, in order per peer.
