@@ -8,7 +8,7 @@
 //! goes out as an effect.
 //!
 //! **Push-back.** A region that takes writes faster than it is measured and cut refuses them once it is
-//! [`FAR_ABOVE`] times too large, until it is cut. One that cannot be cut (a single key) is left in peace.
+//! four times too large, until it is cut. One that cannot be cut (a single key) is left in peace.
 
 use super::config::StoreConfig;
 use super::effects::{Effects, SizeCheck, SplitWish};
