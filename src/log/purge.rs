@@ -2,8 +2,9 @@
 //! needed is moved forward first. The argument why this is safe stands at the head of the room.
 
 use super::batch::Encoded;
-use super::format::{Op, decode_run, encode_run};
+use super::format::{Op, decode_run};
 use super::index::{Group, Run};
+use super::lz4::{RunWriter, is_compressed, plain};
 use super::segment::Reserve;
 use super::write::{Pending, Queue};
 use super::{Entry, GroupId, Log, RECORD_HEADER, Shared};
@@ -54,13 +55,28 @@ impl Moving {
     }
 }
 
-fn close_body(group: GroupId, open: &mut Vec<Entry>, bodies: &mut Vec<Moving>) {
-    let Some((first, last)) = open.first().zip(open.last()) else { return };
-    let (from, end) = (first.index, last.index + 1);
-    let mut body = Vec::new();
-    encode_run(&mut body, open);
-    bodies.push(Moving { group, from, end, body, run: None });
-    open.clear();
+/// Neighbouring entries that are to share a body.
+#[derive(Default)]
+struct Open {
+    entries: Vec<Entry>,
+    /// Bytes of the runs they come from, uncompressed.
+    weight: usize,
+    /// Whether one of those was compressed.
+    compressed: bool,
+}
+
+impl Open {
+    /// The body. What came compressed goes compressed, whatever the log's options say now: purge counts
+    /// on moving no more than what lives.
+    fn close(&mut self, group: GroupId, above: Option<usize>) -> Result<Option<Moving>> {
+        let Open { entries, compressed, .. } = std::mem::take(self);
+        let Some((first, last)) = entries.first().zip(entries.last()) else { return Ok(None) };
+        let (from, end) = (first.index, last.index + 1);
+        let mut body = Vec::new();
+        let above = if compressed { Some(0) } else { above };
+        RunWriter::new(above).write(&mut body, &entries)?;
+        Ok(Some(Moving { group, from, end, body, run: None }))
+    }
 }
 
 impl Log {
@@ -177,11 +193,11 @@ impl Shared {
         Ok(moved)
     }
 
-    /// New bodies for the entries of these runs: neighbours share one, up to `BODY_BYTES`.
+    /// New bodies for the entries of these runs: neighbours share one, up to `BODY_BYTES` (uncompressed).
     fn merge_runs(&self, group: GroupId, old: Vec<Run>) -> Result<Vec<Moving>> {
+        let above = self.options.compress_above;
         let mut bodies = Vec::new();
-        let mut open: Vec<Entry> = Vec::new();
-        let mut weight = 0;
+        let mut open = Open::default();
         for run in old {
             let parts = match run.is_packed() {
                 true => self.unpack(group, &run).inspect_err(|e| self.pin(e, run.seq, group))?,
@@ -189,17 +205,19 @@ impl Shared {
             };
             for part in parts {
                 let body = self.read_body(&part).inspect_err(|e| self.pin(e, run.seq, group))?.0;
-                let follows = open.last().is_some_and(|last| last.index + 1 == part.from);
-                if !follows || weight + body.len() > BODY_BYTES {
-                    close_body(group, &mut open, &mut bodies);
-                    weight = 0;
+                let compressed = is_compressed(&body);
+                let body = plain(body)?;
+                let follows = open.entries.last().is_some_and(|last| last.index + 1 == part.from);
+                if !follows || open.weight + body.len() > BODY_BYTES {
+                    bodies.extend(open.close(group, above)?);
                 }
-                weight += body.len();
+                open.weight += body.len();
+                open.compressed |= compressed;
                 // The term is the index's to tell, when the record is made.
-                open.extend(decode_run(&body, part.skip, part.from, part.count, |_| 0)?);
+                open.entries.extend(decode_run(&body, part.skip, part.from, part.count, |_| 0)?);
             }
         }
-        close_body(group, &mut open, &mut bodies);
+        bodies.extend(open.close(group, above)?);
         Ok(bodies)
     }
 
@@ -232,7 +250,7 @@ impl Shared {
                 let Some(group) = self.index.read(moving.group) else { continue };
                 // As it is now: it may have been overwritten or compacted since it was read.
                 let Some((from, end)) = moving.still_there(&group, floor) else { continue };
-                let body = record.body(|out| out.extend_from_slice(&moving.body))?;
+                let body = record.copy(&moving.body)?;
                 let (count, skip) = ((end - from) as u32, (from - moving.from) as u32);
                 let run = Run { from, seq: 0, body, count, skip, packed: 0 };
                 let (group, terms) = (moving.group, group.terms_of(&run));
@@ -332,7 +350,7 @@ fn restate(
     if group.state_seq < floor
         && let Some(state) = &group.state
     {
-        let body = record.body(|out| out.extend_from_slice(state))?;
+        let body = record.copy(state)?;
         record.push(Op::State { group: id, body });
         group.state_seq = seq;
         group.state_rel = body.rel;

@@ -4,7 +4,7 @@
 use super::GroupId;
 use super::echo::{self, Echoed, Echoes};
 use super::format::{
-    BLOCK, BadSum, Op, RECORD_HEADER, RecordHeader, SegmentHeader, align, decode_dir,
+    BLOCK, BadSum, Op, RECORD_HEADER, RecordHeader, SegmentHeader, VERSION, align, decode_dir,
 };
 use super::segment::{SEGMENT_SUFFIX, parse_name};
 use crate::env::{Disk, File, OpenMode};
@@ -18,6 +18,7 @@ pub(super) struct Found {
     pub path: PathBuf,
     pub file: Arc<dyn File>,
     pub header: SegmentHeader,
+    pub version: u32,
     pub bad_header: Vec<BadSum>,
     /// Records from this number on are void: a later segment has them. None for the last segment.
     pub limit: Option<u64>,
@@ -72,10 +73,12 @@ pub(super) fn find_segments(
             Err(_) if neighbour == Neighbour::LiveLog && !disk.exists(&path)? => continue,
             Err(error) => return Err(error),
         };
-        let (header, bad_header) = SegmentHeader::decode(&file.read_up_to(0, BLOCK)?);
+        let block = file.read_up_to(0, BLOCK)?;
+        let (header, bad_header) = SegmentHeader::decode(&block);
+        let version = SegmentHeader::version(&block).unwrap_or(VERSION);
         let detail = match header {
             Ok(header) if header.generation == generation => {
-                found.push(Found { path, file, header, bad_header, limit: None });
+                found.push(Found { path, file, header, version, bad_header, limit: None });
                 continue;
             }
             Ok(_) if neighbour == Neighbour::LiveLog => continue,

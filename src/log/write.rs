@@ -95,7 +95,7 @@ impl Log {
     /// [`Quarantined`](Error::Quarantined) for a group that is damaged (until it is reset or cleared),
     /// [`Stopped`](Error::Stopped) after a failed write. A refused batch leaves no trace.
     pub fn submit(&self, batch: LogBatch) -> Result<Seq> {
-        let encoded = batch.encode()?;
+        let encoded = batch.encode(self.shared.options.compress_above)?;
         let mut queue = self.shared.queue.lock();
         self.submit_locked(&mut queue, encoded)
     }
@@ -251,7 +251,7 @@ impl Log {
         }
         {
             let mut queue = self.shared.queue.lock();
-            self.shared.enqueue(&mut queue, LogBatch::new().encode()?);
+            self.shared.enqueue(&mut queue, LogBatch::new().encode(None)?);
         }
         let round = self.shared.round(&mut writer, Reserve::Keep)?;
         // The mark itself carries nothing: that it is not stated by another costs nothing.
@@ -384,6 +384,7 @@ impl Shared {
         }
         encoded.ops = Vec::new();
         self.counters.entry_bytes.fetch_add(run_bytes, Relaxed);
+        self.counters.raw_entry_bytes.fetch_add(encoded.raw_bytes, Relaxed);
         self.cache_bytes.fetch_add(added, Relaxed);
         self.cache_bytes.fetch_sub(freed, Relaxed);
         if !dead.is_empty() {
