@@ -464,8 +464,13 @@ impl Default for Index {
 }
 
 impl Index {
+    /// The shard that holds a group. Changes of groups in different shards may be made beside each other.
+    pub fn shard_of(group: GroupId) -> usize {
+        (group % SHARDS as u64) as usize
+    }
+
     fn shard(&self, group: GroupId) -> &RwLock<Shard> {
-        &self.shards[(group % SHARDS as u64) as usize]
+        &self.shards[Index::shard_of(group)]
     }
 
     pub fn read(&self, group: GroupId) -> Option<MappedRwLockReadGuard<'_, Group>> {

@@ -278,7 +278,7 @@ fn read_bytes(segment: &Found) -> Result<Vec<u8>> {
 
 fn read_segment(segment: &Found, later: &[Found]) -> Result<Vec<RecordView>> {
     let bytes = Bytes::from(read_bytes(segment)?);
-    let beyond = echoes_beyond(segment, later)?;
+    let beyond = echoes_beyond(segment, later.iter())?;
     let mut scan = Scan::new(&bytes, &segment.header, segment.limit, beyond);
     let mut views = Vec::new();
     while let Some(record) = scan.next() {
@@ -402,7 +402,7 @@ impl Check {
         }
         self.segments += 1;
         let bytes = Bytes::from(read_bytes(segment)?);
-        let beyond = echoes_beyond(segment, later)?;
+        let beyond = echoes_beyond(segment, later.iter())?;
         let mut scan = Scan::new(&bytes, &segment.header, segment.limit, beyond);
         let mut records = Vec::new();
         while let Some(record) = scan.next() {

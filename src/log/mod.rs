@@ -123,6 +123,7 @@ mod read;
 mod recover;
 mod scan;
 mod seal;
+mod sealed;
 mod segment;
 mod tail;
 mod write;
