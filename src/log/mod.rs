@@ -74,8 +74,18 @@
 //! takeover has voided since, is not believed. A torn footer is none: the records are read. A segment
 //! with damage in it gets none, for it is the reading that keeps the groups fenced off. What a footer
 //! stands for is checked when it is read (or purged): bodies by their checksums, sections by theirs; a
-//! bad section is made good from the records. The index keeps one packed run for all that a group has
-//! in a segment, and looks up the section when it needs more.
+//! bad section is made good from the records. Lazily loaded per group is what each segment has of it: the
+//! index keeps one packed run (of up to 128 records' runs) for that, and reads the section when its entries
+//! are asked for.
+//!
+//! **Opening** reads the footers of neighbouring segments beside each other where the disk can
+//! ([`Disk::run`]), and the last segment with them; it takes them together in one walk over the groups,
+//! each of which belongs to one job alone. So what comes out depends on no timing.
+//!
+//! **Compression.** Above [`Options::compress_above`] bytes a run is stored as an LZ4 block, made on the
+//! caller's side. Checksums, footers, echoes and sizes are of what is stored; only who looks at entries
+//! unpacks: readers, the inspector, and purge when it puts runs together (it moves as compressed what came
+//! so). What a run says of its size is believed up to what its block can come to.
 //!
 //! **Purge.** Segments go from the oldest on: at once if nothing in them lives, else once the log holds
 //! 1.75 times what lives and their live rest (the tails of laggards) is a third of them or less; it
@@ -101,10 +111,13 @@
 //! In this order: purge, writer, queue, flights, shard, segments, pool. Readers take one shard, then segments.
 //!
 //! # Not done, and why
-//! - Footers are read one after the other: reading the last segment's records takes about as long.
+//! - Records are replayed one segment after the other: that is the last segment, and those that a crash found
+//!   without their footer.
+//! - Directories, state records and footers are not compressed: they are small, or read at every opening.
 //! - Opening does not check the bodies in segments with a footer, which would mean reading everything:
 //!   rot there is met by the reader, by purge and by `inspect`.
-//! - No compression yet; `benches/rivals` compares with an engine that compresses.
+//! - Runs of different groups are not compressed together, though a batch of many small ones would gain by it:
+//!   who reads one group would unpack all.
 //! - The writer's copy of a batch into its group stays: direct writes want one aligned stretch of memory.
 //! - The echo names groups, it does not repeat directories: a second copy would save the groups that naming
 //!   can only fence off, for several times the bytes.

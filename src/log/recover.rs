@@ -129,8 +129,8 @@ impl Log {
     ///
     /// On return everything that was found is durable. Errors: [`Locked`](Error::Locked);
     /// [`Corruption`](Error::Corruption) when acknowledged records are damaged and it cannot be told
-    /// which groups they belong to; [`Identity`](Error::Identity) for a format version that this build does not read. A failed
-    /// open has changed nothing that another open would miss.
+    /// which groups they belong to; [`Identity`](Error::Identity) for a format version that this build does
+    /// not read. A failed open has changed nothing that another open would miss.
     pub fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options) -> Result<(Log, Recovery)> {
         options.check()?;
         if !disk.exists(dir)? {
