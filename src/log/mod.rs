@@ -232,7 +232,7 @@ struct Shared {
     waiters: Waiters,
     segments: RwLock<SegmentTable>,
     pool: Mutex<Pool>,
-    purging: Mutex<()>,
+    purging: Mutex<purge::Watch>,
     durable: AtomicU64,
     /// Live runs that purge could not read: the record, and whose it is.
     rotten: Mutex<BTreeMap<u64, GroupId>>,
