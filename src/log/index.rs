@@ -529,8 +529,7 @@ impl Reading<'_> {
             // Never two locks at a time.
             self.open = None;
         }
-        let (_, shard) =
-            self.open.get_or_insert_with(|| (place, self.index.shards[place].read()));
+        let (_, shard) = self.open.get_or_insert_with(|| (place, self.index.shards[place].read()));
         shard.get(&group)
     }
 }
@@ -549,8 +548,7 @@ impl Changing<'_> {
             // Never two locks at a time.
             self.open = None;
         }
-        let (_, shard) =
-            self.open.get_or_insert_with(|| (place, self.index.shards[place].write()));
+        let (_, shard) = self.open.get_or_insert_with(|| (place, self.index.shards[place].write()));
         let entry = shard.entry(group).or_default();
         let out = change(entry);
         if entry.is_blank() {

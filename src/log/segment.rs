@@ -333,30 +333,33 @@ pub(super) struct Leaving {
 }
 
 impl Leaving {
-    /// Renames or removes them, durably; what may join the pool.
+    /// Renames or removes them, durably, each before the next: an older file must not survive a newer one
+    /// in which a group was cleared. What may join the pool is returned.
     pub fn rename(self) -> Result<Vec<Spare>> {
         let mut kept = Vec::new();
         for (path, file, to) in self.files {
             let len = file.len()?;
-            let Some(to) = to.filter(|_| len >= self.size) else {
-                drop(file);
-                self.disk.remove(&path)?;
-                continue;
-            };
-            if len > self.size {
-                // A footer or a large batch made it grow. Nothing in it is needed any more.
-                file.set_len(self.size)?;
+            let to = to.filter(|_| len >= self.size);
+            match &to {
+                Some(to) => {
+                    if len > self.size {
+                        // A footer or a large batch made it grow. Nothing in it is needed any more.
+                        file.set_len(self.size)?;
+                    }
+                    self.disk.rename(&path, to)?;
+                }
+                None => {
+                    drop(file);
+                    self.disk.remove(&path)?;
+                }
             }
-            self.disk.rename(&path, &to)?;
-            kept.push(to);
+            // Before the file gets a new header, too: else a crash could show it under its old name.
+            self.disk.sync_dir(&self.dir)?;
+            if let Some(path) = to {
+                kept.push(Spare { file: self.disk.open(&path, OpenMode::Direct)?, path });
+            }
         }
-        // Before a file gets a new header: else a crash could show it under its old name. One sync for
-        // all of them, for each is a commit of the file system's journal, and holds up those who write.
-        self.disk.sync_dir(&self.dir)?;
-        let open = |path: PathBuf| {
-            Ok(Spare { file: self.disk.open(&path, OpenMode::Direct)?, path })
-        };
-        kept.into_iter().map(open).collect()
+        Ok(kept)
     }
 }
 
