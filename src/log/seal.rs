@@ -19,6 +19,9 @@ use std::sync::atomic::Ordering::Relaxed;
 /// purged before anybody could need the footer, and opening reads the records of a few more.
 const DYING: usize = 4;
 
+/// To read back this much costs nothing to speak of.
+const LITTLE: u64 = 1 << 20;
+
 /// A segment on its way to be sealed.
 struct Candidate {
     header: SegmentHeader,
@@ -101,7 +104,8 @@ impl Shared {
         let old = segments.by_base.len().saturating_sub(DYING);
         let mut pairs = segments.by_base.iter().zip(nexts).enumerate();
         let (_, ((base, segment), next)) = pairs.find(|(n, ((_, segment), _))| {
-            segment.seal == Seal::Open && (*n < old || segment.live * 2 >= segment.used)
+            let dying = segment.live * 2 < segment.used && segment.used > LITTLE;
+            segment.seal == Seal::Open && (*n < old || !dying)
         })?;
         let header = SegmentHeader {
             generation: segment.generation,
