@@ -65,7 +65,8 @@
 //! is synced before its first record), so bytes of a file's former life never read as live.
 //!
 //! **Footers.** A full segment gets an index of its records, written behind them in the background
-//! ([`Log::prepare`], [`Log::purge`]), never on the path of a write. Opening reads footers and only the last
+//! ([`Log::prepare`], [`Log::purge`]), never on the path of a write; the newest few only if half of them
+//! lives, for what dies soon is purged before anybody could need it. Opening reads footers and only the last
 //! segment's records (and those of segments that have no footer yet). The argument: a footer is made of
 //! records that were read back and found whole; it is written only after the next segment has its
 //! name durably, so nothing will be appended before it and no acknowledged block is touched; its body
@@ -88,8 +89,8 @@
 //! so). What a run says of its size is believed up to what its block can come to.
 //!
 //! **Purge.** Segments go from the oldest on: at once if nothing in them lives, else once the log holds
-//! 1.75 times what lives and their live rest (the tails of laggards) is a third of them or less; it
-//! is moved forward, neighbouring small runs put together, a segment's worth a call at most. A move is a
+//! 1.75 times what lives and their live rest (the tails of laggards) is a third of them or less, and
+//! did not shrink much since the call before (what is dying would be moved for nothing); it is moved forward, neighbouring small runs put together, a segment's worth a call at most. A move is a
 //! record like any other (`rewrite`): copied and submitted with what still lives under the submit lock,
 //! durable before the index leads readers to it, and replayed as the same entries at another place, so
 //! a crash before, between or after the moves costs nothing but space. It names one group's entries each
@@ -97,8 +98,8 @@
 //! be the first record that stays. Before any file goes, a checkpoint record restates for every group
 //! the state and truncated position whose latest statement lies below `F`, holds or follows copies of
 //! every live run below `F`, and ends with `Floor(F)`; it is synced. Replay then reads: everything
-//! learnt below `F` is dropped at `Floor(F)`, everything needed stands at or above `F`. Hence any
-//! subset of the doomed files may survive a crash. A clear, reset or overwrite kills only what is
+//! learnt below `F` is dropped at `Floor(F)`, everything needed stands at or above `F`. The doomed
+//! files go from the oldest on, each durably before the next, and any of the newest may survive a crash. A clear, reset or overwrite kills only what is
 //! older than itself, and older files never outlive newer ones *unvoided*: a cleared group's entries
 //! lie below its clear, so if the clear is below `F`, so are they, and both are void. A hole in the
 //! sequence that no floor covers means a segment is missing, and the log refuses to open.
@@ -258,7 +259,7 @@ struct Shared {
     waiters: Waiters,
     segments: RwLock<SegmentTable>,
     pool: Mutex<Pool>,
-    purging: Mutex<()>,
+    purging: Mutex<purge::Watch>,
     durable: AtomicU64,
     /// Live runs that purge could not read: the record, and whose it is.
     rotten: Mutex<BTreeMap<u64, GroupId>>,

@@ -188,7 +188,7 @@ impl Log {
             waiters: Waiters::default(),
             segments: RwLock::new(table),
             pool: Mutex::new(pool),
-            purging: Mutex::new(()),
+            purging: Mutex::default(),
             durable: AtomicU64::new(last),
             rotten: Mutex::default(),
             poisoned: OnceLock::new(),
