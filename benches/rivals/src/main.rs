@@ -1,6 +1,7 @@
 //! `catamaran-rivals`: our log beside others, see the library.
 
 use anyhow::{Context, Result};
+use catamaran_rivals::conform::{self, Candidate};
 use catamaran_rivals::drive::Bench;
 use catamaran_rivals::engine::Which;
 use catamaran_rivals::machine;
@@ -8,7 +9,7 @@ use catamaran_rivals::probe::{Ask, Probe};
 use catamaran_rivals::report::{Report, spread};
 use catamaran_rivals::space::{self, Shape};
 use catamaran_rivals::work::{ROWS, Work};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,10 +27,20 @@ enum Command {
     Run(Writing),
     /// Opening, heap, cold reading and purging of a large log.
     Space(OfSpace),
+    /// Run the conformance suite of `catamaran::testkit` over our log and the rivals.
+    Conformance(Conforming),
+    /// Part of `conformance`, in a process of its own.
+    #[command(hide = true)]
+    Check {
+        #[command(flatten)]
+        ask: conform::Ask,
+    },
     /// Print results as Markdown; several files are put together.
     Table {
+        /// The tables alone, or the document that is kept.
+        #[arg(long, value_enum, default_value = "tables")]
+        form: Form,
         /// Files written by `--json`.
-        #[arg(required = true)]
         files: Vec<PathBuf>,
     },
     /// Part of `space`, in a process of its own.
@@ -39,6 +50,15 @@ enum Command {
         #[command(flatten)]
         ask: Ask,
     },
+}
+
+/// What `table` prints.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Form {
+    /// The tables.
+    Tables,
+    /// With a head.
+    Document,
 }
 
 #[derive(Args)]
@@ -56,6 +76,9 @@ struct Common {
     /// Write the result as JSON to this file.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// The commit of ours, to be told with the result.
+    #[arg(long)]
+    commit: Option<String>,
 }
 
 #[derive(Args)]
@@ -71,6 +94,24 @@ struct Writing {
     /// Seconds of rest before each: disks of rented machines have a budget that refills.
     #[arg(long, default_value_t = 1.0)]
     rest: f64,
+}
+
+#[derive(Args)]
+struct Conforming {
+    /// Stores, comma-separated [default: all that this build knows].
+    #[arg(long, value_delimiter = ',', value_parser = Candidate::parse)]
+    stores: Vec<Candidate>,
+    /// Where to work; something is written below it and removed again [default: the system's
+    /// temporary directory].
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Write the result as JSON to this file; `-` is standard output, without the table.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Keep the result as documentation below this directory: `results/conformance.json`,
+    /// `conformance.md`.
+    #[arg(long)]
+    keep: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -102,23 +143,24 @@ impl Common {
         tempfile::tempdir_in(&root).with_context(|| root.display().to_string())
     }
 
+    fn report(&self, seconds: f64) -> Report {
+        let (machine, commit) = (machine::describe(), self.commit.clone());
+        Report { machine, commit, seconds, ..Report::default() }
+    }
+
     fn publish(&self, report: &Report) -> Result<()> {
         print!("{}", report.table());
         if let Some(path) = &self.json {
             let text = serde_json::to_string_pretty(report)?;
-            std::fs::write(path, text).with_context(|| path.display().to_string())?;
+            std::fs::write(path, text + "\n").with_context(|| path.display().to_string())?;
         }
         Ok(())
     }
 }
 
-fn empty(seconds: f64) -> Report {
-    Report { machine: machine::describe(), seconds, rows: Vec::new(), space: Vec::new() }
-}
-
 fn write_rows(args: &Writing) -> Result<()> {
     let rows = if args.rows.is_empty() { ROWS.to_vec() } else { args.rows.clone() };
-    let mut report = empty(args.seconds);
+    let mut report = args.common.report(args.seconds);
     let took = Duration::from_secs_f64(args.seconds);
     let rest = Duration::from_secs_f64(args.rest);
     for work in &rows {
@@ -153,7 +195,7 @@ fn write_rows(args: &Writing) -> Result<()> {
 }
 
 fn measure_space(args: &OfSpace) -> Result<()> {
-    let mut report = empty(0.0);
+    let mut report = args.common.report(0.0);
     for which in args.common.engines() {
         if matches!(which, Which::RaftEngineRecycled | Which::RaftEngineRecycledRaw) {
             // It matters to writing only.
@@ -181,9 +223,39 @@ fn measure_space(args: &OfSpace) -> Result<()> {
     args.common.publish(&report)
 }
 
+fn conformance(args: &Conforming) -> Result<()> {
+    let all = Candidate::all();
+    let stores = if args.stores.is_empty() { &all } else { &args.stores };
+    let root = args.dir.clone().unwrap_or_else(std::env::temp_dir);
+    let place = tempfile::tempdir_in(&root).with_context(|| root.display().to_string())?;
+    let found = conform::run(stores, place.path())?;
+    if let Some(path) = &args.json {
+        let text = serde_json::to_string_pretty(&found)?;
+        if path.as_os_str() == "-" {
+            println!("{text}");
+            return Ok(());
+        }
+        std::fs::write(path, text).with_context(|| path.display().to_string())?;
+    }
+    if let Some(dir) = &args.keep {
+        let kept = dir.join("results/conformance.json");
+        std::fs::create_dir_all(dir.join("results"))?;
+        let text = serde_json::to_string_pretty(&found)?;
+        std::fs::write(&kept, text + "\n").with_context(|| kept.display().to_string())?;
+        std::fs::write(dir.join("conformance.md"), found.document())?;
+    }
+    print!("{}", found.table());
+    Ok(())
+}
+
 fn main() -> Result<()> {
     machine::raise_limits();
     match Cli::parse().command {
+        Command::Conformance(args) => conformance(&args),
+        Command::Check { ask } => {
+            println!("{}", serde_json::to_string(&ask.run()?)?);
+            Ok(())
+        }
         Command::Run(args) => write_rows(&args),
         Command::Space(args) => measure_space(&args),
         Command::Probe { probe: Probe::Open, ask } => {
@@ -194,21 +266,12 @@ fn main() -> Result<()> {
             println!("{}", serde_json::to_string(&ask.read_back()?)?);
             Ok(())
         }
-        Command::Table { files } => {
-            let mut all: Option<Report> = None;
-            for file in files {
-                let text =
-                    std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-                let report: Report = serde_json::from_str(&text)?;
-                match &mut all {
-                    Some(all) => {
-                        all.seconds = all.seconds.max(report.seconds);
-                        all.merge(report);
-                    }
-                    None => all = Some(report),
-                }
+        Command::Table { form, files } => {
+            let report = Report::read(&files)?;
+            match form {
+                Form::Tables => print!("{}", report.table()),
+                Form::Document => print!("{}", report.document()),
             }
-            print!("{}", all.map(|report| report.table()).unwrap_or_default());
             Ok(())
         }
     }
