@@ -11,7 +11,7 @@
 //! |---|---|
 //! | `engine` | what is measured: one trait, an adapter for each log |
 //! | `work` | the rows of writing: what is written, by how many, how far ahead |
-//! | `drive` | threads that do a row's work against an engine for a while |
+//! | `drive`, `turns` | threads that do a row's work against an engine for a while; engines in turn |
 //! | `space` | a large log on disk: opening it, its heap, reading it cold, purging it |
 //! | `probe` | the parts of `space` that want a process of their own |
 //! | `conform` | the conformance suite over ours and the rivals |
@@ -30,4 +30,5 @@ pub mod report;
 pub mod space;
 pub mod table;
 pub mod target;
+pub mod turns;
 pub mod work;

@@ -2,12 +2,12 @@
 
 use anyhow::{Context, Result};
 use catamaran_rivals::conform::{self, Candidate};
-use catamaran_rivals::drive::Bench;
 use catamaran_rivals::engine::Which;
 use catamaran_rivals::machine;
 use catamaran_rivals::probe::{Ask, Probe};
 use catamaran_rivals::report::{Report, spread};
 use catamaran_rivals::space::{self, Shape};
+use catamaran_rivals::turns::Turns;
 use catamaran_rivals::work::{ROWS, Work};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -161,35 +161,19 @@ impl Common {
 fn write_rows(args: &Writing) -> Result<()> {
     let rows = if args.rows.is_empty() { ROWS.to_vec() } else { args.rows.clone() };
     let mut report = args.common.report(args.seconds);
-    let took = Duration::from_secs_f64(args.seconds);
-    let rest = Duration::from_secs_f64(args.rest);
-    for work in &rows {
+    let turns = Turns {
+        repetitions: args.common.repetitions,
+        took: Duration::from_secs_f64(args.seconds),
+        rest: Duration::from_secs_f64(args.rest),
+    };
+    for work in rows {
         let place = args.common.place()?;
-        let mut benches = Vec::new();
-        for which in args.common.engines() {
-            if which == Which::RaftLog && work.span > 64 && args.common.engines.is_empty() {
-                // A sync for each of 256 groups: it was asked for with 64.
-                continue;
-            }
-            let bench = Bench::open(which, *work, &place.path().join(which.name()))?;
-            benches.push((which, bench));
+        let mut engines = args.common.engines();
+        if args.common.engines.is_empty() && work.span > 64 {
+            // A sync for each of 256 groups: it was asked for with 64.
+            engines.retain(|which| *which != Which::RaftLog);
         }
-        for repetition in 0..args.common.repetitions {
-            for (which, bench) in &mut benches {
-                std::thread::sleep(rest);
-                let figures = bench.run(took)?;
-                eprintln!(
-                    "{repetition} {} {}: {:.1} k entries/s, p50 {:.0} us, p99 {:.0} us, max {:.0} us",
-                    work.name,
-                    which.name(),
-                    figures.entries_per_s / 1e3,
-                    figures.p50_us,
-                    figures.p99_us,
-                    figures.max_us
-                );
-                report.add(work.name, *which, figures);
-            }
-        }
+        turns.take(work, &engines, place.path(), &mut report)?;
     }
     args.common.publish(&report)
 }

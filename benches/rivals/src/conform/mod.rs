@@ -35,6 +35,8 @@ pub enum Candidate {
     RaftEngineAbsolute,
     /// raft-log, a directory for each group.
     RaftLog,
+    /// The same, told not to cut an incomplete record at the end.
+    RaftLogStrict,
 }
 
 impl Candidate {
@@ -42,7 +44,8 @@ impl Candidate {
     pub fn all() -> Vec<Candidate> {
         let mut all = vec![Candidate::Catamaran];
         if cfg!(feature = "rivals") {
-            all.extend([Candidate::RaftEngine, Candidate::RaftEngineAbsolute, Candidate::RaftLog]);
+            all.extend([Candidate::RaftEngine, Candidate::RaftEngineAbsolute]);
+            all.extend([Candidate::RaftLog, Candidate::RaftLogStrict]);
         }
         all
     }
@@ -54,6 +57,7 @@ impl Candidate {
             Candidate::RaftEngine => "raft-engine",
             Candidate::RaftEngineAbsolute => "raft-engine-absolute",
             Candidate::RaftLog => "raft-log",
+            Candidate::RaftLogStrict => "raft-log-strict",
         }
     }
 
@@ -64,6 +68,7 @@ impl Candidate {
             Candidate::RaftEngine => "raft-engine 0.4.2".into(),
             Candidate::RaftEngineAbsolute => "raft-engine 0.4.2, `AbsoluteConsistency`".into(),
             Candidate::RaftLog => "raft-log 0.4.6".into(),
+            Candidate::RaftLogStrict => "raft-log 0.4.6, nothing truncated".into(),
         }
     }
 
@@ -81,20 +86,36 @@ impl Candidate {
             Candidate::Catamaran => Box::new(ours::Ours::new(root)),
             #[cfg(feature = "rivals")]
             Candidate::RaftEngine => {
-                let strict = raft_engine::Strictness::Default;
+                let strict = Strictness::Default;
                 Box::new(raft_engine::EngineFactory::new(root.to_owned(), strict))
             }
             #[cfg(feature = "rivals")]
             Candidate::RaftEngineAbsolute => {
-                let strict = raft_engine::Strictness::Absolute;
+                let strict = Strictness::Absolute;
                 Box::new(raft_engine::EngineFactory::new(root.to_owned(), strict))
             }
             #[cfg(feature = "rivals")]
-            Candidate::RaftLog => Box::new(raft_log::LogFactory::new(root.to_owned())),
+            Candidate::RaftLog => {
+                Box::new(raft_log::LogFactory::new(root.to_owned(), Strictness::Default))
+            }
+            #[cfg(feature = "rivals")]
+            Candidate::RaftLogStrict => {
+                Box::new(raft_log::LogFactory::new(root.to_owned(), Strictness::Absolute))
+            }
             #[cfg(not(feature = "rivals"))]
             _ => bail!("built without the feature `rivals`"),
         })
     }
+}
+
+/// How a store is to take damage at the end of its log when it is opened.
+#[cfg(feature = "rivals")]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Strictness {
+    /// As it comes: cut it.
+    Default,
+    /// Refuse.
+    Absolute,
 }
 
 /// How one check of one store ended.

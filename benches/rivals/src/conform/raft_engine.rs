@@ -6,6 +6,7 @@
 //! our own is written with a sync instead. A panic of a sync counts as an error, for a process that dies
 //! acknowledges nothing; what the engine does after it is what is judged.
 
+use super::Strictness;
 use super::shaky::{Shaky, ShakyFs};
 use bytes::Bytes;
 use catamaran::log::{Entry, GroupId};
@@ -178,15 +179,6 @@ impl EngineFactory {
     }
 }
 
-/// How an engine is to take damage when it is opened.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Strictness {
-    /// As it comes.
-    Default,
-    /// Any damage refuses the log.
-    Absolute,
-}
-
 impl Factory for EngineFactory {
     fn name(&self) -> String {
         "raft-engine 0.4.2".into()
@@ -198,6 +190,8 @@ impl Factory for EngineFactory {
             recovery_mode: self.mode,
             target_file_size: ReadableSize::kb(64),
             purge_threshold: ReadableSize::kb(128),
+            // Compressed, what the suite writes would never fill enough files for a purge.
+            batch_compression_threshold: ReadableSize(0),
             ..Config::default()
         };
         let fs = Arc::new(ShakyFs(Arc::clone(&self.shaky)));

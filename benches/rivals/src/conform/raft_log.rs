@@ -10,6 +10,7 @@
 //! The suite flips bytes in files of one directory. So while a store is closed, the files of its groups
 //! lie there side by side, under names that say where they belong.
 
+use super::Strictness;
 use bytes::Bytes;
 use catamaran::log::{Entry, GroupId};
 use catamaran::testkit::{Batch, Factory, Failure, LogStore, Op};
@@ -64,11 +65,12 @@ struct One {
 }
 
 impl One {
-    fn open(dir: &Path) -> Result<One, Failure> {
+    fn open(dir: &Path, strict: Strictness) -> Result<One, Failure> {
         std::fs::create_dir_all(dir).map_err(failure)?;
         let mut config = Config::new(dir.to_string_lossy());
         config.wal.chunk_max_size = Some(64 << 10);
         config.wal.read_buffer_size = Some(64 << 10);
+        config.wal.truncate_incomplete_record = Some(strict == Strictness::Default);
         config.log_cache_capacity = Some(32 << 10);
         let log = RaftLog::open(Arc::new(config)).map_err(failure)?;
         Ok(One { log, dirty: false })
@@ -188,6 +190,7 @@ impl Drop for Spread {
 struct Store {
     logs: Mutex<BTreeMap<GroupId, One>>,
     spread: Spread,
+    strict: Strictness,
 }
 
 impl Store {
@@ -215,7 +218,7 @@ impl Store {
             };
         }
         if !logs.contains_key(&group) {
-            logs.insert(group, One::open(&self.dir(group))?);
+            logs.insert(group, One::open(&self.dir(group), self.strict)?);
         }
         match logs.get_mut(&group) {
             Some(one) => one.take(op),
@@ -321,12 +324,13 @@ impl LogStore for Store {
 /// Opens directories of logs below one.
 pub struct LogFactory {
     root: PathBuf,
+    strict: Strictness,
 }
 
 impl LogFactory {
-    /// Below `root`.
-    pub fn new(root: PathBuf) -> LogFactory {
-        LogFactory { root }
+    /// Below `root`, told to cut an incomplete record at the end (its default) or not.
+    pub fn new(root: PathBuf, strict: Strictness) -> LogFactory {
+        LogFactory { root, strict }
     }
 }
 
@@ -341,10 +345,10 @@ impl Factory for LogFactory {
         for group in std::fs::read_dir(&spread.0).map_err(failure)? {
             let group = group.map_err(failure)?;
             if let Ok(id) = group.file_name().to_string_lossy().parse() {
-                logs.insert(id, One::open(&group.path())?);
+                logs.insert(id, One::open(&group.path(), self.strict)?);
             }
         }
-        Ok(Box::new(Store { logs: Mutex::new(logs), spread }))
+        Ok(Box::new(Store { logs: Mutex::new(logs), spread, strict: self.strict }))
     }
 
     fn directory(&self, store: &str) -> Result<PathBuf, Failure> {

@@ -26,13 +26,21 @@ fn notes(candidate: Candidate) -> &'static str {
         Candidate::Catamaran => {
             "on the real disk; the three checks that need a disk with faults on the simulated one"
         }
-        Candidate::RaftEngine | Candidate::RaftEngineAbsolute => {
-            "with files of 64 KiB, purged from 128 KiB on; faults through its own seam for file systems, \
+        Candidate::RaftEngineAbsolute => {
+            "the same in its strictest recovery mode (the default tolerates a damaged tail)"
+        }
+        Candidate::RaftEngine => {
+            "with files of 64 KiB, purged from 128 KiB on, without compression (the suite would not fill \
+             files otherwise); faults through its own seam for file systems, \
              with power cuts that spare names and lengths; a panic of its sync counts as an error"
         }
         Candidate::RaftLog => {
             "a directory of logs, one for each group, in chunks of 64 KiB; batches are one operation after \
-             the other; it has no seam for faults"
+             the other; its read yields what is there of a range and says nothing of the rest; it has no \
+             seam for faults"
+        }
+        Candidate::RaftLogStrict => {
+            "the same with `truncate_incomplete_record` off (it is on by default)"
         }
     }
 }
