@@ -32,12 +32,14 @@ fn notes(candidate: Candidate) -> &'static str {
         Candidate::RaftEngine => {
             "with files of 64 KiB, purged from 128 KiB on, without compression (the suite would not fill \
              files otherwise); faults through its own seam for file systems, \
-             with power cuts that spare names and lengths; a panic of its sync counts as an error"
+             with power cuts that spare names and lengths; \
+             a panic of its sync counts as an error; it answers a reader whose file was purged under its \
+             hands with `Corruption`"
         }
         Candidate::RaftLog => {
             "a directory of logs, one for each group, in chunks of 64 KiB; batches are one operation after \
-             the other; its read yields what is there of a range and says nothing of the rest; it has no \
-             seam for faults"
+             the other; its read yields what is there of a range and says nothing of the rest (nor \
+             to a reader that a compaction overtook); it has no seam for faults"
         }
         Candidate::RaftLogStrict => {
             "the same with `truncate_incomplete_record` off (it is on by default)"
