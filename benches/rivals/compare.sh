@@ -37,7 +37,7 @@ common=(--commit "$commit")
 "$rivals" space "${common[@]}" --groups "$groups" --entries "$entries" --repetitions 1 \
     --engines raft-log --json "$results/space-raft-log.json" >/dev/null
 
-# Its name is not that of the document's directory while it is written: the table may refuse.
+# Written beside the results first: the table may refuse, and what was there should stay then.
 "$rivals" table --form document "$results/write.json" "$results/space.json" \
     "$results/space-raft-log.json" >"$results/.document"
 mv "$results/.document" "$document"

@@ -1,7 +1,7 @@
 //! `catamaran-rivals`: our log beside others, see the library.
 
 use anyhow::{Context, Result};
-use catamaran_rivals::conform::{self, Candidate};
+use catamaran_rivals::conform::{self, Candidate, Conformance};
 use catamaran_rivals::engine::Which;
 use catamaran_rivals::machine;
 use catamaran_rivals::probe::{Ask, Probe};
@@ -108,6 +108,9 @@ struct Conforming {
     /// Write the result as JSON to this file; `-` is standard output, without the table.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Run nothing: take the findings from this file, which `--json` or `--keep` wrote.
+    #[arg(long, conflicts_with_all = ["stores", "dir"])]
+    from: Option<PathBuf>,
     /// Keep the result as documentation below this directory: `results/conformance.json`,
     /// `conformance.md`.
     #[arg(long)]
@@ -207,12 +210,22 @@ fn measure_space(args: &OfSpace) -> Result<()> {
     args.common.publish(&report)
 }
 
-fn conformance(args: &Conforming) -> Result<()> {
+fn examine(args: &Conforming) -> Result<Conformance> {
     let all = Candidate::all();
     let stores = if args.stores.is_empty() { &all } else { &args.stores };
     let root = args.dir.clone().unwrap_or_else(std::env::temp_dir);
     let place = tempfile::tempdir_in(&root).with_context(|| root.display().to_string())?;
-    let found = conform::run(stores, place.path())?;
+    conform::run(stores, place.path())
+}
+
+fn conformance(args: &Conforming) -> Result<()> {
+    let found = match &args.from {
+        Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+            serde_json::from_str(&text).with_context(|| path.display().to_string())?
+        }
+        None => examine(args)?,
+    };
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&found)?;
         if path.as_os_str() == "-" {

@@ -50,15 +50,15 @@ fn failure(error: Error) -> Failure {
 
 fn to_proto(entry: &Entry) -> Result<Proto, Failure> {
     let mut proto = Proto::default();
-    proto.index = entry.index;
-    proto.term = entry.term;
-    proto.data = entry.data.clone();
-    proto.entry_type = match entry.kind {
+    proto.set_index(entry.index);
+    proto.set_term(entry.term);
+    proto.set_data(entry.data.clone());
+    proto.set_entry_type(match entry.kind {
         0 => EntryType::EntryNormal,
         1 => EntryType::EntryConfChange,
         2 => EntryType::EntryConfChangeV2,
         _ => return Err(Failure::Unsupported("kinds that raft's entries do not have")),
-    };
+    });
     Ok(proto)
 }
 

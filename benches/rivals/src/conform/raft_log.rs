@@ -18,6 +18,7 @@ use catamaran::types::LogPosition;
 use raft_log::api::raft_log_writer::RaftLogWriter;
 use raft_log::{Config, RaftLog, Types};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as Slot;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -217,12 +218,9 @@ impl Store {
                 _ => Ok(()),
             };
         }
-        if !logs.contains_key(&group) {
-            logs.insert(group, One::open(&self.dir(group), self.strict)?);
-        }
-        match logs.get_mut(&group) {
-            Some(one) => one.take(op),
-            None => Ok(()),
+        match logs.entry(group) {
+            Slot::Occupied(slot) => slot.into_mut().take(op),
+            Slot::Vacant(slot) => slot.insert(One::open(&self.dir(group), self.strict)?).take(op),
         }
     }
 }
