@@ -14,8 +14,12 @@ entries=${ENTRIES_OF_GROUP:-160}
 place=${PLACE:-}
 out=${OUT:-}
 
-cargo build --release --locked -p catamaran-rivals --features rivals
-rivals=${CARGO_TARGET_DIR:-target}/release/catamaran-rivals
+# BINARY: one that was built already, with `catamaran-rivals-heap` beside it.
+rivals=${BINARY:-}
+if [[ -z $rivals ]]; then
+    cargo build --release --locked -p catamaran-rivals --features rivals
+    rivals=${CARGO_TARGET_DIR:-target}/release/catamaran-rivals
+fi
 if [[ -z $out ]]; then
     results=benches/rivals/results
     document=src/log/comparison.md

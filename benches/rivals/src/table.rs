@@ -26,6 +26,12 @@ fn seconds(values: &[f64]) -> String {
     }
 }
 
+/// A quotient, or a dash if there is nothing to divide by (an engine that got nothing done in a short run).
+fn quotient(ours: f64, theirs: f64, digits: usize) -> String {
+    let ratio = ours / theirs;
+    if ratio.is_finite() { format!("{ratio:.digits$}") } else { "-".into() }
+}
+
 fn verdict(met: bool) -> &'static str {
     if met { "met" } else { "**not met**" }
 }
@@ -68,7 +74,7 @@ impl Line {
             |value: f64| if value < 10.0 { format!("{value:.3}") } else { format!("{value:.1}") };
         let rival = best
             .map_or("-".into(), |best| format!("{} ({})", digits(figure(best)), best.which.name()));
-        let ratio = best.map_or("-".into(), |best| format!("{:.3}", ours / figure(best)));
+        let ratio = best.map_or("-".into(), |best| quotient(ours, figure(best), 3));
         let (target, met) = match limit {
             Limit::OfRival(part) => {
                 let met = best.is_some_and(|best| ours <= part * figure(best));
@@ -165,7 +171,7 @@ impl Report {
             what: format!("{work}, entries/s"),
             ours: count(ours.rate()),
             rival: format!("{} ({})", count(rival.rate()), rival.which.name()),
-            ratio: format!("{ratio:.2}"),
+            ratio: quotient(ours.rate(), rival.rate(), 2),
             target: target.map_or("-".into(), |target| format!(">= {}", target.at_least)),
             met: target.is_some_and(|target| ratio >= target.at_least),
         });
@@ -176,7 +182,7 @@ impl Report {
                 what: format!("{work}, p99 us"),
                 ours: format!("{:.0}", p99(ours)),
                 rival: format!("{:.0} ({})", p99(rival), rival.which.name()),
-                ratio: format!("{ratio:.2}"),
+                ratio: quotient(p99(ours), p99(rival), 2),
                 target: format!("<= {most}"),
                 met: ratio <= most,
             });
@@ -236,7 +242,7 @@ impl Report {
                 let (low, middle, high) = spread(row.runs.iter().map(|f| f.entries_per_s));
                 let ratio = |what: fn(&crate::drive::Figures) -> f64| match ours {
                     Some(ours) if row.which != Which::Catamaran => {
-                        format!("{:.2}", ours.median(what) / row.median(what))
+                        quotient(ours.median(what), row.median(what), 2)
                     }
                     _ => String::new(),
                 };
