@@ -165,6 +165,12 @@ use write::{Queue, Waiters, Writer};
 
 #[doc = include_str!("format.md")]
 pub mod format_page {}
+#[doc = include_str!("safety.md")]
+pub mod safety_page {}
+#[doc = include_str!("tuning.md")]
+pub mod tuning_page {}
+#[doc = include_str!("comparison.md")]
+pub mod comparison_page {}
 
 /// A group's name in the log. The log gives it no meaning.
 pub type GroupId = u64;
