@@ -87,6 +87,9 @@ pub struct NodeConfig {
     /// Recent log entries kept in memory, of all regions together. 0: only those that still wait for the
     /// disk or for being applied.
     pub entry_cache_bytes: usize,
+    /// Entries of a region that go to the log together and take more than this are compressed; see
+    /// [`log::Options::compress_above`]. 0: none are.
+    pub compress_above_bytes: usize,
     /// The memtable is flushed when it reaches this.
     pub memtable_bytes: usize,
     /// Memory for blocks of the tables on disk. 0: none is kept, every read goes to the system's cache.
@@ -135,6 +138,7 @@ impl Default for NodeConfig {
             log_budget_bytes: 2 << 30,
             segment_bytes: 64 << 20,
             entry_cache_bytes: 128 << 20,
+            compress_above_bytes: 0,
             memtable_bytes: 128 << 20,
             block_cache_bytes: 64 << 20,
             flush_interval_ms: 30_000,
@@ -268,6 +272,7 @@ impl NodeConfig {
             ("region_log_bytes", self.region_log_bytes, 1 << 16, 1 << 50),
             ("log_budget_bytes", self.log_budget_bytes, 1, 1 << 50),
             ("entry_cache_bytes", self.entry_cache_bytes as u64, 0, 1 << 40),
+            ("compress_above_bytes", self.compress_above_bytes as u64, 0, 1 << 30),
             ("memtable_bytes", self.memtable_bytes as u64, 1 << 12, 1 << 40),
             ("block_cache_bytes", self.block_cache_bytes, 0, 1 << 40),
             ("flush_interval_ms", self.flush_interval_ms, 10, 1 << 40),
@@ -391,6 +396,7 @@ mod tests {
         refused(|c| c.heartbeat_ticks = usize::MAX, "heartbeat_ticks = ");
         refused(|c| c.region_log_bytes = 0, "region_log_bytes = 0");
         refused(|c| c.entry_cache_bytes = usize::MAX, "entry_cache_bytes = ");
+        refused(|c| c.compress_above_bytes = usize::MAX, "compress_above_bytes = ");
         refused(|c| c.block_cache_bytes = u64::MAX, "block_cache_bytes = ");
         refused(|c| c.shutdown_timeout_ms = u64::MAX, "shutdown_timeout_ms = ");
         refused(|c| c.clock_drift_percent = 51, "clock_drift_percent = 51");

@@ -220,6 +220,7 @@ fn log_options(config: &NodeConfig) -> log::Options {
     log::Options {
         segment_bytes: config.segment_bytes,
         cache_bytes: config.entry_cache_bytes,
+        compress_above: Some(config.compress_above_bytes).filter(|bytes| *bytes > 0),
         ..log::Options::default()
     }
 }
