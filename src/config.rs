@@ -253,7 +253,7 @@ impl NodeConfig {
     }
 
     fn validate_bounds(&self) -> Result<()> {
-        let bounds: [(&str, u64, u64, u64); 25] = [
+        let bounds: [(&str, u64, u64, u64); 26] = [
             ("regions", self.regions, 1, 1 << 20),
             ("tick_ms", self.tick_ms, 1, 10_000),
             ("election_ticks", self.election_ticks as u64, 3, 10_000),
