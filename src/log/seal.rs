@@ -211,3 +211,6 @@ impl Shared {
         Ok(runs)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -489,7 +489,7 @@ impl Shared {
         let mut segments = self.segments.write();
         segments.by_base.insert(base, segment);
         // Nobody seals, or what was not worth it then is only worth reading back now.
-        if let Some((_, old)) = segments.by_base.iter_mut().rev().nth(NOTED) {
+        if let Some((_, old)) = segments.by_base.iter_mut().rev().nth(NOTED + 1) {
             old.notes.drop_all();
         }
         Ok(())
