@@ -201,6 +201,8 @@ pub(super) struct Encoded {
     pub raw_bytes: u64,
     /// Of its appends, in their order.
     pub entries: Vec<Entry>,
+    /// Its state records, end to end.
+    pub states: Vec<u8>,
 }
 
 /// A body's place in the record is a u32; this leaves room for headers in a u32 file offset.
@@ -236,6 +238,10 @@ impl Encoded {
 
     pub fn push(&mut self, op: Op) {
         op.encode_to(&mut self.dir);
+        if let Op::State { body, .. } = &op {
+            let start = body.rel as usize;
+            self.states.extend_from_slice(&self.payload[start..start + body.len as usize]);
+        }
         if let Some(group) = op.group() {
             put_group(&mut self.groups, &mut self.last_group, group);
         }

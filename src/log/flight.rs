@@ -4,6 +4,7 @@
 use super::Shared;
 use super::echo::EchoDraft;
 use super::format::{BLOCK, RECORD_HEADER, RecordHeader, align};
+use super::notes;
 use super::write::Writer;
 use crate::env::File;
 use crate::error::{Error, Result};
@@ -30,6 +31,8 @@ pub(super) struct Flight {
     buffer: Aligned,
     /// Of each record: number, place of its payload, bytes of runs.
     places: Vec<(u64, u32, u64)>,
+    /// For the segment's footer.
+    notes: Vec<u8>,
     /// What counted as pending.
     pub pending_bytes: usize,
 }
@@ -157,7 +160,12 @@ impl Shared {
     pub(super) fn board(&self, writer: &mut Writer, count: usize) -> Flight {
         let durable = self.durable.load(Acquire);
         let waiting = writer.stalled.iter().take(count);
-        let pending_bytes: usize = waiting.map(|pending| pending.size()).sum();
+        let (mut pending_bytes, mut room) = (0, 0);
+        for pending in waiting {
+            pending_bytes += pending.size();
+            room += notes::room(&pending.encoded);
+        }
+        let mut noted = Vec::with_capacity(room);
         let echo = writer.take_echoes(durable);
         let used = self.air.sky.lock().buffers.pop().unwrap_or_default();
         let mut buffer = Aligned::with_room(used, align(pending_bytes + echo.len()));
@@ -176,6 +184,7 @@ impl Shared {
                 echo_len: if pending.seq == first { echo.len() as u32 } else { 0 },
             };
             own.push(&header, &encoded.groups);
+            notes::note(&mut noted, encoded);
             let payload_at = buffer.len() + RECORD_HEADER + encoded.dir.len();
             header.encode_to(&mut buffer.bytes);
             buffer.push(&encoded.dir);
@@ -191,8 +200,15 @@ impl Shared {
         }
         buffer.pad();
         let (number, offset) = (writer.next_flight, writer.offset);
-        let flight =
-            Flight { number, file: writer.file.clone(), offset, buffer, places, pending_bytes };
+        let flight = Flight {
+            number,
+            file: writer.file.clone(),
+            offset,
+            buffer,
+            places,
+            notes: noted,
+            pending_bytes,
+        };
         writer.echoes.push_back((flight.last_seq(), own.finish()));
         writer.next_flight += 1;
         writer.offset += flight.bytes();
@@ -258,7 +274,7 @@ impl Shared {
     }
 
     fn publish(&self, sky: &mut Sky, flight: Flight) {
-        let (bytes, last) = (flight.bytes(), flight.last_seq());
+        let (bytes, last, batches) = (flight.bytes(), flight.last_seq(), flight.batches());
         let end = flight.offset + bytes;
         {
             let mut segments = self.segments.write();
@@ -270,6 +286,7 @@ impl Shared {
                 let active = active.get_mut();
                 active.used = end;
                 active.size = active.size.max(end);
+                active.notes.add(batches, flight.notes, active.size);
             }
         }
         sky.next += 1;

@@ -7,9 +7,13 @@
 //! the segment, proves that the body was durable; whatever else a crash leaves there is no footer, and
 //! the records are read instead. A recycled file's old footer bears another generation.
 
+mod trailer;
+
+pub(super) use trailer::{TRAILER, Trailer};
+
 use super::GroupId;
 use super::format::{
-    BadSum, Op, SegmentHeader, Span, Terms, put, put_terms, read_u32, read_u64, take, take_terms,
+    BadSum, Op, SegmentHeader, Span, Terms, put, put_terms, read_u32, take, take_terms,
 };
 use super::index::{Dead, Group, Run};
 use super::scan::Record;
@@ -17,9 +21,6 @@ use crate::types::LogPosition;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
-/// Size of the trailer: the last bytes of the file.
-pub(super) const TRAILER: usize = 64;
-const TRAILER_MAGIC: u32 = 0x5446_5443;
 /// Runs in a section at most: what a reader of one entry has to load.
 const SECTION_RUNS: usize = 128;
 
@@ -29,63 +30,6 @@ const CUT: u8 = 4;
 const COMPACTED: u8 = 8;
 const PLACED: u8 = 16;
 const STATE: u8 = 32;
-
-/// The last bytes of a sealed segment.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Trailer {
-    pub generation: u64,
-    pub base_seq: u64,
-    /// The first record of the next segment.
-    pub next_seq: u64,
-    /// Where the sections begin; the summary follows them.
-    pub sections_at: u64,
-    pub summary_at: u64,
-    pub summary_len: u32,
-    pub summary_crc: u32,
-}
-
-impl Trailer {
-    pub fn encode(&self) -> [u8; TRAILER] {
-        let mut out = [0; TRAILER];
-        out[0..4].copy_from_slice(&TRAILER_MAGIC.to_le_bytes());
-        out[8..16].copy_from_slice(&self.generation.to_le_bytes());
-        out[16..24].copy_from_slice(&self.base_seq.to_le_bytes());
-        out[24..32].copy_from_slice(&self.next_seq.to_le_bytes());
-        out[32..40].copy_from_slice(&self.sections_at.to_le_bytes());
-        out[40..48].copy_from_slice(&self.summary_at.to_le_bytes());
-        out[48..52].copy_from_slice(&self.summary_len.to_le_bytes());
-        out[52..56].copy_from_slice(&self.summary_crc.to_le_bytes());
-        let crc = crc32c::crc32c(&out[8..]);
-        out[4..8].copy_from_slice(&crc.to_le_bytes());
-        out
-    }
-
-    /// Bytes of the footer.
-    pub fn bytes(&self) -> u64 {
-        let body = self.summary_at.saturating_sub(self.sections_at) + u64::from(self.summary_len);
-        body + TRAILER as u64
-    }
-
-    /// The trailer at the end of a file, if that is one of this generation.
-    pub fn decode(bytes: &[u8], generation: u64) -> Option<Trailer> {
-        if bytes.len() != TRAILER
-            || read_u32(bytes, 0) != TRAILER_MAGIC
-            || read_u64(bytes, 8) != generation
-            || read_u32(bytes, 4) != crc32c::crc32c(&bytes[8..])
-        {
-            return None;
-        }
-        Some(Trailer {
-            generation,
-            base_seq: read_u64(bytes, 16),
-            next_seq: read_u64(bytes, 24),
-            sections_at: read_u64(bytes, 32),
-            summary_at: read_u64(bytes, 40),
-            summary_len: read_u32(bytes, 48),
-            summary_crc: read_u32(bytes, 52),
-        })
-    }
-}
 
 /// A statement of where a group's log begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -165,8 +109,24 @@ impl Draft {
     /// Takes in the next record, which must be whole.
     pub fn record(&mut self, bytes: &[u8], record: &Record) {
         let payload = record.payload_at();
-        self.payloads.push(payload as u32);
-        for op in record.ops.iter().flatten() {
+        let ops = record.ops.as_ref().map_or(&[][..], |ops| ops);
+        // A whole record's bodies lie within it.
+        let _ = self.take(record.header.seq, payload as u32, ops, |body| {
+            let start = payload + body.rel as usize;
+            bytes.get(start..start + body.len as usize)
+        });
+    }
+
+    /// Takes in the operations of the next record. `None` if `state_at` does not know of a state.
+    pub fn take<'a>(
+        &mut self,
+        seq: u64,
+        payload_at: u32,
+        ops: &[Op],
+        mut state_at: impl FnMut(Span) -> Option<&'a [u8]>,
+    ) -> Option<()> {
+        self.payloads.push(payload_at);
+        for op in ops {
             let Some(group) = op.group() else {
                 if let Op::Floor { seq } = op {
                     self.floor = self.floor.max(*seq);
@@ -174,14 +134,12 @@ impl Draft {
                 continue;
             };
             let state = match op {
-                Op::State { body, .. } => {
-                    let start = payload + body.rel as usize;
-                    Some(Bytes::copy_from_slice(&bytes[start..start + body.len as usize]))
-                }
+                Op::State { body, .. } => Some(Bytes::copy_from_slice(state_at(*body)?)),
                 _ => None,
             };
-            self.nets.entry(group).or_default().take(record.header.seq, op, state);
+            self.nets.entry(group).or_default().take(seq, op, state);
         }
+        Some(())
     }
 
     /// The runs of a group, ascending.

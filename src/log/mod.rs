@@ -131,6 +131,7 @@ mod format;
 mod index;
 pub mod inspect;
 mod lz4;
+mod notes;
 mod purge;
 pub mod raft_rs;
 mod read;

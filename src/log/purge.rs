@@ -2,7 +2,7 @@
 //! needed is moved forward first. The argument why this is safe stands at the head of the room.
 
 use super::batch::Encoded;
-use super::format::{Op, decode_run};
+use super::format::{Op, Span, decode_run};
 use super::index::{Group, Run};
 use super::lz4::{RunWriter, is_compressed, plain};
 use super::segment::Reserve;
@@ -300,27 +300,27 @@ impl Shared {
     /// Restates what only records below `floor` say, and makes that durable with the floor itself.
     /// `None` if something below is still live after all.
     fn checkpoint(&self, floor: u64) -> Result<Option<u64>> {
-        let mut restated = 0;
+        let restated;
         let seq = {
             let mut queue = self.queue.lock();
-            let seq = queue.next_seq;
             let mut record = Encoded::with_capacity(64, 4096);
+            // Nothing changes meanwhile but by us: changes need the queue's lock, or purge's.
+            let mut said = Vec::new();
             for id in self.index.groups() {
-                let stated = self.index.change_existing(id, |group| -> Result<_> {
-                    if group.runs.iter().any(|run| run.seq < floor) {
-                        return Ok(None);
-                    }
-                    Ok(Some(restate(id, group, floor, seq, &mut record)?))
-                });
-                match stated {
-                    Some(Ok(Some(n))) => restated += n,
-                    Some(Ok(None)) => return Ok(None),
-                    Some(Err(error)) => return Err(error),
-                    None => {}
+                let Some(group) = self.index.read(id) else { continue };
+                if group.runs.iter().any(|run| run.seq < floor) {
+                    return Ok(None);
                 }
+                said.extend(restate(id, &group, floor, &mut record)?);
             }
             record.push(Op::Floor { seq: floor });
-            self.enqueue(&mut queue, record)
+            let seq = self.enqueue(&mut queue, record);
+            // Only now, that there is such a record.
+            for restated in &said {
+                self.index.change_existing(restated.group, |group| restated.apply(group, seq));
+            }
+            restated = said.len() as u64;
+            seq
         };
         self.round_to(seq)?;
         Ok(Some(restated))
@@ -357,29 +357,48 @@ impl Shared {
     }
 }
 
+/// What a checkpoint says again of a group.
+struct Restated {
+    group: GroupId,
+    base: bool,
+    state: Option<Span>,
+}
+
+impl Restated {
+    /// The group's facts stand in record `seq` from here on.
+    fn apply(&self, group: &mut Group, seq: u64) {
+        if self.base {
+            group.base_seq = seq;
+        }
+        if let Some(body) = self.state {
+            group.state_seq = seq;
+            group.state_rel = body.rel;
+        }
+    }
+}
+
 /// Says again, in `record`, what the group's state and position are, where only records below
-/// `floor` say it. Returns 1 if something was said.
+/// `floor` say it; tells what was said, if anything was.
 fn restate(
     id: GroupId,
-    group: &mut Group,
+    group: &Group,
     floor: u64,
-    seq: u64,
     record: &mut Encoded,
-) -> Result<u64> {
-    let mut said = 0;
-    if group.base_seq > 0 && group.base_seq < floor {
+) -> Result<Option<Restated>> {
+    let base = group.base_seq > 0 && group.base_seq < floor;
+    if base {
         record.push(Op::Base { group: id, at: group.truncated });
-        group.base_seq = seq;
-        said = 1;
     }
+    let mut said = None;
     if group.state_seq < floor
         && let Some(state) = &group.state
     {
         let body = record.copy(state)?;
         record.push(Op::State { group: id, body });
-        group.state_seq = seq;
-        group.state_rel = body.rel;
-        said = 1;
+        said = Some(body);
     }
-    Ok(said)
+    Ok((base || said.is_some()).then_some(Restated { group: id, base, state: said }))
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@ use super::flight::Air;
 use super::footer::Summary;
 use super::format::{BLOCK, BadSum, Op, RecordHeader, align, decode_dir};
 use super::index::{Damage, Dead, Index};
+use super::notes::Notes;
 use super::scan::{End, Found, Neighbour, Record, Scan, find_segments};
 use super::sealed::{Looked, STRETCH, Sealed, look_at, merge};
 use super::segment::{
@@ -576,6 +577,7 @@ impl Replay {
                         true => Seal::Footer,
                         false => Seal::Open,
                     },
+                    notes: Notes::default(),
                 },
             );
         }

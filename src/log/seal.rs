@@ -5,6 +5,7 @@ use super::echo::Echoes;
 use super::footer::{Draft, Footer, Summary, TRAILER, Trailer, unpack};
 use super::format::{SegmentHeader, align};
 use super::index::{Dead, Run};
+use super::notes::Notes;
 use super::scan::Scan;
 use super::segment::Seal;
 use super::{GroupId, Shared};
@@ -14,12 +15,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// So many of the newest segments get no footer while less than half of them lives. To seal is to read a
-/// segment back, as many bytes as were written; where entries are compacted soon after, most segments are
-/// purged before anybody could need the footer, and opening reads the records of a few more.
-const DYING: usize = 4;
+/// So many of the newest segments get no footer while less than half of them lives: where entries are
+/// compacted soon after, most segments are purged before anybody could need it, and opening reads the
+/// records of a few more.
+pub(super) const DYING: usize = 4;
 
-/// To read back this much costs nothing to speak of.
+/// To sum up this much costs nothing to speak of.
 const LITTLE: u64 = 1 << 20;
 
 /// A segment on its way to be sealed.
@@ -30,8 +31,17 @@ struct Candidate {
     path: PathBuf,
 }
 
+/// What the writer remembers of it.
+struct Noted {
+    notes: Notes,
+    payloads: Vec<u32>,
+    /// Where its records end.
+    end: u64,
+}
+
 impl Candidate {
-    fn scan(&self) -> Result<(Vec<u8>, Draft, Option<usize>)> {
+    /// The records as the disk has them, and where they end; `None` if they cannot all be read.
+    fn scan(&self) -> Result<(Draft, Option<u64>)> {
         let bytes = self.file.read_up_to(0, self.file.len()? as usize)?;
         let mut scan = Scan::new(&bytes, &self.header, Some(self.next_seq), Echoes::new());
         let mut draft = Draft::default();
@@ -43,7 +53,7 @@ impl Candidate {
             end = record.offset + record.header.total();
         }
         let whole = (next == self.next_seq).then_some(end);
-        Ok((bytes, draft, whole))
+        Ok((draft, whole.map(|end| align(end) as u64)))
     }
 }
 
@@ -70,9 +80,9 @@ impl Shared {
     /// lock of purge. A segment with damage in it stays as it is: reading it anew at every open is
     /// what keeps its groups fenced off.
     pub(super) fn seal_one(&self) -> Result<bool> {
-        let Some(candidate) = self.next_to_seal() else { return Ok(false) };
+        let Some((candidate, noted)) = self.next_to_seal() else { return Ok(false) };
         let base = candidate.header.base_seq;
-        let sealed = self.write_footer(&candidate);
+        let sealed = self.write_footer(&candidate, noted);
         let seal = if matches!(sealed, Ok(Some(_))) { Seal::Footer } else { Seal::Never };
         if let Some(segment) = self.segments.write().by_base.get_mut(&base) {
             segment.seal = seal;
@@ -97,8 +107,8 @@ impl Shared {
         Ok(true)
     }
 
-    fn next_to_seal(&self) -> Option<Candidate> {
-        let segments = self.segments.read();
+    fn next_to_seal(&self) -> Option<(Candidate, Noted)> {
+        let mut segments = self.segments.write();
         let nexts = segments.by_base.keys().skip(1);
         // What is old enough needs a footer in any case.
         let old = segments.by_base.len().saturating_sub(DYING);
@@ -113,21 +123,31 @@ impl Shared {
             durable: 0,
             size: segment.size,
         };
-        let (file, path) = (segment.file.clone(), segment.path.clone());
-        Some(Candidate { header, next_seq: *next, file, path })
+        let (file, path, next_seq) = (segment.file.clone(), segment.path.clone(), *next);
+        let segment = segments.by_base.get_mut(&header.base_seq)?;
+        let noted = Noted {
+            notes: segment.notes.take(),
+            payloads: segment.payloads.clone(),
+            end: segment.used,
+        };
+        Some((Candidate { header, next_seq, file, path }, noted))
     }
 
-    /// Writes the footer behind the segment's records; `None` if they cannot all be read.
-    fn write_footer(&self, candidate: &Candidate) -> Result<Option<Footer>> {
-        let (bytes, draft, end) = candidate.scan()?;
-        let Some(end) = end else {
+    /// Writes the footer behind the segment's records; `None` if nobody remembers them and they cannot all
+    /// be read.
+    fn write_footer(&self, candidate: &Candidate, noted: Noted) -> Result<Option<Footer>> {
+        let base = candidate.header.base_seq;
+        let (draft, end) = match noted.notes.draft(base, &noted.payloads) {
+            Some(draft) => (draft, Some(noted.end)),
+            None => candidate.scan()?,
+        };
+        let Some(at) = end else {
             tracing::warn!(path = ?candidate.path, "damaged: the segment gets no footer");
             return Ok(None);
         };
-        let at = align(end) as u64;
         let header = &candidate.header;
         let footer = draft.finish(header.generation, header.base_seq, at);
-        let room = bytes.len() as u64;
+        let room = candidate.file.len()?;
         let needed = at + (footer.body.len() + TRAILER) as u64;
         if needed > u64::from(u32::MAX) {
             return Ok(None);
@@ -174,7 +194,7 @@ impl Shared {
         if let Some(runs) = unpack(packed, &section) {
             return Ok(runs);
         }
-        let (_, draft, _) = candidate.scan()?;
+        let (draft, _) = candidate.scan()?;
         let runs = draft.runs(group).into_iter();
         let inside = |run: Run| {
             let (low, high) = (run.from.max(packed.from), run.end().min(packed.end()));
@@ -191,3 +211,6 @@ impl Shared {
         Ok(runs)
     }
 }
+
+#[cfg(test)]
+mod tests;

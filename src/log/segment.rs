@@ -2,6 +2,7 @@
 
 use super::Options;
 use super::format::{BLOCK, SegmentHeader};
+use super::notes::Notes;
 use crate::env::{Disk, File, OpenMode};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
@@ -51,6 +52,8 @@ pub(super) struct Segment {
     /// Bytes at the file's end that records leave to the footer.
     pub room: u64,
     pub seal: Seal,
+    /// Of its records, until it has its footer.
+    pub notes: Notes,
 }
 
 /// Every segment by its first sequence number. The last is the active one.
@@ -318,8 +321,8 @@ impl Pool {
         let size = file.len()?;
         let used = (BLOCK + tail.len()) as u64;
         let (room, payloads) = (self.footer_room, Vec::new());
-        let seal = Seal::Open;
-        Ok(Segment { generation, file, path, size, payloads, live: 0, used, room, seal })
+        let (seal, notes) = (Seal::Open, Notes::default());
+        Ok(Segment { generation, file, path, size, payloads, live: 0, used, room, seal, notes })
     }
 }
 

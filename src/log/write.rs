@@ -4,6 +4,7 @@ use super::batch::{BatchOp, Encoded, LogBatch};
 use super::flight::{Flight, Landed};
 use super::format::{BLOCK, Op, RECORD_HEADER, align};
 use super::index::weight;
+use super::seal::DYING;
 use super::segment::Reserve;
 use super::{Log, Options, Seq, Shared};
 use crate::env::File;
@@ -69,6 +70,10 @@ pub(super) struct Waiters {
     boarding: Mutex<usize>,
     progress: Condvar,
 }
+
+/// So many full segments that have no footer yet may have notes: those that seals wait for, and a few that
+/// wait for whoever seals.
+const NOTED: usize = DYING + 4;
 
 /// What one round of the writer made durable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -481,7 +486,12 @@ impl Shared {
         self.counters.fsyncs.fetch_add(1, Relaxed);
         writer.enter(&segment);
         writer.stated = base - 1;
-        self.segments.write().by_base.insert(base, segment);
+        let mut segments = self.segments.write();
+        segments.by_base.insert(base, segment);
+        // Nobody seals, or what was not worth it then is only worth reading back now.
+        if let Some((_, old)) = segments.by_base.iter_mut().rev().nth(NOTED + 1) {
+            old.notes.drop_all();
+        }
         Ok(())
     }
 }
