@@ -118,7 +118,7 @@ fn flip_bytes(footers: Footers) {
         for at in positions {
             let mut bent = image.clone();
             if let Some(file) = bent.files.get_mut(inode) {
-                file[at] ^= 1 << (at % 8);
+                Arc::make_mut(file)[at] ^= 1 << (at % 8);
             }
             let disk = MemDisk::of(bent);
             let report = inspect::verify(&disk, Path::new(DIR));
@@ -199,7 +199,7 @@ fn flip_bytes(footers: Footers) {
 /// Makes a block of a file unreadable; tells whether it held anything.
 fn lose_block(image: &mut Image, inode: u64, block: usize) -> bool {
     let Some(file) = image.files.get_mut(&inode) else { return false };
-    let bytes = &mut file[block * 4096..(block + 1) * 4096];
+    let bytes = &mut Arc::make_mut(file)[block * 4096..(block + 1) * 4096];
     let held = bytes.iter().any(|byte| *byte != 0);
     bytes.fill(0xa5);
     held
@@ -253,7 +253,7 @@ fn a_lost_directory_stays_lost() {
         let mut state = disk.state();
         let inode = state.image.names[Path::new("/log/0000000000000001.seg")];
         if let Some(file) = state.image.files.get_mut(&inode) {
-            file[2 * 4096 + 50] ^= 1;
+            Arc::make_mut(file)[2 * 4096 + 50] ^= 1;
         }
     }
     let groups = |recovery: &catamaran::log::Recovery| {
@@ -295,7 +295,8 @@ fn a_flip_under_a_running_log_is_not_served() {
         let mut state = disk.state();
         let names: Vec<u64> = state.image.names.values().copied().collect();
         for inode in names {
-            for byte in state.image.files.get_mut(&inode).unwrap().iter_mut().skip(4096) {
+            let file = Arc::make_mut(state.image.files.get_mut(&inode).unwrap());
+            for byte in file.iter_mut().skip(4096) {
                 *byte ^= 0x10;
             }
         }
@@ -318,7 +319,7 @@ fn a_reset_group_is_healthy_again() {
         for file in state.image.files.values_mut() {
             let needle = b"group 2 entry 3 ";
             if let Some(at) = file.windows(needle.len()).position(|w| w == needle) {
-                file[at] ^= 1;
+                Arc::make_mut(file)[at] ^= 1;
             }
         }
     }

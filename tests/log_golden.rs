@@ -58,7 +58,7 @@ fn write() -> (Vec<u8>, Vec<u8>, Vec<u8>) {
     log.barrier().unwrap();
     let file = |name: &str| {
         let state = disk.state();
-        state.image.files[&state.image.names[Path::new(name)]].clone()
+        state.image.files[&state.image.names[Path::new(name)]].to_vec()
     };
     let active = file(SEGMENT);
     for index in 5..9 {
@@ -76,7 +76,7 @@ fn golden(what: &str) -> Vec<u8> {
 
 fn image_with(bytes: Vec<u8>) -> Image {
     Image {
-        files: BTreeMap::from([(1, bytes)]),
+        files: BTreeMap::from([(1, bytes.into())]),
         names: BTreeMap::from([(PathBuf::from(SEGMENT), 1)]),
     }
 }
@@ -106,7 +106,7 @@ fn the_golden_footer_opens() {
     // A footer says that a segment follows.
     let alone = open(&MemDisk::of(image.clone())).unwrap_err();
     assert!(matches!(&alone, Error::Corruption { detail, .. } if detail.contains("missing")));
-    image.files.insert(2, next);
+    image.files.insert(2, next.into());
     image.names.insert(PathBuf::from(NEXT), 2);
     let (log, recovery) = open(&MemDisk::of(image.clone())).unwrap();
     assert_eq!((recovery.segments, recovery.footers), (2, 1));
