@@ -4,9 +4,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so when it fails")]
 
-mod log_disk;
 #[path = "log_disk/explore.rs"]
 mod explore;
+mod log_disk;
 #[path = "log_disk/script.rs"]
 mod script;
 
@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex};
 /// Operations of a workload.
 const STEPS: u64 = 150;
 /// One in so many images is crashed in its recovery, and one in so many of those again.
-const DENSITY: Density = Density([53, 61]);
+const DENSITY: Density = Density([97, 61]);
 
 fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default)
@@ -36,7 +36,7 @@ fn explorer(seed: u64, lie: Option<Lie>) -> Explorer {
 
 #[test]
 fn crash_at_every_operation() {
-    let seeds = setting("LOG_CRASH_SEEDS", 16);
+    let seeds = setting("LOG_CRASH_SEEDS", 24);
     let tally = Mutex::new(Tally::default());
     let next = AtomicU64::new(1);
     std::thread::scope(|scope| {
@@ -111,14 +111,15 @@ fn crash_at_every_operation() {
     assert!(tally.nested[..LEVELS - 1].iter().flatten().all(|count| *count > 0));
     assert!(tally.footers > 0 && tally.without_footers > 0 && tally.inspected > 0);
     assert!(tally.torn > 0 && tally.beyond > 0);
-    assert!(seeds < 16 || tally.total() >= 100_000, "{} images", tally.total());
+    assert!(seeds < 24 || tally.total() >= 100_000, "{} images", tally.total());
 }
 
 /// Bugs, planted into the disk: what the log counts on is acknowledged and not done. Were they the log's (a
-/// sync forgotten), it would look the same. The walk must find each of them.
+/// sync forgotten), it would look the same. The walk must find each of them. (Not among them: the sync of a
+/// new spare is for speed and that of a trailer for the next opening's; nothing is lost without.)
 #[test]
 fn planted_bugs_are_found() {
-    let lies: [(&str, Lie); 10] = [
+    let lies: [(&str, Lie); 9] = [
         ("no sync of a file is done", |purpose| {
             purpose.starts_with("sync") && !purpose.starts_with("sync names")
         }),
@@ -127,9 +128,10 @@ fn planted_bugs_are_found() {
         ("copied tails are not synced", |purpose| purpose == "sync a copied tail"),
         ("headers are not synced", |purpose| purpose == "sync a header"),
         ("footers are not synced before their trailers", |purpose| purpose == "sync a footer"),
-        ("trailers are not synced", |purpose| purpose == "sync a trailer"),
-        ("new spares are not synced", |purpose| purpose == "sync a spare"),
         ("names of segments are not synced", |purpose| purpose == "sync names: a segment"),
+        ("names that a killed process left are not synced", |purpose| {
+            purpose == "sync names: at open"
+        }),
         ("names of recycled files are not synced", |purpose| purpose == "sync names: recycled"),
     ];
     for (what, lie) in lies {
@@ -141,6 +143,7 @@ fn planted_bugs_are_found() {
             found
         });
         println!("{what}: after {images} images: {found:?}");
+        assert!(found.is_some(), "{what}: {images} images, and nothing was found");
     }
 }
 

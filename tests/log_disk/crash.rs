@@ -145,10 +145,7 @@ impl Crash {
                 Survivors::Subset(_) | Survivors::Mixed(_) => dice.roll(2) == 0,
             };
             match (step, survivors) {
-                (
-                    Step::Write { inode, at, bytes },
-                    Survivors::Torn(_) | Survivors::Mixed(_),
-                ) => {
+                (Step::Write { inode, at, bytes }, Survivors::Torn(_) | Survivors::Mixed(_)) => {
                     for (i, sector) in bytes.chunks(512).enumerate() {
                         if dice.roll(3) > 0 {
                             let at = at + i as u64 * 512;
@@ -208,6 +205,11 @@ impl Purposes {
             by_path: image.names.clone(),
             ..Purposes::default()
         }
+    }
+
+    /// As they go on when the log is opened again.
+    pub fn at_open(&self) -> Purposes {
+        Purposes { last_name: "", ..self.clone() }
     }
 
     pub fn name(&mut self, step: &Step) -> &'static str {

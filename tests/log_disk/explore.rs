@@ -2,8 +2,10 @@
 //! recovers them, and once more of what recovers those.
 
 use crate::log_disk::crash::Purposes;
+use crate::log_disk::hold::HoldDisk;
 use crate::log_disk::{Crash, Image, MemDisk, Step, Survivors};
 use crate::script::{After, DIR, Script, check_model, options};
+use catamaran::env::Disk;
 use catamaran::log::{Log, inspect};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -67,7 +69,10 @@ impl Tally {
         }
         for (name, counts) in rows {
             let total: u64 = counts.iter().sum();
-            println!("| {name:<22} |{total:>9} |{:>9} |{:>9} |{:>9} |", counts[0], counts[1], counts[2]);
+            println!(
+                "| {name:<22} |{total:>9} |{:>9} |{:>9} |{:>9} |",
+                counts[0], counts[1], counts[2]
+            );
         }
     }
 
@@ -127,6 +132,7 @@ fn mix(words: [u64; 4]) -> u64 {
 /// A log that recovered.
 struct Recovered {
     disk: MemDisk,
+    held: HoldDisk,
     log: Log,
     last: u64,
 }
@@ -153,7 +159,7 @@ impl Explorer {
         journal: &[Step],
         after: &After,
     ) -> Result<(), String> {
-        let mut purposes = purposes.clone();
+        let mut purposes = purposes.at_open();
         let mut steps = journal.iter().enumerate().peekable();
         while let Some((n, step)) = steps.next() {
             if let Step::Acked(seq) = step {
@@ -170,7 +176,8 @@ impl Explorer {
                 steps.next();
             }
             for (k, survivors) in crash.choices(n).into_iter().enumerate() {
-                let here = || format!("level {level}, after operation {n} ({purpose}), {survivors:?}");
+                let here =
+                    || format!("level {level}, after operation {n} ({purpose}), {survivors:?}");
                 let image = crash.image(survivors);
                 let recovered = self
                     .check(MemDisk::of(image.clone()), crash.acked, after)
@@ -192,8 +199,9 @@ impl Explorer {
                 let disk = MemDisk::numbered(crash.image(Survivors::All), crash.next_inode());
                 let seen = self.check(disk, crash.acked, after)?;
                 self.tally.nested[level][1] += 1;
-                self.nest(level, crash.clone(), &purposes, seen, after, dice)
-                    .map_err(|what| format!("level {level}, killed after operation {n} ({purpose}); {what}"))?;
+                self.nest(level, crash.clone(), &purposes, seen, after, dice).map_err(|what| {
+                    format!("level {level}, killed after operation {n} ({purpose}); {what}")
+                })?;
             }
         }
         Ok(())
@@ -209,7 +217,7 @@ impl Explorer {
         after: &After,
         dice: u64,
     ) -> Result<(), String> {
-        let Recovered { disk, log, last } = recovered;
+        let Recovered { disk, held, log, last } = recovered;
         // The open has returned: what it found must stay.
         disk.acked(last);
         let lives = (dice >> 32) % 4 == 0;
@@ -221,7 +229,7 @@ impl Explorer {
         self.tally.nested[level][2] += 1;
         let known = after.range(..=last).map(|(seq, model)| (*seq, model.clone())).collect();
         let salt = 1_000_000 * (level as u64 + 1);
-        let mut script = Script::resume(disk.clone(), log, known, dice, salt);
+        let mut script = Script::resume((disk.clone(), held), log, known, dice, salt);
         script.run(6);
         let after = std::mem::take(&mut script.after);
         drop(script);
@@ -246,8 +254,8 @@ impl Explorer {
         acked: u64,
         after: &After,
     ) -> Result<Recovered, String> {
-        let open = |disk: &MemDisk| {
-            Log::open(Arc::new(disk.clone()), Path::new(DIR), options())
+        let open = |disk: Arc<dyn Disk>| {
+            Log::open(disk, Path::new(DIR), options())
                 .map_err(|error| format!("does not open: {error}"))
         };
         let turn = self.tally.total();
@@ -260,7 +268,8 @@ impl Explorer {
             }
             self.tally.inspected += 1;
         }
-        let (log, recovery) = open(&disk)?;
+        let held = HoldDisk::over(Arc::new(disk.clone()));
+        let (log, recovery) = open(Arc::new(held.clone()))?;
         if !recovery.quarantined.is_empty() || !recovery.harmless.is_empty() {
             return Err(format!("damage where none is: {recovery:?}"));
         }
@@ -282,13 +291,13 @@ impl Explorer {
                     trailer.fill(0);
                 }
             }
-            let (log, same) = open(&MemDisk::of(image))?;
+            let (log, same) = open(Arc::new(MemDisk::of(image)))?;
             if (same.last_seq, same.footers) != (recovery.last_seq, 0) {
                 return Err(format!("without footers {same:?}, with {recovery:?}"));
             }
             check_model(&log, model)?;
             self.tally.without_footers += 1;
         }
-        Ok(Recovered { disk, log, last: recovery.last_seq })
+        Ok(Recovered { disk, held, log, last: recovery.last_seq })
     }
 }

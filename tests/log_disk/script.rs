@@ -68,25 +68,34 @@ pub struct Script {
 
 impl Script {
     pub fn new(seed: u64) -> Script {
-        let mut script = Script::over(MemDisk::default(), After::from([(0, Model::default())]), 0);
+        let disk = MemDisk::default();
+        let faults = FaultDisk::over_journal(&disk);
+        let held = HoldDisk::over(Arc::new(faults.clone()));
+        let after = After::from([(0, Model::default())]);
+        let mut script = Script::over(disk, faults, held, after);
         script.dice = Dice(seed);
         script.log = Some(script.open().unwrap());
         script
     }
 
-    fn over(disk: MemDisk, after: After, salt: u64) -> Script {
-        let faults = FaultDisk::over_journal(&disk);
-        let held = HoldDisk::over(Arc::new(faults.clone()));
+    fn over(disk: MemDisk, faults: FaultDisk, held: HoldDisk, after: After) -> Script {
         let model = after.values().next_back().cloned().unwrap_or_default();
         let did = BTreeMap::new();
-        Script { disk, faults, held, log: None, model, after, dice: Dice(1), salt, did }
+        Script { disk, faults, held, log: None, model, after, dice: Dice(1), salt: 0, did }
     }
 
-    /// Goes on with a log that was recovered. `after` ends where the log does; nothing written before
-    /// bears the salt.
-    pub fn resume(disk: MemDisk, log: Log, after: After, seed: u64, salt: u64) -> Script {
-        let mut script = Script::over(disk, after, salt);
-        script.dice = Dice(seed | 1);
+    /// Goes on with a log that was recovered on `held`, which is over `disk`. `after` ends where the log
+    /// does; nothing written before bears the salt.
+    pub fn resume(
+        (disk, held): (MemDisk, HoldDisk),
+        log: Log,
+        after: After,
+        seed: u64,
+        salt: u64,
+    ) -> Script {
+        let faults = FaultDisk::over_journal(&disk);
+        let mut script = Script::over(disk, faults, held, after);
+        (script.dice, script.salt) = (Dice(seed | 1), salt);
         script.log = Some(log);
         script
     }
