@@ -24,14 +24,17 @@ use std::sync::{Arc, Mutex};
 /// Operations of a workload.
 const STEPS: u64 = 150;
 /// One in so many images is crashed in its recovery, and one in so many of those again.
-const DENSITY: Density = Density([97, 61]);
+const DENSITY: Density = Density([97, 127]);
+/// Denser, to meet planted bugs soon.
+const DENSE: Density = Density([41, 61]);
 
 fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default)
 }
 
 fn explorer(seed: u64, lie: Option<Lie>) -> Explorer {
-    Explorer { seed: seed * 0x5851_f42d, density: DENSITY, lie, tally: Tally::default() }
+    let density = if lie.is_some() { DENSE } else { DENSITY };
+    Explorer { seed: seed * 0x5851_f42d, density, lie, tally: Tally::default() }
 }
 
 #[test]
@@ -75,9 +78,10 @@ fn crash_at_every_operation() {
         "groups that purge restated",
         "groups in the air with others",
         "groups on the disk before an earlier one",
+        "spares and footers beside groups in the air",
     ] {
         let times = tally.did.get(verb).copied().unwrap_or(0);
-        assert!(times >= seeds, "{verb}: {times} times in {seeds} workloads");
+        assert!(times >= seeds.div_ceil(4), "{verb}: {times} times in {seeds} workloads");
     }
     for purpose in [
         "create a spare",
@@ -102,7 +106,11 @@ fn crash_at_every_operation() {
         "sync names: removed",
         "set a length",
     ] {
-        assert!(tally.after(purpose) >= seeds, "{purpose}: {} images", tally.after(purpose));
+        assert!(
+            tally.after(purpose) >= seeds.div_ceil(4),
+            "{purpose}: {} images",
+            tally.after(purpose)
+        );
     }
     for level in 0..LEVELS {
         let at = tally.images.iter().filter(|((l, ..), _)| *l == level);

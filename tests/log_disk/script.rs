@@ -4,7 +4,7 @@ use crate::log_disk::faults::FaultDisk;
 use crate::log_disk::hold::{Held, HoldDisk, hold_this_thread};
 use crate::log_disk::{Dice, MemDisk, Step};
 use catamaran::Error;
-use catamaran::log::{Entry, Log, LogBatch, Options};
+use catamaran::log::{Entry, Log, LogBatch, Options, Seq};
 use catamaran::types::LogPosition;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -297,6 +297,13 @@ impl Script {
                     self.did("groups in the air with others", u64::from(!waiting.is_empty()));
                     continue;
                 }
+                if self.dice.roll(8) == 0 {
+                    // A keeper's work beside them: a spare, or an older segment's footer.
+                    let before = self.disk.state().journal.len();
+                    self.log().prepare().unwrap();
+                    let worked = self.disk.state().journal.len() > before;
+                    self.did("spares and footers beside groups in the air", u64::from(worked));
+                }
                 let chosen = waiting[self.dice.roll(waiting.len() as u64) as usize];
                 hold.let_go(chosen as u64);
                 up[chosen].1 = hold.settled(chosen as u64);
@@ -307,9 +314,7 @@ impl Script {
                 // What is published is acknowledged at once, so that journals repeat.
                 let landed = up.iter().take_while(|(_, held)| *held == Held::Synced).last();
                 if let Some((seq, _)) = landed {
-                    while self.log().durable().0 < *seq {
-                        std::thread::yield_now();
-                    }
+                    self.log().wait(Seq(*seq)).unwrap();
                     self.ack();
                 }
             }
