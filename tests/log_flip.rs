@@ -308,7 +308,7 @@ fn flip_bytes(what: &str, sound: &Sound, step: usize) -> Classes {
         let len = sound.image.files[&inode].len();
         let dense = |at: usize| n == 0 && (at < 64 || (4096..5300).contains(&at) || at + 64 > len);
         // Another offset in each segment, so that a sample meets every column of a block.
-        let sampled = |at: usize| (at + 37 * n) % step == 0;
+        let sampled = |at: usize| (at + 37 * n).is_multiple_of(step);
         places.extend((0..len).filter(|at| dense(*at) || sampled(*at)).map(|at| (path, inode, at)));
     }
     let all = Mutex::new(Classes::default());

@@ -184,7 +184,7 @@ impl Explorer {
                     .map_err(|what| format!("{}: {what}", here()))?;
                 *self.tally.images.entry((level, purpose, survivors.kind())).or_default() += 1;
                 let dice = mix([self.seed, level as u64, n as u64, k as u64]);
-                if level + 1 == LEVELS || dice % self.density.0[level] != 0 {
+                if level + 1 == LEVELS || !dice.is_multiple_of(self.density.0[level]) {
                     continue;
                 }
                 let again = Crash { certain: image, unsynced: Vec::new(), acked: crash.acked };
@@ -220,7 +220,7 @@ impl Explorer {
         let Recovered { disk, held, log, last } = recovered;
         // The open has returned: what it found must stay.
         disk.acked(last);
-        let lives = (dice >> 32) % 4 == 0;
+        let lives = (dice >> 32).is_multiple_of(4);
         if !lives {
             drop(log);
             let journal = std::mem::take(&mut disk.state().journal);
@@ -283,7 +283,7 @@ impl Explorer {
         self.tally.footers += recovery.footers;
         self.tally.torn += u64::from(recovery.torn.is_some());
         self.tally.beyond += u64::from(recovery.last_seq > acked);
-        if recovery.footers > 0 && turn % 8 == 0 {
+        if recovery.footers > 0 && turn.is_multiple_of(8) {
             // A footer is a shortcut: without it, the records say the same.
             let mut image = image.clone();
             for file in image.files.values_mut() {
