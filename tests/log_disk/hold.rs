@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::io::IoSlice;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 thread_local! {
     static HELD: Cell<Option<u64>> = const { Cell::new(None) };
@@ -25,7 +26,12 @@ struct Turns {
     waiting: BTreeSet<u64>,
     going: BTreeSet<u64>,
     synced: BTreeSet<u64>,
+    /// Something went wrong: nobody is held any more.
+    free: bool,
 }
+
+/// Far longer than any thread has to wait for its turn.
+const PATIENCE: Duration = Duration::from_secs(100);
 
 /// What is held.
 #[derive(Default, Debug)]
@@ -49,7 +55,8 @@ impl Hold {
         *self.turns.lock().unwrap() = Turns::default();
     }
 
-    /// Waits until the thread is held, or has synced.
+    /// Waits until the thread is held, or has synced. Panics if neither comes (the group found no place and
+    /// waits for those that are held), and lets everybody go, so that the test ends.
     pub fn settled(&self, number: u64) -> Held {
         let mut turns = self.turns.lock().unwrap();
         loop {
@@ -59,7 +66,14 @@ impl Hold {
             if turns.synced.contains(&number) {
                 return Held::Synced;
             }
-            turns = self.moved.wait(turns).unwrap();
+            let (now, late) = self.moved.wait_timeout(turns, PATIENCE).unwrap();
+            turns = now;
+            if late.timed_out() {
+                turns.free = true;
+                self.moved.notify_all();
+                drop(turns);
+                panic!("{number} neither writes nor syncs");
+            }
         }
     }
 
@@ -76,7 +90,7 @@ impl Hold {
         let mut turns = self.turns.lock().unwrap();
         turns.waiting.insert(number);
         self.moved.notify_all();
-        while !turns.going.remove(&number) {
+        while !turns.going.remove(&number) && !turns.free {
             turns = self.moved.wait(turns).unwrap();
         }
         Some(number)

@@ -268,7 +268,9 @@ impl Script {
     fn fly_together(&mut self) {
         self.log().write_round().unwrap();
         self.ack();
-        let room = FLIGHT_ROOM.saturating_sub(self.used()) / 4096;
+        // A block each. The first may need one more for echoes, and the last is not let in unless there
+        // would be room for all of them.
+        let room = (FLIGHT_ROOM.saturating_sub(self.used()) / 4096).saturating_sub(2);
         let flights = room.min(2 + self.dice.roll(3));
         if flights < 2 {
             return;
