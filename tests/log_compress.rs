@@ -156,7 +156,7 @@ fn a_flipped_byte_is_seen() {
     let end = end - 4;
     for at in end - appends[0].stored as usize..end {
         let mut image = sound.clone();
-        image.files.get_mut(inode).unwrap()[at] ^= 1 << (at % 8);
+        Arc::make_mut(image.files.get_mut(inode).unwrap())[at] ^= 1 << (at % 8);
         let log = open(&MemDisk::of(image), None);
         let refused = log.entries(1, 1, 5, u64::MAX);
         assert!(matches!(refused, Err(Error::Quarantined { .. })), "{at} of {path:?}: {refused:?}");

@@ -1,246 +1,167 @@
-//! Crashes at every operation of a log workload, with every kind of loss of what was not synced: the
-//! recovered log is a whole-batch prefix that holds everything acknowledged.
+//! Crashes at every operation of a log workload, with every kind of loss of what was not synced, and
+//! crashes of the recoveries, and of theirs: the recovered log is a whole-batch prefix that holds everything
+//! acknowledged. `LOG_CRASH_SEEDS` says how many workloads, `LOG_CRASH_THREADS` on how many threads.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so when it fails")]
 
+#[path = "log_disk/explore.rs"]
+mod explore;
 mod log_disk;
+#[path = "log_disk/script.rs"]
+mod script;
 
 use catamaran::Error;
-use catamaran::log::{Entry, Log, LogBatch, Options};
+use catamaran::log::{Entry, Log, LogBatch};
 use catamaran::types::LogPosition;
-use log_disk::faults::{Fault, FaultDisk};
-use log_disk::{Crash, Dice, Image, MemDisk, Step, Survivors};
-use std::collections::BTreeMap;
+use explore::{Density, Explorer, LEVELS, Lie, Tally};
+use log_disk::faults::Fault;
+use log_disk::{Crash, Image, MemDisk, Survivors};
+use script::{After, DIR, Script, check_model, options};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 
-const DIR: &str = "/log";
-const GROUPS: u64 = 5;
+/// Operations of a workload.
+const STEPS: u64 = 150;
+/// One in so many images is crashed in its recovery, and one in so many of those again.
+const DENSITY: Density = Density([97, 127]);
+/// Denser, to meet planted bugs soon.
+const DENSE: Density = Density([41, 61]);
 
-fn options() -> Options {
-    Options {
-        compress_above: None,
-        segment_bytes: 32 << 10,
-        cache_bytes: 4 << 10,
-        max_pending_bytes: 1 << 20,
-        spare_segments: 2,
-        rewrite_percent: 50,
-    }
+fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default)
 }
 
-#[derive(Clone, Default, PartialEq, Eq, Debug)]
-struct GroupModel {
-    truncated: LogPosition,
-    entries: BTreeMap<u64, (u64, u8, Vec<u8>)>,
-    state: Option<Vec<u8>>,
+fn explorer(seed: u64, lie: Option<Lie>) -> Explorer {
+    let density = if lie.is_some() { DENSE } else { DENSITY };
+    Explorer { seed: seed * 0x5851_f42d, density, lie, tally: Tally::default() }
 }
 
-impl GroupModel {
-    fn last(&self) -> u64 {
-        self.entries.keys().last().copied().unwrap_or(self.truncated.index)
-    }
-}
-
-type Model = BTreeMap<u64, GroupModel>;
-
-/// What the log must be after each record that a user wrote.
-struct Script {
-    disk: MemDisk,
-    /// The same disk, as the log sees it.
-    faults: FaultDisk,
-    log: Option<Log>,
-    model: Model,
-    after: BTreeMap<u64, Model>,
-    dice: Dice,
-    salt: u64,
-}
-
-impl Script {
-    fn new(seed: u64) -> Script {
-        let disk = MemDisk::default();
-        let faults = FaultDisk::over_journal(&disk);
-        let log = Log::open(Arc::new(faults.clone()), Path::new(DIR), options()).unwrap().0;
-        let after = BTreeMap::from([(0, Model::default())]);
-        let (log, model) = (Some(log), Model::default());
-        Script { disk, faults, log, model, after, dice: Dice(seed), salt: 0 }
-    }
-
-    fn log(&self) -> &Log {
-        self.log.as_ref().unwrap()
-    }
-
-    fn batch(&mut self) -> LogBatch {
-        let mut batch = LogBatch::new();
-        for _ in 0..1 + self.dice.roll(3) {
-            let id = 1 + self.dice.roll(GROUPS);
-            let what = self.dice.roll(20);
-            let group = self.model.entry(id).or_default();
-            match what {
-                0 => {
-                    batch.clear(id);
-                    *group = GroupModel::default();
-                }
-                1 => {
-                    let to = LogPosition { index: group.last() + 5, term: 9 };
-                    batch.reset(id, to);
-                    group.truncated = to;
-                    group.entries.clear();
-                }
-                2..=6 => {
-                    let room = group.last() - group.truncated.index;
-                    let index = group.truncated.index + self.dice.roll(room + 1);
-                    if let Some((term, ..)) = group.entries.get(&index) {
-                        let to = LogPosition { index, term: *term };
-                        batch.compact_to(id, to);
-                        group.truncated = to;
-                        group.entries = group.entries.split_off(&(index + 1));
+#[test]
+fn crash_at_every_operation() {
+    let seeds = setting("LOG_CRASH_SEEDS", 24);
+    let tally = Mutex::new(Tally::default());
+    let next = AtomicU64::new(1);
+    std::thread::scope(|scope| {
+        for _ in 0..setting("LOG_CRASH_THREADS", 2) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Relaxed);
+                    if seed > seeds {
+                        return;
                     }
-                }
-                7..=9 => {
-                    self.salt += 1;
-                    let state = format!("state {} of {id}", self.salt).into_bytes();
-                    batch.set_state(id, state.clone());
-                    group.state = Some(state);
-                }
-                _ => {
-                    let last = group.last();
-                    let back = if what == 10 { self.dice.roll(4) } else { 0 };
-                    let first = (last + 1 - back.min(last)).max(group.truncated.index + 1);
-                    group.entries.split_off(&first);
-                    let mut entries = Vec::new();
-                    for index in first..=first + self.dice.roll(4) {
-                        self.salt += 1;
-                        let len = self.dice.roll(900) as usize;
-                        let mut data = format!("{id}/{index}#{}", self.salt).into_bytes();
-                        data.resize(data.len() + len, (self.salt % 251) as u8);
-                        let term = 1 + self.salt / 40;
-                        let kind = (self.salt % 3) as u8;
-                        group.entries.insert(index, (term, kind, data.clone()));
-                        entries.push(Entry { index, term, kind, data: data.into() });
+                    let mut walk = explorer(seed, None);
+                    if let Err(what) = walk.workload(STEPS) {
+                        panic!("workload {seed}, {what}");
                     }
-                    batch.append(id, entries);
+                    tally.lock().unwrap().add(walk.tally);
                 }
-            }
+            });
         }
-        self.model.retain(|_, group| *group != GroupModel::default());
-        batch
+    });
+    let tally = tally.into_inner().unwrap();
+    println!("{} crash images of {seeds} workloads, all recovered", tally.total());
+    tally.print();
+    // The enumeration has not become empty on the sly.
+    for verb in [
+        "append",
+        "append about a segment",
+        "overwrite",
+        "compact",
+        "clear",
+        "reset",
+        "state",
+        "barrier",
+        "reopen",
+        "segments purged",
+        "bytes that purge rewrote",
+        "groups that purge restated",
+        "groups in the air with others",
+        "groups on the disk before an earlier one",
+        "spares and footers beside groups in the air",
+    ] {
+        let times = tally.did.get(verb).copied().unwrap_or(0);
+        assert!(times >= seeds.div_ceil(4), "{verb}: {times} times in {seeds} workloads");
     }
-
-    fn submit(&mut self) {
-        let batch = self.batch();
-        let seq = self.log().submit(batch).unwrap();
-        self.after.insert(seq.0, self.model.clone());
+    for purpose in [
+        "create a spare",
+        "fill a spare",
+        "sync a spare",
+        "sync names: a spare",
+        "write a header",
+        "sync a header",
+        "copy a tail",
+        "sync a copied tail",
+        "name a segment",
+        "sync names: a segment",
+        "write a group",
+        "sync a group",
+        "write a footer",
+        "sync a footer",
+        "write a trailer",
+        "sync a trailer",
+        "recycle a segment",
+        "sync names: recycled",
+        "remove a segment",
+        "sync names: removed",
+        "set a length",
+    ] {
+        assert!(
+            tally.after(purpose) >= seeds.div_ceil(4),
+            "{purpose}: {} images",
+            tally.after(purpose)
+        );
     }
-
-    fn ack(&self) {
-        self.disk.acked(self.log().durable().0);
+    for level in 0..LEVELS {
+        let at = tally.images.iter().filter(|((l, ..), _)| *l == level);
+        assert!(at.map(|(_, count)| count).sum::<u64>() > 100 * seeds, "level {level}");
     }
+    assert!(tally.nested[..LEVELS - 1].iter().flatten().all(|count| *count > 0));
+    assert!(tally.footers > 0 && tally.without_footers > 0 && tally.inspected > 0);
+    assert!(tally.torn > 0 && tally.beyond > 0);
+    assert!(seeds < 24 || tally.total() >= 100_000, "{} images", tally.total());
+}
 
-    fn run(&mut self, steps: u64) {
-        for _ in 0..steps {
-            match self.dice.roll(24) {
-                0 => {
-                    let purged = self.log().purge().unwrap();
-                    MOVED.fetch_add(purged.moved_bytes, Relaxed);
-                    PURGED.fetch_add(purged.segments, Relaxed);
-                    self.ack();
-                }
-                1 => {
-                    self.log().barrier().unwrap();
-                    self.ack();
-                }
-                2 => {
-                    self.log().write_round().unwrap();
-                    self.ack();
-                    self.log = None;
-                    let opened =
-                        Log::open(Arc::new(self.faults.clone()), Path::new(DIR), options());
-                    self.log = Some(opened.unwrap().0);
-                    self.ack();
-                }
-                3 => {
-                    for id in 1..=GROUPS {
-                        let last = self.log().last_index(id);
-                        self.log().trim_cache(id, last);
-                    }
-                }
-                4 => {
-                    // What a keeper does: spares, footers.
-                    while self.log().prepare().unwrap() {}
-                    self.ack();
-                }
-                5..=13 => self.submit(),
-                _ => {
-                    self.submit();
-                    self.log().write_round().unwrap();
-                    self.ack();
-                }
-            }
-        }
-        check_model(self.log(), &self.model);
+/// Bugs, planted into the disk: what the log counts on is acknowledged and not done. Were they the log's (a
+/// sync forgotten), it would look the same. The walk must find each of them. (Not among them: the sync of a
+/// new spare is for speed and that of a trailer for the next opening's; nothing is lost without.)
+#[test]
+fn planted_bugs_are_found() {
+    let lies: [(&str, Lie); 9] = [
+        ("no sync of a file is done", |purpose| {
+            purpose.starts_with("sync") && !purpose.starts_with("sync names")
+        }),
+        ("no sync of the directory is done", |purpose| purpose.starts_with("sync names")),
+        ("groups are not synced", |purpose| purpose == "sync a group"),
+        ("copied tails are not synced", |purpose| purpose == "sync a copied tail"),
+        ("headers are not synced", |purpose| purpose == "sync a header"),
+        ("footers are not synced before their trailers", |purpose| purpose == "sync a footer"),
+        ("names of segments are not synced", |purpose| purpose == "sync names: a segment"),
+        ("names that a killed process left are not synced", |purpose| {
+            purpose == "sync names: at open"
+        }),
+        ("names of recycled files are not synced", |purpose| purpose == "sync names: recycled"),
+    ];
+    for (what, lie) in lies {
+        let mut images = 0;
+        let found = (1..=4).find_map(|seed| {
+            let mut walk = explorer(seed, Some(lie));
+            let found = walk.workload(STEPS).err();
+            images += walk.tally.total();
+            found
+        });
+        println!("{what}: after {images} images: {found:?}");
+        assert!(found.is_some(), "{what}: {images} images, and nothing was found");
     }
 }
 
-impl Script {
-    /// The log as it is after a failure, opened anew: what was not durable may be gone.
-    fn reopen(&mut self) -> catamaran::Result<()> {
-        self.log = None;
-        let open = || Log::open(Arc::new(self.faults.clone()), Path::new(DIR), options());
-        // The disk fails once: the second attempt works, whatever the first one left behind.
-        let first = open();
-        let failed = first.as_ref().err().map(ToString::to_string);
-        let (log, recovery) = match first {
-            Ok(opened) => opened,
-            Err(_) => {
-                self.faults.plan().full = false;
-                open().unwrap_or_else(|error| panic!("after {failed:?}: {error}"))
-            }
-        };
-        assert!(recovery.quarantined.is_empty() && recovery.harmless.is_empty(), "{recovery:?}");
-        self.after.retain(|seq, _| *seq <= recovery.last_seq);
-        self.model = self.after.values().next_back().cloned().unwrap_or_default();
-        check_model(&log, &self.model);
-        self.log = Some(log);
-        self.ack();
-        Ok(())
-    }
-
-    /// As [`Script::run`], but an operation may fail. Returns how many calls did.
-    fn run_on_a_bad_disk(&mut self, steps: u64) -> u64 {
-        let mut failures = 0;
-        for _ in 0..steps {
-            let outcome = match self.dice.roll(24) {
-                0..=2 => self.log().purge().map(drop),
-                3 => self.log().barrier(),
-                4 => self.log().prepare().and_then(|_| self.log().prepare()).map(drop),
-                5 => self.reopen(),
-                _ => {
-                    let before = self.model.clone();
-                    let batch = self.batch();
-                    match self.log().submit(batch) {
-                        Ok(seq) => {
-                            self.after.insert(seq.0, self.model.clone());
-                            self.log().write_round().map(drop)
-                        }
-                        Err(error) => {
-                            self.model = before;
-                            Err(error)
-                        }
-                    }
-                }
-            };
-            failures += u64::from(outcome.is_err());
-            self.faults.plan().full = false;
-            match outcome {
-                Ok(()) | Err(Error::Io { .. } | Error::DiskFull { .. }) => {}
-                Err(Error::Stopped { .. }) => self.reopen().unwrap(),
-                Err(other) => panic!("{other}"),
-            }
-            self.ack();
-        }
-        failures
-    }
+fn check_image(image: Image, acked: u64, after: &After) {
+    let disk = MemDisk::of(image);
+    let (log, recovery) = Log::open(Arc::new(disk), Path::new(DIR), options()).unwrap();
+    assert!(recovery.quarantined.is_empty() && recovery.harmless.is_empty(), "{recovery:?}");
+    assert!(recovery.last_seq >= acked, "{acked} acknowledged: {recovery:?}");
+    let (_, model) = after.range(..=recovery.last_seq).next_back().unwrap();
+    check_model(&log, model).unwrap();
 }
 
 /// Every operation of a script fails, one at a time.
@@ -275,148 +196,6 @@ fn each_operation_fails_once() {
     }
     println!("{operations} operations failed two ways each: {failures} calls told of it");
     assert!(operations > 200 && failures > operations / 2);
-}
-
-fn check_model(log: &Log, model: &Model) {
-    let groups: Vec<u64> = model.keys().copied().collect();
-    assert_eq!(log.groups(), groups);
-    for (id, group) in model {
-        assert_eq!(log.damage(*id), None);
-        assert_eq!(log.truncated(*id), group.truncated, "group {id}");
-        assert_eq!(log.last_index(*id), group.last(), "group {id}");
-        assert_eq!(log.state(*id).as_deref(), group.state.as_deref(), "group {id}");
-        let (low, high) = (group.truncated.index + 1, group.last() + 1);
-        let entries = log.entries(*id, low, high, u64::MAX).unwrap();
-        let found: BTreeMap<_, _> =
-            entries.into_iter().map(|e| (e.index, (e.term, e.kind, e.data.to_vec()))).collect();
-        assert_eq!(found, group.entries, "group {id}");
-        for (index, (term, ..)) in &group.entries {
-            assert_eq!(log.term(*id, *index).unwrap(), Some(*term));
-        }
-    }
-}
-
-/// What purge did in the workloads that were crashed: bytes moved, segments given back.
-static MOVED: AtomicU64 = AtomicU64::new(0);
-static PURGED: AtomicU64 = AtomicU64::new(0);
-/// Footers that were read in place of records, over all images.
-static FOOTERS: AtomicU64 = AtomicU64::new(0);
-/// Images that were opened once more with every footer rubbed out.
-static WITHOUT: AtomicU64 = AtomicU64::new(0);
-
-/// Opens what a crash left, checks it, and tells how far it goes.
-fn check_image(mut image: Image, acked: u64, after: &BTreeMap<u64, Model>) -> (MemDisk, u64) {
-    let disk = MemDisk::of(image.clone());
-    let (log, recovery) = Log::open(Arc::new(disk.clone()), Path::new(DIR), options()).unwrap();
-    if FOOTERS.fetch_add(recovery.footers, Relaxed) % 8 < recovery.footers {
-        // A footer is a shortcut: without it, the records say the same.
-        let trailers = image.files.values_mut().filter_map(|file| file.last_chunk_mut::<64>());
-        trailers.for_each(|trailer| trailer.fill(0));
-        let disk = MemDisk::of(image);
-        let (log, same) = Log::open(Arc::new(disk), Path::new(DIR), options()).unwrap();
-        assert_eq!((same.last_seq, same.footers), (recovery.last_seq, 0));
-        let (_, model) = after.range(..=same.last_seq).next_back().unwrap();
-        check_model(&log, model);
-        WITHOUT.fetch_add(1, Relaxed);
-    }
-    assert!(recovery.quarantined.is_empty(), "{recovery:?}");
-    assert!(recovery.harmless.is_empty(), "{recovery:?}");
-    assert!(recovery.last_seq >= acked, "{} acknowledged: {recovery:?}", acked);
-    let (_, model) = after.range(..=recovery.last_seq).next_back().unwrap();
-    check_model(&log, model);
-    (disk, recovery.last_seq)
-}
-
-fn survivors(crash: &Crash, n: usize) -> Vec<Survivors> {
-    let seed = (n as u64 + 1) * 0x9e37_79b9;
-    if crash.unsynced.is_empty() {
-        return vec![Survivors::None];
-    }
-    let mut all = vec![
-        Survivors::None,
-        Survivors::All,
-        Survivors::Subset(seed),
-        Survivors::Subset(seed ^ 0xffff),
-        Survivors::Torn(seed),
-        Survivors::Torn(seed ^ 0xffff),
-        Survivors::Torn(seed ^ 0xff_ffff),
-        Survivors::Garbage(seed),
-        Survivors::Garbage(seed ^ 0xffff),
-        Survivors::Garbage(seed ^ 0xff_ffff),
-    ];
-    all.extend((1..crash.unsynced.len()).map(Survivors::Prefix));
-    all
-}
-
-fn crash_everywhere(seed: u64, steps: u64) -> u64 {
-    let mut script = Script::new(seed);
-    script.run(steps);
-    let journal = std::mem::take(&mut script.disk.state().journal);
-    let mut crash = Crash::default();
-    let mut images = 0;
-    for (n, step) in journal.iter().enumerate() {
-        crash.step(step);
-        if matches!(step, Step::Acked(_)) {
-            continue;
-        }
-        for (k, survivors) in survivors(&crash, n).into_iter().enumerate() {
-            let image = crash.image(survivors);
-            let check = || check_image(image.clone(), crash.acked, &script.after);
-            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(check));
-            let (disk, last) = outcome.unwrap_or_else(|cause| {
-                eprintln!("seed {seed}, crash after operation {n} {step:?}, {survivors:?}");
-                std::panic::resume_unwind(cause)
-            });
-            images += 1;
-            // A crash while the crash is being recovered from, now and then.
-            if (n + k) % 37 == 0 {
-                images += crash_in_recovery(&image, &disk, crash.acked, last, &script.after);
-            }
-        }
-    }
-    images
-}
-
-fn crash_in_recovery(
-    image: &Image,
-    recovered: &MemDisk,
-    acked: u64,
-    last: u64,
-    after: &BTreeMap<u64, Model>,
-) -> u64 {
-    let journal = std::mem::take(&mut recovered.state().journal);
-    let mut crash = Crash { certain: image.clone(), unsynced: Vec::new(), acked };
-    let mut images = 0;
-    for (n, step) in journal.iter().enumerate() {
-        crash.step(step);
-        if n + 1 == journal.len() {
-            // The open has returned: what it found must stay.
-            crash.acked = last;
-        }
-        for survivors in survivors(&crash, n) {
-            check_image(crash.image(survivors), crash.acked, after);
-            images += 1;
-        }
-    }
-    images
-}
-
-#[test]
-fn crash_at_every_operation() {
-    let seeds: u64 =
-        std::env::var("LOG_CRASH_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(24);
-    let mut images = 0;
-    for seed in 1..=seeds {
-        images += crash_everywhere(seed * 0x5851_f42d, 150);
-    }
-    let (footers, without) = (FOOTERS.load(Relaxed), WITHOUT.load(Relaxed));
-    println!(
-        "{images} crash images of {seeds} workloads, all recovered; {footers} footers read, {without} \
-         images opened without theirs as well"
-    );
-    let (moved, purged) = (MOVED.load(Relaxed), PURGED.load(Relaxed));
-    println!("purge moved {moved} bytes and gave back {purged} segments meanwhile");
-    assert!(images > 1000 && footers > 100 && without > 10 && moved > 1000 && purged > 10);
 }
 
 #[test]

@@ -81,7 +81,7 @@ fn write() -> (Vec<u8>, Vec<u8>, Vec<u8>) {
 
 fn file(disk: &MemDisk, name: &str) -> Vec<u8> {
     let state = disk.state();
-    state.image.files[&state.image.names[Path::new(name)]].clone()
+    state.image.files[&state.image.names[Path::new(name)]].to_vec()
 }
 
 /// Entries of which LZ4 makes less, and others.
@@ -112,7 +112,7 @@ const VERSIONS: std::ops::RangeInclusive<u32> = OLDEST_VERSION..=VERSION;
 
 fn image_with(bytes: Vec<u8>) -> Image {
     Image {
-        files: BTreeMap::from([(1, bytes)]),
+        files: BTreeMap::from([(1, bytes.into())]),
         names: BTreeMap::from([(PathBuf::from(SEGMENT), 1)]),
     }
 }
@@ -148,7 +148,7 @@ fn the_golden_footer_opens(version: u32) {
     // A footer says that a segment follows.
     let alone = open(&MemDisk::of(image.clone())).unwrap_err();
     assert!(matches!(&alone, Error::Corruption { detail, .. } if detail.contains("missing")));
-    image.files.insert(2, golden(version, "-next"));
+    image.files.insert(2, golden(version, "-next").into());
     image.names.insert(PathBuf::from(NEXT), 2);
     let (log, recovery) = open(&MemDisk::of(image.clone())).unwrap();
     assert_eq!((recovery.segments, recovery.footers), (2, 1));
@@ -239,7 +239,7 @@ fn the_golden_compressed_run_reads() {
 #[test]
 fn an_old_directory_is_taken_over() {
     let mut image = image_with(golden(2, "-sealed"));
-    image.files.insert(2, golden(2, "-next"));
+    image.files.insert(2, golden(2, "-next").into());
     image.names.insert(PathBuf::from(NEXT), 2);
     let disk = MemDisk::of(image);
     let versions = || {

@@ -58,7 +58,8 @@
 //! by anyone who has only the disk. What opening copied is echoed by the first group after.
 //!
 //! **Takeover.** After a crash the page cache may hold what the disk lost, so nothing that was found
-//! is trusted to be durable. Opening copies the unstated tail (or, if the last segment is short, all
+//! is trusted to be durable, names neither: a process may have been killed before it synced them, so opening
+//! syncs the directory before it builds on what it lists. Opening copies the unstated tail (or, if the last segment is short, all
 //! of it) into a new segment, syncs it under a spare's name, renames it, syncs the directory. Only a
 //! file that bears a segment's name counts, so the copy takes over in one step: its `base_seq` voids
 //! what earlier segments hold from there on. Generations are unique in a directory (a spare's header

@@ -139,6 +139,11 @@ impl Log {
         }
         let lock = disk.lock_dir(dir)?;
         let names = disk.list(dir)?;
+        if !names.is_empty() {
+            // A process that was killed may have left names that no sync has covered. What is built on them
+            // (a newer segment, a spare with a new header) must not survive a power cut without them.
+            disk.sync_dir(dir)?;
+        }
         let found = find_segments(&*disk, dir, &names, OpenMode::ReadWrite, Neighbour::None)?;
         let mut replay = Replay { next_seq: 1, ..Replay::default() };
         let mut tail = None;

@@ -4,7 +4,12 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so when it fails")]
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod crash;
 pub mod faults;
+pub mod hold;
+
+#[allow(unused_imports, reason = "each test file uses its part")]
+pub use crash::{Crash, Survivors};
 
 use catamaran::env::{DirLock, Disk, File, OpenMode};
 use catamaran::{Error, Result};
@@ -44,10 +49,10 @@ pub enum Step {
     Acked(u64),
 }
 
-/// Files and names.
+/// Files and names. A copy shares the bytes of files until one of the two changes them.
 #[derive(Clone, Default, Debug)]
 pub struct Image {
-    pub files: BTreeMap<u64, Vec<u8>>,
+    pub files: BTreeMap<u64, Arc<Vec<u8>>>,
     pub names: BTreeMap<PathBuf, u64>,
 }
 
@@ -55,7 +60,7 @@ impl Image {
     pub fn apply(&mut self, step: &Step) {
         match step {
             Step::Write { inode, at, bytes } => {
-                let file = self.files.entry(*inode).or_default();
+                let file = Arc::make_mut(self.files.entry(*inode).or_default());
                 let end = *at as usize + bytes.len();
                 if file.len() < end {
                     file.resize(end, 0);
@@ -63,7 +68,8 @@ impl Image {
                 file[*at as usize..end].copy_from_slice(bytes);
             }
             Step::SetLen { inode, len } => {
-                self.files.entry(*inode).or_default().resize(*len as usize, 0);
+                let file = Arc::make_mut(self.files.entry(*inode).or_default());
+                file.resize(*len as usize, 0);
             }
             Step::Create { path, inode } => {
                 self.names.insert(path.clone(), *inode);
@@ -81,7 +87,8 @@ impl Image {
         }
     }
 
-    fn trim(&mut self) {
+    /// Forgets files that have no name.
+    pub fn trim(&mut self) {
         let named: BTreeSet<u64> = self.names.values().copied().collect();
         self.files.retain(|inode, _| named.contains(inode));
     }
@@ -124,6 +131,11 @@ impl Drop for MemLock {
 impl MemDisk {
     pub fn of(image: Image) -> MemDisk {
         let next_inode = image.files.keys().last().map_or(0, |n| n + 1);
+        MemDisk::numbered(image, next_inode)
+    }
+
+    /// As [`of`](Self::of); new files get numbers above `next_inode`.
+    pub fn numbered(image: Image, next_inode: u64) -> MemDisk {
         MemDisk(Arc::new(Mutex::new(State { image, next_inode, ..State::default() })))
     }
 
@@ -209,7 +221,7 @@ impl Disk for MemDisk {
 impl File for MemFile {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
         let state = self.disk.state();
-        let bytes = state.image.files.get(&self.inode).map_or(&[][..], |f| f);
+        let bytes = state.image.files.get(&self.inode).map_or(&[][..], |f| f.as_slice());
         let rest = bytes.get(offset as usize..).unwrap_or(&[]);
         let n = rest.len().min(buf.len());
         buf[..n].copy_from_slice(&rest[..n]);
@@ -274,101 +286,5 @@ impl Dice {
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % sides.max(1)
-    }
-}
-
-/// What of the unsynced operations survives.
-#[derive(Clone, Copy, Debug)]
-pub enum Survivors {
-    None,
-    All,
-    /// The first n.
-    Prefix(usize),
-    /// Each by the toss of a coin.
-    Subset(u64),
-    /// Each write loses or keeps each of its sectors.
-    Torn(u64),
-    /// Everything, but one sector of one write holds garbage.
-    Garbage(u64),
-}
-
-/// Walks a journal: what is certain, and what hangs in the air.
-#[derive(Clone, Default)]
-pub struct Crash {
-    pub certain: Image,
-    pub unsynced: Vec<Step>,
-    pub acked: u64,
-}
-
-impl Crash {
-    pub fn step(&mut self, step: &Step) {
-        match step {
-            Step::Sync { inode: synced } => self.settle(|step| match step {
-                Step::Write { inode, .. } | Step::SetLen { inode, .. } => inode == synced,
-                _ => false,
-            }),
-            Step::SyncDir => self.settle(|step| {
-                matches!(step, Step::Create { .. } | Step::Rename { .. } | Step::Remove { .. })
-            }),
-            Step::Acked(seq) => self.acked = *seq,
-            other => self.unsynced.push(other.clone()),
-        }
-    }
-
-    fn settle(&mut self, is_certain: impl Fn(&Step) -> bool) {
-        let certain = &mut self.certain;
-        self.unsynced.retain(|step| {
-            if is_certain(step) {
-                certain.apply(step);
-            }
-            !is_certain(step)
-        });
-    }
-
-    pub fn image(&self, survivors: Survivors) -> Image {
-        let mut image = self.certain.clone();
-        let mut dice = Dice(match survivors {
-            Survivors::Subset(seed) | Survivors::Torn(seed) | Survivors::Garbage(seed) => seed | 1,
-            _ => 1,
-        });
-        for (n, step) in self.unsynced.iter().enumerate() {
-            let keep = match survivors {
-                Survivors::None => false,
-                Survivors::All | Survivors::Torn(_) | Survivors::Garbage(_) => true,
-                Survivors::Prefix(len) => n < len,
-                Survivors::Subset(_) => dice.roll(2) == 0,
-            };
-            match (step, survivors) {
-                (Step::Write { inode, at, bytes }, Survivors::Torn(_)) => {
-                    for (i, sector) in bytes.chunks(512).enumerate() {
-                        if dice.roll(3) > 0 {
-                            let at = at + i as u64 * 512;
-                            let bytes = sector.to_vec();
-                            image.apply(&Step::Write { inode: *inode, at, bytes });
-                        }
-                    }
-                }
-                _ if keep => image.apply(step),
-                _ => {}
-            }
-        }
-        if matches!(survivors, Survivors::Garbage(_)) {
-            self.spoil(&mut image, &mut dice);
-        }
-        image.trim();
-        image
-    }
-
-    fn spoil(&self, image: &mut Image, dice: &mut Dice) {
-        let is_write =
-            |step: &&Step| matches!(step, Step::Write { bytes, .. } if !bytes.is_empty());
-        let writes: Vec<&Step> = self.unsynced.iter().filter(is_write).collect();
-        let chosen = dice.roll(writes.len() as u64) as usize;
-        let Some(Step::Write { inode, at, bytes }) = writes.get(chosen) else { return };
-        let sectors = bytes.len().div_ceil(512) as u64;
-        let from = dice.roll(sectors) * 512;
-        let len = (bytes.len() as u64 - from).min(512);
-        let bytes = (0..len).map(|_| dice.roll(256) as u8).collect();
-        image.apply(&Step::Write { inode: *inode, at: at + from, bytes });
     }
 }

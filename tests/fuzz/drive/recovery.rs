@@ -92,7 +92,7 @@ fn raw(feed: &mut Feed<'_>) {
     let split = feed.number(2) as usize;
     for (inode, chunk) in feed.0.chunks(split.max(64)).take(names.len()).enumerate() {
         image.names.insert(Path::new(DIR).join(names[inode]), inode as u64);
-        image.files.insert(inode as u64, chunk.to_vec());
+        image.files.insert(inode as u64, chunk.to_vec().into());
     }
     let disk = MemDisk::of(image);
     let _ = inspect::verify(&disk, Path::new(DIR));
@@ -162,7 +162,7 @@ fn change(image: &mut Image, feed: &mut Feed<'_>) {
     let path = &paths[feed.below(paths.len() as u64) as usize];
     let inode = image.names[path];
     let what = feed.below(12);
-    let Some(file) = image.files.get_mut(&inode) else { return };
+    let Some(file) = image.files.get_mut(&inode).map(Arc::make_mut) else { return };
     let at = if file.is_empty() { 0 } else { feed.number(2) as usize % file.len() };
     match what {
         0..=3 if !file.is_empty() => file[at] ^= feed.byte().max(1),
