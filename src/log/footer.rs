@@ -1,11 +1,11 @@
 //! The footer of a sealed segment: what its records come to, group by group, so that opening need not
 //! read them. The page of the format has the offsets.
 //!
-//! A footer is a shortcut, never the truth: it is made from records that were read back whole, lies
-//! behind them, and is written only once the *next* segment has its name. The order is: body, sync,
-//! trailer, sync. So a trailer that reads, of this generation and of the very records that belong to
-//! the segment, proves that the body was durable; whatever else a crash leaves there is no footer, and
-//! the records are read instead. A recycled file's old footer bears another generation.
+//! A footer is a shortcut, never the truth: it is made from notes of records that are durable, or from
+//! records that were read back whole, lies behind them, and is written only once the *next* segment has its
+//! name. The order is: body, sync, trailer, sync. So a trailer that reads, of this generation and of the
+//! very records that belong to the segment, proves that the body was durable; whatever else a crash leaves
+//! there is no footer, and the records are read instead. A recycled file's old footer bears another generation.
 
 mod trailer;
 

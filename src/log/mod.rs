@@ -68,17 +68,20 @@
 //! **Footers.** A full segment gets an index of its records, written behind them in the background
 //! ([`Log::prepare`], [`Log::purge`]), never on the path of a write; the newest few only if half of them
 //! lives, for what dies soon is purged before anybody could need it. Opening reads footers and only the last
-//! segment's records (and those of segments that have no footer yet). The argument: a footer is made of
-//! records that were read back and found whole; it is written only after the next segment has its
-//! name durably, so nothing will be appended before it and no acknowledged block is touched; its body
+//! segment's records (and those of segments that have no footer yet). The argument: a footer is made of the
+//! writer's notes, of records whose flights were written, synced and published, or, where there are no notes (a
+//! segment that opening found), of records that were read back and found whole; it is written only after the
+//! next segment has its name durably, so nothing will be appended before it and no acknowledged block is touched; its body
 //! is durable before the trailer that points to it is written; the trailer names generation, base and
 //! the next segment's base, so that a former life's footer, or one that counts records which a
 //! takeover has voided since, is not believed. A torn footer is none: the records are read. A segment
-//! with damage in it gets none, for it is the reading that keeps the groups fenced off. What a footer
+//! in which opening found damage gets none, for it is the reading that keeps the groups fenced off. Rot that
+//! befalls a segment while its log runs is not looked for: with or without a footer, what a footer
 //! stands for is checked when it is read (or purged): bodies by their checksums, sections by theirs; a
-//! bad section is made good from the records. Lazily loaded per group is what each segment has of it: the
-//! index keeps one packed run (of up to 128 records' runs) for that, and reads the section when its entries
-//! are asked for.
+//! bad section is made good from the records. Notes are directories and states: less than half of what the
+//! index holds of the same records, of a few segments only, and they go when the footer is there. Lazily loaded
+//! per group is what each segment has of it: the index keeps one packed run (of up to 128 records' runs) for
+//! that, and reads the section when its entries are asked for.
 //!
 //! **Opening** reads the footers of neighbouring segments beside each other where the disk can
 //! ([`Disk::run`]), and the last segment with them; it takes them together in one walk over the groups,

@@ -22,9 +22,9 @@ fn step(log: &Log, group: u64, what: u8, n: u64) {
         1 => {
             batch.compact_to(group, LogPosition { index: first + n % (last + 1 - first), term: 1 })
         }
-        2 if n % 7 == 0 => batch.reset(group, LogPosition { index: last + n, term: 2 }),
-        3 if n % 9 == 0 => batch.clear(group),
-        4 if n % 5 == 0 => _ = log.purge().unwrap(),
+        2 if n.is_multiple_of(7) => batch.reset(group, LogPosition { index: last + n, term: 2 }),
+        3 if n.is_multiple_of(9) => batch.clear(group),
+        4 if n.is_multiple_of(5) => _ = log.purge().unwrap(),
         5 => {
             // Over what is there.
             let index = first + 1 + n % (last + 1 - first);
@@ -43,7 +43,7 @@ fn step(log: &Log, group: u64, what: u8, n: u64) {
         }
     }
     log.submit(batch).unwrap();
-    if n % 3 == 0 {
+    if n.is_multiple_of(3) {
         log.write_round().unwrap();
     }
 }
