@@ -119,6 +119,10 @@ pub fn encode(error: &Error, out: &mut Writer<'_>) {
             out.u8(14);
             out.bytes(key);
         }
+        Error::LeaderStays { region } => {
+            out.u8(15);
+            out.varint(region.0);
+        }
         other => text(out, 12, &other.to_string()),
     }
 }
@@ -163,6 +167,7 @@ pub fn decode(from: &mut Reader) -> Result<Error> {
             offset: from.varint()?,
             detail: from.text(TEXT_MAX)?,
         },
+        15 => Error::LeaderStays { region: RegionId(from.varint()?) },
         14 => Error::NoRoute { key: from.bytes(BOUND_BYTES_MAX)? },
         kind => return Err(from.malformed(format_args!("unknown error kind {kind}"))),
     })
@@ -201,6 +206,7 @@ mod tests {
             Error::NotLeader { region: RegionId(7), leader: None },
             Error::EpochNotMatch { current: vec![region] },
             Error::RegionNotFound(RegionId(1)),
+            Error::LeaderStays { region: RegionId(1) },
             Error::NoRoute { key: Bytes::from_static(b"k") },
             Error::Busy { what: "x" },
             Error::Timeout { after_ms: 9, what: "x" },

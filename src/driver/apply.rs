@@ -58,7 +58,7 @@ impl ApplyQueue {
 fn bytes_of(task: &ApplyTask) -> usize {
     match task {
         ApplyTask::Entries { entries, .. } => entries.iter().map(|e| e.data.len() + 64).sum(),
-        ApplyTask::Restore { .. } => 64,
+        ApplyTask::Restore { .. } | ApplyTask::Destroy { .. } => 64,
     }
 }
 
@@ -107,7 +107,7 @@ pub fn run(shared: &Shared, at: usize, mut applier: Applier) {
             .iter()
             .map(|task| match task {
                 ApplyTask::Entries { entries, .. } => entries.len(),
-                ApplyTask::Restore { .. } => 0,
+                ApplyTask::Restore { .. } | ApplyTask::Destroy { .. } => 0,
             })
             .sum();
         let result = applier.apply(tasks, &mut outcome);

@@ -35,6 +35,10 @@ impl StateStore for MemoryStore {
         self.0.region_states()
     }
 
+    fn tombstones(&self) -> Vec<RegionState> {
+        self.0.tombstones()
+    }
+
     fn write(&self, batch: WriteBatch) -> Result<()> {
         self.0.write(batch)
     }

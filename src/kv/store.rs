@@ -263,7 +263,13 @@ impl StateStore for TableStore {
     }
 
     fn region_states(&self) -> Vec<RegionState> {
-        self.inner.picture().regions().into_values().map(|state| (*state).clone()).collect()
+        let all = self.inner.picture().regions();
+        all.into_values().filter(|s| !s.is_tombstone()).map(|state| (*state).clone()).collect()
+    }
+
+    fn tombstones(&self) -> Vec<RegionState> {
+        let all = self.inner.picture().regions();
+        all.into_values().filter(|s| s.is_tombstone()).map(|state| (*state).clone()).collect()
     }
 
     fn write(&self, batch: WriteBatch) -> Result<()> {

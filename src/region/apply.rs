@@ -8,16 +8,15 @@
 //! A command that every replica refuses alike is answered and leaves nothing behind. Any other error is
 //! fatal for the store: replicas may differ from here on.
 
+use super::admin::administer;
 use super::effects::*;
 use super::machine::{Context, StateMachine};
 use super::snapshot::{SnapshotFile, SnapshotReader};
-use super::split;
-use crate::codec::admin::Admin;
 use crate::codec::command::Payload;
 use crate::env::Disk;
 use crate::error::{Error, Result};
 use crate::kv::{StateStore, View, WriteBatch};
-use crate::types::{LogPosition, PeerId, RegionId, RegionState};
+use crate::types::{DEAD, Epoch, LogPosition, PeerId, Region, RegionId, RegionState};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -96,6 +95,11 @@ impl Applier {
                     self.restore(state, file, out)?;
                     publishing = self.begin()?;
                 }
+                ApplyTask::Destroy { region, peer, epoch } => {
+                    self.publish(publishing, out)?;
+                    self.destroy(region, peer, epoch, out)?;
+                    publishing = self.begin()?;
+                }
             }
         }
         self.publish(publishing, out)
@@ -141,19 +145,11 @@ impl Applier {
         let Some(state) = self.regions.get_mut(&region) else {
             return Err(Error::RegionNotFound(region));
         };
-        if entry.position.index <= state.applied.index {
-            return Ok(()); // handed over again after a restart or a restore
+        if entry.position.index <= state.applied.index || state.peer != peer {
+            return Ok(()); // handed over again after a restart or a restore; another's
         }
-        let applied = publishing.touched.entry(region).or_insert(Applied {
-            region,
-            peer,
-            position: entry.position,
-            compacted: None,
-            bytes: 0,
-            restored: None,
-            reshaped: None,
-            births: Vec::new(),
-        });
+        let start = Applied::at(region, peer, entry.position);
+        let applied = publishing.touched.entry(region).or_insert(start);
         applied.position = entry.position;
         applied.bytes += entry.data.len();
         state.applied = entry.position;
@@ -168,7 +164,8 @@ impl Applier {
                 Ok(())
             }
             Payload::Admin(admin) => {
-                let done = administer(&admin, state, applied, &mut publishing.batch);
+                let done =
+                    administer(&admin, state, applied, &mut publishing.batch, &*publishing.view);
                 if let Some(token) = entry.waiting.first() {
                     publishing.replies.push((*token, Reply::Admin(done)));
                 }
@@ -246,47 +243,39 @@ impl Applier {
         let mut items = SnapshotReader::open(&self.disk, &file)?;
         self.kv.restore(&state.region.range, &mut items, state.clone())?;
         out.applied.push(Applied {
-            region: state.region.id,
-            peer: state.peer,
-            position: state.applied,
             compacted: Some(state.compacted),
-            bytes: 0,
             restored: Some(state.clone()),
-            reshaped: None,
-            births: Vec::new(),
+            ..Applied::at(state.region.id, state.peer, state.applied)
         });
         out.discard.push(file);
         self.regions.insert(state.region.id, state);
         Ok(())
     }
-}
 
-/// Applies an administrative command. A refusal is the same on every replica and leaves nothing behind.
-fn administer(
-    admin: &Admin,
-    state: &mut RegionState,
-    applied: &mut Applied,
-    batch: &mut WriteBatch,
-) -> Result<AdminDone> {
-    match admin {
-        Admin::Split(split) => {
-            let regions = split::divide(&state.region, split)?;
-            for child in &regions[1..] {
-                if let Some(born) = split::newborn(child.clone(), state) {
-                    batch.set_region(born.clone());
-                    applied.births.push(born);
-                }
-            }
-            state.region = regions[0].clone();
-            applied.reshaped = Some(state.region.clone());
-            Ok(AdminDone::Shaped(regions))
+    /// Deletes a replica and leaves its tombstone, in one batch. A later replica of the region is left alone.
+    fn destroy(
+        &mut self,
+        region: RegionId,
+        peer: PeerId,
+        epoch: Epoch,
+        out: &mut ApplyOutcome,
+    ) -> Result<()> {
+        let there = self.kv.view()?.record(region);
+        if there.as_ref().is_some_and(|there| there.peer > peer) {
+            return Ok(());
         }
-        Admin::Allocate { count } => {
-            let first = state.next_id.max(FIRST_FREE_ID);
-            let refused = || Error::InvalidArgument(format!("{count} ids"));
-            let next = first.checked_add(*count).filter(|_| *count > 0).ok_or_else(refused)?;
-            state.next_id = next;
-            Ok(AdminDone::Ids { first })
+        let mut batch = WriteBatch::new();
+        let mut last = Region { id: region, ..Region::default() };
+        if let Some(there) = there.filter(|there| !there.is_tombstone()) {
+            batch.delete_range(&there.region.range);
+            last = there.region;
         }
+        last.epoch.conf_ver = last.epoch.conf_ver.max(epoch.conf_ver);
+        last.epoch.version = last.epoch.version.max(epoch.version);
+        batch.set_region(RegionState::tombstone(last, peer));
+        self.kv.write(batch)?;
+        self.regions.remove(&region);
+        out.applied.push(Applied { destroyed: true, ..Applied::at(region, peer, DEAD) });
+        Ok(())
     }
 }

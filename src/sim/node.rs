@@ -10,7 +10,7 @@ use crate::kv::{Flush, StateStore, TableStore};
 use crate::log::{self, Log, LogBatch};
 use crate::region::apply::{Applier, ApplyOutcome};
 use crate::region::machine::KvMachine;
-use crate::region::storage::{decode_hard_state, encode_hard_state};
+use crate::region::storage::{Sworn, decode_hard_state, encode_hard_state};
 use crate::store::{self, AfterPersist, ApplyTask, Registry, Shard, Store, StoreConfig};
 use crate::types::{Region, RegionId, StoreId, Time};
 use std::collections::VecDeque;
@@ -195,11 +195,10 @@ impl Running {
 fn forget_votes(log: &Log) -> Result<()> {
     let mut batch = LogBatch::new();
     for group in log.groups() {
-        let Some(mut state) = log.state(group).and_then(|bytes| decode_hard_state(&bytes)) else {
-            continue;
-        };
-        state.vote = 0;
-        batch.set_state(group, encode_hard_state(&state));
+        let sworn = log.state(group).and_then(|bytes| decode_hard_state(&bytes));
+        let Some(Sworn { peer: Some(peer), mut hard_state }) = sworn else { continue };
+        hard_state.vote = 0;
+        batch.set_state(group, encode_hard_state(&hard_state, peer));
     }
     if !batch.is_empty() {
         let seq = log.submit(batch)?;
