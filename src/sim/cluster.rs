@@ -92,6 +92,8 @@ pub struct Counts {
     pub lease_reads: u64,
     /// Regions cut out of others.
     pub splits: u64,
+    /// Changes of regions' replicas.
+    pub changes: u64,
 }
 
 /// The cluster.

@@ -26,6 +26,7 @@ pub mod disk;
 pub mod linear;
 pub mod net;
 pub mod node;
+mod members;
 pub mod regions;
 pub mod rng;
 pub mod seed;

@@ -1,7 +1,8 @@
-//! The workload `regions`: while clients read and write, regions are cut up.
+//! The workload `regions`: while clients read and write, regions are cut up and their replicas change.
 //!
 //! An operator sits beside the cluster. Now and then it picks a leader and asks it to split its region at one
-//! or a few of the keys that clients use, with ids from the cluster's own counter. What comes of it is found
+//! or a few of the keys that clients use, or to change its replicas (`members.rs`), with ids from the cluster's own
+//! counter. What comes of it is found
 //! out as production does: clients learn new shapes from refusals.
 //!
 //! Looked at whenever something was applied: on one store regions never overlap; the epoch of a replica only
@@ -26,7 +27,7 @@ pub enum Workload {
     /// Reads, writes, swaps and range deletes in regions that stay as they are.
     #[default]
     Kv,
-    /// The same while regions are cut up.
+    /// The same while regions are cut up and change their replicas.
     Regions,
 }
 
@@ -95,16 +96,27 @@ impl Cluster {
         self.world.after(next, Happening::Reshape);
         let all = self.nodes.keys().flat_map(|id| self.statuses(*id).into_iter().map(|s| (*id, s)));
         let led: Vec<_> = all.filter(|(_, status)| status.leads).collect();
-        let Some((node, status)) = self.rng.pick("reshape.region", &led).cloned() else {
-            return Ok(());
-        };
         if self.operator.ids.end - self.operator.ids.start < IDS / 2 {
             let first = led.iter().find(|(_, s)| s.region.id == FIRST_REGION);
             let Some((node, _)) = first else { return Ok(()) };
             let count = IDS;
             return self.administer(now, *node, FIRST_REGION, Admin::Allocate { count });
         }
+        if self.rng.chance("reshape.members", 650) {
+            for _ in 0..self.rng.range("reshape.wishes", 1..4) {
+                self.change_members(now, &led)?;
+            }
+            return Ok(());
+        }
+        let Some((node, status)) = self.rng.pick("reshape.region", &led).cloned() else {
+            return Ok(());
+        };
         self.split(now, node, &status.region)
+    }
+
+    /// An id of the cluster's own counter.
+    pub(super) fn next_id(&mut self) -> Option<u64> {
+        self.operator.ids.next()
     }
 
     fn split(&mut self, now: Time, node: StoreId, region: &Region) -> Step {
@@ -130,7 +142,13 @@ impl Cluster {
         self.administer(now, node, region.id, Admin::Split(Split { epoch: region.epoch, children }))
     }
 
-    fn administer(&mut self, now: Time, node: StoreId, region: RegionId, admin: Admin) -> Step {
+    pub(super) fn administer(
+        &mut self,
+        now: Time,
+        node: StoreId,
+        region: RegionId,
+        admin: Admin,
+    ) -> Step {
         let Some((life, at)) = self.place(node, region) else { return Ok(()) };
         self.next_token += 1;
         let token = Token(self.next_token);
@@ -143,6 +161,11 @@ impl Cluster {
         let Some(region) = self.operator.waiting.remove(&token) else { return };
         match done {
             Ok(AdminDone::Ids { first }) => self.operator.ids = first..first + IDS,
+            Ok(AdminDone::Shaped(regions)) if regions.len() == 1 => {
+                self.counts.changes += 1;
+                let peers = &regions[0].peers;
+                self.trace.line(now, format_args!("{region} changed: {peers:?}"));
+            }
             Ok(AdminDone::Shaped(regions)) => {
                 self.counts.splits += regions.len() as u64 - 1;
                 self.trace.line(now, format_args!("{region} is {} regions", regions.len()));
