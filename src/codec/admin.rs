@@ -177,6 +177,16 @@ impl Admin {
         Some(admin.and_then(|admin| from.finish().map(|()| admin)))
     }
 
+    /// Makes it as if made for another shape.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn set_epoch(&mut self, to: Epoch) {
+        match self {
+            Admin::Split(split) => split.epoch = to,
+            Admin::ChangePeers { epoch, .. } | Admin::LeaveJoint { epoch } => *epoch = to,
+            Admin::Allocate { .. } | Admin::Forget { .. } => {}
+        }
+    }
+
     /// The shape it was made for, if it changes one.
     pub fn epoch(&self) -> Option<Epoch> {
         match self {

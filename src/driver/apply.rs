@@ -4,6 +4,7 @@ use super::Shared;
 use crate::region::apply::{Applier, ApplyOutcome};
 use crate::store::{Applied, ApplyTask, Event};
 use parking_lot::{Condvar, Mutex};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -118,6 +119,10 @@ pub fn run(shared: &Shared, at: usize, mut applier: Applier) {
         }
         shared.desks.complete(outcome.replies);
         post(shared, outcome.applied);
+        if let Some(cut) = outcome.cut {
+            let cut = Arc::new(cut);
+            shared.post_all(|| Event::Flushed(Arc::clone(&cut)));
+        }
         for file in outcome.discard {
             super::round::remove(shared, &file.path);
         }

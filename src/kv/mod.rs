@@ -119,14 +119,15 @@ pub trait StateStore: Send + Sync + 'static {
     fn freeze(&self) -> Result<Option<Box<dyn Flush>>>;
 
     /// Replaces everything in `range` by `items` (ascending, distinct, inside the range) and sets the region's
-    /// state. Durable and atomic on return: after a crash either the old or the new state is there.
+    /// state. Durable and atomic on return: after a crash either the old or the new state is there. Everything
+    /// written before is durable then, too: the cut says what.
     /// The caller makes sure that nobody writes to the region meanwhile.
     fn restore(
         &self,
         range: &KeyRange,
         items: &mut dyn Iterator<Item = Result<(Bytes, Bytes)>>,
         state: RegionState,
-    ) -> Result<()>;
+    ) -> Result<Cut>;
 
     /// One bounded step of background work (compaction; merges of memtable runs too large for a writer). `true` if there was any: call again. Blocks its
     /// caller, nobody else.

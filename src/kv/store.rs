@@ -323,8 +323,9 @@ impl StateStore for TableStore {
         range: &KeyRange,
         items: &mut dyn Iterator<Item = Result<(Bytes, Bytes)>>,
         state: RegionState,
-    ) -> Result<()> {
-        self.inner.restore(range, items, state)
+    ) -> Result<Cut> {
+        self.inner.restore(range, items, state)?;
+        Ok(self.inner.durable_cut())
     }
 
     fn maintain(&self) -> Result<bool> {

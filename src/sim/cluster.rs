@@ -340,6 +340,9 @@ impl Cluster {
     fn schedule_work(&mut self, id: StoreId, life: u64) {
         let (write_pause, apply_pause) =
             (self.pause("write.pause", 500), self.pause("apply.pause", 2000));
+        // Where shapes change, what is decided and what is applied lie apart now and then.
+        let lag = self.workload == Workload::Regions && self.rng.chance("apply.lag", 20);
+        let apply_pause = if lag { self.pause("apply.lag", 250_000) } else { apply_pause };
         let Some(running) = self.running(id) else { return };
         let write = running.log.stats().pending_bytes > 0 || !running.after.is_empty();
         let write = write && !std::mem::replace(&mut running.scheduled.write, write);
@@ -411,6 +414,11 @@ impl Cluster {
             let Some(running) = self.running(id) else { return Ok(()) };
             let at = running.loop_of(applied.region);
             self.post_later(now, id, life, at, pause, Event::Applied(vec![applied]));
+        }
+        let Some(cut) = outcome.cut.map(Arc::new) else { return Ok(()) };
+        for at in 0..self.running(id).map_or(0, |r| r.stores.len()) {
+            let pause = self.pause("applied.pause", 200);
+            self.post_later(now, id, life, at, pause, Event::Flushed(cut.clone()));
         }
         Ok(())
     }

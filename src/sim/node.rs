@@ -28,15 +28,18 @@ pub enum Planted {
     FlushReportedEarly,
     /// A replica keeps no promise to its leader: it helps others to leadership inside the lease.
     ForgottenPromise,
+    /// What was made for another shape of a region is applied all the same.
+    IgnoredEpoch,
 }
 
 impl Planted {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Planted); 4] = [
+    pub const ALL: [(&'static str, Planted); 5] = [
         ("ack-before-sync", Planted::AckBeforeSync),
         ("forgotten-vote", Planted::ForgottenVote),
         ("flush-reported-early", Planted::FlushReportedEarly),
         ("forgotten-promise", Planted::ForgottenPromise),
+        ("ignored-epoch", Planted::IgnoredEpoch),
     ];
 }
 
@@ -157,7 +160,10 @@ impl SimNode {
                 )
             })
             .collect::<Result<Vec<_>>>()?;
-        let applier = Applier::new(shared, Arc::new(KvMachine), disk);
+        let mut applier = Applier::new(shared, Arc::new(KvMachine), disk);
+        if options.planted == Some(Planted::IgnoredEpoch) {
+            applier.ignore_epochs();
+        }
         let scheduled = Scheduled { drain: vec![false; stores.len()], ..Default::default() };
         let last_post = vec![world; stores.len()];
         self.life += 1;

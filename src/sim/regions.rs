@@ -92,7 +92,7 @@ impl Cluster {
         if self.closing {
             return Ok(());
         }
-        let next = self.pause("reshape.interval", 700_000) + Duration::from_millis(20);
+        let next = self.pause("reshape.interval", 350_000) + Duration::from_millis(20);
         self.world.after(next, Happening::Reshape);
         let all = self.nodes.keys().flat_map(|id| self.statuses(*id).into_iter().map(|s| (*id, s)));
         let led: Vec<_> = all.filter(|(_, status)| status.leads).collect();
@@ -153,7 +153,15 @@ impl Cluster {
         self.next_token += 1;
         let token = Token(self.next_token);
         self.operator.waiting.insert(token, region);
-        self.post(now, node, life, at, Event::Admin { token, region, admin })
+        let shapes = admin.epoch().is_some();
+        self.post(now, node, life, at, Event::Admin { token, region, admin })?;
+        // A leader that goes right away leaves one behind that may not have applied the change.
+        if shapes && !self.calm && self.rng.chance("reshape.leave", 250) {
+            let pause = self.pause("reshape.leave", 15_000);
+            let event = Event::Transfer { token: Token(0), region, to: None };
+            self.world.after(pause, Happening::Post(node, life, at, event));
+        }
+        Ok(())
     }
 
     /// An answer to the operator.

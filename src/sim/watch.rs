@@ -37,6 +37,10 @@ impl Cluster {
         let local = node.now(now);
         for peer in running.stores[at].peers() {
             let region = peer.region.id;
+            if let Some(reason) = &peer.fence {
+                let detail = format!("{id} {region} {}: {reason}", peer.id);
+                return Err(violation("no replica is fenced without damage", detail));
+            }
             let leads = peer.leads_term();
             let newest = self.led.get(&region).copied().unwrap_or(0);
             // A lease that is taken, or kept, after the newer leader has come: `look_at_leases` saw none then.

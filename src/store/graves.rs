@@ -23,7 +23,7 @@ struct Grave {
 
 /// The dead of one store loop.
 ///
-/// * A region with a living replica has none: that one is larger than all who died.
+/// * All of them are smaller than the replica of the region that lives here, if one does.
 #[derive(Default, Debug)]
 pub struct Graves {
     graves: BTreeMap<RegionId, Grave>,
@@ -142,23 +142,43 @@ impl Store {
         if known.peer < peer {
             *known = grave;
         }
+        // A flush may have been heard of first.
+        if known.durable
+            && let Err(error) = self.clear_logs([region])
+        {
+            self.pending.fatal.get_or_insert(error);
+        }
     }
 
     /// A flush has ended: what tombstones it covers, and so which logs can go.
     pub(super) fn flushed_graves(&mut self, cut: &Cut) -> Result<()> {
-        let mut batch = LogBatch::new();
+        let mut covered = Vec::new();
         for (region, peer, position) in cut {
-            if *position != DEAD
-                || self.peers.contains_key(region)
-                || self.absent.is_making(*region)
-            {
+            if *position != DEAD || !self.shard.owns(*region) {
                 continue;
             }
-            let Some(grave) = self.graves.graves.get_mut(region) else { continue };
-            if grave.peer != *peer {
-                continue;
+            let grave = Grave { peer: *peer, durable: true, cleared: false };
+            let known = self.graves.graves.entry(*region).or_insert(grave);
+            if known.peer < *peer {
+                *known = grave;
             }
-            grave.durable = true;
+            if known.peer == *peer {
+                known.durable = true;
+                covered.push(*region);
+            }
+        }
+        self.clear_logs(covered)
+    }
+
+    /// Clears the logs of dead replicas whose tombstones are durable, once, unless another one lives by now: its
+    /// log begins afresh by itself.
+    fn clear_logs(&mut self, regions: impl IntoIterator<Item = RegionId>) -> Result<()> {
+        let mut batch = LogBatch::new();
+        for region in regions {
+            let living = self.peers.contains_key(&region) || self.absent.is_making(region);
+            let Some(grave) = self.graves.graves.get_mut(&region).filter(|_| !living) else {
+                continue;
+            };
             if !std::mem::replace(&mut grave.cleared, true) {
                 batch.clear(region.0);
             }

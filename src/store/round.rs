@@ -41,6 +41,7 @@ pub struct Store {
     /// Regions that others think have a replica here, and that have none.
     pub(super) absent: Absent,
     pub(super) graves: Graves,
+    pub(super) shard: Shard,
     disk: DiskSpace,
     /// Effects of events, handed out by the next drain.
     pub(super) pending: Effects,
@@ -103,6 +104,7 @@ impl Store {
             touched,
             absent: Absent::default(),
             graves,
+            shard,
             disk: DiskSpace::Enough,
             pending: Effects::default(),
         };
