@@ -156,7 +156,7 @@ impl Cluster {
         let shapes = admin.epoch().is_some();
         self.post(now, node, life, at, Event::Admin { token, region, admin })?;
         // A leader that goes right away leaves one behind that may not have applied the change.
-        if shapes && !self.calm && self.rng.chance("reshape.leave", 250) {
+        if shapes && !self.calm && self.rng.chance("reshape.leave", 400) {
             let pause = self.pause("reshape.leave", 15_000);
             let event = Event::Transfer { token: Token(0), region, to: None };
             self.world.after(pause, Happening::Post(node, life, at, event));
