@@ -174,6 +174,18 @@ impl Peer {
         Writes::Something
     }
 
+    /// Writes down that everything up to `index` is committed, which is not worth a sync by itself and is now: what
+    /// follows from it in other groups' logs must never be durable without it.
+    pub(crate) fn record_commit(&mut self, index: u64, batch: &mut LogBatch) {
+        if self.fence.is_some() || self.leaving {
+            return;
+        }
+        let rounds = &mut self.unpersisted;
+        rounds.current.commit = rounds.current.commit.max(index);
+        rounds.written = rounds.current.clone();
+        batch.set_state(self.region.id.0, storage::encode_hard_state(&rounds.current, self.id));
+    }
+
     /// Ends the round; `seq` is the pass's write.
     pub(crate) fn advance(&mut self, done: Collected, seq: Option<Seq>, pass: &mut Pass<'_>) {
         let number = done.rest.number();

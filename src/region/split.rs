@@ -16,6 +16,9 @@
 //! last cut may need) and it is applied again; meanwhile the log may hold a child that the state store does not
 //! know yet. It is left alone: when the split is applied again, the child starts from what its log holds.
 //!
+//! Before any child acts, the parent's log says that the split is committed, so that it is applied again without
+//! anybody's help, and not overtaken by a snapshot that knows no children.
+//!
 //! **Reads.** Nobody reads a child's keys by the parent's lease or by a round of the parent: the leader
 //! publishes its commit index before a follower can learn of it, a lease read must find it applied, and once the
 //! split is applied the version differs. So a child that is written to elsewhere is never overlooked.

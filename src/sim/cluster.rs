@@ -340,9 +340,8 @@ impl Cluster {
     fn schedule_work(&mut self, id: StoreId, life: u64) {
         let (write_pause, apply_pause) =
             (self.pause("write.pause", 500), self.pause("apply.pause", 2000));
-        // Where shapes change, what is decided and what is applied lie apart now and then.
-        let lag = self.workload == Workload::Regions && self.rng.chance("apply.lag", 60);
-        let apply_pause = if lag { self.pause("apply.lag", 150_000) } else { apply_pause };
+        let ambush = self.operator.apply_held(id, self.world.now());
+        let apply_pause = apply_pause.max(ambush);
         let Some(running) = self.running(id) else { return };
         let write = running.log.stats().pending_bytes > 0 || !running.after.is_empty();
         let write = write && !std::mem::replace(&mut running.scheduled.write, write);

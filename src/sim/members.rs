@@ -80,7 +80,10 @@ impl Cluster {
         let current = |id: RegionId| regions.iter().find(|region| region.id == id);
         for region in regions {
             if region.is_joint() {
-                return Err(violation("a joint configuration ends", format!("{region:?}")));
+                let of = |status: &RegionStatus| status.region.id == region.id;
+                let all: Vec<_> =
+                    self.nodes.keys().flat_map(|id| self.statuses(*id)).filter(of).collect();
+                return Err(violation("a joint configuration ends", format!("{all:?}")));
             }
         }
         for (store, node) in &self.nodes {

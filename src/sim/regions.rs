@@ -50,11 +50,19 @@ pub(super) struct Operator {
     /// What it waits for.
     waiting: BTreeMap<Token, RegionId>,
     epochs: EpochsGrow,
+    /// The node whose applier stands still, and until when.
+    held: Option<(StoreId, Time)>,
 }
 
 impl Operator {
     pub fn new() -> Operator {
-        Operator { ids: 0..0, waiting: BTreeMap::new(), epochs: EpochsGrow::default() }
+        Operator { ids: 0..0, waiting: BTreeMap::new(), epochs: EpochsGrow::default(), held: None }
+    }
+
+    /// How long a node's applier still stands still.
+    pub fn apply_held(&self, id: StoreId, now: Time) -> Duration {
+        let until = self.held.filter(|(held, _)| *held == id).map_or(now, |(_, until)| until);
+        until.since(now)
     }
 }
 
@@ -155,13 +163,32 @@ impl Cluster {
         self.operator.waiting.insert(token, region);
         let shapes = admin.epoch().is_some();
         self.post(now, node, life, at, Event::Admin { token, region, admin })?;
-        // A leader that goes right away leaves one behind that may not have applied the change.
-        if shapes && !self.calm && self.rng.chance("reshape.leave", 400) {
-            let pause = self.pause("reshape.leave", 15_000);
-            let event = Event::Transfer { token: Token(0), region, to: None };
-            self.world.after(pause, Happening::Post(node, life, at, event));
+        if shapes && !self.calm && self.rng.chance("reshape.ambush", 300) {
+            self.ambush(now, node, life, region);
         }
         Ok(())
+    }
+
+    /// The aimed fault of this workload: a leader hands over right behind a change of its region's shape, to one
+    /// whose applier stands still. So it leads, and takes requests, without knowing the shape; what it
+    /// proposes then lies behind the change in the log, and must have no effect.
+    fn ambush(&mut self, now: Time, node: StoreId, life: u64, region: RegionId) {
+        let Some(status) = self.statuses(node).into_iter().find(|s| s.region.id == region) else {
+            return;
+        };
+        let heirs = status.region.peers.iter().filter(|p| p.role == Role::Voter && p.store != node);
+        let heirs: Vec<StoreId> = heirs.map(|peer| peer.store).collect();
+        let Some(heir) = self.rng.pick("ambush.heir", &heirs).copied() else { return };
+        let held = self.pause("ambush.held", 200_000) + Duration::from_millis(50);
+        self.operator.held = Some((heir, now.after(held)));
+        for client in self.clients.iter_mut().step_by(2) {
+            client.node = heir;
+        }
+        self.trace.line(now, format_args!("ambush of {region}: from {node} to {heir}"));
+        let pause = self.pause("ambush.leave", 20_000);
+        let Some((_, at)) = self.place(node, region) else { return };
+        let event = Event::Transfer { token: Token(0), region, to: Some(heir) };
+        self.world.after(pause, Happening::Post(node, life, at, event));
     }
 
     /// An answer to the operator.

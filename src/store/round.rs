@@ -327,6 +327,16 @@ impl Store {
             let births = std::mem::take(&mut applied.births);
             if let Some(peer) = self.peers.get_mut(&applied.region) {
                 self.touched.insert(applied.region);
+                if !births.is_empty() {
+                    // A child that has sworn anything must be found again after a crash, by replay of the split: a
+                    // parent that does not know it to be committed may be overtaken by a snapshot instead, and
+                    // where voters are few the child's group would wait for that vote for ever (seed 304).
+                    let mut batch = LogBatch::new();
+                    peer.record_commit(applied.position.index, &mut batch);
+                    if let Err(error) = self.log.submit(batch) {
+                        self.pending.fatal.get_or_insert(error);
+                    }
+                }
                 let lead = peer.runs() && peer.group.leads();
                 let campaign = if lead { Campaign::Now } else { Campaign::Later };
                 if let Some(region) = &applied.reshaped {
