@@ -139,7 +139,8 @@ fn write(store: &TableStore, i: u64) {
     let state = state(region_of(i), i);
     if is_restore(i) {
         let mut items = restored(i).into_iter().map(Ok);
-        return store.restore(&region_range(region_of(i)), &mut items, state).unwrap();
+        store.restore(&region_range(region_of(i)), &mut items, state).unwrap();
+        return;
     }
     let mut batch = WriteBatch::new();
     for change in changes(i) {

@@ -251,13 +251,13 @@ mod tests {
     #[test]
     fn roles_make_both_halves_of_a_joint_configuration() {
         let peer = |id: u64, role| Peer { id: PeerId(id), store: StoreId(id), role };
-        let mut region = Region::default();
-        region.peers = vec![
+        let peers = vec![
             peer(4, Role::Demoting),
             peer(2, Role::Voter),
             peer(3, Role::Incoming),
             peer(1, Role::Learner),
         ];
+        let mut region = Region { peers, ..Region::default() };
         let state = conf_state(&region);
         assert_eq!((&state.voters[..], &state.voters_outgoing[..]), (&[2, 3][..], &[2, 4][..]));
         assert_eq!((&state.learners[..], &state.learners_next[..]), (&[1][..], &[4][..]));

@@ -40,10 +40,6 @@ pub struct ReadRequest {
 /// What can happen to a store. Order between events of one region is the caller's; everything
 /// asynchronous names region *and* peer.
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "the large one, a received snapshot, is rare and short-lived"
-)]
 pub enum Event {
     /// One tick of the logical clock (one tick interval has passed on the monotonic clock).
     Tick,
