@@ -130,8 +130,8 @@ fn replicas_move_to_new_nodes_and_back_under_load() {
             assert_eq!(read.as_deref(), Some(value.to_string().as_bytes()), "key {i}");
         }
         let rows = client.scan(KeyRange::all(), Direction::Forward, ReadLevel::Linearizable);
-        let count = rows.map(|row| row.unwrap()).count();
-        assert_eq!(count, last.iter().map(BTreeMap::len).sum::<usize>());
+        let rows: Vec<_> = rows.map(|row| row.unwrap()).collect();
+        assert_eq!(rows.len(), last.iter().map(BTreeMap::len).sum::<usize>());
     }
 }
 
@@ -163,7 +163,7 @@ fn learners_follow_leaders_go_first_and_nonsense_is_refused() {
     let leader = StoreId(leads(&nodes).unwrap() as u64 + 1);
     let three = client.remove_peer(id, leader).unwrap();
     assert!(three.peer_on(leader).is_none());
-    settled(&nodes, &[three.clone()]);
+    settled(&nodes, std::slice::from_ref(&three));
     assert_eq!(client.remove_peer(id, leader).unwrap().peers, three.peers, "done already");
     assert!(matches!(client.promote(id, leader), Err(Error::InvalidArgument(_))));
     let other = three.peers[0].store;

@@ -16,30 +16,36 @@ const REGION_BYTES_MAX: usize = 128 << 10;
 
 /// The texts of errors whose text is static: what another node says is looked up here, so that "busy" keeps
 /// saying with what. A test compares the list with the sources.
-const BUSY: [&str; 24] = [
+const BUSY: [&str; 30] = [
     "a connection",
+    "a learner that has not caught up",
     "a node cannot be reached",
+    "a replica that is behind",
+    "another change of the region's shape",
     "another node",
     "answers not being read",
     "apply queue",
     "bytes being received",
     "every node",
+    "live replicas: too few would be left to agree",
     "log segments",
     "log writer",
     "no replica took the request in time",
     "read workers",
     "region's proposals",
+    "region's uncommitted entries",
     "requests with other nodes",
     "restoring a snapshot",
     "snapshots being received",
     "snapshots being sent",
     "state store (flush is behind)",
-    "store inbox",
     "store inbox (reads)",
+    "store inbox",
     "the connection is closed or full: nothing was sent",
     "the other side has no room",
-    "the other store is out of reach",
     "the other store is out of reach or its queue is full",
+    "the other store is out of reach",
+    "the range: another region holds it here still",
     "waiting callers",
 ];
 const TIMEOUT: [&str; 8] = [
@@ -52,7 +58,7 @@ const TIMEOUT: [&str; 8] = [
     "the other side heard nothing",
     "the region's answer",
 ];
-const AMBIGUOUS: [&str; 8] = [
+const AMBIGUOUS: [&str; 9] = [
     "a batch over several regions was applied in part",
     "an answer of another kind than the request",
     "it was applied, but its answer is too large to be sent",
@@ -61,6 +67,7 @@ const AMBIGUOUS: [&str; 8] = [
     "the connection broke",
     "the connection broke before the answer",
     "the replica was fenced off",
+    "the replica was removed",
 ];
 
 /// The static text equal to what another node said, or `otherwise`: another version may know more texts.

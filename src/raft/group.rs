@@ -275,7 +275,10 @@ impl<S: Storage> Group<S> {
         let log = &raft.raft_log;
         let from = log.unstable.maybe_first_index().unwrap_or(log.applied() + 1);
         let in_flight = self.written > self.durable || log.persisted < log.last_index();
-        raft.promotable() && from >= log.first_index() && !(raft.prs().is_singleton() && in_flight)
+        let conf = raft.prs().conf().to_conf_state();
+        // Of both halves, if there are two.
+        let alone = conf.voters.iter().chain(&conf.voters_outgoing).all(|id| *id == raft.id);
+        raft.promotable() && from >= log.first_index() && !(alone && in_flight)
     }
 
     /// Whether a message would make raft-rs campaign or lead at a moment at which it stops the process:
