@@ -292,6 +292,10 @@ impl Applier {
         if there.as_ref().is_some_and(|there| there.peer > peer) {
             return Ok(());
         }
+        if there.as_ref().is_some_and(|there| there.is_tombstone() && there.peer == peer) {
+            out.applied.push(Applied { destroyed: true, ..Applied::at(region, peer, DEAD) });
+            return Ok(());
+        }
         let mut batch = WriteBatch::new();
         let mut last = Region { id: region, ..Region::default() };
         if let Some(there) = there.filter(|there| !there.is_tombstone()) {

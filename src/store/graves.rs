@@ -96,12 +96,9 @@ impl Store {
             }
             None if self.absent.is_making(region) => {} // asked again
             None => match self.graves.graves.get(&region) {
-                Some(grave) if grave.peer >= peer => {
-                    if grave.durable {
-                        self.answer_buried(envelope);
-                    }
-                }
-                // Never here, or about to be born: a tombstone sees to it that it never is.
+                Some(grave) if grave.peer >= peer && grave.durable => self.answer_buried(envelope),
+                // Never here, or about to be born: a tombstone sees to it that it never is. One that is not
+                // durable may have been overwritten by a split that another worker applied: once more, then.
                 _ => self.pending.apply.push(ApplyTask::Destroy { region, peer, epoch }),
             },
         }
