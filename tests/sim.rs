@@ -71,7 +71,8 @@ const REGIONS_SEEDS: std::ops::Range<u64> = 0..300;
 
 #[test]
 fn a_change_made_for_another_shape_and_applied_all_the_same_is_found() {
-    let found = REGIONS_SEEDS.into_iter().skip(60).any(|seed| {
+    let mut seeds = REGIONS_SEEDS.skip(60);
+    let found = seeds.any(|seed| {
         let planted = Some(Planted::IgnoredEpoch);
         let plan = Plan { planted, workload: Workload::Regions, ..Plan::new(seed) };
         std::panic::catch_unwind(|| run(&plan).violation).map_or(true, |v| v.is_some())
