@@ -195,6 +195,8 @@ impl Cluster {
     pub(super) fn administered(&mut self, now: Time, token: Token, done: crate::Result<AdminDone>) {
         let Some(region) = self.operator.waiting.remove(&token) else { return };
         match done {
+            // An older block's answer may come later: a new peer must be larger than those before it.
+            Ok(AdminDone::Ids { first }) if first < self.operator.ids.end => {}
             Ok(AdminDone::Ids { first }) => self.operator.ids = first..first + IDS,
             Ok(AdminDone::Shaped(regions)) if regions.len() == 1 => {
                 self.counts.changes += 1;

@@ -131,7 +131,12 @@ impl Store {
         if self.peers.get(&region).is_some_and(|here| here.id > peer) {
             return;
         }
-        self.peers.remove(&region);
+        // Born while its end was on the way already: whoever asked it is told (seed 11912).
+        if let Some(mut gone) = self.peers.remove(&region)
+            && !gone.leaving
+        {
+            gone.leave_life(&mut self.pending);
+        }
         self.touched.remove(&region);
         self.registry.remove(region);
         let grave = Grave { peer, durable: false, cleared: false };
