@@ -260,7 +260,9 @@ impl<S: Storage> Group<S> {
     pub fn tick(&mut self, elections: Elections) {
         let raft = &self.node.raft;
         let due = raft.election_elapsed + 1 >= raft.randomized_election_timeout();
-        let free = elections == Elections::Free && self.may_campaign();
+        // A learner's time goes on: held back one tick before its election it would follow a leader that is gone for
+        // ever, and refuse the vote that those who have made it a voter wait for (seed 41).
+        let free = !raft.promotable() || (elections == Elections::Free && self.may_campaign());
         if raft.state != StateRole::Leader && due && !free {
             return;
         }
