@@ -36,6 +36,12 @@ pub enum Error {
         /// What now covers the keys.
         current: Vec<Region>,
     },
+    /// The replica to be removed or demoted leads its region. Hand leadership over first.
+    #[error("region {region}: its leader does not remove or demote itself")]
+    LeaderStays {
+        /// The region.
+        region: RegionId,
+    },
     /// No replica of the region lives here.
     #[error("region {0}: no replica on this store")]
     RegionNotFound(RegionId),
@@ -159,6 +165,7 @@ impl Error {
             self,
             Error::NotLeader { .. }
                 | Error::EpochNotMatch { .. }
+                | Error::LeaderStays { .. }
                 | Error::RegionNotFound(_)
                 | Error::NoRoute { .. }
                 | Error::Busy { .. }

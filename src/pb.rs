@@ -29,6 +29,8 @@ fn peer_to_pb(peer: &Peer) -> meta::Peer {
     out.set_role(match peer.role {
         Role::Voter => meta::Role::VOTER,
         Role::Learner => meta::Role::LEARNER,
+        Role::Incoming => meta::Role::INCOMING,
+        Role::Demoting => meta::Role::DEMOTING,
     });
     out
 }
@@ -37,6 +39,8 @@ fn peer_from_pb(peer: &meta::Peer) -> Peer {
     let role = match peer.get_role() {
         meta::Role::VOTER => Role::Voter,
         meta::Role::LEARNER => Role::Learner,
+        meta::Role::INCOMING => Role::Incoming,
+        meta::Role::DEMOTING => Role::Demoting,
     };
     Peer { id: PeerId(peer.get_id()), store: StoreId(peer.get_store_id()), role }
 }
@@ -74,6 +78,7 @@ pub fn encode_region_state(state: &RegionState) -> Bytes {
     out.set_compact_index(state.compacted.index);
     out.set_compact_term(state.compacted.term);
     out.set_next_id(state.next_id);
+    out.set_removed(state.removed.iter().map(peer_to_pb).collect());
     bytes_of(&out)
 }
 
@@ -86,6 +91,7 @@ pub fn decode_region_state(bytes: &[u8]) -> Result<RegionState> {
         applied: LogPosition { index: state.get_applied_index(), term: state.get_applied_term() },
         compacted: LogPosition { index: state.get_compact_index(), term: state.get_compact_term() },
         next_id: state.get_next_id(),
+        removed: state.get_removed().iter().map(peer_from_pb).collect(),
     })
 }
 

@@ -118,6 +118,17 @@ pub enum Role {
     Voter,
     /// Receives the log only.
     Learner,
+    /// In a joint configuration: votes in the new one, was a learner in the old one.
+    Incoming,
+    /// In a joint configuration: votes in the old one, is to be a learner in the new one.
+    Demoting,
+}
+
+impl Role {
+    /// Whether it counts in a quorum: of one half of a joint configuration at least.
+    pub fn votes(self) -> bool {
+        self != Role::Learner
+    }
 }
 
 /// One replica of a region.
@@ -148,6 +159,11 @@ impl Region {
     /// The replica on `store`, if there is one.
     pub fn peer_on(&self, store: StoreId) -> Option<Peer> {
         self.peers.iter().copied().find(|p| p.store == store)
+    }
+
+    /// Whether the region is between two configurations, and needs a quorum of each.
+    pub fn is_joint(&self) -> bool {
+        self.peers.iter().any(|peer| matches!(peer.role, Role::Incoming | Role::Demoting))
     }
 
     /// The replica with this id, if there is one.
@@ -182,6 +198,25 @@ pub struct RegionState {
     pub compacted: LogPosition,
     /// Of [`FIRST_REGION`] alone, 0 in all others: the smallest id that no region and no peer has had.
     pub next_id: u64,
+    /// Replicas that are no longer members and are not yet known to be gone for good.
+    pub removed: Vec<Peer>,
+}
+
+/// The position of a dead replica: nothing of its log is needed any more.
+pub const DEAD: LogPosition = LogPosition { index: u64::MAX, term: u64::MAX };
+
+impl RegionState {
+    /// What is left of a replica that was destroyed: `peer` and every smaller one of the region have lived
+    /// on this store and never will again. The range is the one that was deleted.
+    pub fn tombstone(mut region: Region, peer: PeerId) -> RegionState {
+        region.peers.clear();
+        RegionState { region, peer, applied: DEAD, ..Default::default() }
+    }
+
+    /// Whether this is a [`tombstone`](Self::tombstone).
+    pub fn is_tombstone(&self) -> bool {
+        self.applied == DEAD
+    }
 }
 
 /// The region that keeps the cluster's own record. It exists from the start and for ever.

@@ -125,14 +125,22 @@ fn state(region: u64, index: u64) -> RegionState {
     let region = Region { id: RegionId(region), range, ..Default::default() };
     let applied = LogPosition { index, term: 5 };
     let peer = PeerId(10 + region.id.0);
-    RegionState { region, peer, applied, compacted: INITIAL_POSITION, next_id: 0 }
+    RegionState {
+        region,
+        peer,
+        applied,
+        compacted: INITIAL_POSITION,
+        next_id: 0,
+        removed: Vec::new(),
+    }
 }
 
 fn write(store: &TableStore, i: u64) {
     let state = state(region_of(i), i);
     if is_restore(i) {
         let mut items = restored(i).into_iter().map(Ok);
-        return store.restore(&region_range(region_of(i)), &mut items, state).unwrap();
+        store.restore(&region_range(region_of(i)), &mut items, state).unwrap();
+        return;
     }
     let mut batch = WriteBatch::new();
     for change in changes(i) {

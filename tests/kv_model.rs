@@ -73,7 +73,14 @@ fn range(a: u8, b: u8) -> KeyRange {
 fn state(index: u64) -> RegionState {
     let region = Region { id: RegionId(1), ..Default::default() };
     let applied = LogPosition { index, term: 5 };
-    RegionState { region, peer: PeerId(1), applied, compacted: INITIAL_POSITION, next_id: 0 }
+    RegionState {
+        region,
+        peer: PeerId(1),
+        applied,
+        compacted: INITIAL_POSITION,
+        next_id: 0,
+        removed: Vec::new(),
+    }
 }
 
 fn everything(view: &dyn View, direction: Direction) -> Vec<(Bytes, Bytes)> {

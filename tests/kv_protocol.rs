@@ -120,6 +120,7 @@ fn state(region: u64, index: u64) -> RegionState {
         applied: LogPosition { index, term: 6 },
         compacted: LogPosition::default(),
         next_id: 0,
+        removed: Vec::new(),
     }
 }
 

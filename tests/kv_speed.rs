@@ -48,6 +48,7 @@ fn batch(entry: Bytes, ops: usize, index: u64) -> WriteBatch {
         applied: LogPosition { index, term: 1 },
         compacted: LogPosition::default(),
         next_id: 0,
+        removed: Vec::new(),
     });
     batch
 }

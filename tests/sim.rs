@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use catamaran::sim::node::Planted;
+use catamaran::sim::regions::Workload;
 use catamaran::sim::seed::{Plan, run};
 use std::process::Command;
 
@@ -63,4 +64,18 @@ fn a_forgotten_promise_is_found() {
 #[test]
 fn a_log_purged_past_the_flush_is_found() {
     assert!(found_by(Planted::FlushReportedEarly, 0).is_some());
+}
+
+/// CI runs these of the workload `regions`; see README.
+const REGIONS_SEEDS: std::ops::Range<u64> = 0..300;
+
+#[test]
+fn a_change_made_for_another_shape_and_applied_all_the_same_is_found() {
+    let mut seeds = REGIONS_SEEDS.skip(60);
+    let found = seeds.any(|seed| {
+        let planted = Some(Planted::IgnoredEpoch);
+        let plan = Plan { planted, workload: Workload::Regions, ..Plan::new(seed) };
+        std::panic::catch_unwind(|| run(&plan).violation).map_or(true, |v| v.is_some())
+    });
+    assert!(found);
 }

@@ -5,10 +5,10 @@
 
 use ::raft::eraftpb::{Entry, Message, MessageType};
 use bytes::BytesMut;
-use catamaran::transport::Envelope;
 use catamaran::transport::frame::{Decoder, HEAD, Kind};
 use catamaran::transport::payload::*;
-use catamaran::types::{PeerId, RegionId, StoreId};
+use catamaran::transport::{Envelope, Note};
+use catamaran::types::{Epoch, PeerId, RegionId, StoreId};
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
@@ -31,7 +31,7 @@ fn append() -> Envelope {
         ..Default::default()
     };
     let (from, to, from_store) = (PeerId(11), PeerId(12), StoreId(1));
-    Envelope { region: RegionId(3), from, to, from_store, message }
+    Envelope { region: RegionId(3), from, to, from_store, message, note: None }
 }
 
 fn snapshot() -> Envelope {
@@ -53,10 +53,22 @@ fn snapshot() -> Envelope {
     meta.mut_conf_state().auto_leave = true;
     message.mut_snapshot().data = (&b"d"[..]).into();
     let (from, to, from_store) = (PeerId(11), PeerId(13), StoreId(1));
-    Envelope { region: RegionId(300), from, to, from_store, message }
+    Envelope { region: RegionId(300), from, to, from_store, message, note: None }
 }
 
 /// One frame of every kind.
+fn gone() -> Envelope {
+    let epoch = Epoch { conf_ver: 300, version: 4 };
+    let (from, to) = (PeerId(11), PeerId(1 << 21));
+    let (region, message) = (RegionId(3), Message::default());
+    let note = Some(Note::Gone { epoch });
+    Envelope { region, from, to, from_store: StoreId(1), message, note }
+}
+
+fn buried() -> Envelope {
+    Envelope { note: Some(Note::Buried), ..gone() }
+}
+
 fn all() -> Vec<(Kind, Vec<u8>)> {
     let hello = Hello {
         protocol: PROTOCOL,
@@ -81,7 +93,7 @@ fn all() -> Vec<(Kind, Vec<u8>)> {
         (
             Kind::Envelopes,
             frame(&|out| {
-                write_envelopes([append(), snapshot()].iter(), 1 << 20, out);
+                write_envelopes([append(), snapshot(), gone(), buried()].iter(), 1 << 20, out);
             }),
         ),
         (Kind::Request, frame(&|out| write_call(Kind::Request, 5, b"ask", out))),
@@ -116,7 +128,7 @@ fn every_kind_is_read_back() {
             Kind::Envelopes => {
                 let mut got = Vec::new();
                 read_envelopes(p, StoreId(1), &mut got).unwrap();
-                assert_eq!(got, [append(), snapshot()]);
+                assert_eq!(got, [append(), snapshot(), gone(), buried()]);
             }
             Kind::Request => assert_eq!(read_call(p).unwrap(), (5, (&b"ask"[..]).into())),
             Kind::Response => assert_eq!(read_call(p).unwrap(), (5, (&b"say"[..]).into())),

@@ -137,7 +137,14 @@ fn envelopes(rng: &mut Rng) -> Vec<Envelope> {
                 }
             }
             let (from, to) = (PeerId(1), PeerId(2));
-            Envelope { region: RegionId(i as u64), from, to, from_store: StoreId(1), message }
+            Envelope {
+                region: RegionId(i as u64),
+                from,
+                to,
+                from_store: StoreId(1),
+                message,
+                note: None,
+            }
         })
         .collect()
 }
@@ -381,7 +388,7 @@ fn strangers_are_told_why_and_closed() {
     let cases = [
         (hello_with(|h| h.cluster = Some(8)), Reason::Cluster),
         (hello_with(|h| h.cluster = None), Reason::Cluster),
-        (hello_with(|h| h.protocol = 2), Reason::Protocol),
+        (hello_with(|h| h.protocol = PROTOCOL + 1), Reason::Protocol),
         (hello_with(|h| h.store = StoreId(1)), Reason::Store),
         (hello_with(|h| h.target = Some(StoreId(4))), Reason::Store),
         (b"GET / HTTP/1.1\r\n\r\n".to_vec(), Reason::Malformed),

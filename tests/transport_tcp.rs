@@ -142,7 +142,7 @@ fn append(region: u64, index: u64, len: usize) -> Envelope {
         ..Default::default()
     };
     let (from, to, from_store) = (PeerId(1), PeerId(2), StoreId(1));
-    Envelope { region: RegionId(region), from, to, from_store, message }
+    Envelope { region: RegionId(region), from, to, from_store, message, note: None }
 }
 
 fn runtime() -> Runtime {

@@ -7,10 +7,10 @@ use ::raft::eraftpb::{ConfState, Entry, EntryType, Message, MessageType, Snapsho
 use bytes::{Bytes, BytesMut};
 use catamaran::codec::Reader;
 use catamaran::raft::wire;
-use catamaran::transport::Envelope;
 use catamaran::transport::frame::{Decoder, Kind};
 use catamaran::transport::payload::*;
-use catamaran::types::{PeerId, RegionId, StoreId};
+use catamaran::transport::{Envelope, Note};
+use catamaran::types::{Epoch, PeerId, RegionId, StoreId};
 use proptest::prelude::*;
 
 const KINDS: [MessageType; 19] = [
@@ -123,7 +123,28 @@ fn envelope() -> impl Strategy<Value = Envelope> {
     (number(), number(), number(), any::<bool>(), message()).prop_map(|(r, f, t, same, message)| {
         let (f, t) = if same { (message.from, message.to) } else { (f, t) };
         let from_store = StoreId(9);
-        Envelope { region: RegionId(r), from: PeerId(f), to: PeerId(t), from_store, message }
+        Envelope {
+            region: RegionId(r),
+            from: PeerId(f),
+            to: PeerId(t),
+            from_store,
+            message,
+            note: None,
+        }
+    })
+}
+
+fn note() -> impl Strategy<Value = Envelope> {
+    let gone = (number(), number())
+        .prop_map(|(conf_ver, version)| Note::Gone { epoch: Epoch { conf_ver, version } });
+    let note = prop_oneof![gone, Just(Note::Buried)];
+    (number(), number(), number(), note).prop_map(|(r, f, t, note)| Envelope {
+        region: RegionId(r),
+        from: PeerId(f),
+        to: PeerId(t),
+        from_store: StoreId(9),
+        message: Message::default(),
+        note: Some(note),
     })
 }
 
@@ -176,7 +197,7 @@ proptest! {
     }
 
     #[test]
-    fn envelopes_round_trip(envelopes in prop::collection::vec(envelope(), 0..6)) {
+    fn envelopes_round_trip(envelopes in prop::collection::vec(prop_oneof![3 => envelope(), 1 => note()], 0..6)) {
         let mut out = Vec::new();
         prop_assert_eq!(write_envelopes(envelopes.iter(), 64 << 20, &mut out), 0);
         let mut wire = BytesMut::from(&out[..]);
@@ -188,6 +209,22 @@ proptest! {
         prop_assert!(wire.is_empty());
         prop_assert_eq!(got, envelopes);
     }
+}
+
+#[test]
+fn hostile_notes_are_refused() {
+    let read = |payload: &[u8]| {
+        read_envelopes(Bytes::copy_from_slice(payload), StoreId(9), &mut Vec::new())
+    };
+    let gone: &[u8] = &[3, 3, 11, 12, 1, 5, 6];
+    read(gone).unwrap();
+    read(&[3, 3, 11, 12, 2]).unwrap();
+    for cut in 1..gone.len() {
+        assert!(read(&gone[..cut]).is_err(), "cut at {cut}");
+    }
+    assert!(read(&[2, 3, 11, 12, 2]).is_err(), "replicas not spelled out");
+    assert!(read(&[4, 3, 11, 12, 2]).is_err() && read(&[7, 3, 11, 12, 2]).is_err(), "flags");
+    assert!(read(&[3, 3, 11, 12, 0]).is_err() && read(&[3, 3, 11, 12, 3]).is_err(), "kinds");
 }
 
 #[test]
@@ -237,7 +274,7 @@ fn a_message_above_the_cap_is_left_out_alone() {
             ..Default::default()
         };
         let (from, to, from_store) = (PeerId(0), PeerId(0), StoreId(1));
-        Envelope { region: RegionId(1), from, to, from_store, message }
+        Envelope { region: RegionId(1), from, to, from_store, message, note: None }
     };
     let envelopes =
         [with(10), with(3 << 20), with(2 << 20), with(20), with(900 << 10), with(900 << 10)];

@@ -16,8 +16,9 @@ const REGION_BYTES_MAX: usize = 128 << 10;
 
 /// The texts of errors whose text is static: what another node says is looked up here, so that "busy" keeps
 /// saying with what. A test compares the list with the sources.
-const BUSY: [&str; 29] = [
+const BUSY: [&str; 31] = [
     "a connection",
+    "a learner that has not caught up",
     "a node cannot be reached",
     "a replica that is behind",
     "another change of the region's shape",
@@ -26,6 +27,7 @@ const BUSY: [&str; 29] = [
     "apply queue",
     "bytes being received",
     "every node",
+    "live replicas: too few would be left to agree",
     "log segments",
     "log writer",
     "no replica took the request in time",
@@ -57,7 +59,7 @@ const TIMEOUT: [&str; 8] = [
     "the other side heard nothing",
     "the region's answer",
 ];
-const AMBIGUOUS: [&str; 8] = [
+const AMBIGUOUS: [&str; 9] = [
     "a batch over several regions was applied in part",
     "an answer of another kind than the request",
     "it was applied, but its answer is too large to be sent",
@@ -66,6 +68,7 @@ const AMBIGUOUS: [&str; 8] = [
     "the connection broke",
     "the connection broke before the answer",
     "the replica was fenced off",
+    "the replica was removed",
 ];
 
 /// The static text equal to what another node said, or `otherwise`: another version may know more texts.
@@ -124,6 +127,10 @@ pub fn encode(error: &Error, out: &mut Writer<'_>) {
             out.u8(14);
             out.bytes(key);
         }
+        Error::LeaderStays { region } => {
+            out.u8(15);
+            out.varint(region.0);
+        }
         other => text(out, 12, &other.to_string()),
     }
 }
@@ -168,6 +175,7 @@ pub fn decode(from: &mut Reader) -> Result<Error> {
             offset: from.varint()?,
             detail: from.text(TEXT_MAX)?,
         },
+        15 => Error::LeaderStays { region: RegionId(from.varint()?) },
         14 => Error::NoRoute { key: from.bytes(BOUND_BYTES_MAX)? },
         kind => return Err(from.malformed(format_args!("unknown error kind {kind}"))),
     })
@@ -206,6 +214,7 @@ mod tests {
             Error::NotLeader { region: RegionId(7), leader: None },
             Error::EpochNotMatch { current: vec![region] },
             Error::RegionNotFound(RegionId(1)),
+            Error::LeaderStays { region: RegionId(1) },
             Error::NoRoute { key: Bytes::from_static(b"k") },
             Error::Busy { what: "x" },
             Error::Timeout { after_ms: 9, what: "x" },

@@ -178,10 +178,12 @@ impl Inner {
     }
 
     /// Takes what an error tells about the cluster.
-    fn learn(&self, job: &Job, at: StoreId, reach: Reach, error: &Error) {
+    fn learn(self: &Arc<Self>, job: &Job, at: StoreId, reach: Reach, error: &Error) {
         match error {
             Error::EpochNotMatch { current } => self.learn_regions(current),
             Error::NotLeader { leader, .. } => self.learn_leader(job, leader.filter(|l| *l != at)),
+            // Its replicas have moved: who else knows where to?
+            Error::RegionNotFound(region) => self.ask_around(*region, job.attempt, job.deadline),
             _ if reach == Reach::Refused => {
                 let hint = self.routes.read().get(job.route.region).and_then(|r| r.leader);
                 if hint == Some(at) {

@@ -9,7 +9,7 @@ use super::job::Job;
 use super::local::Inner;
 use super::request::{Body, REGIONS_MAX, Response, Route};
 use crate::error::Error;
-use crate::types::{Region, StoreId, Time};
+use crate::types::{Region, RegionId, StoreId, Time};
 use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -105,6 +105,14 @@ impl Inner {
         let now = self.now();
         let deadline = deadline.min(now.after(PATIENCE));
         self.forward(store, Job::new(body, route, now, deadline, 0, done));
+    }
+
+    /// Asks another node what it knows of a region that was not where it was looked for.
+    pub fn ask_around(self: &Arc<Self>, region: RegionId, attempt: u32, deadline: Time) {
+        let start = self.routes.read().get(region).map(|route| route.region.range.start.clone());
+        if let (Some(store), Some(start)) = (self.somebody(attempt), start) {
+            self.ask_regions(store, start, deadline);
+        }
     }
 
     /// Another store, each in turn.

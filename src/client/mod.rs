@@ -28,6 +28,7 @@ pub mod fault;
 mod job;
 pub mod local;
 mod locate;
+mod members;
 mod pages;
 mod read;
 pub mod remote;

@@ -6,15 +6,29 @@
 //! |---|---|
 //! | split | `3` (one byte), conf_ver, version, number of children, then for each: region, start key, number of peers, the peers |
 //! | allocate | `4` (one byte), count |
+//! | change peers | `5` (one byte), conf_ver, version, number of changes, then for each: kind (one byte: `1` add learner, `2` promote, `3` demote, `4` remove), peer, and of a learner its store |
+//! | leave joint | `6` (one byte), conf_ver, version |
+//! | forget | `7` (one byte), number of peers, the peers |
+//!
+//! *Change peers* and *leave joint* stand in the context of an entry of raft's kind for changed configurations; the
+//! entry's data is raft's own form of the same.
 
 use super::command::KEY_BYTES_MAX;
 use super::{Reader, Writer};
 use crate::error::Result;
-use crate::types::{Epoch, KeyRange, PeerId, RegionId};
+use crate::types::{Epoch, KeyRange, PeerId, RegionId, StoreId};
 use bytes::Bytes;
 
 pub(super) const SPLIT: u8 = 3;
 pub(super) const ALLOCATE: u8 = 4;
+const CHANGE_PEERS: u8 = 5;
+const LEAVE_JOINT: u8 = 6;
+const FORGET: u8 = 7;
+
+const ADD_LEARNER: u8 = 1;
+const PROMOTE: u8 = 2;
+const DEMOTE: u8 = 3;
+const REMOVE: u8 = 4;
 
 /// Children of one split, at most.
 pub const CHILDREN_MAX: usize = 1 << 12;
@@ -30,6 +44,51 @@ pub enum Admin {
         /// How many, at least one.
         count: u64,
     },
+    /// Change who the replicas are.
+    ChangePeers {
+        /// The shape that it was made for; another set of replicas refuses it.
+        epoch: Epoch,
+        /// One change, or several promotions and demotions that take effect together.
+        changes: Vec<Change>,
+    },
+    /// End a joint configuration.
+    LeaveJoint {
+        /// The shape that it was made for.
+        epoch: Epoch,
+    },
+    /// These former replicas are gone for good: they need not be remembered.
+    Forget {
+        /// Which.
+        peers: Vec<PeerId>,
+    },
+}
+
+/// A change of one replica.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// A new replica, which receives the log and does not vote.
+    AddLearner {
+        /// Never used before.
+        peer: PeerId,
+        /// A store without a replica of the region.
+        store: StoreId,
+    },
+    /// A learner becomes a voter.
+    Promote(PeerId),
+    /// A voter becomes a learner.
+    Demote(PeerId),
+    /// A replica goes, with its data.
+    Remove(PeerId),
+}
+
+impl Change {
+    /// The replica that is changed.
+    pub fn peer(self) -> PeerId {
+        match self {
+            Change::AddLearner { peer, .. } => peer,
+            Change::Promote(peer) | Change::Demote(peer) | Change::Remove(peer) => peer,
+        }
+    }
 }
 
 /// Cuts a region at the start keys of `children`; the region itself keeps what lies before the first.
@@ -60,8 +119,7 @@ impl Admin {
         match self {
             Admin::Split(split) => {
                 out.u8(SPLIT);
-                out.varint(split.epoch.conf_ver);
-                out.varint(split.epoch.version);
+                encode_epoch(&split.epoch, &mut out);
                 out.varint(split.children.len() as u64);
                 for child in &split.children {
                     out.varint(child.region.0);
@@ -74,6 +132,32 @@ impl Admin {
                 out.u8(ALLOCATE);
                 out.varint(*count);
             }
+            Admin::ChangePeers { epoch, changes } => {
+                out.u8(CHANGE_PEERS);
+                encode_epoch(epoch, &mut out);
+                out.varint(changes.len() as u64);
+                for change in changes {
+                    out.u8(match change {
+                        Change::AddLearner { .. } => ADD_LEARNER,
+                        Change::Promote(_) => PROMOTE,
+                        Change::Demote(_) => DEMOTE,
+                        Change::Remove(_) => REMOVE,
+                    });
+                    out.varint(change.peer().0);
+                    if let Change::AddLearner { store, .. } = change {
+                        out.varint(store.0);
+                    }
+                }
+            }
+            Admin::LeaveJoint { epoch } => {
+                out.u8(LEAVE_JOINT);
+                encode_epoch(epoch, &mut out);
+            }
+            Admin::Forget { peers } => {
+                out.u8(FORGET);
+                out.varint(peers.len() as u64);
+                peers.iter().for_each(|peer| out.varint(peer.0));
+            }
         }
         Bytes::from(bytes)
     }
@@ -85,29 +169,74 @@ impl Admin {
         let admin = match kind {
             SPLIT => decode_split(&mut from),
             ALLOCATE => from.varint().map(|count| Admin::Allocate { count }),
+            CHANGE_PEERS => decode_change(&mut from),
+            LEAVE_JOINT => decode_epoch(&mut from).map(|epoch| Admin::LeaveJoint { epoch }),
+            FORGET => decode_peers(&mut from).map(|peers| Admin::Forget { peers }),
             _ => return None,
         };
         Some(admin.and_then(|admin| from.finish().map(|()| admin)))
+    }
+
+    /// Makes it as if made for another shape.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn set_epoch(&mut self, to: Epoch) {
+        match self {
+            Admin::Split(split) => split.epoch = to,
+            Admin::ChangePeers { epoch, .. } | Admin::LeaveJoint { epoch } => *epoch = to,
+            Admin::Allocate { .. } | Admin::Forget { .. } => {}
+        }
     }
 
     /// The shape it was made for, if it changes one.
     pub fn epoch(&self) -> Option<Epoch> {
         match self {
             Admin::Split(split) => Some(split.epoch),
-            Admin::Allocate { .. } => None,
+            Admin::ChangePeers { epoch, .. } | Admin::LeaveJoint { epoch } => Some(*epoch),
+            Admin::Allocate { .. } | Admin::Forget { .. } => None,
         }
     }
 }
 
+fn encode_epoch(epoch: &Epoch, out: &mut Writer<'_>) {
+    out.varint(epoch.conf_ver);
+    out.varint(epoch.version);
+}
+
+fn decode_epoch(from: &mut Reader) -> Result<Epoch> {
+    Ok(Epoch { conf_ver: from.varint()?, version: from.varint()? })
+}
+
+fn decode_peers(from: &mut Reader) -> Result<Vec<PeerId>> {
+    let count = from.count(1, PEERS_MAX)?;
+    (0..count).map(|_| from.varint().map(PeerId)).collect()
+}
+
+fn decode_change(from: &mut Reader) -> Result<Admin> {
+    let epoch = decode_epoch(from)?;
+    let count = from.count(2, PEERS_MAX)?;
+    let mut changes = Vec::with_capacity(count);
+    for _ in 0..count {
+        let kind = from.u8()?;
+        let peer = PeerId(from.varint()?);
+        changes.push(match kind {
+            ADD_LEARNER => Change::AddLearner { peer, store: StoreId(from.varint()?) },
+            PROMOTE => Change::Promote(peer),
+            DEMOTE => Change::Demote(peer),
+            REMOVE => Change::Remove(peer),
+            other => return Err(from.malformed(format_args!("change {other}"))),
+        });
+    }
+    Ok(Admin::ChangePeers { epoch, changes })
+}
+
 fn decode_split(from: &mut Reader) -> Result<Admin> {
-    let epoch = Epoch { conf_ver: from.varint()?, version: from.varint()? };
+    let epoch = decode_epoch(from)?;
     let count = from.count(3, CHILDREN_MAX)?;
     let mut children = Vec::with_capacity(count);
     for _ in 0..count {
         let region = RegionId(from.varint()?);
         let start = from.bytes(KEY_BYTES_MAX)?;
-        let peers = from.count(1, PEERS_MAX)?;
-        let peers = (0..peers).map(|_| from.varint().map(PeerId)).collect::<Result<_>>()?;
+        let peers = decode_peers(from)?;
         children.push(Child { region, start, peers });
     }
     Ok(Admin::Split(Split { epoch, children }))
@@ -147,7 +276,20 @@ mod tests {
 
     #[test]
     fn reads_back_and_refuses_every_cut() {
-        for admin in [Admin::Split(split()), Admin::Allocate { count: 9 }] {
+        let epoch = Epoch { conf_ver: 3, version: 1 };
+        let changes = vec![
+            Change::AddLearner { peer: PeerId(300), store: StoreId(4) },
+            Change::Promote(PeerId(8)),
+            Change::Demote(PeerId(9)),
+            Change::Remove(PeerId(1 << 40)),
+        ];
+        for admin in [
+            Admin::Split(split()),
+            Admin::Allocate { count: 9 },
+            Admin::ChangePeers { epoch, changes },
+            Admin::LeaveJoint { epoch },
+            Admin::Forget { peers: vec![PeerId(1), PeerId(400)] },
+        ] {
             let bytes = admin.encode();
             assert_eq!(Admin::decode(&bytes).unwrap().unwrap(), admin);
             for cut in 1..bytes.len() {

@@ -3,7 +3,7 @@
 //!
 //! Little-endian: region id `u64`, conf_ver `u64`, version `u64`, compacted index `u64`, compacted term
 //! `u64`, start length `u32`, start, end length `u32`, end, number of peers `u32`, then for each: id `u64`,
-//! store `u64`, role `u8` (0 voter, 1 learner).
+//! store `u64`, role `u8` (0 voter, 1 learner, 2 incoming, 3 demoting).
 
 use crate::error::{Error, Result};
 use crate::types::*;
@@ -11,6 +11,8 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 /// More replicas than this do not occur.
 const PEERS_MAX: usize = 1 << 10;
+/// Removed peers that a region remembers, at most: no more are removed before some are known to be gone.
+pub const REMOVED_MAX: usize = 1 << 10;
 
 /// Writes a region and its replicated compaction point.
 pub fn encode(region: &Region, compacted: LogPosition) -> Bytes {
@@ -31,6 +33,8 @@ pub fn encode(region: &Region, compacted: LogPosition) -> Bytes {
         out.put_u8(match peer.role {
             Role::Voter => 0,
             Role::Learner => 1,
+            Role::Incoming => 2,
+            Role::Demoting => 3,
         });
     }
     out.freeze()
@@ -45,12 +49,20 @@ pub struct Head {
     pub compacted: LogPosition,
     /// The cluster's id counter, if the region keeps it.
     pub next_id: u64,
+    /// Former members that are not yet known to be gone.
+    pub removed: Vec<Peer>,
 }
 
-/// Writes the head of a snapshot: the id counter `u64`, then the region.
+/// Writes the head of a snapshot: the id counter `u64`, number of removed peers `u32`, then for each: id `u64`,
+/// store `u64`; then the region.
 pub fn encode_head(state: &RegionState) -> Bytes {
     let mut out = BytesMut::new();
     out.put_u64_le(state.next_id);
+    out.put_u32_le(state.removed.len() as u32);
+    for peer in &state.removed {
+        out.put_u64_le(peer.id.0);
+        out.put_u64_le(peer.store.0);
+    }
     out.put_slice(&encode(&state.region, state.compacted));
     out.freeze()
 }
@@ -58,10 +70,21 @@ pub fn encode_head(state: &RegionState) -> Bytes {
 /// Reads what [`encode_head`] wrote.
 pub fn decode_head(bytes: &Bytes) -> Result<Head> {
     let mut bytes = bytes.clone();
-    need(&bytes, 8)?;
+    need(&bytes, 12)?;
     let next_id = bytes.get_u64_le();
+    let count = bytes.get_u32_le() as usize;
+    if count > REMOVED_MAX {
+        return Err(Error::malformed("region", "number of removed peers"));
+    }
+    need(&bytes, count * 16)?;
+    let gone = |bytes: &mut Bytes| Peer {
+        id: PeerId(bytes.get_u64_le()),
+        store: StoreId(bytes.get_u64_le()),
+        role: Role::Learner,
+    };
+    let removed = (0..count).map(|_| gone(&mut bytes)).collect();
     let (region, compacted) = decode(&bytes)?;
-    Ok(Head { region, compacted, next_id })
+    Ok(Head { region, compacted, next_id, removed })
 }
 
 fn need(bytes: &Bytes, n: usize) -> Result<()> {
@@ -97,6 +120,8 @@ pub fn decode(bytes: &Bytes) -> Result<(Region, LogPosition)> {
         let role = match bytes.get_u8() {
             0 => Role::Voter,
             1 => Role::Learner,
+            2 => Role::Incoming,
+            3 => Role::Demoting,
             _ => return Err(Error::malformed("region", "role")),
         };
         peers.push(Peer { id, store, role });
@@ -114,13 +139,30 @@ mod tests {
             id: RegionId(7),
             range: KeyRange::new("a", "m"),
             epoch: Epoch { conf_ver: 2, version: 3 },
-            peers: vec![Peer { id: PeerId(9), store: StoreId(1), role: Role::Learner }],
+            peers: [Role::Voter, Role::Learner, Role::Incoming, Role::Demoting]
+                .map(|role| Peer { id: PeerId(9), store: StoreId(1), role })
+                .to_vec(),
         };
         let at = LogPosition { index: 11, term: 4 };
         let bytes = encode(&region, at);
         assert_eq!(decode(&bytes).unwrap(), (region, at));
         for cut in 0..bytes.len() {
             assert!(decode(&bytes.slice(..cut)).is_err());
+        }
+        let mut bad = bytes.to_vec();
+        *bad.last_mut().unwrap() = 4;
+        assert!(decode(&bad.into()).is_err(), "a role that is not");
+    }
+
+    #[test]
+    fn a_head_remembers_who_was_removed() {
+        let gone = Peer { id: PeerId(4), store: StoreId(2), role: Role::Learner };
+        let state = RegionState { removed: vec![gone], next_id: 9, ..Default::default() };
+        let bytes = encode_head(&state);
+        let head = decode_head(&bytes).unwrap();
+        assert_eq!((head.removed, head.next_id), (vec![gone], 9));
+        for cut in 0..bytes.len() {
+            assert!(decode_head(&bytes.slice(..cut)).is_err());
         }
     }
 }

@@ -4,6 +4,7 @@ use super::Shared;
 use crate::region::apply::{Applier, ApplyOutcome};
 use crate::store::{Applied, ApplyTask, Event};
 use parking_lot::{Condvar, Mutex};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -58,7 +59,7 @@ impl ApplyQueue {
 fn bytes_of(task: &ApplyTask) -> usize {
     match task {
         ApplyTask::Entries { entries, .. } => entries.iter().map(|e| e.data.len() + 64).sum(),
-        ApplyTask::Restore { .. } => 64,
+        ApplyTask::Restore { .. } | ApplyTask::Destroy { .. } => 64,
     }
 }
 
@@ -107,7 +108,7 @@ pub fn run(shared: &Shared, at: usize, mut applier: Applier) {
             .iter()
             .map(|task| match task {
                 ApplyTask::Entries { entries, .. } => entries.len(),
-                ApplyTask::Restore { .. } => 0,
+                ApplyTask::Restore { .. } | ApplyTask::Destroy { .. } => 0,
             })
             .sum();
         let result = applier.apply(tasks, &mut outcome);
@@ -118,6 +119,10 @@ pub fn run(shared: &Shared, at: usize, mut applier: Applier) {
         }
         shared.desks.complete(outcome.replies);
         post(shared, outcome.applied);
+        if let Some(cut) = outcome.cut {
+            let cut = Arc::new(cut);
+            shared.post_all(|| Event::Flushed(Arc::clone(&cut)));
+        }
         for file in outcome.discard {
             super::round::remove(shared, &file.path);
         }

@@ -6,7 +6,7 @@
 //! snapshot, so it cannot be rebuilt after a restart: it must be sent a snapshot again.
 
 use super::mem::MemTables;
-use super::{Flush, Options, StateStore, Stats, TableStore, View, WriteBatch};
+use super::{Cut, Flush, Options, StateStore, Stats, TableStore, View, WriteBatch};
 use crate::error::Result;
 use crate::types::{KeyRange, RegionState, StoreIdent};
 use bytes::Bytes;
@@ -35,6 +35,10 @@ impl StateStore for MemoryStore {
         self.0.region_states()
     }
 
+    fn tombstones(&self) -> Vec<RegionState> {
+        self.0.tombstones()
+    }
+
     fn write(&self, batch: WriteBatch) -> Result<()> {
         self.0.write(batch)
     }
@@ -52,8 +56,9 @@ impl StateStore for MemoryStore {
         range: &KeyRange,
         items: &mut dyn Iterator<Item = Result<(Bytes, Bytes)>>,
         state: RegionState,
-    ) -> Result<()> {
-        self.0.restore(range, items, state)
+    ) -> Result<Cut> {
+        // Nothing is ever durable here: the log is kept.
+        self.0.restore(range, items, state).map(|_| Cut::new())
     }
 
     fn maintain(&self) -> Result<bool> {

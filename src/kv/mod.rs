@@ -66,8 +66,8 @@ pub enum Direction {
 /// What a scan yields: keys in order, each once.
 pub type Scan = Box<dyn Iterator<Item = Result<(Bytes, Bytes)>> + Send>;
 
-/// A durable cut: for every region of the store, the entry up to which its effects are on disk.
-/// Sorted by region.
+/// A durable cut: for every region of the store, the entry up to which its effects are on disk; for a
+/// tombstone [`DEAD`](crate::types::DEAD). Sorted by region.
 pub type Cut = Vec<(RegionId, PeerId, LogPosition)>;
 
 /// What a store holds and owes; for operators, pacing and tests.
@@ -100,8 +100,11 @@ pub trait StateStore: Send + Sync + 'static {
     /// ([`Error::Identity`](crate::Error::Identity)) when the store has an identity already.
     fn bootstrap(&self, ident: &StoreIdent, regions: Vec<RegionState>) -> Result<()>;
 
-    /// All regions as of now (right after open: as of the last durable cut), sorted by region.
+    /// All regions as of now (right after open: as of the last durable cut), sorted by region; no tombstones.
     fn region_states(&self) -> Vec<RegionState>;
+
+    /// What is left of replicas that were destroyed, as [`region_states`](Self::region_states).
+    fn tombstones(&self) -> Vec<RegionState>;
 
     /// Applies a batch: all of it or nothing, visible to views taken later, **not durable** before the next
     /// flush. Several threads may call it; batches of one region must come in apply order.
@@ -116,14 +119,15 @@ pub trait StateStore: Send + Sync + 'static {
     fn freeze(&self) -> Result<Option<Box<dyn Flush>>>;
 
     /// Replaces everything in `range` by `items` (ascending, distinct, inside the range) and sets the region's
-    /// state. Durable and atomic on return: after a crash either the old or the new state is there.
+    /// state. Durable and atomic on return: after a crash either the old or the new state is there. Everything
+    /// written before is durable then, too: the cut says what.
     /// The caller makes sure that nobody writes to the region meanwhile.
     fn restore(
         &self,
         range: &KeyRange,
         items: &mut dyn Iterator<Item = Result<(Bytes, Bytes)>>,
         state: RegionState,
-    ) -> Result<()>;
+    ) -> Result<Cut>;
 
     /// One bounded step of background work (compaction; merges of memtable runs too large for a writer). `true` if there was any: call again. Blocks its
     /// caller, nobody else.
@@ -149,8 +153,12 @@ pub trait View: Send + Sync {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>>;
     /// The keys of `range`, in order, either way. The iterator outlives the view.
     fn scan(&self, range: &KeyRange, direction: Direction) -> Result<Scan>;
-    /// The state of one region, of the same instant as the data.
-    fn region(&self, id: RegionId) -> Option<RegionState>;
+    /// The state of one region, of the same instant as the data; not its tombstone.
+    fn region(&self, id: RegionId) -> Option<RegionState> {
+        self.record(id).filter(|state| !state.is_tombstone())
+    }
+    /// The state of one region, or its tombstone, of the same instant as the data.
+    fn record(&self, id: RegionId) -> Option<RegionState>;
 }
 
 /// A cut that was taken and is not yet on disk. Dropping it without running it loses nothing: the next

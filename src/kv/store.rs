@@ -263,7 +263,13 @@ impl StateStore for TableStore {
     }
 
     fn region_states(&self) -> Vec<RegionState> {
-        self.inner.picture().regions().into_values().map(|state| (*state).clone()).collect()
+        let all = self.inner.picture().regions();
+        all.into_values().filter(|s| !s.is_tombstone()).map(|state| (*state).clone()).collect()
+    }
+
+    fn tombstones(&self) -> Vec<RegionState> {
+        let all = self.inner.picture().regions();
+        all.into_values().filter(|s| s.is_tombstone()).map(|state| (*state).clone()).collect()
     }
 
     fn write(&self, batch: WriteBatch) -> Result<()> {
@@ -317,8 +323,9 @@ impl StateStore for TableStore {
         range: &KeyRange,
         items: &mut dyn Iterator<Item = Result<(Bytes, Bytes)>>,
         state: RegionState,
-    ) -> Result<()> {
-        self.inner.restore(range, items, state)
+    ) -> Result<Cut> {
+        self.inner.restore(range, items, state)?;
+        Ok(self.inner.durable_cut())
     }
 
     fn maintain(&self) -> Result<bool> {

@@ -79,7 +79,7 @@ impl View for StoreView {
         Ok(Box::new(Merged { direction, sources, deleting, tables, head: None, failed: false }))
     }
 
-    fn region(&self, id: RegionId) -> Option<RegionState> {
+    fn record(&self, id: RegionId) -> Option<RegionState> {
         for run in self.0.runs.iter().rev() {
             if let Some(state) = run.region(id) {
                 return state.as_deref().cloned();

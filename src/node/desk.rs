@@ -131,6 +131,7 @@ fn decode_header(header: Bytes, from_store: StoreId) -> Result<Envelope> {
         to: PeerId(from.varint()?),
         from_store,
         message: wire::decode(&mut from)?,
+        note: None,
     };
     from.finish()?;
     Ok(envelope)
@@ -309,6 +310,7 @@ mod tests {
             to: PeerId(2),
             from_store: StoreId(4),
             message,
+            note: None,
         };
         let bytes = encode_header(&envelope);
         assert_eq!(decode_header(bytes.clone(), StoreId(4)).unwrap(), envelope);

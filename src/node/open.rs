@@ -250,6 +250,7 @@ fn open_state(
                         applied: INITIAL_POSITION,
                         compacted: INITIAL_POSITION,
                         next_id: 0,
+                        removed: Vec::new(),
                     })
                 });
                 state.bootstrap(&pb::decode_ident(&ident)?, states.collect())?;

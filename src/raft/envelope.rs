@@ -1,7 +1,20 @@
 //! A raft message with its address: which region, from whom, to whom.
 
-use crate::types::{PeerId, RegionId, StoreId};
+use crate::types::{Epoch, PeerId, RegionId, StoreId};
 use ::raft::eraftpb::{Message, MessageType};
+
+/// What stores tell each other about a replica, beside raft.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Note {
+    /// The receiver is not a member of its region any more, as of this shape: it must go, if it lives, and say when
+    /// it is gone for good.
+    Gone {
+        /// The shape in which it is missing.
+        epoch: Epoch,
+    },
+    /// The sender is gone for good: its store knows durably that it never lives again.
+    Buried,
+}
 
 /// One raft message on its way between two peers of a region.
 #[derive(Clone, PartialEq, Debug)]
@@ -16,6 +29,8 @@ pub struct Envelope {
     pub from_store: StoreId,
     /// What it says.
     pub message: Message,
+    /// What is said instead of a raft message, which is empty then.
+    pub note: Option<Note>,
 }
 
 /// Which queue of a connection a message takes.

@@ -1,8 +1,12 @@
 //! [`Group`]: the raft state machine of one peer.
 
 use super::guard::{self, Verdict};
+use crate::codec::admin::Change;
 use crate::types::{LogPosition, PeerId};
-use ::raft::eraftpb::{Entry, HardState, Message, MessageType, Snapshot};
+use ::raft::eraftpb::{
+    ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState, Entry,
+    EntryType, HardState, Message, MessageType, Snapshot,
+};
 use ::raft::{Config, RawNode, SnapshotStatus, StateRole, Storage};
 use bytes::Bytes;
 
@@ -49,6 +53,8 @@ pub enum ProposeError {
     Transferring,
     /// Too many uncommitted bytes; propose again after some have committed.
     Full,
+    /// Another change of the configuration is proposed and not yet applied, or it cannot follow this one.
+    Changing,
 }
 
 /// Whether a tick may start an election.
@@ -169,6 +175,36 @@ fn cut(mut message: Message, most: u64, out: &mut Vec<Message>) {
     }
 }
 
+/// raft's own form of a change.
+fn form_of(changes: &[Change]) -> ConfChangeV2 {
+    let mut form = ConfChangeV2::default();
+    for change in changes {
+        let mut single = ConfChangeSingle { node_id: change.peer().0, ..Default::default() };
+        single.set_change_type(match change {
+            Change::AddLearner { .. } | Change::Demote(_) => ConfChangeType::AddLearnerNode,
+            Change::Promote(_) => ConfChangeType::AddNode,
+            Change::Remove(_) => ConfChangeType::RemoveNode,
+        });
+        form.mut_changes().push(single);
+    }
+    if changes.len() > 1 {
+        form.set_transition(ConfChangeTransition::Explicit);
+    }
+    form
+}
+
+/// Puts the lists of a configuration in order.
+pub fn sort(state: &mut ConfState) {
+    for list in [
+        &mut state.voters,
+        &mut state.learners,
+        &mut state.voters_outgoing,
+        &mut state.learners_next,
+    ] {
+        list.sort_unstable();
+    }
+}
+
 fn mix(mut x: u64) -> u64 {
     // splitmix64's finaliser (Steele, Lea, Flood 2014).
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -224,7 +260,9 @@ impl<S: Storage> Group<S> {
     pub fn tick(&mut self, elections: Elections) {
         let raft = &self.node.raft;
         let due = raft.election_elapsed + 1 >= raft.randomized_election_timeout();
-        let free = elections == Elections::Free && self.may_campaign();
+        // A learner's time goes on: held back one tick before its election it would follow a leader that is gone for
+        // ever, and refuse the vote that those who have made it a voter wait for (seed 41).
+        let free = !raft.promotable() || (elections == Elections::Free && self.may_campaign());
         if raft.state != StateRole::Leader && due && !free {
             return;
         }
@@ -239,7 +277,10 @@ impl<S: Storage> Group<S> {
         let log = &raft.raft_log;
         let from = log.unstable.maybe_first_index().unwrap_or(log.applied() + 1);
         let in_flight = self.written > self.durable || log.persisted < log.last_index();
-        from >= log.first_index() && !(raft.prs().is_singleton() && in_flight)
+        let conf = raft.prs().conf().to_conf_state();
+        // Of both halves, if there are two.
+        let alone = conf.voters.iter().chain(&conf.voters_outgoing).all(|id| *id == raft.id);
+        raft.promotable() && from >= log.first_index() && !(alone && in_flight)
     }
 
     /// Whether a message would make raft-rs campaign or lead at a moment at which it stops the process:
@@ -294,6 +335,62 @@ impl<S: Storage> Group<S> {
         self.node.raft.step(message).map_err(|_| ProposeError::Full)?;
         let index = self.node.raft.raft_log.last_index();
         Ok(LogPosition { index, term: self.node.raft.term })
+    }
+
+    /// Appends a change of the configuration to the leader's log; no changes: the end of a joint one. What replicas
+    /// apply is `said`; raft's own form beside it is looked at here only. raft-rs would replace what it does
+    /// not like by an empty entry, in silence: that is refused before.
+    pub fn propose_change(
+        &mut self,
+        changes: &[Change],
+        said: Bytes,
+    ) -> Result<LogPosition, ProposeError> {
+        if self.node.raft.state != StateRole::Leader {
+            return Err(ProposeError::NotLeader);
+        }
+        if self.node.raft.lead_transferee.is_some() {
+            return Err(ProposeError::Transferring);
+        }
+        let joint = !self.configuration().voters_outgoing.is_empty();
+        if self.change_pending() || joint != changes.is_empty() {
+            return Err(ProposeError::Changing);
+        }
+        let form = form_of(changes);
+        let data = protobuf::Message::write_to_bytes(&form).map_err(|_| ProposeError::Full)?;
+        let mut entry = Entry { data: data.into(), context: said, ..Default::default() };
+        entry.set_entry_type(EntryType::EntryConfChangeV2);
+        let mut message = Message { from: self.node.raft.id, ..Default::default() };
+        message.set_msg_type(MessageType::MsgPropose);
+        message.mut_entries().push(entry);
+        self.node.raft.step(message).map_err(|_| ProposeError::Full)?;
+        let index = self.node.raft.raft_log.last_index();
+        Ok(LogPosition { index, term: self.node.raft.term })
+    }
+
+    /// Whether a change of the configuration may be in the log and not applied, as far as the leader knows.
+    pub fn change_pending(&self) -> bool {
+        self.node.raft.has_pending_conf()
+    }
+
+    /// A change of the configuration was applied, in order and before [`applied`](Self::applied) of its index. A
+    /// leader that does not vote any more steps down. Nothing is to be called for one that was refused: raft-rs
+    /// 0.7 takes an empty change for the end of a joint configuration.
+    pub fn reconfigure(&mut self, changes: &[Change]) -> ::raft::Result<()> {
+        self.node.apply_conf_change(&form_of(changes))?;
+        let raft = &mut self.node.raft;
+        if raft.state == StateRole::Leader && !raft.promotable() {
+            let term = raft.term;
+            raft.become_follower(term, ::raft::INVALID_ID);
+        }
+        self.fix_timeout();
+        Ok(())
+    }
+
+    /// Who votes and who listens, sorted.
+    pub fn configuration(&self) -> ConfState {
+        let mut state = self.node.raft.prs().conf().to_conf_state();
+        sort(&mut state);
+        state
     }
 
     /// Asks for a read index under `context`, which must be unique in the group. May be dropped
@@ -456,6 +553,16 @@ impl<S: Storage> Group<S> {
             .collect();
         progress.sort_unstable();
         progress
+    }
+
+    /// Whether a learner takes entries as they come and lacks `gap` of them at most, as the leader sees it.
+    pub fn has_caught_up(&self, peer: PeerId, gap: u64) -> bool {
+        let raft = &self.node.raft;
+        raft.prs().get(peer.0).is_some_and(|progress| {
+            progress.recent_active
+                && progress.state == ::raft::ProgressState::Replicate
+                && progress.matched + gap >= raft.raft_log.committed
+        })
     }
 
     /// Whether every other replica, as the leader sees it, is alive and takes entries as they come.

@@ -137,19 +137,27 @@ fn check_snapshot(view: &View<'_>, m: &Message) -> Verdict {
     if meta.index == 0 || meta.index > u64::MAX >> 1 || meta.term == 0 || meta.term > m.term {
         return violation(m, "position out of range");
     }
-    let joint = !conf.voters_outgoing.is_empty() || !conf.learners_next.is_empty();
-    if conf.voters.is_empty() || joint || conf.auto_leave {
-        return violation(m, "not a plain configuration");
+    if conf.voters.is_empty() || conf.auto_leave {
+        return violation(m, "not a configuration of ours");
     }
-    let mut ids: Vec<u64> = conf.voters.iter().chain(&conf.learners).copied().collect();
-    ids.sort_unstable();
-    if ids.windows(2).any(|pair| pair[0] == pair[1]) || ids[0] == 0 {
+    // Nobody twice in the new half; in the old half nobody twice, no learner, and all who are to be learners.
+    let new = [&conf.voters[..], &conf.learners, &conf.learners_next].concat();
+    let old = [&conf.voters_outgoing[..], &conf.learners].concat();
+    if !distinct(new) || !distinct(old.clone()) {
         return violation(m, "a peer stands in the configuration twice");
     }
-    if ids.binary_search(&view.id).is_err() {
-        return violation(m, "the receiver is not in the configuration");
+    if conf.learners_next.iter().any(|id| !conf.voters_outgoing.contains(id)) {
+        return violation(m, "who is demoted did not vote");
+    }
+    if !conf.voters.contains(&view.id) && !old.contains(&view.id) {
+        return Verdict::Drop; // removed, and has not heard of it
     }
     Verdict::Step
+}
+
+fn distinct(mut ids: Vec<u64>) -> bool {
+    ids.sort_unstable();
+    ids.windows(2).all(|pair| pair[0] != pair[1]) && ids.first() != Some(&0)
 }
 
 #[cfg(test)]
@@ -207,9 +215,23 @@ mod tests {
             })
         };
         assert!(!is_violation(&snapshot(vec![1, 2, 3])));
-        assert!(is_violation(&snapshot(vec![2, 3])));
+        let without = snapshot(vec![2, 3]);
+        assert_eq!(check(&view(&|_| None), &without), Verdict::Drop, "removed meanwhile");
         assert!(is_violation(&snapshot(vec![1, 1, 3])));
         assert!(is_violation(&snapshot(vec![])));
+        let joint = |outgoing: Vec<u64>, learners: Vec<u64>, next: Vec<u64>| {
+            let mut m = snapshot(vec![1, 2, 3]);
+            let conf = m.mut_snapshot().mut_metadata().mut_conf_state();
+            conf.voters_outgoing = outgoing;
+            conf.learners = learners;
+            conf.learners_next = next;
+            m
+        };
+        assert!(!is_violation(&joint(vec![1, 2, 4], vec![5], vec![4])));
+        assert!(is_violation(&joint(vec![1, 2, 4], vec![4], vec![])), "votes and listens");
+        assert!(is_violation(&joint(vec![1, 2, 4], vec![], vec![3])), "stays a voter");
+        assert!(is_violation(&joint(vec![1, 2], vec![], vec![4])), "never voted");
+        assert!(is_violation(&joint(vec![1, 1], vec![], vec![])));
     }
 
     #[test]

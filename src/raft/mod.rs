@@ -17,12 +17,12 @@
 //! passes the [`guard`] first, because raft-rs panics on messages that parse well and are wrong. And
 //! proposals to a non-leader are refused rather than silently forwarded.
 //!
-//! Not done: configuration changes (the membership verbs bring them) and priorities.
+//! Not done: priorities.
 
 pub mod envelope;
 pub mod group;
 pub mod guard;
 pub mod wire;
 
-pub use envelope::{Envelope, Lane};
+pub use envelope::{Envelope, Lane, Note};
 pub use group::{Elections, Group, GroupConfig, ProposeError, Ready, ReadyRest, Status};

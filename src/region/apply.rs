@@ -8,16 +8,15 @@
 //! A command that every replica refuses alike is answered and leaves nothing behind. Any other error is
 //! fatal for the store: replicas may differ from here on.
 
+use super::admin::administer;
 use super::effects::*;
 use super::machine::{Context, StateMachine};
 use super::snapshot::{SnapshotFile, SnapshotReader};
-use super::split;
-use crate::codec::admin::Admin;
 use crate::codec::command::Payload;
 use crate::env::Disk;
 use crate::error::{Error, Result};
-use crate::kv::{StateStore, View, WriteBatch};
-use crate::types::{LogPosition, PeerId, RegionId, RegionState};
+use crate::kv::{Cut, StateStore, View, WriteBatch};
+use crate::types::{DEAD, Epoch, LogPosition, PeerId, Region, RegionId, RegionState};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -41,6 +40,8 @@ pub struct ApplyOutcome {
     pub replies: Vec<(Token, Reply)>,
     /// Snapshot files that are no longer needed.
     pub discard: Vec<SnapshotFile>,
+    /// What a restore has made durable, all regions: to be reported as `Event::Flushed`, behind `applied`.
+    pub cut: Option<Cut>,
 }
 
 /// Applies the entries of some regions, in order.
@@ -53,6 +54,15 @@ pub struct Applier {
     regions: BTreeMap<RegionId, RegionState>,
     /// What answers may still take in this round.
     answer_room: usize,
+    /// Whether the epoch is looked at; always, but for a planted bug of the simulator's.
+    epochs: Epochs,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Epochs {
+    Checked,
+    #[cfg(any(test, feature = "sim"))]
+    Ignored,
 }
 
 /// One kv batch being filled.
@@ -73,7 +83,13 @@ impl Applier {
     ) -> Applier {
         let regions =
             kv.region_states().into_iter().map(|state| (state.region.id, state)).collect();
-        Applier { kv, machine, disk, regions, answer_room: ANSWER_BYTES }
+        Applier { kv, machine, disk, regions, answer_room: ANSWER_BYTES, epochs: Epochs::Checked }
+    }
+
+    /// A planted bug of the simulator's: what was made for another shape is applied all the same.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn ignore_epochs(&mut self) {
+        self.epochs = Epochs::Ignored;
     }
 
     /// Applies the tasks, in order. An error is fatal: the store must stop.
@@ -94,6 +110,11 @@ impl Applier {
                 ApplyTask::Restore { state, file } => {
                     self.publish(publishing, out)?;
                     self.restore(state, file, out)?;
+                    publishing = self.begin()?;
+                }
+                ApplyTask::Destroy { region, peer, epoch } => {
+                    self.publish(publishing, out)?;
+                    self.destroy(region, peer, epoch, out)?;
                     publishing = self.begin()?;
                 }
             }
@@ -141,19 +162,11 @@ impl Applier {
         let Some(state) = self.regions.get_mut(&region) else {
             return Err(Error::RegionNotFound(region));
         };
-        if entry.position.index <= state.applied.index {
-            return Ok(()); // handed over again after a restart or a restore
+        if entry.position.index <= state.applied.index || state.peer != peer {
+            return Ok(()); // handed over again after a restart or a restore; another's
         }
-        let applied = publishing.touched.entry(region).or_insert(Applied {
-            region,
-            peer,
-            position: entry.position,
-            compacted: None,
-            bytes: 0,
-            restored: None,
-            reshaped: None,
-            births: Vec::new(),
-        });
+        let start = Applied::at(region, peer, entry.position);
+        let applied = publishing.touched.entry(region).or_insert(start);
         applied.position = entry.position;
         applied.bytes += entry.data.len();
         state.applied = entry.position;
@@ -168,14 +181,22 @@ impl Applier {
                 Ok(())
             }
             Payload::Admin(admin) => {
-                let done = administer(&admin, state, applied, &mut publishing.batch);
+                #[cfg(any(test, feature = "sim"))]
+                let mut admin = admin;
+                #[cfg(any(test, feature = "sim"))]
+                if self.epochs == Epochs::Ignored {
+                    admin.set_epoch(state.region.epoch);
+                }
+                let done =
+                    administer(&admin, state, applied, &mut publishing.batch, &*publishing.view);
                 if let Some(token) = entry.waiting.first() {
                     publishing.replies.push((*token, Reply::Admin(done)));
                 }
                 Ok(())
             }
             Payload::Normal { version, batches } => {
-                let current = (version != state.region.epoch.version).then(|| state.region.clone());
+                let old = self.epochs == Epochs::Checked && version != state.region.epoch.version;
+                let current = old.then(|| state.region.clone());
                 self.commands(
                     region,
                     entry.position.index,
@@ -244,49 +265,49 @@ impl Applier {
         out: &mut ApplyOutcome,
     ) -> Result<()> {
         let mut items = SnapshotReader::open(&self.disk, &file)?;
-        self.kv.restore(&state.region.range, &mut items, state.clone())?;
+        // What was cut off behind this replica's back leaves no data here: should it come, it brings its own.
+        let held = self.kv.view()?.region(state.region.id).map(|old| old.region.range);
+        let range = held.filter(|held| held.covers(&state.region.range));
+        let range = range.unwrap_or_else(|| state.region.range.clone());
+        out.cut = Some(self.kv.restore(&range, &mut items, state.clone())?);
         out.applied.push(Applied {
-            region: state.region.id,
-            peer: state.peer,
-            position: state.applied,
             compacted: Some(state.compacted),
-            bytes: 0,
             restored: Some(state.clone()),
-            reshaped: None,
-            births: Vec::new(),
+            ..Applied::at(state.region.id, state.peer, state.applied)
         });
         out.discard.push(file);
         self.regions.insert(state.region.id, state);
         Ok(())
     }
-}
 
-/// Applies an administrative command. A refusal is the same on every replica and leaves nothing behind.
-fn administer(
-    admin: &Admin,
-    state: &mut RegionState,
-    applied: &mut Applied,
-    batch: &mut WriteBatch,
-) -> Result<AdminDone> {
-    match admin {
-        Admin::Split(split) => {
-            let regions = split::divide(&state.region, split)?;
-            for child in &regions[1..] {
-                if let Some(born) = split::newborn(child.clone(), state) {
-                    batch.set_region(born.clone());
-                    applied.births.push(born);
-                }
-            }
-            state.region = regions[0].clone();
-            applied.reshaped = Some(state.region.clone());
-            Ok(AdminDone::Shaped(regions))
+    /// Deletes a replica and leaves its tombstone, in one batch. A later replica of the region is left alone.
+    fn destroy(
+        &mut self,
+        region: RegionId,
+        peer: PeerId,
+        epoch: Epoch,
+        out: &mut ApplyOutcome,
+    ) -> Result<()> {
+        let there = self.kv.view()?.record(region);
+        if there.as_ref().is_some_and(|there| there.peer > peer) {
+            return Ok(());
         }
-        Admin::Allocate { count } => {
-            let first = state.next_id.max(FIRST_FREE_ID);
-            let refused = || Error::InvalidArgument(format!("{count} ids"));
-            let next = first.checked_add(*count).filter(|_| *count > 0).ok_or_else(refused)?;
-            state.next_id = next;
-            Ok(AdminDone::Ids { first })
+        if there.as_ref().is_some_and(|there| there.is_tombstone() && there.peer == peer) {
+            out.applied.push(Applied { destroyed: true, ..Applied::at(region, peer, DEAD) });
+            return Ok(());
         }
+        let mut batch = WriteBatch::new();
+        let mut last = Region { id: region, ..Region::default() };
+        if let Some(there) = there.filter(|there| !there.is_tombstone()) {
+            batch.delete_range(&there.region.range);
+            last = there.region;
+        }
+        last.epoch.conf_ver = last.epoch.conf_ver.max(epoch.conf_ver);
+        last.epoch.version = last.epoch.version.max(epoch.version);
+        batch.set_region(RegionState::tombstone(last, peer));
+        self.kv.write(batch)?;
+        self.regions.remove(&region);
+        out.applied.push(Applied { destroyed: true, ..Applied::at(region, peer, DEAD) });
+        Ok(())
     }
 }

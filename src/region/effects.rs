@@ -1,6 +1,7 @@
 //! What a round asks the shell to do, as values. The shell (or the simulator) does it in whatever
 //! threads it has and reports back by events; nothing here does anything by itself.
 
+use crate::codec::admin::Change;
 use crate::error::{Error, Result};
 use crate::log::Seq;
 use crate::raft::{Envelope, Lane};
@@ -91,13 +92,22 @@ pub enum ApplyTask {
         /// Its data.
         file: SnapshotFile,
     },
+    /// Delete a replica and its data; leave a tombstone. Also where there is none: then it never will be.
+    Destroy {
+        /// The region.
+        region: RegionId,
+        /// The replica, which is no member any more.
+        peer: PeerId,
+        /// The shape in which it is missing.
+        epoch: Epoch,
+    },
 }
 
 impl ApplyTask {
     /// The region the task belongs to: tasks of one region must stay in order.
     pub fn region(&self) -> RegionId {
         match self {
-            ApplyTask::Entries { region, .. } => *region,
+            ApplyTask::Entries { region, .. } | ApplyTask::Destroy { region, .. } => *region,
             ApplyTask::Restore { state, .. } => state.region.id,
         }
     }
@@ -164,6 +174,31 @@ pub struct Applied {
     pub reshaped: Option<Region>,
     /// Regions cut out of it.
     pub births: Vec<RegionState>,
+    /// Changes of the configuration, in order, for raft; an empty one is the end of a joint one.
+    pub changes: Vec<Vec<Change>>,
+    /// Who is on the list of the removed, if that changed.
+    pub removed: Option<Vec<crate::types::Peer>>,
+    /// The replica was destroyed.
+    pub destroyed: bool,
+}
+
+impl Applied {
+    /// A state machine that got to a position; nothing else.
+    pub fn at(region: RegionId, peer: PeerId, position: LogPosition) -> Applied {
+        Applied {
+            region,
+            peer,
+            position,
+            compacted: None,
+            bytes: 0,
+            restored: None,
+            reshaped: None,
+            births: Vec::new(),
+            changes: Vec::new(),
+            removed: None,
+            destroyed: false,
+        }
+    }
 }
 
 /// A snapshot to stream to a follower that fell behind the log.

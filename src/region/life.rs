@@ -1,5 +1,5 @@
-//! Life: how a replica comes to be on this store. Today that is opening alone: the state store says which
-//! replicas there are, the log is made to agree with it, and raft starts from both.
+//! Life: how a replica comes to be on this store: the state store says which replicas there are, the log is made
+//! to agree with it, and raft starts from both. How one goes stands in [`farewell`](super::farewell).
 //!
 //! **Agreement.** The state store's applied position was persisted in the log before it was applied, so the
 //! log holds it or starts after it. If it does not, a snapshot was restored and the crash came before the log
@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::kv::StateStore;
 use crate::log::{Log, LogBatch};
 use crate::raft::Group;
-use crate::types::{INITIAL_POSITION, RegionState, Time};
+use crate::types::{INITIAL_POSITION, LogPosition, RegionState, Time};
 use ::raft::eraftpb::HardState;
 use std::sync::Arc;
 
@@ -53,7 +53,10 @@ pub fn agree(log: &Log, state: &RegionState, batch: &mut LogBatch) -> Found {
     let mut found = Found { hard_state: HardState::default(), past, fence: None };
     if let Some(record) = record {
         match storage::decode_hard_state(&record) {
-            Some(hard_state) => found.hard_state = hard_state,
+            Some(sworn) if sworn.peer.is_some_and(|peer| peer != state.peer) => {
+                return afresh(state, batch);
+            }
+            Some(sworn) => found.hard_state = sworn.hard_state,
             None => found.fence = Some("the log's state record is not raft's".into()),
         }
     }
@@ -90,9 +93,20 @@ pub fn agree(log: &Log, state: &RegionState, batch: &mut LogBatch) -> Found {
         hard_state.vote = 0;
     }
     if *hard_state != before && found.fence.is_none() {
-        batch.set_state(region.0, storage::encode_hard_state(hard_state));
+        batch.set_state(region.0, storage::encode_hard_state(hard_state, state.peer));
     }
     found
+}
+
+/// The log is that of a dead replica of the region: nothing in it counts, its vote least of all.
+fn afresh(state: &RegionState, batch: &mut LogBatch) -> Found {
+    let group = state.region.id.0;
+    let LogPosition { index: commit, term } = state.applied;
+    let hard_state = HardState { term, commit, ..Default::default() };
+    batch.clear(group);
+    batch.reset(group, state.applied);
+    batch.set_state(group, storage::encode_hard_state(&hard_state, state.peer));
+    Found { hard_state, past: Past::None, fence: None }
 }
 
 impl Peer {
@@ -154,6 +168,11 @@ impl Peer {
                 true => Size::nothing(),
                 false => Size::default(),
             },
+            changing: None,
+            removed: state.removed,
+            asking: Default::default(),
+            strangers: Default::default(),
+            leaving: false,
             ticks: 0,
             region: state.region,
         })

@@ -10,21 +10,25 @@
 //!    [`Applier`](apply::Applier) that publishes one kv batch for many regions and answers the waiting
 //!    tokens; the peer learns the new applied index.
 //!
-//! [`split`] cuts a region, [`size`] finds out when and where; [`read`] keeps the read-index rounds, the leader lease and freshness; [`snapshot`] turns a consistent
+//! [`split`] cuts a region, [`size`] finds out when and where; [`membership`] changes who its replicas are, and
+//! [`farewell`] is how one goes; [`read`] keeps the read-index rounds, the leader lease and freshness; [`snapshot`] turns a consistent
 //! view into chunks and chunks into a restored region; [`storage`] shows the log engine to raft-rs;
 //! [`life`] creates peers and brings them back after a restart; [`compact`] decides how far logs may go.
 //!
 //! Everything here is deterministic: the disk comes through `env::Disk` (inside log and kv), time as an
 //! argument, answers leave as values.
 //!
-//! Not done: merge, membership and hibernation; they have their own files when they come.
+//! Not done: merge and hibernation; they have their own files when they come.
 
+pub mod admin;
 pub mod apply;
 pub mod compact;
 pub mod config;
 pub mod effects;
+pub mod farewell;
 pub mod life;
 pub mod machine;
+pub mod membership;
 pub mod peer;
 pub mod propose;
 pub mod read;

@@ -2,6 +2,7 @@
 
 use super::compact::LogBytes;
 use super::effects::{Effects, Persisted, RegionStatus, Reply, Token};
+use super::farewell::Asking;
 use super::propose::Proposals;
 use super::read::Reads;
 use super::ready::{Received, Restoring, Unpersisted};
@@ -12,12 +13,16 @@ use crate::error::Error;
 use crate::raft::guard::Verdict;
 use crate::raft::{Elections, Envelope, Group};
 use crate::region::config::StoreConfig;
-use crate::types::{LogPosition, PeerId, Region, StoreId, Time};
+use crate::types::{LogPosition, PeerId, Region, Role, StoreId, Time};
 use ::raft::eraftpb::{Message, MessageType};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// What raft-rs puts into the vote requests of a candidate that was ordered to campaign.
 const CAMPAIGN_TRANSFER: &[u8] = b"CampaignTransfer";
+
+/// Senders without a place among the known members that are remembered.
+const STRANGERS_MAX: usize = 16;
 
 /// How far the replica's state machine and its durable form are.
 #[derive(Clone, Copy, Default, Debug)]
@@ -65,13 +70,22 @@ pub struct Peer {
     /// A proposed and not yet applied change of the region's shape: client batches wait for it.
     pub(crate) reshaping: Option<LogPosition>,
     pub(crate) size: Size,
+    /// A proposed and not yet applied change of the replicas: no other change of shape goes beside it.
+    pub(crate) changing: Option<LogPosition>,
+    /// Former members that are not known to be gone.
+    pub(crate) removed: Vec<crate::types::Peer>,
+    pub(crate) asking: Asking,
+    /// Where those live that have spoken to it and are not, or not yet, among the members it knows.
+    pub(crate) strangers: BTreeMap<PeerId, StoreId>,
+    /// No member any more: about to be destroyed.
+    pub(crate) leaving: bool,
     pub(crate) ticks: u64,
 }
 
 impl Peer {
     /// Whether the group may be touched.
     pub(crate) fn runs(&self) -> bool {
-        self.fence.is_none() && self.restoring.is_none()
+        self.fence.is_none() && self.restoring.is_none() && !self.leaving
     }
 
     /// Fences the replica off, for ever: damage or a protocol violation. Everyone who waits is told.
@@ -90,6 +104,9 @@ impl Peer {
 
     /// The error that a replica answers which does not run.
     pub(crate) fn fenced(&self) -> Error {
+        if self.leaving {
+            return Error::RegionNotFound(self.region.id);
+        }
         match &self.fence {
             Some(reason) => Error::Quarantined { region: self.region.id, reason: reason.clone() },
             None => Error::Busy { what: "restoring a snapshot" },
@@ -103,8 +120,23 @@ impl Peer {
     }
 
     pub(crate) fn leader_store(&self) -> Option<StoreId> {
-        let leader = self.group.status().leader?;
-        self.region.peer(leader).map(|peer| peer.store)
+        self.store_of(self.group.status().leader?)
+    }
+
+    fn store_of(&self, peer: PeerId) -> Option<StoreId> {
+        let member = self.region.peer(peer).map(|peer| peer.store);
+        member.or_else(|| self.strangers.get(&peer).copied())
+    }
+
+    /// Somebody speaks to it. A leader that joined after what is applied here is not known as a member yet, and must
+    /// be heard and answered all the same.
+    pub(crate) fn meet(&mut self, peer: PeerId, store: StoreId) {
+        if self.region.peer(peer).is_none() {
+            self.strangers.insert(peer, store);
+            while self.strangers.len() > STRANGERS_MAX {
+                self.strangers.pop_first();
+            }
+        }
     }
 
     /// One tick.
@@ -167,15 +199,17 @@ impl Peer {
 
     /// An envelope to a peer of the region, with the store it lives on.
     pub(crate) fn envelope(&self, message: Message) -> Option<(StoreId, Envelope)> {
-        let to = self.region.peer(PeerId(message.to))?;
+        let to = PeerId(message.to);
+        let store = self.store_of(to)?;
         let envelope = Envelope {
             region: self.region.id,
             from: self.id,
-            to: to.id,
+            to,
             from_store: self.store,
             message,
+            note: None,
         };
-        Some((to.store, envelope))
+        Some((store, envelope))
     }
 
     /// Starts handing leadership over.
@@ -187,7 +221,9 @@ impl Peer {
             return Err(self.not_leader());
         }
         let to = match to {
-            Some(store) => self.region.peer_on(store).map(|peer| peer.id),
+            Some(store) => {
+                self.region.peer_on(store).map(|peer| peer.id).filter(|id| self.may_lead(*id))
+            }
             None => self.most_advanced_follower(),
         };
         match to.filter(|peer| *peer != self.id) {
@@ -202,9 +238,14 @@ impl Peer {
         }
     }
 
+    fn may_lead(&self, peer: PeerId) -> bool {
+        self.region.peer(peer).is_some_and(|p| matches!(p.role, Role::Voter | Role::Incoming))
+    }
+
     fn most_advanced_follower(&self) -> Option<PeerId> {
         let progress = self.group.progress();
-        let others = progress.iter().filter(|(id, _, live)| *id != self.id && *live);
+        let others =
+            progress.iter().filter(|(id, _, live)| *id != self.id && *live && self.may_lead(*id));
         others.max_by_key(|(id, matched, _)| (*matched, *id)).map(|(id, ..)| *id)
     }
 

@@ -142,7 +142,7 @@ impl Peer {
                     waiting.pending_bytes -= bytes;
                     waiting.proposed(position, tokens);
                 }
-                Err(ProposeError::Full) => return, // again when some have committed
+                Err(ProposeError::Full | ProposeError::Changing) => return, // again when some have committed
                 Err(ProposeError::NotLeader | ProposeError::Transferring) => {
                     return self.refuse_pending(effects);
                 }

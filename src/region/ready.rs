@@ -108,7 +108,7 @@ impl Peer {
         config: &StoreConfig,
         pass: &mut Pass<'_>,
     ) -> Option<Collected> {
-        if self.fence.is_some() {
+        if self.fence.is_some() || self.leaving {
             return None;
         }
         if self.restoring.is_some() {
@@ -168,10 +168,22 @@ impl Peer {
             pass.batch.append(group, entries.iter().map(storage::to_log));
         }
         if rounds.current != rounds.written {
-            pass.batch.set_state(group, storage::encode_hard_state(&rounds.current));
+            pass.batch.set_state(group, storage::encode_hard_state(&rounds.current, self.id));
             rounds.written = rounds.current.clone();
         }
         Writes::Something
+    }
+
+    /// Writes down that everything up to `index` is committed, which is not worth a sync by itself and is now: what
+    /// follows from it in other groups' logs must never be durable without it.
+    pub(crate) fn record_commit(&mut self, index: u64, batch: &mut LogBatch) {
+        if self.fence.is_some() || self.leaving {
+            return;
+        }
+        let rounds = &mut self.unpersisted;
+        rounds.current.commit = rounds.current.commit.max(index);
+        rounds.written = rounds.current.clone();
+        batch.set_state(self.region.id.0, storage::encode_hard_state(&rounds.current, self.id));
     }
 
     /// Ends the round; `seq` is the pass's write.
@@ -247,6 +259,7 @@ impl Peer {
             self.reads.restart_rounds();
             if !leads {
                 self.reshaping = None;
+                self.changing = None;
                 self.refuse_pending(effects);
             }
         }
@@ -259,19 +272,26 @@ impl Peer {
         let mut lost = Vec::new();
         let mut entries = Vec::with_capacity(committed.len());
         for entry in committed {
-            if entry.get_entry_type() != EntryType::EntryNormal {
+            let kind = entry.get_entry_type();
+            let ours = kind == EntryType::EntryConfChangeV2 && !entry.context.is_empty();
+            // What replicas are to make of a changed configuration stands beside raft's form of it.
+            let data = if ours { entry.context } else { entry.data };
+            if kind != EntryType::EntryNormal && !ours {
                 let gone = entries.into_iter().flat_map(|e: CommittedEntry| e.waiting).chain(lost);
                 for token in gone {
                     let error = Error::Ambiguous { what: "the replica was fenced off" };
                     Peer::refuse(pass.effects, token, error);
                 }
-                let what = format!("entry {} changes the configuration", entry.index);
+                let what = format!(
+                    "entry {} changes the configuration in a way that is not ours",
+                    entry.index
+                );
                 return self.quarantine(what, pass.effects);
             }
             let position = LogPosition { index: entry.index, term: entry.term };
             let waiting = self.proposals.committed(position, &mut lost);
-            self.progress.applying_bytes += entry.data.len();
-            entries.push(CommittedEntry { position, data: entry.data, waiting });
+            self.progress.applying_bytes += data.len();
+            entries.push(CommittedEntry { position, data, waiting });
         }
         for token in lost {
             // Another entry was committed in its place: it never will be.
@@ -283,8 +303,11 @@ impl Peer {
 
     /// The applier got further.
     pub(crate) fn applied(&mut self, done: Applied, config: &StoreConfig, effects: &mut Effects) {
-        if done.peer != self.id || self.fence.is_some() {
+        if done.peer != self.id || self.fence.is_some() || self.leaving {
             return;
+        }
+        if let Some(removed) = done.removed {
+            self.set_removed(removed);
         }
         if let Some(compacted) = done.compacted {
             self.progress.compacted = self.progress.compacted.max(compacted);
@@ -292,6 +315,7 @@ impl Peer {
         if let Some(state) = done.restored {
             self.progress.flushed = state.applied.index;
             self.progress.applied = state.applied;
+            self.set_removed(state.removed.clone());
             self.reshaped(state.region.clone(), effects);
             if let Some(restoring) = &mut self.restoring {
                 restoring.restored = Some(state);
@@ -303,7 +327,15 @@ impl Peer {
         if self.reshaping.is_some_and(|proposed| proposed.index <= done.position.index) {
             self.reshaping = None;
         }
+        if self.changing.is_some_and(|proposed| proposed.index <= done.position.index) {
+            self.changing = None;
+        }
         if let Some(region) = done.reshaped {
+            // A snapshot that raft has accepted brings a later configuration, which raft has taken already.
+            let later = self.restoring.is_some() || self.group.pending_snapshot().is_some();
+            if !later && let Err(what) = self.reconfigure(&done.changes, &region) {
+                return self.quarantine(what, effects);
+            }
             self.reshaped(region, effects);
         }
         self.grown(config, done.bytes, effects);
@@ -312,6 +344,7 @@ impl Peer {
         }
         self.group.applied(done.position.index);
         self.group.storage().trim_cache(done.position.index);
+        self.leave_joint();
         self.finish_reads(config, effects);
     }
 
@@ -323,6 +356,7 @@ impl Peer {
     /// Whether the log may be compacted further now.
     pub(crate) fn compactable(&self) -> bool {
         self.fence.is_none()
+            && !self.leaving
             && self.progress.compacted.index.min(self.progress.flushed)
                 > self.group.storage().truncated().index
     }
@@ -367,8 +401,9 @@ impl Peer {
             let error = Error::Ambiguous { what: "overtaken by a snapshot" };
             pass.effects.replies.push((token, Reply::Written(Err(error))));
         }
-        let codec::region::Head { region, compacted, next_id } = head;
-        let state = RegionState { region, peer: self.id, applied: position, compacted, next_id };
+        let codec::region::Head { region, compacted, next_id, removed } = head;
+        let (peer, applied) = (self.id, position);
+        let state = RegionState { region, peer, applied, compacted, next_id, removed };
         pass.effects.apply.push(ApplyTask::Restore { state, file });
         self.restoring = Some(Restoring {
             rest: ready.rest,

@@ -218,6 +218,14 @@ impl Registry {
         replicas.place(region);
     }
 
+    /// The replica of a region, living or claimed, is gone: its range is free.
+    pub(crate) fn remove(&self, region: RegionId) {
+        let mut replicas = self.replicas.write();
+        replicas.claims.remove(&region);
+        replicas.by_region.remove(&region);
+        replicas.by_start.retain(|_, id| *id != region);
+    }
+
     pub(crate) fn insert(&self, region: RegionId, share: Arc<PeerShare>) {
         let mut replicas = self.replicas.write();
         replicas.claims.remove(&region);

@@ -1,6 +1,6 @@
 //! Split: one region becomes several, without moving a byte.
 //!
-//! **Life of a split.** The leader is given keys and fresh ids (`Peer::propose_admin`). It refuses unless every
+//! **Life of a split.** The leader is given keys and fresh ids ([`Peer::propose_admin`](super::admin)). It refuses unless every
 //! follower replicates: a child whose follower has no parent to be cut from would need a snapshot. What waits
 //! for a place in the log goes before the split; what comes after it waits until the split is applied, and is then
 //! sent home with the new shapes, because its keys may belong to a child. One entry says everything; on each
@@ -16,14 +16,16 @@
 //! last cut may need) and it is applied again; meanwhile the log may hold a child that the state store does not
 //! know yet. It is left alone: when the split is applied again, the child starts from what its log holds.
 //!
+//! Before any child acts, the parent's log says that the split is committed, so that it is applied again without
+//! anybody's help, and not overtaken by a snapshot that knows no children.
+//!
 //! **Reads.** Nobody reads a child's keys by the parent's lease or by a round of the parent: the leader
 //! publishes its commit index before a follower can learn of it, a lease read must find it applied, and once the
 //! split is applied the version differs. So a child that is written to elsewhere is never overlooked.
 
-use super::config::StoreConfig;
-use super::effects::{Effects, Reply, Token};
+use super::effects::{Effects, Reply};
 use super::peer::Peer;
-use crate::codec::admin::{Admin, CHILDREN_MAX, Split};
+use crate::codec::admin::{CHILDREN_MAX, Split};
 use crate::codec::command::KEY_BYTES_MAX;
 use crate::error::{Error, Result};
 use crate::types::*;
@@ -46,6 +48,9 @@ pub fn divide(region: &Region, split: &Split) -> Result<Vec<Region>> {
     }
     if split.children.iter().any(|child| child.start.len() > KEY_BYTES_MAX) {
         return wrong("a key too long");
+    }
+    if region.is_joint() {
+        return wrong("its replicas are being changed");
     }
     let mut peers = BTreeSet::new();
     let mut regions = BTreeSet::from([region.id]);
@@ -82,67 +87,13 @@ pub fn newborn(child: Region, parent: &RegionState) -> Option<RegionState> {
         applied: INITIAL_POSITION,
         compacted: INITIAL_POSITION,
         next_id: 0,
+        removed: Vec::new(),
     })
 }
 
 impl Peer {
-    /// Proposes an administrative command, or refuses it. What waits for a place in the log goes before it.
-    pub(crate) fn propose_admin(
-        &mut self,
-        config: &StoreConfig,
-        token: Token,
-        admin: &Admin,
-        effects: &mut Effects,
-    ) {
-        if let Err(error) = self.try_admin(config, token, admin, effects) {
-            effects.replies.push((token, Reply::Admin(Err(error))));
-        }
-    }
-
-    fn try_admin(
-        &mut self,
-        config: &StoreConfig,
-        token: Token,
-        admin: &Admin,
-        effects: &mut Effects,
-    ) -> Result<()> {
-        if !self.runs() {
-            return Err(self.fenced());
-        }
-        if !self.group.leads() || self.group.transferring() {
-            return Err(self.not_leader());
-        }
-        let shapes = match admin {
-            Admin::Split(split) => {
-                self.may_split(split)?;
-                Shapes::Yes
-            }
-            Admin::Allocate { .. } if self.region.id != FIRST_REGION => {
-                return Err(Error::InvalidArgument(format!("{FIRST_REGION} hands out ids")));
-            }
-            Admin::Allocate { .. } => Shapes::No,
-        };
-        self.fold(config, effects);
-        if self.proposals.has_pending() && shapes == Shapes::Yes {
-            return Err(Error::Busy { what: "region's proposals" });
-        }
-        match self.group.propose(admin.encode()) {
-            Ok(position) => {
-                self.proposals.proposed(position, vec![token]);
-                if shapes == Shapes::Yes {
-                    self.reshaping = Some(position);
-                }
-                Ok(())
-            }
-            Err(crate::raft::ProposeError::Full) => {
-                Err(Error::Busy { what: "region's uncommitted entries" })
-            }
-            Err(_) => Err(self.not_leader()),
-        }
-    }
-
-    fn may_split(&self, split: &Split) -> Result<()> {
-        if self.reshaping.is_some() {
+    pub(super) fn may_split(&self, split: &Split) -> Result<()> {
+        if self.reshaping.is_some() || self.changing.is_some() {
             return Err(Error::Busy { what: "another change of the region's shape" });
         }
         divide(&self.region, split)?;
@@ -169,12 +120,6 @@ impl Peer {
             effects.replies.push((token, Reply::Read(Err(error()))));
         }
     }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Shapes {
-    Yes,
-    No,
 }
 
 #[cfg(test)]

@@ -34,28 +34,56 @@ pub struct PeerStorage {
 
 /// The raft configuration of a region.
 pub fn conf_state(region: &Region) -> ConfState {
-    let ids = |role: Role| -> Vec<u64> {
-        region.peers.iter().filter(|p| p.role == role).map(|p| p.id.0).collect()
+    let ids = |roles: &[Role]| -> Vec<u64> {
+        let mut ids: Vec<u64> =
+            region.peers.iter().filter(|p| roles.contains(&p.role)).map(|p| p.id.0).collect();
+        ids.sort_unstable();
+        ids
     };
-    ConfState { voters: ids(Role::Voter), learners: ids(Role::Learner), ..Default::default() }
+    let voters_outgoing = match region.is_joint() {
+        true => ids(&[Role::Voter, Role::Demoting]),
+        false => Vec::new(),
+    };
+    ConfState {
+        voters: ids(&[Role::Voter, Role::Incoming]),
+        learners: ids(&[Role::Learner]),
+        voters_outgoing,
+        learners_next: ids(&[Role::Demoting]),
+        ..Default::default()
+    }
 }
 
-/// The per-group state record in the log: term, vote, commit, each `u64` little-endian.
-pub fn encode_hard_state(state: &HardState) -> Bytes {
-    let mut out = Vec::with_capacity(24);
-    for value in [state.term, state.vote, state.commit] {
+/// Whose word a group's state record is.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Sworn {
+    /// The replica that wrote it. A record of an older engine does not say.
+    pub peer: Option<PeerId>,
+    /// Term, vote and commit.
+    pub hard_state: HardState,
+}
+
+/// The per-group state record in the log: term, vote, commit, and the replica whose vote it is, each `u64`
+/// little-endian. A later replica of the region must never take the vote of a dead one for its own.
+pub fn encode_hard_state(state: &HardState, peer: PeerId) -> Bytes {
+    let mut out = Vec::with_capacity(32);
+    for value in [state.term, state.vote, state.commit, peer.0] {
         out.extend_from_slice(&value.to_le_bytes());
     }
     Bytes::from(out)
 }
 
-/// Reads what [`encode_hard_state`] wrote; `None` when it is something else.
-pub fn decode_hard_state(bytes: &[u8]) -> Option<HardState> {
+/// Reads what [`encode_hard_state`] wrote, or wrote before it named the replica (24 bytes); `None` when it is
+/// something else.
+pub fn decode_hard_state(bytes: &[u8]) -> Option<Sworn> {
     let field = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
-    if bytes.len() != 24 {
-        return None;
-    }
-    Some(HardState { term: field(0)?, vote: field(8)?, commit: field(16)?, ..Default::default() })
+    let peer = match bytes.len() {
+        24 => None,
+        32 => Some(PeerId(field(24)?)),
+        _ => return None,
+    };
+    let (term, vote, commit) = (field(0)?, field(8)?, field(16)?);
+    let hard_state = HardState { term, vote, commit, ..Default::default() };
+    Some(Sworn { peer, hard_state })
 }
 
 impl PeerStorage {
@@ -173,7 +201,8 @@ impl Storage for PeerStorage {
         }
         let view = self.kv.view().map_err(|_| unavailable())?;
         let state = view.region(self.region).ok_or_else(unavailable)?;
-        if state.applied.index < request_index {
+        // What is applied may be ahead of what raft knows: the receiver may be removed already.
+        if state.applied.index < request_index || state.region.peer(to).is_none() {
             return Err(unavailable());
         }
         let mut snapshot = Snapshot::default();
@@ -199,4 +228,40 @@ pub fn holds(log: &Log, region: RegionId, position: LogPosition) -> bool {
         return position.term == truncated.term;
     }
     matches!(log.term(region.0, position.index), Ok(Some(term)) if term == position.term)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Peer, StoreId};
+
+    #[test]
+    fn the_state_record_names_its_replica_and_the_old_form_is_read() {
+        let hard_state = HardState { term: 3, vote: 2, commit: 9, ..Default::default() };
+        let bytes = encode_hard_state(&hard_state, PeerId(7));
+        let read = decode_hard_state(&bytes).unwrap();
+        assert_eq!((read.peer, &read.hard_state), (Some(PeerId(7)), &hard_state));
+        let old = decode_hard_state(&bytes[..24]).unwrap();
+        assert_eq!((old.peer, old.hard_state), (None, hard_state));
+        assert!(
+            (0..32).filter(|len| *len != 24).all(|len| decode_hard_state(&bytes[..len]).is_none())
+        );
+    }
+
+    #[test]
+    fn roles_make_both_halves_of_a_joint_configuration() {
+        let peer = |id: u64, role| Peer { id: PeerId(id), store: StoreId(id), role };
+        let peers = vec![
+            peer(4, Role::Demoting),
+            peer(2, Role::Voter),
+            peer(3, Role::Incoming),
+            peer(1, Role::Learner),
+        ];
+        let mut region = Region { peers, ..Region::default() };
+        let state = conf_state(&region);
+        assert_eq!((&state.voters[..], &state.voters_outgoing[..]), (&[2, 3][..], &[2, 4][..]));
+        assert_eq!((&state.learners[..], &state.learners_next[..]), (&[1][..], &[4][..]));
+        region.peers.retain(|p| !matches!(p.role, Role::Incoming | Role::Demoting));
+        assert!(conf_state(&region).voters_outgoing.is_empty());
+    }
 }

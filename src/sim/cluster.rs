@@ -92,6 +92,8 @@ pub struct Counts {
     pub lease_reads: u64,
     /// Regions cut out of others.
     pub splits: u64,
+    /// Changes of regions' replicas.
+    pub changes: u64,
 }
 
 /// The cluster.
@@ -346,6 +348,8 @@ impl Cluster {
     fn schedule_work(&mut self, id: StoreId, life: u64) {
         let (write_pause, apply_pause) =
             (self.pause("write.pause", 500), self.pause("apply.pause", 2000));
+        let ambush = self.operator.apply_held(id, self.world.now());
+        let apply_pause = apply_pause.max(ambush);
         let Some(running) = self.running(id) else { return };
         let write = running.log.stats().pending_bytes > 0 || !running.after.is_empty();
         let write = write && !std::mem::replace(&mut running.scheduled.write, write);
@@ -417,6 +421,11 @@ impl Cluster {
             let Some(running) = self.running(id) else { return Ok(()) };
             let at = running.loop_of(applied.region);
             self.post_later(now, id, life, at, pause, Event::Applied(vec![applied]));
+        }
+        let Some(cut) = outcome.cut.map(Arc::new) else { return Ok(()) };
+        for at in 0..self.running(id).map_or(0, |r| r.stores.len()) {
+            let pause = self.pause("applied.pause", 200);
+            self.post_later(now, id, life, at, pause, Event::Flushed(cut.clone()));
         }
         Ok(())
     }

@@ -24,6 +24,7 @@ pub mod clock;
 pub mod cluster;
 pub mod disk;
 pub mod linear;
+mod members;
 pub mod net;
 pub mod node;
 pub mod regions;

@@ -10,7 +10,7 @@ use crate::kv::{Flush, StateStore, TableStore};
 use crate::log::{self, Log, LogBatch};
 use crate::region::apply::{Applier, ApplyOutcome};
 use crate::region::machine::KvMachine;
-use crate::region::storage::{decode_hard_state, encode_hard_state};
+use crate::region::storage::{Sworn, decode_hard_state, encode_hard_state};
 use crate::store::{self, AfterPersist, ApplyTask, Registry, Shard, Store, StoreConfig};
 use crate::types::{Region, RegionId, StoreId, Time};
 use std::collections::VecDeque;
@@ -28,15 +28,18 @@ pub enum Planted {
     FlushReportedEarly,
     /// A replica keeps no promise to its leader: it helps others to leadership inside the lease.
     ForgottenPromise,
+    /// What was made for another shape of a region is applied all the same.
+    IgnoredEpoch,
 }
 
 impl Planted {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Planted); 4] = [
+    pub const ALL: [(&'static str, Planted); 5] = [
         ("ack-before-sync", Planted::AckBeforeSync),
         ("forgotten-vote", Planted::ForgottenVote),
         ("flush-reported-early", Planted::FlushReportedEarly),
         ("forgotten-promise", Planted::ForgottenPromise),
+        ("ignored-epoch", Planted::IgnoredEpoch),
     ];
 }
 
@@ -157,7 +160,10 @@ impl SimNode {
                 )
             })
             .collect::<Result<Vec<_>>>()?;
-        let applier = Applier::new(shared, Arc::new(KvMachine), disk);
+        let mut applier = Applier::new(shared, Arc::new(KvMachine), disk);
+        if options.planted == Some(Planted::IgnoredEpoch) {
+            applier.ignore_epochs();
+        }
         let scheduled = Scheduled { drain: vec![false; stores.len()], ..Default::default() };
         let last_post = vec![world; stores.len()];
         self.life += 1;
@@ -195,11 +201,10 @@ impl Running {
 fn forget_votes(log: &Log) -> Result<()> {
     let mut batch = LogBatch::new();
     for group in log.groups() {
-        let Some(mut state) = log.state(group).and_then(|bytes| decode_hard_state(&bytes)) else {
-            continue;
-        };
-        state.vote = 0;
-        batch.set_state(group, encode_hard_state(&state));
+        let sworn = log.state(group).and_then(|bytes| decode_hard_state(&bytes));
+        let Some(Sworn { peer: Some(peer), mut hard_state }) = sworn else { continue };
+        hard_state.vote = 0;
+        batch.set_state(group, encode_hard_state(&hard_state, peer));
     }
     if !batch.is_empty() {
         let seq = log.submit(batch)?;

@@ -1,7 +1,8 @@
-//! The workload `regions`: while clients read and write, regions are cut up.
+//! The workload `regions`: while clients read and write, regions are cut up and their replicas change.
 //!
 //! An operator sits beside the cluster. Now and then it picks a leader and asks it to split its region at one
-//! or a few of the keys that clients use, with ids from the cluster's own counter. What comes of it is found
+//! or a few of the keys that clients use, or to change its replicas (`members.rs`), with ids from the cluster's own
+//! counter. What comes of it is found
 //! out as production does: clients learn new shapes from refusals.
 //!
 //! Looked at whenever something was applied: on one store regions never overlap; the epoch of a replica only
@@ -27,7 +28,7 @@ pub enum Workload {
     /// Reads, writes, swaps and range deletes in regions that stay as they are.
     #[default]
     Kv,
-    /// The same while regions are cut up.
+    /// The same while regions are cut up and change their replicas.
     Regions,
 }
 
@@ -50,11 +51,19 @@ pub(super) struct Operator {
     /// What it waits for.
     waiting: BTreeMap<Token, RegionId>,
     epochs: EpochsGrow,
+    /// The node whose applier stands still, and until when.
+    held: Option<(StoreId, Time)>,
 }
 
 impl Operator {
     pub fn new() -> Operator {
-        Operator { ids: 0..0, waiting: BTreeMap::new(), epochs: EpochsGrow::default() }
+        Operator { ids: 0..0, waiting: BTreeMap::new(), epochs: EpochsGrow::default(), held: None }
+    }
+
+    /// How long a node's applier still stands still.
+    pub fn apply_held(&self, id: StoreId, now: Time) -> Duration {
+        let until = self.held.filter(|(held, _)| *held == id).map_or(now, |(_, until)| until);
+        until.since(now)
     }
 }
 
@@ -92,20 +101,31 @@ impl Cluster {
         if self.closing {
             return Ok(());
         }
-        let next = self.pause("reshape.interval", 700_000) + Duration::from_millis(20);
+        let next = self.pause("reshape.interval", 350_000) + Duration::from_millis(20);
         self.world.after(next, Happening::Reshape);
         let all = self.nodes.keys().flat_map(|id| self.statuses(*id).into_iter().map(|s| (*id, s)));
         let led: Vec<_> = all.filter(|(_, status)| status.leads).collect();
-        let Some((node, status)) = self.rng.pick("reshape.region", &led).cloned() else {
-            return Ok(());
-        };
         if self.operator.ids.end - self.operator.ids.start < IDS / 2 {
             let first = led.iter().find(|(_, s)| s.region.id == FIRST_REGION);
             let Some((node, _)) = first else { return Ok(()) };
             let count = IDS;
             return self.administer(now, *node, FIRST_REGION, Admin::Allocate { count });
         }
+        if self.rng.chance("reshape.members", 650) {
+            for _ in 0..self.rng.range("reshape.wishes", 1..4) {
+                self.change_members(now, &led)?;
+            }
+            return Ok(());
+        }
+        let Some((node, status)) = self.rng.pick("reshape.region", &led).cloned() else {
+            return Ok(());
+        };
         self.split(now, node, &status.region)
+    }
+
+    /// An id of the cluster's own counter.
+    pub(super) fn next_id(&mut self) -> Option<u64> {
+        self.operator.ids.next()
     }
 
     fn split(&mut self, now: Time, node: StoreId, region: &Region) -> Step {
@@ -135,12 +155,45 @@ impl Cluster {
         self.administer(now, node, region.id, Admin::Split(Split { epoch: region.epoch, children }))
     }
 
-    fn administer(&mut self, now: Time, node: StoreId, region: RegionId, admin: Admin) -> Step {
+    pub(super) fn administer(
+        &mut self,
+        now: Time,
+        node: StoreId,
+        region: RegionId,
+        admin: Admin,
+    ) -> Step {
         let Some((life, at)) = self.place(node, region) else { return Ok(()) };
         self.next_token += 1;
         let token = Token(self.next_token);
         self.operator.waiting.insert(token, region);
-        self.post(now, node, life, at, Event::Admin { token, region, admin })
+        let shapes = admin.epoch().is_some();
+        self.post(now, node, life, at, Event::Admin { token, region, admin })?;
+        if shapes && !self.calm && self.rng.chance("reshape.ambush", 300) {
+            self.ambush(now, node, life, region);
+        }
+        Ok(())
+    }
+
+    /// The aimed fault of this workload: a leader hands over right behind a change of its region's shape, to one
+    /// whose applier stands still. So it leads, and takes requests, without knowing the shape; what it
+    /// proposes then lies behind the change in the log, and must have no effect.
+    fn ambush(&mut self, now: Time, node: StoreId, life: u64, region: RegionId) {
+        let Some(status) = self.statuses(node).into_iter().find(|s| s.region.id == region) else {
+            return;
+        };
+        let heirs = status.region.peers.iter().filter(|p| p.role == Role::Voter && p.store != node);
+        let heirs: Vec<StoreId> = heirs.map(|peer| peer.store).collect();
+        let Some(heir) = self.rng.pick("ambush.heir", &heirs).copied() else { return };
+        let held = self.pause("ambush.held", 200_000) + Duration::from_millis(50);
+        self.operator.held = Some((heir, now.after(held)));
+        for client in self.clients.iter_mut().step_by(2) {
+            client.node = heir;
+        }
+        self.trace.line(now, format_args!("ambush of {region}: from {node} to {heir}"));
+        let pause = self.pause("ambush.leave", 20_000);
+        let Some((_, at)) = self.place(node, region) else { return };
+        let event = Event::Transfer { token: Token(0), region, to: Some(heir) };
+        self.world.after(pause, Happening::Post(node, life, at, event));
     }
 
     /// Measures a region from a view of now; the answer comes a moment later.
@@ -171,7 +224,14 @@ impl Cluster {
     pub(super) fn administered(&mut self, now: Time, token: Token, done: crate::Result<AdminDone>) {
         let Some(region) = self.operator.waiting.remove(&token) else { return };
         match done {
+            // An older block's answer may come later: a new peer must be larger than those before it.
+            Ok(AdminDone::Ids { first }) if first < self.operator.ids.end => {}
             Ok(AdminDone::Ids { first }) => self.operator.ids = first..first + IDS,
+            Ok(AdminDone::Shaped(regions)) if regions.len() == 1 => {
+                self.counts.changes += 1;
+                let peers = &regions[0].peers;
+                self.trace.line(now, format_args!("{region} changed: {peers:?}"));
+            }
             Ok(AdminDone::Shaped(regions)) => {
                 self.counts.splits += regions.len() as u64 - 1;
                 self.trace.line(now, format_args!("{region} is {} regions", regions.len()));

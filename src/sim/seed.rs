@@ -135,7 +135,12 @@ fn keys(layout: &[Region], per_region: u64) -> Keys {
 /// Builds the cluster of a seed.
 pub fn cluster(plan: &Plan) -> crate::Result<Cluster> {
     let mut rng = Rng::new(plan.seed);
-    let count = *rng.pick("shape.nodes", &[3, 3, 3, 5, 1]).unwrap_or(&3);
+    let counts = match plan.workload {
+        Workload::Kv => [3, 3, 3, 5, 1],
+        // Stores without a replica: room to move to.
+        Workload::Regions => [3, 4, 4, 5, 5],
+    };
+    let count = *rng.pick("shape.nodes", &counts).unwrap_or(&3);
     let options = options(&mut rng, count, plan)?;
     let per_region = match plan.workload {
         Workload::Kv => 3,

@@ -13,6 +13,15 @@ fn crc(data: &[u8]) -> u32 {
     crc32c::crc32c(data)
 }
 
+/// The same of what an entry in the log says: of a changed configuration that is what stands beside raft's form.
+fn crc_of(entry: crate::log::Entry) -> u32 {
+    match crate::log::raft_rs::from_log(entry) {
+        Ok(entry) if !entry.context.is_empty() => crc(&entry.context),
+        Ok(entry) => crc(&entry.data),
+        Err(_) => 0,
+    }
+}
+
 impl Cluster {
     /// Where a node's replicas stand; nothing while it is down.
     pub fn statuses(&self, id: StoreId) -> Vec<RegionStatus> {
@@ -28,6 +37,10 @@ impl Cluster {
         let local = node.now(now);
         for peer in running.stores[at].peers() {
             let region = peer.region.id;
+            if let Some(reason) = &peer.fence {
+                let detail = format!("{id} {region} {}: {reason}", peer.id);
+                return Err(violation("no replica is fenced without damage", detail));
+            }
             let leads = peer.leads_term();
             let newest = self.led.get(&region).copied().unwrap_or(0);
             // A lease that is taken, or kept, after the newer leader has come: `look_at_leases` saw none then.
@@ -49,7 +62,7 @@ impl Cluster {
             let first = running.log.truncated(region.0).index + 1;
             self.matching.leader_is_complete(region, peer.id, term, first, |index| {
                 let entries = running.log.entries(region.0, index, index + 1, u64::MAX).ok()?;
-                entries.first().map(|entry| (entry.term, crc(&entry.data)))
+                entries.into_iter().next().map(|entry| (entry.term, crc_of(entry)))
             })?;
         }
         Ok(())
@@ -93,8 +106,8 @@ impl Cluster {
                 .entries(ack.region.0, from, last + 1, u64::MAX)
                 .map_err(|e| violation("the log can be read", e.to_string()))?;
             for entry in entries {
-                let sum = crc(&entry.data);
-                self.matching.observe(ack.region, ack.peer, entry.index, entry.term, sum)?;
+                let (index, term) = (entry.index, entry.term);
+                self.matching.observe(ack.region, ack.peer, index, term, crc_of(entry))?;
             }
         }
         Ok(())
@@ -107,7 +120,11 @@ impl Cluster {
         };
         let view = running.kv.view().map_err(|e| violation("a view", e.to_string()))?;
         for applied in applied {
-            let Some(state) = view.region(applied.region) else {
+            let record = view.record(applied.region);
+            if record.as_ref().is_some_and(RegionState::is_tombstone) {
+                continue;
+            }
+            let Some(state) = record else {
                 return Err(violation("an applied region has a state", applied.region.to_string()));
             };
             let hash = self.hash_of(&*view, &state.region.range)?;
@@ -128,7 +145,9 @@ impl Cluster {
     /// At the end, after calm: all replicas have applied everything and are equal, every log holds or
     /// starts at what is applied.
     pub(super) fn look_at_replicas(&self) -> Step {
-        for region in self.final_regions()? {
+        let regions = self.final_regions()?;
+        self.look_at_members(&regions)?;
+        for region in regions {
             let mut seen: Option<(StoreId, u64, u64)> = None;
             for peer in &region.peers {
                 let store = peer.store;

@@ -57,11 +57,19 @@ impl Absent {
         self.making.remove(&applied.region);
         Some(state)
     }
+
+    /// Whether a replica of the region is being made from a snapshot.
+    pub(super) fn is_making(&self, region: RegionId) -> bool {
+        self.making.contains_key(&region)
+    }
 }
 
 impl Store {
     /// A message for a replica that is not here.
     pub(super) fn message_for_absent(&mut self, now: Time, envelope: &Envelope) {
+        if self.graves.refuse(envelope.region, envelope.to) {
+            return;
+        }
         let missed = self.absent.regions.entry(envelope.region);
         let missed = missed.or_insert(Missed { since: now, request: None });
         match envelope.message.get_msg_type() {
@@ -77,6 +85,7 @@ impl Store {
                         to: envelope.from,
                         from_store: self.config.store,
                         message: answer,
+                        note: None,
                     };
                     self.pending.send_now.push(envelope.from_store, answer);
                 }
@@ -96,13 +105,15 @@ impl Store {
             let own = head.region.peer(envelope.to).is_some_and(|p| p.store == self.config.store);
             own && head.region.id == envelope.region && applied.index > 0 && applied.term > 0
         });
-        let Some(head) = head else { return self.pending.discard.push(file) };
-        let codec::region::Head { region, compacted, next_id } = head;
+        let dead = self.graves.refuse(envelope.region, envelope.to);
+        let Some(head) = head.filter(|_| !dead) else { return self.pending.discard.push(file) };
+        let codec::region::Head { region, compacted, next_id, removed } = head;
         if self.absent.making.contains_key(&region.id) || !self.registry.claim(&region) {
             return self.pending.discard.push(file);
         }
         self.absent.making.insert(region.id, envelope.to);
-        let state = RegionState { region, peer: envelope.to, applied, compacted, next_id };
+        let peer = envelope.to;
+        let state = RegionState { region, peer, applied, compacted, next_id, removed };
         self.pending.apply.push(ApplyTask::Restore { state, file });
     }
 
@@ -121,6 +132,13 @@ impl Store {
         if self.peers.contains_key(&region) || self.absent.making.contains_key(&region) {
             return Ok(());
         }
+        if self.graves.refuse(region, state.peer) {
+            // Removed before it was heard of here: it goes as it came.
+            let (peer, epoch) = (state.peer, state.region.epoch);
+            self.pending.apply.push(ApplyTask::Destroy { region, peer, epoch });
+            return Ok(());
+        }
+        self.graves.reopen(region);
         let mut batch = LogBatch::new();
         let found = life::agree(&self.log, &state, &mut batch);
         if !batch.is_empty() {

@@ -12,6 +12,7 @@
 
 mod absent;
 mod event;
+mod graves;
 mod open;
 mod round;
 

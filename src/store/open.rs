@@ -142,6 +142,7 @@ fn initial_states(store: StoreId, layout: &[Region]) -> Vec<RegionState> {
                 applied: INITIAL_POSITION,
                 compacted: INITIAL_POSITION,
                 next_id: 0,
+                removed: Vec::new(),
             })
         })
         .collect()

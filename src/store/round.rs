@@ -2,6 +2,7 @@
 
 use super::absent::Absent;
 use super::event::{Delivered, DiskSpace, Event, Proposal, ReadRequest};
+use super::graves::Graves;
 use super::open::Shard;
 use crate::codec::{self, admin::Admin};
 use crate::error::{Error, Result};
@@ -39,6 +40,8 @@ pub struct Store {
     pub(super) touched: BTreeSet<RegionId>,
     /// Regions that others think have a replica here, and that have none.
     pub(super) absent: Absent,
+    pub(super) graves: Graves,
+    pub(super) shard: Shard,
     disk: DiskSpace,
     /// Effects of events, handed out by the next drain.
     pub(super) pending: Effects,
@@ -61,6 +64,7 @@ impl Store {
         let mut batch = LogBatch::new();
         let found: Vec<_> =
             states.iter().map(|state| life::agree(&log, state, &mut batch)).collect();
+        let graves = Graves::open(&*kv, &log, |region| shard.owns(region), &mut batch);
         if !batch.is_empty() {
             let seq = log.submit(batch)?;
             log.wait(seq)?;
@@ -84,7 +88,14 @@ impl Store {
             peers.insert(region, peer);
         }
         let touched = peers.keys().copied().collect();
-        Ok(Store {
+        // They had applied their removal, and had not gone yet.
+        let member = |peer: &Peer| peer.region.peer(peer.id).is_some();
+        let removed: Vec<(RegionId, Epoch)> = peers
+            .values()
+            .filter(|peer| !member(peer))
+            .map(|peer: &Peer| (peer.region.id, peer.region.epoch))
+            .collect();
+        let mut store = Store {
             config,
             log,
             kv,
@@ -92,9 +103,15 @@ impl Store {
             peers,
             touched,
             absent: Absent::default(),
+            graves,
+            shard,
             disk: DiskSpace::Enough,
             pending: Effects::default(),
-        })
+        };
+        for (region, epoch) in removed {
+            store.bury(region, epoch);
+        }
+        Ok(store)
     }
 
     /// Takes one event. What follows from it is handed out by the next [`drain`](Self::drain).
@@ -236,6 +253,7 @@ impl Store {
             }
             peer.tick(now);
             peer.retry_reads(now, &self.config, &mut self.pending);
+            peer.tick_membership(&self.config, &mut self.pending);
             if peer.ticks % COMPACTION_CHECK_TICKS == 0 && peer.group.leads() {
                 peer.propose_compaction(&self.config);
             }
@@ -244,12 +262,21 @@ impl Store {
     }
 
     pub(super) fn message(&mut self, now: Time, envelope: Envelope) {
+        if let Some(note) = envelope.note {
+            return self.note(&envelope, note);
+        }
         let Some(peer) = self.peers.get_mut(&envelope.region) else {
             return self.message_for_absent(now, &envelope);
         };
+        if envelope.to != peer.id {
+            return self.meant_for_another(&envelope);
+        }
+        if peer.removed.iter().any(|gone| gone.id == envelope.from) {
+            return peer.send_away(envelope.from, envelope.from_store, &mut self.pending);
+        }
         self.touched.insert(envelope.region);
-        let known = peer.region.peer(envelope.from).is_some();
-        if envelope.to == peer.id && known && peer.runs() {
+        if peer.runs() {
+            peer.meet(envelope.from, envelope.from_store);
             peer.step(now, &self.config, envelope.message, &mut self.pending);
         }
     }
@@ -298,9 +325,23 @@ impl Store {
                 self.made(now, state);
                 continue;
             }
+            if applied.destroyed {
+                self.destroyed(applied.region, applied.peer);
+                continue;
+            }
             let births = std::mem::take(&mut applied.births);
             if let Some(peer) = self.peers.get_mut(&applied.region) {
                 self.touched.insert(applied.region);
+                if !births.is_empty() {
+                    // A child that has sworn anything must be found again after a crash, by replay of the split: a
+                    // parent that does not know it to be committed may be overtaken by a snapshot instead, and
+                    // where voters are few the child's group would wait for that vote for ever (seed 304).
+                    let mut batch = LogBatch::new();
+                    peer.record_commit(applied.position.index, &mut batch);
+                    if let Err(error) = self.log.submit(batch) {
+                        self.pending.fatal.get_or_insert(error);
+                    }
+                }
                 let lead = peer.runs() && peer.group.leads();
                 let campaign = if lead { Campaign::Now } else { Campaign::Later };
                 if let Some(region) = &applied.reshaped {
@@ -309,11 +350,18 @@ impl Store {
                 let births = births.into_iter().map(|state| Birth { state, campaign });
                 self.pending.births.extend(births);
                 peer.applied(applied, &self.config, &mut self.pending);
+                if peer.region.peer(peer.id).is_none() {
+                    let (region, epoch) = (peer.region.id, peer.region.epoch);
+                    self.bury(region, epoch);
+                }
             }
         }
     }
 
     fn flushed(&mut self, cut: &Cut) {
+        if let Err(error) = self.flushed_graves(cut) {
+            self.pending.fatal.get_or_insert(error);
+        }
         for (region, id, position) in cut {
             let Some(peer) = self.peers.get_mut(region).filter(|peer| peer.id == *id) else {
                 continue;
@@ -354,9 +402,13 @@ impl Store {
         let Some(peer) = self.peers.get(&region) else {
             return self.snapshot_for_absent(&envelope, file);
         };
+        if peer.id != envelope.to {
+            self.meant_for_another(&envelope);
+            return self.pending.discard.push(file);
+        }
         let head = codec::region::decode_head(&envelope.message.get_snapshot().data);
         let free = head.is_ok_and(|head| self.registry.is_free(&head.region));
-        if peer.id != envelope.to || !peer.runs() || !free {
+        if !peer.runs() || !free {
             return self.pending.discard.push(file);
         }
         self.message(now, envelope);

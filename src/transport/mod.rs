@@ -37,7 +37,7 @@ use crate::error::Result;
 use crate::types::StoreId;
 use bytes::Bytes;
 
-pub use crate::raft::{Envelope, Lane};
+pub use crate::raft::{Envelope, Lane, Note};
 pub use local::{Hub, Local};
 pub use tcp::{Config, Tcp};
 

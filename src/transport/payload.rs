@@ -5,12 +5,12 @@ use super::Envelope;
 use super::frame::{self, Kind};
 use crate::codec::{Reader, Writer};
 use crate::error::{Error, Result};
-use crate::raft::wire;
-use crate::types::{PeerId, RegionId, StoreId};
+use crate::raft::{Note, wire};
+use crate::types::{Epoch, PeerId, RegionId, StoreId};
 use bytes::Bytes;
 
 /// The protocol spoken here. Two sides talk only if theirs are equal.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 /// Longest payload of a frame before the handshake is done.
 pub const MAX_HANDSHAKE: usize = 1024;
 /// Most messages in one frame; a writer begins another one before that.
@@ -224,7 +224,44 @@ pub fn envelope_len(envelope: &Envelope) -> usize {
     31 + wire::encoded_len(&envelope.message)
 }
 
+/// Bit 0 of an envelope's flags: the replicas are spelled out.
+const NAMED: u8 = 1;
+/// Bit 1: a note instead of a message, its replicas always spelled out.
+const NOTE: u8 = 2;
+const NOTE_GONE: u8 = 1;
+const NOTE_BURIED: u8 = 2;
+
+fn encode_note(envelope: &Envelope, note: &Note, out: &mut Vec<u8>) {
+    let mut w = Writer::new(out);
+    w.u8(NAMED | NOTE);
+    w.varint(envelope.region.0);
+    w.varint(envelope.from.0);
+    w.varint(envelope.to.0);
+    match note {
+        Note::Gone { epoch } => {
+            w.u8(NOTE_GONE);
+            w.varint(epoch.conf_ver);
+            w.varint(epoch.version);
+        }
+        Note::Buried => w.u8(NOTE_BURIED),
+    }
+}
+
+fn decode_note(r: &mut Reader) -> Result<Note> {
+    match r.u8()? {
+        NOTE_GONE => {
+            let epoch = Epoch { conf_ver: r.varint()?, version: r.varint()? };
+            Ok(Note::Gone { epoch })
+        }
+        NOTE_BURIED => Ok(Note::Buried),
+        other => Err(r.malformed(format_args!("note {other}"))),
+    }
+}
+
 fn encode_envelope(envelope: &Envelope, out: &mut Vec<u8>) {
+    if let Some(note) = &envelope.note {
+        return encode_note(envelope, note, out);
+    }
     // The replicas are nearly always those that the message names itself.
     let same = envelope.from.0 == envelope.message.from && envelope.to.0 == envelope.message.to;
     let mut w = Writer::new(out);
@@ -239,7 +276,7 @@ fn encode_envelope(envelope: &Envelope, out: &mut Vec<u8>) {
 
 fn decode_envelope(r: &mut Reader, from_store: StoreId) -> Result<Envelope> {
     let flags = r.u8()?;
-    if flags > 1 {
+    if !matches!(flags, 0 | NAMED) && flags != NAMED | NOTE {
         return Err(r.malformed(format_args!("envelope flags {flags:#04x}")));
     }
     let region = RegionId(r.varint()?);
@@ -247,6 +284,12 @@ fn decode_envelope(r: &mut Reader, from_store: StoreId) -> Result<Envelope> {
         0 => None,
         _ => Some((r.varint()?, r.varint()?)),
     };
+    if flags & NOTE != 0 {
+        let note = Some(decode_note(r)?);
+        let (from, to) = named.map_or((PeerId(0), PeerId(0)), |(f, t)| (PeerId(f), PeerId(t)));
+        let message = ::raft::eraftpb::Message::default();
+        return Ok(Envelope { region, from, to, from_store, message, note });
+    }
     let message = wire::decode(r)?;
     let (from, to) = match named {
         None => (message.from, message.to),
@@ -255,7 +298,7 @@ fn decode_envelope(r: &mut Reader, from_store: StoreId) -> Result<Envelope> {
         }
         Some(ids) => ids,
     };
-    Ok(Envelope { region, from: PeerId(from), to: PeerId(to), from_store, message })
+    Ok(Envelope { region, from: PeerId(from), to: PeerId(to), from_store, message, note: None })
 }
 
 /// Appends as many frames as it takes; none holds more than one message if it is longer than

@@ -209,7 +209,7 @@ mod tests {
             message.entries = vec![entry].into();
         }
         let (from, to) = (PeerId(1), PeerId(2));
-        Envelope { region: RegionId(1), from, to, from_store: StoreId(1), message }
+        Envelope { region: RegionId(1), from, to, from_store: StoreId(1), message, note: None }
     }
 
     #[test]

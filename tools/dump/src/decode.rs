@@ -1,7 +1,7 @@
 //! From an entry's bytes to what it says: kind, client batches, operations, keys.
 
 use crate::cli::{EntryFilter, EntryType, Keys};
-use catamaran::codec::admin::{Admin, Child};
+use catamaran::codec::admin::{Admin, Change, Child};
 use catamaran::codec::command::{Op, Payload, ops};
 use catamaran::log::Entry;
 use serde::Serialize;
@@ -137,14 +137,47 @@ pub fn decode(entry: &Entry, show: Show) -> Command {
             Err(error) => out.problem = Some(error.to_string()),
         },
         1 | 2 => out.kind = "conf-change",
+        // The entry's context says what replicas make of it.
+        0x82 => {
+            out.kind = "conf-change";
+            match context(&entry.data).and_then(|said| Admin::decode(&said)) {
+                Some(Ok(admin)) => out.admin = Some(administers(&admin, show)),
+                Some(Err(error)) => out.problem = Some(error.to_string()),
+                None => out.problem = Some("a change that is not ours".into()),
+            }
+        }
         kind => out.problem = Some(format!("entry kind {kind}")),
     }
     out
 }
 
+/// What stands before the data of an entry with a context.
+fn context(data: &bytes::Bytes) -> Option<bytes::Bytes> {
+    let len = data.first_chunk().map(|len| u32::from_le_bytes(*len) as usize)?;
+    (data.len() - 4 >= len).then(|| data.slice(4..4 + len))
+}
+
+fn changed(change: Change) -> String {
+    match change {
+        Change::AddLearner { peer, store } => format!("add learner {peer} on {store}"),
+        Change::Promote(peer) => format!("promote {peer}"),
+        Change::Demote(peer) => format!("demote {peer}"),
+        Change::Remove(peer) => format!("remove {peer}"),
+    }
+}
+
 fn administers(admin: &Admin, show: Show) -> String {
     match admin {
         Admin::Allocate { count } => format!("allocate {count} ids"),
+        Admin::ChangePeers { changes, .. } => {
+            let changes: Vec<String> = changes.iter().map(|change| changed(*change)).collect();
+            changes.join(", ")
+        }
+        Admin::LeaveJoint { .. } => "leave the joint configuration".to_string(),
+        Admin::Forget { peers } => {
+            let peers: Vec<String> = peers.iter().map(|peer| peer.to_string()).collect();
+            format!("forget {}", peers.join(", "))
+        }
         Admin::Split(split) => {
             let child = |c: &Child| format!("{} from {}", c.region, render(&c.start, show.keys));
             let children: Vec<String> = split.children.iter().map(child).collect();

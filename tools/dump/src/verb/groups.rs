@@ -52,7 +52,8 @@ pub fn decode_state(group: u64, bytes: &[u8], keys: crate::cli::Keys) -> State {
 /// Term, vote and commit of a region's state record.
 pub fn commit(group: u64, bytes: &[u8]) -> Option<(u64, u64, u64)> {
     let field = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
-    let hard_state = group != IDENT_GROUP && bytes.len() == 24;
+    // The longer form names the replica, too.
+    let hard_state = group != IDENT_GROUP && matches!(bytes.len(), 24 | 32);
     hard_state.then(|| Some((field(0)?, field(8)?, field(16)?))).flatten()
 }
 

@@ -39,7 +39,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Stands for a state record that was left out. Of any size but that of raft's record, 24 bytes.
+/// Stands for a state record that was left out. Of any size but those of raft's record, 24 and 32 bytes.
 pub const FENCE: &[u8] =
     b"left out by catamaran-dump repair: acknowledged writes or votes may be lost";
 

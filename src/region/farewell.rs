@@ -1,0 +1,101 @@
+//! Farewell: how a replica goes for good, and how its region knows that it has.
+//!
+//! **Going.** A replica learns that it is no member any more in one of three ways: it applies its own removal; a member,
+//! or the leader that asks around, says so ([`Note::Gone`]); somebody speaks to a later replica of its region on its
+//! store. From then on it takes part in nothing ([`Peer::leave_life`]). Behind everything that it has still to
+//! apply goes [`ApplyTask::Destroy`](super::effects::ApplyTask): in ONE batch of the state store its data is
+//! deleted and its state becomes a **tombstone**, the largest dead replica of the region here. Then the range is free,
+//! and the store forgets the replica.
+//!
+//! **Staying gone.** A tombstone refuses every replica that is not larger: late messages, late snapshots, and a birth by a
+//! split that is applied only now; a larger one is a new member. The log of the dead one is cleared when a
+//! flush covers the tombstone, never before: until then a crash may bring the replica back, to die again. The state
+//! record in the log names its replica, so a later one does not inherit a vote.
+//!
+//! **Being missed.** The region lists who was removed. Its leader asks them, more and more rarely, and each store
+//! answers [`Note::Buried`] once its tombstone is durable; only then is the replica struck from the list.
+
+use super::config::StoreConfig;
+use super::effects::{Effects, Reply};
+use super::peer::Peer;
+use crate::codec::admin::Admin;
+use crate::error::Error;
+use crate::raft::{Envelope, Note};
+use crate::types::{PeerId, StoreId, Time};
+use ::raft::eraftpb::Message;
+
+/// The longest pause between two questions, in election timeouts.
+const PAUSE_MAX: u64 = 4;
+
+/// When the removed are asked next.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Asking {
+    due: u64,
+    pause: u64,
+}
+
+impl Peer {
+    /// A note to a replica of this region.
+    pub(crate) fn note(&self, to: PeerId, note: Note) -> Envelope {
+        Envelope {
+            region: self.region.id,
+            from: self.id,
+            to,
+            from_store: self.store,
+            message: Message::default(),
+            note: Some(note),
+        }
+    }
+
+    /// Tells a store that its replica is no member any more.
+    pub(crate) fn send_away(&self, peer: PeerId, store: StoreId, effects: &mut Effects) {
+        let gone = Note::Gone { epoch: self.region.epoch };
+        effects.send_now.push(store, self.note(peer, gone));
+    }
+
+    /// The list of the removed has changed.
+    pub(crate) fn set_removed(&mut self, removed: Vec<crate::types::Peer>) {
+        self.removed = removed;
+        self.asking = Asking::default();
+    }
+
+    /// A leader asks those on the list whether they are gone.
+    pub(crate) fn ask_removed(&mut self, config: &StoreConfig, effects: &mut Effects) {
+        if self.removed.is_empty() || self.ticks < self.asking.due || !self.group.leads() {
+            return;
+        }
+        let (least, most) = (config.group.heartbeat_ticks, config.group.election_ticks);
+        let pause = (self.asking.pause * 2).clamp(least as u64, most as u64 * PAUSE_MAX);
+        self.asking = Asking { due: self.ticks + pause, pause };
+        for gone in &self.removed {
+            self.send_away(gone.id, gone.store, effects);
+        }
+    }
+
+    /// A removed replica is gone for good. Not proposed: it will be asked again.
+    pub(crate) fn buried(&mut self, peer: PeerId) {
+        if self.runs() && self.group.leads() && self.removed.iter().any(|gone| gone.id == peer) {
+            let _ = self.group.propose(Admin::Forget { peers: vec![peer] }.encode());
+        }
+    }
+
+    /// The replica is to be destroyed: it takes part in nothing any more, and everyone who waits is told.
+    pub(crate) fn leave_life(&mut self, effects: &mut Effects) {
+        self.leaving = true;
+        self.share.set_lease(Time(0));
+        self.share.set_leader(None);
+        for token in self.proposals.take_pending() {
+            let error = Error::RegionNotFound(self.region.id);
+            effects.replies.push((token, Reply::Written(Err(error))));
+        }
+        for token in self.proposals.abandon() {
+            let what = "the replica was removed";
+            effects.replies.push((token, Reply::Written(Err(Error::Ambiguous { what }))));
+        }
+        for token in self.reads.abandon() {
+            let error = Error::RegionNotFound(self.region.id);
+            effects.replies.push((token, Reply::Read(Err(error))));
+        }
+        effects.discard.extend(self.received.take().map(|received| received.file));
+    }
+}

@@ -1,0 +1,178 @@
+//! Five nodes in one process, three of which hold all regions at first: replicas move to the new ones and back while
+//! clients write and read. Nothing is lost, and nothing is left behind.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+use catamaran::client::Blocking;
+use catamaran::kv::Direction;
+use catamaran::store::ReadLevel;
+use catamaran::transport::Hub;
+use catamaran::types::{KeyRange, Region, Role, StoreId};
+use catamaran::{Error, Node, NodeConfig};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// The first layout: `regions` regions on `replicas` of `nodes` nodes.
+fn open(dir: &Path, id: u64, nodes: u64, regions: u64, hub: &Hub) -> Node {
+    let config = NodeConfig {
+        store_id: id,
+        cluster: (1..=nodes).map(|id| (id, format!("node-{id}:1"))).collect(),
+        data_dir: dir.join(id.to_string()),
+        regions,
+        replicas: 3,
+        segment_bytes: 4 << 20,
+        ..NodeConfig::default()
+    };
+    Node::builder(config).hub(hub.clone()).open().unwrap()
+}
+
+fn key(i: u64) -> Vec<u8> {
+    // Spread over the key space, which the first layout cuts by its first bytes.
+    let mut key = (i.wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_be_bytes().to_vec();
+    key.extend_from_slice(format!("k{i:04}").as_bytes());
+    key
+}
+
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < Duration::from_secs(120), "waited for {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn stores(region: &Region) -> BTreeSet<u64> {
+    region.peers.iter().map(|peer| peer.store.0).collect()
+}
+
+/// Writes and reads back until told to stop; gives the last value of each key.
+fn work(client: &Blocking, keys: std::ops::Range<u64>, stop: &AtomicBool) -> BTreeMap<u64, u64> {
+    let mut last = BTreeMap::new();
+    let mut done = 0u64;
+    while !stop.load(Ordering::Relaxed) {
+        for i in keys.clone() {
+            done += 1;
+            // A leader that goes may not be able to say what became of a write: then it is written again.
+            loop {
+                match client.put(key(i), done.to_string()) {
+                    Ok(()) => break,
+                    Err(Error::Ambiguous { .. }) => {}
+                    Err(error) => panic!("a write while replicas move: {error}"),
+                }
+            }
+            let read = client.get_at(key(i), ReadLevel::Lease).expect("a read while replicas move");
+            assert_eq!(read.as_deref(), Some(done.to_string().as_bytes()), "key {i}");
+            last.insert(i, done);
+        }
+    }
+    last
+}
+
+/// Waits until each node has exactly the replicas that the regions say, and nobody waits to be forgotten.
+fn settled(nodes: &[Node], regions: &[Region]) {
+    for (node, id) in nodes.iter().zip(1..) {
+        eventually(&format!("the replicas of node {id}"), || {
+            let here: BTreeSet<_> =
+                node.status().unwrap().iter().map(|s| (s.region.id, s.peer)).collect();
+            let ought = regions.iter().filter_map(|r| Some((r.id, r.peer_on(StoreId(id))?.id)));
+            here == ought.collect()
+        });
+    }
+}
+
+#[test]
+fn replicas_move_to_new_nodes_and_back_under_load() {
+    const REGIONS: u64 = 4;
+    let dir = tempfile::tempdir().unwrap();
+    let hub = Hub::new();
+    let nodes: Vec<Node> = (1..=5).map(|id| open(dir.path(), id, 5, REGIONS, &hub)).collect();
+    let operator = nodes[0].client().blocking();
+    let layout = operator.regions("", 16).unwrap();
+    assert_eq!(layout.len() as u64, REGIONS);
+    let stop = AtomicBool::new(false);
+    let (last, regions) = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..3u64)
+            .map(|at| {
+                let client = nodes[at as usize].client().blocking();
+                let stop = &stop;
+                scope.spawn(move || work(&client, at * 8..(at + 1) * 8, stop))
+            })
+            .collect();
+        let mut regions = Vec::new();
+        for region in &layout {
+            // Every replica goes elsewhere, one after the other: to the two stores without one, and back.
+            let here: Vec<u64> = stores(region).into_iter().collect();
+            let free: Vec<u64> = (1..=5).filter(|id| !here.contains(id)).collect();
+            let mut path = vec![(here[0], free[0]), (here[1], free[1]), (here[2], here[0])];
+            path.extend([(free[0], here[2]), (free[1], here[1])]);
+            let mut now = region.clone();
+            for (from, to) in path {
+                now = operator.replace_peer(region.id, StoreId(from), StoreId(to)).unwrap();
+                assert!(now.peer_on(StoreId(from)).is_none(), "{now:?}");
+                assert!(now.peers.iter().all(|peer| peer.role == Role::Voter), "{now:?}");
+                assert_eq!(now.peers.len(), 3);
+            }
+            assert_eq!(stores(&now), here.into_iter().collect());
+            regions.push(now);
+        }
+        stop.store(true, Ordering::Relaxed);
+        let last: Vec<_> = workers.into_iter().map(|worker| worker.join().unwrap()).collect();
+        (last, regions)
+    });
+    settled(&nodes, &regions);
+    for node in &nodes {
+        assert_eq!(node.health().map(|error| error.to_string()), None);
+        let client = node.client().blocking();
+        for (i, value) in last.iter().flatten() {
+            let read = client.get(key(*i)).unwrap();
+            assert_eq!(read.as_deref(), Some(value.to_string().as_bytes()), "key {i}");
+        }
+        let rows = client.scan(KeyRange::all(), Direction::Forward, ReadLevel::Linearizable);
+        let rows: Vec<_> = rows.map(|row| row.unwrap()).collect();
+        assert_eq!(rows.len(), last.iter().map(BTreeMap::len).sum::<usize>());
+    }
+}
+
+#[test]
+fn learners_follow_leaders_go_first_and_nonsense_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = Hub::new();
+    let mut nodes: Vec<Node> = (1..=4).map(|id| open(dir.path(), id, 4, 1, &hub)).collect();
+    let client = nodes[0].client().blocking();
+    client.put("k", "1").unwrap();
+    let region = client.region_of("k").unwrap();
+    let id = region.id;
+    let free = (1..=4).find(|id| !stores(&region).contains(id)).unwrap();
+    let learner = client.add_learner(id, StoreId(free)).unwrap();
+    assert_eq!(learner.peer_on(StoreId(free)).unwrap().role, Role::Learner);
+    assert_eq!(client.add_learner(id, StoreId(free)).unwrap(), learner, "done already");
+    // It reads what was written, without a vote.
+    let far = nodes[free as usize - 1].client().blocking();
+    eventually("the learner's replica", || !nodes[free as usize - 1].status().unwrap().is_empty());
+    assert_eq!(far.get("k").unwrap().unwrap(), "1");
+    client.promote(id, StoreId(free)).unwrap();
+    let four = client.region(id).unwrap();
+    assert_eq!(four.peers.iter().filter(|peer| peer.role == Role::Voter).count(), 4);
+    // Whoever leads goes, too: it hands over first.
+    let leads = |nodes: &[Node]| {
+        nodes.iter().position(|node| node.status().unwrap().iter().any(|status| status.leads))
+    };
+    eventually("a leader", || leads(&nodes).is_some());
+    let leader = StoreId(leads(&nodes).unwrap() as u64 + 1);
+    let three = client.remove_peer(id, leader).unwrap();
+    assert!(three.peer_on(leader).is_none());
+    settled(&nodes, std::slice::from_ref(&three));
+    assert_eq!(client.remove_peer(id, leader).unwrap().peers, three.peers, "done already");
+    assert!(matches!(client.promote(id, leader), Err(Error::InvalidArgument(_))));
+    let other = three.peers[0].store;
+    client.demote(id, other).unwrap();
+    assert_eq!(client.get("k").unwrap().unwrap(), "1");
+    // A restart of the store that lost its replica brings nothing back.
+    let at = leader.0 as usize - 1;
+    nodes[at].kill();
+    nodes[at] = open(dir.path(), leader.0, 4, 1, &hub);
+    let now = client.region(id).unwrap_or(three);
+    settled(&nodes, &[now]);
+}
