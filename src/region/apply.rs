@@ -134,6 +134,7 @@ impl Applier {
     fn publish(&mut self, publishing: Publishing, out: &mut ApplyOutcome) -> Result<()> {
         let Publishing { mut batch, touched, replies, .. } = publishing;
         if touched.is_empty() {
+            out.replies.extend(replies);
             return Ok(());
         }
         for id in touched.keys() {
@@ -163,7 +164,11 @@ impl Applier {
             return Err(Error::RegionNotFound(region));
         };
         if entry.position.index <= state.applied.index || state.peer != peer {
-            return Ok(()); // handed over again after a restart or a restore; another's
+            // Handed over again after a restart or a restore; another's. Whoever waits is told all the same.
+            let what = "overtaken by a snapshot";
+            let unknown = |token| (token, Reply::Written(Err(Error::Ambiguous { what })));
+            publishing.replies.extend(entry.waiting.into_iter().map(unknown));
+            return Ok(());
         }
         let start = Applied::at(region, peer, entry.position);
         let applied = publishing.touched.entry(region).or_insert(start);
