@@ -37,6 +37,8 @@ fn shape(region: &Region) -> Shape {
     let role = |role| match role {
         Role::Voter => "voter",
         Role::Learner => "learner",
+        Role::Incoming => "incoming",
+        Role::Demoting => "demoting",
     };
     let replica =
         |p: &catamaran::types::Peer| Replica { peer: p.id.0, store: p.store.0, role: role(p.role) };
