@@ -41,6 +41,7 @@ pub use upkeep::FlushNow;
 pub use waiting::{Slab, Waiter};
 
 use crate::codec::admin::Admin;
+use crate::codec::beat::Beat;
 use crate::env::Disk;
 use crate::error::{Error, Result};
 use crate::kv::StateStore;
@@ -66,6 +67,8 @@ use writer::WriterQueue;
 pub trait Outward: Send + Sync + 'static {
     /// Sends raft messages, best effort.
     fn send(&self, to: StoreId, lane: Lane, envelopes: Vec<Envelope>);
+    /// Tells another node that this one is there, best effort.
+    fn beat(&self, to: StoreId, beat: Beat);
     /// Streams a snapshot; tells the end to `done`, exactly once.
     fn send_snapshot(&self, snapshot: SnapshotSend, done: Box<dyn FnOnce(Delivered) + Send>);
 }
@@ -437,6 +440,11 @@ impl Driver {
         if dropped > 0 {
             shared.counters.dropped_messages.fetch_add(dropped as u64, Ordering::Relaxed);
         }
+    }
+
+    /// A beat of another node: for the first loop, which has them.
+    pub fn beat(&self, from: StoreId, beat: Beat) {
+        self.shared.inboxes[0].beat(from, beat);
     }
 
     /// Tells one region's loop.

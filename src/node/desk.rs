@@ -2,6 +2,7 @@
 
 use super::handover::Away;
 use crate::client::local::Local;
+use crate::codec::beat::Beat;
 use crate::codec::{self, Reader, Writer};
 use crate::driver::{Driver, Outward};
 use crate::env::Disk;
@@ -85,6 +86,10 @@ impl Outward for Outbound {
         self.transport.send(to, lane, envelopes);
     }
 
+    fn beat(&self, to: StoreId, beat: Beat) {
+        self.transport.beat(to, beat);
+    }
+
     fn send_snapshot(&self, snapshot: SnapshotSend, done: Box<dyn FnOnce(Delivered) + Send>) {
         let SnapshotSend { to, envelope, chunks } = snapshot;
         let region = envelope.region;
@@ -151,6 +156,11 @@ impl Handler for Desk {
     fn envelopes(&self, from: StoreId, envelopes: Vec<Envelope>) {
         self.away.heard(from);
         self.driver.messages(envelopes);
+    }
+
+    fn beat(&self, from: StoreId, beat: Beat) {
+        self.away.heard(from);
+        self.driver.beat(from, beat);
     }
 
     fn request(&self, origin: Origin, id: u64, body: Bytes) {

@@ -160,6 +160,7 @@ mod tests {
             last_index: 5,
             log_bytes: 0,
             quarantined: None,
+            asleep: false,
         }
     }
 

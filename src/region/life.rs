@@ -9,6 +9,7 @@
 use super::compact::LogBytes;
 use super::config::StoreConfig;
 use super::effects::Campaign;
+use super::hibernate::Rest;
 use super::peer::{Peer, Progress};
 use super::propose::Proposals;
 use super::read::Reads;
@@ -150,6 +151,7 @@ impl Peer {
             handed_over_in: 0,
             reshaping: None,
             ticks: 0,
+            rest: Rest::default(),
             region: state.region,
         })
     }

@@ -2,6 +2,7 @@
 
 use super::compact::LogBytes;
 use super::effects::{Effects, Persisted, RegionStatus, Reply, Token};
+use super::hibernate::Rest;
 use super::propose::Proposals;
 use super::read::Reads;
 use super::ready::{Received, Restoring, Unpersisted};
@@ -64,6 +65,7 @@ pub struct Peer {
     /// A proposed and not yet applied change of the region's shape: client batches wait for it.
     pub(crate) reshaping: Option<LogPosition>,
     pub(crate) ticks: u64,
+    pub(crate) rest: Rest,
 }
 
 impl Peer {
@@ -227,6 +229,7 @@ impl Peer {
             last_index: status.last_index,
             log_bytes: self.log_bytes.total(),
             quarantined: self.fence.clone(),
+            asleep: self.asleep(),
         }
     }
 

@@ -28,15 +28,18 @@ pub enum Planted {
     FlushReportedEarly,
     /// A replica keeps no promise to its leader: it helps others to leadership inside the lease.
     ForgottenPromise,
+    /// A node goes on supporting one that is silent: groups asleep under leaders there sleep on.
+    SupportKept,
 }
 
 impl Planted {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Planted); 4] = [
+    pub const ALL: [(&'static str, Planted); 5] = [
         ("ack-before-sync", Planted::AckBeforeSync),
         ("forgotten-vote", Planted::ForgottenVote),
         ("flush-reported-early", Planted::FlushReportedEarly),
         ("forgotten-promise", Planted::ForgottenPromise),
+        ("support-kept", Planted::SupportKept),
     ];
 }
 

@@ -2,7 +2,9 @@
 
 use super::absent::Absent;
 use super::event::{Delivered, DiskSpace, Event, Proposal, ReadRequest};
+use super::liveness::Liveness;
 use super::open::Shard;
+use super::sleep::Watch;
 use crate::codec::{self, admin::Admin};
 use crate::error::{Error, Result};
 use crate::kv::{Cut, StateStore};
@@ -10,6 +12,7 @@ use crate::log::{Log, LogBatch};
 use crate::raft::Envelope;
 use crate::region::config::StoreConfig;
 use crate::region::effects::*;
+use crate::region::hibernate::{self, Wake};
 use crate::region::life;
 use crate::region::peer::Peer;
 use crate::region::ready::{Pass, Received};
@@ -21,8 +24,6 @@ use ::raft::eraftpb::MessageType;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// Every this many ticks a leader looks at its log's size.
-const COMPACTION_CHECK_TICKS: u64 = 8;
 /// Passes of one drain: a group that still has work then gets its turn in the next round.
 const PASSES_MAX: usize = 16;
 
@@ -40,6 +41,7 @@ pub struct Store {
     /// Regions that others think have a replica here, and that have none.
     pub(super) absent: Absent,
     disk: DiskSpace,
+    pub(super) watch: Watch,
     /// Effects of events, handed out by the next drain.
     pub(super) pending: Effects,
 }
@@ -83,7 +85,12 @@ impl Store {
             registry.insert(region, peer.share.clone());
             peers.insert(region, peer);
         }
-        let touched = peers.keys().copied().collect();
+        let touched: BTreeSet<RegionId> = peers.keys().copied().collect();
+        let liveness = match shard.index {
+            0 => Liveness::new(&config, registry.neighbours(), now),
+            _ => None,
+        };
+        let watch = Watch::new(touched.clone(), liveness);
         Ok(Store {
             config,
             log,
@@ -93,6 +100,7 @@ impl Store {
             touched,
             absent: Absent::default(),
             disk: DiskSpace::Enough,
+            watch,
             pending: Effects::default(),
         })
     }
@@ -101,6 +109,7 @@ impl Store {
     pub fn handle(&mut self, now: Time, event: Event) {
         match event {
             Event::Tick => self.tick(now),
+            Event::Beat { from, beat } => self.beat(now, from, beat),
             Event::Messages(envelopes) => {
                 for envelope in envelopes {
                     // A snapshot comes with its data, as an event of its own.
@@ -198,6 +207,11 @@ impl Store {
         for region in touched {
             let Some(peer) = self.peers.get_mut(&region) else { continue };
             if let Some(round) = peer.collect(now, &self.config, &mut pass) {
+                if peer.asleep() {
+                    // Nothing should be left to do in a sleeping group. If there is, it does not sleep.
+                    peer.sit_up();
+                    self.watch.awake.insert(region);
+                }
                 collected.push((region, round));
             }
         }
@@ -224,20 +238,6 @@ impl Store {
         }
     }
 
-    fn tick(&mut self, now: Time) {
-        for (region, peer) in &mut self.peers {
-            if !peer.runs() {
-                continue;
-            }
-            peer.tick(now);
-            peer.retry_reads(now, &self.config, &mut self.pending);
-            if peer.ticks % COMPACTION_CHECK_TICKS == 0 && peer.group.leads() {
-                peer.propose_compaction(&self.config);
-            }
-            self.touched.insert(*region);
-        }
-    }
-
     pub(super) fn message(&mut self, now: Time, envelope: Envelope) {
         let Some(peer) = self.peers.get_mut(&envelope.region) else {
             return self.message_for_absent(now, &envelope);
@@ -245,12 +245,25 @@ impl Store {
         self.touched.insert(envelope.region);
         let known = peer.region.peer(envelope.from).is_some();
         if envelope.to == peer.id && known && peer.runs() {
-            peer.step(now, &self.config, envelope.message, &mut self.pending);
+            let mut message = envelope.message;
+            if hibernate::is_word(&message) {
+                if peer.told_to_sleep(&self.config, self.registry.neighbours(), &message) {
+                    self.watch.awake.remove(&envelope.region);
+                    return;
+                }
+                message.context.clear();
+            }
+            if peer.asleep() {
+                peer.wake(&self.config, Wake::Asked);
+                self.watch.awake.insert(envelope.region);
+            }
+            peer.step(now, &self.config, message, &mut self.pending);
         }
     }
 
     fn propose(&mut self, proposal: Proposal) {
         let Proposal { token, region, version, command } = proposal;
+        self.rouse(region);
         if self.disk == DiskSpace::Full {
             let path = std::path::PathBuf::from("data directory");
             return Peer::refuse(&mut self.pending, token, Error::DiskFull { path });
@@ -265,6 +278,7 @@ impl Store {
     }
 
     fn admin(&mut self, token: Token, region: RegionId, admin: &Admin) {
+        self.rouse(region);
         let refusal = match self.disk {
             DiskSpace::Full => Error::DiskFull { path: "data directory".into() },
             DiskSpace::Enough if self.peers.contains_key(&region) => {
@@ -280,6 +294,7 @@ impl Store {
 
     fn read(&mut self, now: Time, request: ReadRequest) {
         let ReadRequest { token, region, version, level } = request;
+        self.rouse(region);
         if !self.peers.contains_key(&region) {
             let refusal = Reply::Read(Err(Error::RegionNotFound(region)));
             return self.pending.replies.push((token, refusal));
@@ -321,7 +336,8 @@ impl Store {
     }
 
     fn unreachable(&mut self, store: StoreId) {
-        for (region, peer) in &mut self.peers {
+        for region in &self.watch.awake {
+            let Some(peer) = self.peers.get_mut(region) else { continue };
             let Some(there) = peer.region.peer_on(store) else { continue };
             if peer.runs() && peer.group.leads() {
                 peer.group.unreachable(there.id);
@@ -331,6 +347,7 @@ impl Store {
     }
 
     fn snapshot_sent(&mut self, region: RegionId, from: PeerId, to: PeerId, delivered: Delivered) {
+        self.rouse(region);
         let status = match delivered {
             Delivered::Whole => SnapshotStatus::Finish,
             Delivered::Failed => SnapshotStatus::Failure,
@@ -361,6 +378,7 @@ impl Store {
     }
 
     fn transfer(&mut self, token: Token, region: RegionId, to: Option<StoreId>) {
+        self.rouse(region);
         let result = match self.peers.get_mut(&region) {
             Some(peer) => peer.transfer(to),
             None => Err(Error::RegionNotFound(region)),

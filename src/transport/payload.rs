@@ -3,6 +3,7 @@
 
 use super::Envelope;
 use super::frame::{self, Kind};
+use crate::codec::beat::{self, Beat};
 use crate::codec::{Reader, Writer};
 use crate::error::{Error, Result};
 use crate::raft::wire;
@@ -10,7 +11,7 @@ use crate::types::{PeerId, RegionId, StoreId};
 use bytes::Bytes;
 
 /// The protocol spoken here. Two sides talk only if theirs are equal.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 /// Longest payload of a frame before the handshake is done.
 pub const MAX_HANDSHAKE: usize = 1024;
 /// Most messages in one frame; a writer begins another one before that.
@@ -323,6 +324,17 @@ pub fn read_call(payload: Bytes) -> Result<(u64, Bytes)> {
     let mut r = Reader::new("call", payload);
     let id = r.u64()?;
     Ok((id, r.rest()))
+}
+
+/// Appends a beat: its number, then the rest as [`beat`] lays it out.
+pub fn write_beat(beat: &Beat, out: &mut Vec<u8>) {
+    write_call(Kind::Beat, beat.number, &beat::encode(beat), out);
+}
+
+/// Reads a beat.
+pub fn read_beat(payload: Bytes) -> Result<Beat> {
+    let (number, body) = read_call(payload)?;
+    beat::decode(number, body)
 }
 
 /// Appends a frame that is its kind and nothing else.

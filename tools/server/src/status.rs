@@ -31,6 +31,7 @@ struct Replica {
     last_index: u64,
     log_bytes: u64,
     quarantined: Option<String>,
+    asleep: bool,
 }
 
 /// One node.
@@ -40,6 +41,7 @@ struct NodeReport {
     store: u64,
     regions: usize,
     leaders: usize,
+    asleep: usize,
     applied: u64,
     log_bytes: u64,
     replicas: Vec<Replica>,
@@ -77,6 +79,7 @@ fn replica(status: &RegionStatus) -> Replica {
         last_index: status.last_index,
         log_bytes: status.log_bytes,
         quarantined: status.quarantined.clone(),
+        asleep: status.asleep,
     }
 }
 
@@ -86,6 +89,7 @@ fn node(address: &str, status: &NodeStatus) -> NodeReport {
         store: status.store.0,
         regions: status.regions.len(),
         leaders: status.regions.iter().filter(|region| region.leads).count(),
+        asleep: status.regions.iter().filter(|region| region.asleep).count(),
         applied: status.regions.iter().map(|region| region.applied).sum(),
         log_bytes: status.regions.iter().map(|region| region.log_bytes).sum(),
         replicas: status.regions.iter().map(replica).collect(),
@@ -97,8 +101,9 @@ fn row<const N: usize>(cells: [&dyn ToString; N]) -> Vec<String> {
 }
 
 fn table(overview: &Overview, args: &StatusArgs) -> String {
-    let head = ["store", "address", "regions", "leaders", "applied", "log bytes", "quarantined"];
+    let head = ["store", "address", "regions", "leaders", "asleep", "applied", "log bytes"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
+    rows[0].push("quarantined".to_owned());
     for node in &overview.nodes {
         let fenced = node.replicas.iter().filter(|r| r.quarantined.is_some()).count();
         rows.push(row([
@@ -106,6 +111,7 @@ fn table(overview: &Overview, args: &StatusArgs) -> String {
             &node.address,
             &node.regions,
             &node.leaders,
+            &node.asleep,
             &node.applied,
             &node.log_bytes,
             &fenced,
@@ -126,10 +132,12 @@ fn table(overview: &Overview, args: &StatusArgs) -> String {
             .collect();
         replicas.sort_by_key(|(store, replica)| (replica.region, *store));
         for (store, r) in replicas {
-            let role = match (&r.quarantined, r.leads) {
-                (Some(_), _) => "quarantined",
-                (None, true) => "leader",
-                (None, false) => "follower",
+            let role = match (&r.quarantined, r.leads, r.asleep) {
+                (Some(_), ..) => "quarantined",
+                (None, true, false) => "leader",
+                (None, true, true) => "leader (asleep)",
+                (None, false, false) => "follower",
+                (None, false, true) => "follower (asleep)",
             };
             rows.push(row([
                 &r.region,
