@@ -80,6 +80,8 @@ pub struct NodeConfig {
     pub entry_bytes: usize,
     /// A region's log is compacted once it holds this much more than its followers need.
     pub compact_bytes: u64,
+    /// A region is cut in pieces of half this size once its keys and values take more; 0: never by itself.
+    pub region_split_bytes: u64,
     /// A region's log is compacted, laggards or not, once it holds this much. At least `compact_bytes`.
     pub region_log_bytes: u64,
     /// The state store is flushed when the log takes this much disk, so that the log can shrink.
@@ -89,6 +91,9 @@ pub struct NodeConfig {
     /// Recent log entries kept in memory, of all regions together. 0: only those that still wait for the
     /// disk or for being applied.
     pub entry_cache_bytes: usize,
+    /// Entries of a region that go to the log together and take more than this are compressed; see
+    /// [`log::Options::compress_above`]. 0: none are.
+    pub compress_above_bytes: usize,
     /// The memtable is flushed when it reaches this.
     pub memtable_bytes: usize,
     /// Memory for blocks of the tables on disk. 0: none is kept, every read goes to the system's cache.
@@ -133,10 +138,12 @@ impl Default for NodeConfig {
             pending_bytes: 8 << 20,
             entry_bytes: 1 << 20,
             compact_bytes: 1 << 20,
+            region_split_bytes: 256 << 20,
             region_log_bytes: 256 << 20,
             log_budget_bytes: 2 << 30,
             segment_bytes: 64 << 20,
             entry_cache_bytes: 128 << 20,
+            compress_above_bytes: 0,
             memtable_bytes: 128 << 20,
             block_cache_bytes: 64 << 20,
             flush_interval_ms: 30_000,
@@ -251,7 +258,7 @@ impl NodeConfig {
     }
 
     fn validate_bounds(&self) -> Result<()> {
-        let bounds: [(&str, u64, u64, u64); 25] = [
+        let bounds: [(&str, u64, u64, u64); 27] = [
             ("regions", self.regions, 1, 1 << 20),
             ("tick_ms", self.tick_ms, 1, 10_000),
             ("election_ticks", self.election_ticks as u64, 3, 10_000),
@@ -267,9 +274,11 @@ impl NodeConfig {
             ("pending_bytes", self.pending_bytes as u64, 1 << 12, 1 << 40),
             ("entry_bytes", self.entry_bytes as u64, 1, 16 << 20),
             ("compact_bytes", self.compact_bytes, 1, 1 << 50),
+            ("region_split_bytes", self.region_split_bytes, 0, 1 << 50),
             ("region_log_bytes", self.region_log_bytes, 1 << 16, 1 << 50),
             ("log_budget_bytes", self.log_budget_bytes, 1, 1 << 50),
             ("entry_cache_bytes", self.entry_cache_bytes as u64, 0, 1 << 40),
+            ("compress_above_bytes", self.compress_above_bytes as u64, 0, 1 << 30),
             ("memtable_bytes", self.memtable_bytes as u64, 1 << 12, 1 << 40),
             ("block_cache_bytes", self.block_cache_bytes, 0, 1 << 40),
             ("flush_interval_ms", self.flush_interval_ms, 10, 1 << 40),
@@ -393,6 +402,7 @@ mod tests {
         refused(|c| c.heartbeat_ticks = usize::MAX, "heartbeat_ticks = ");
         refused(|c| c.region_log_bytes = 0, "region_log_bytes = 0");
         refused(|c| c.entry_cache_bytes = usize::MAX, "entry_cache_bytes = ");
+        refused(|c| c.compress_above_bytes = usize::MAX, "compress_above_bytes = ");
         refused(|c| c.block_cache_bytes = u64::MAX, "block_cache_bytes = ");
         refused(|c| c.shutdown_timeout_ms = u64::MAX, "shutdown_timeout_ms = ");
         refused(|c| c.clock_drift_percent = 51, "clock_drift_percent = 51");

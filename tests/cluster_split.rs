@@ -10,7 +10,7 @@ use catamaran::types::{KeyRange, Region};
 use catamaran::{Node, NodeConfig};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 fn open(dir: &Path, id: u64, hub: &Hub) -> Node {
@@ -53,32 +53,45 @@ fn covers(regions: &[Region]) -> bool {
         && regions.last().is_some_and(|last| last.range.end.is_empty())
 }
 
-/// Writes `key(i) = n` for growing n until told to stop, checking what it reads back; gives the last of each.
-fn work(
-    client: &Blocking,
-    keys: std::ops::Range<u64>,
-    stop: &AtomicBool,
-) -> (BTreeMap<u64, u64>, u64) {
-    let mut last = BTreeMap::new();
-    let mut done = 0;
-    while !stop.load(Ordering::Relaxed) {
-        for i in keys.clone() {
-            done += 1;
-            client.put(key(i), done.to_string()).expect("a write while regions are cut");
-            let read =
-                client.get_at(key(i), ReadLevel::Lease).expect("a read while regions are cut");
-            assert_eq!(read.as_deref(), Some(done.to_string().as_bytes()), "key {i}");
-            last.insert(i, done);
-            if stop.load(Ordering::Relaxed) {
-                break;
-            }
+/// What one writer did.
+#[derive(Default)]
+struct Work {
+    /// The last value of each key.
+    last: BTreeMap<u64, u64>,
+    /// When each write began and how long it took.
+    took: Vec<(Instant, Duration)>,
+}
+
+/// Writes `key(i) = n` for growing n until told to stop, checking what it reads back.
+fn work(client: &Blocking, keys: std::ops::Range<u64>, stop: &AtomicBool) -> Work {
+    let mut done = Work::default();
+    for (n, i) in keys.cycle().enumerate() {
+        if stop.load(Ordering::Relaxed) {
+            break;
         }
+        let begun = Instant::now();
+        client.put(key(i), n.to_string()).expect("a write while regions are cut");
+        done.took.push((begun, begun.elapsed()));
+        let read = client.get_at(key(i), ReadLevel::Lease).expect("a read while regions are cut");
+        assert_eq!(read.as_deref(), Some(n.to_string().as_bytes()), "key {i}");
+        done.last.insert(i, n as u64);
     }
-    (last, done)
+    done
+}
+
+/// The median and the 99th percentile of the writes begun in a stretch of time, for people.
+fn percentiles(work: &[Work], from: Instant, to: Instant) -> String {
+    let within = |(begun, _): &&(Instant, Duration)| (from..to).contains(begun);
+    let mut took: Vec<Duration> =
+        work.iter().flat_map(|w| &w.took).filter(within).map(|(_, took)| *took).collect();
+    took.sort_unstable();
+    let at = |percent: usize| took.get(took.len() * percent / 100).copied().unwrap_or_default();
+    format!("{} writes, p50 {:?}, p99 {:?}", took.len(), at(50), at(99))
 }
 
 /// Many splits in a row, each of a random region at a key of its own, under load: nobody's operation fails, no
-/// snapshot is sent, every node ends with the same regions, a restarted one too.
+/// snapshot is sent, every node ends with the same regions, a restarted one too. Latencies are printed:
+/// `CATAMARAN_SPLITS=1000 cargo test --release --test cluster_split hundred -- --nocapture`.
 #[test]
 fn a_hundred_splits_under_load() {
     let splits: u64 = std::env::var("CATAMARAN_SPLITS").map_or(100, |text| text.parse().unwrap());
@@ -88,27 +101,29 @@ fn a_hundred_splits_under_load() {
     let operator = nodes[0].client().blocking();
     operator.put("first", "1").unwrap();
     let stop = AtomicBool::new(false);
-    let written = AtomicU64::new(0);
-    let last: Vec<BTreeMap<u64, u64>> = std::thread::scope(|scope| {
+    let begun = Instant::now();
+    let mut splitting = begun;
+    let done: Vec<Work> = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..3u64)
             .map(|at| {
                 let client = nodes[at as usize].client().blocking();
-                let (stop, written) = (&stop, &written);
-                scope.spawn(move || {
-                    let keys = at * splits / 3..(at + 1) * splits / 3;
-                    let (last, done) = work(&client, keys, stop);
-                    written.fetch_add(done, Ordering::Relaxed);
-                    last
-                })
+                let stop = &stop;
+                let keys = at * splits / 3..(at + 1) * splits / 3;
+                scope.spawn(move || work(&client, keys, stop))
             })
             .collect();
+        // A while without splits, to compare with.
+        std::thread::sleep(Duration::from_millis(20 * splits.min(100)));
+        splitting = Instant::now();
         for i in 0..splits {
             // Spread over the key space, so that small and large regions are cut alike.
             let at = i * 7919 % splits;
-            let cut = operator.split(vec![key(at).into()]).unwrap();
+            let cut = operator.split([key(at)]).unwrap();
             assert_eq!(cut.len(), 2, "split {i} at {at}");
         }
         stop.store(true, Ordering::Relaxed);
+        let took = splitting.elapsed();
+        println!("{splits} splits in {took:?}");
         workers.into_iter().map(|worker| worker.join().unwrap()).collect()
     });
     for node in &nodes {
@@ -119,19 +134,20 @@ fn a_hundred_splits_under_load() {
         assert_eq!(node.stats().transport.snapshots_sent, 0);
         assert_eq!(node.health().map(|error| error.to_string()), None);
     }
-    assert!(written.load(Ordering::Relaxed) > 0);
+    println!("before: {}", percentiles(&done, begun, splitting));
+    println!("meanwhile: {}", percentiles(&done, splitting, Instant::now()));
     // A restart replays the splits, or finds them flushed.
     nodes[1].kill();
     nodes[1] = open(dir.path(), 2, &hub);
     for node in &nodes {
         let client = node.client().blocking();
-        for (i, value) in last.iter().flatten() {
+        for (i, value) in done.iter().flat_map(|work| &work.last) {
             let read = client.get(key(*i)).unwrap();
             assert_eq!(read.as_deref(), Some(value.to_string().as_bytes()), "key {i}");
         }
         let rows = client.scan(KeyRange::all(), Direction::Forward, ReadLevel::Linearizable);
         let keys: Vec<_> = rows.map(|row| row.unwrap().0).collect();
-        assert_eq!(keys.len(), 1 + last.iter().map(BTreeMap::len).sum::<usize>());
+        assert_eq!(keys.len(), 1 + done.iter().map(|work| work.last.len()).sum::<usize>());
         assert!(keys.is_sorted());
     }
     eventually("the restarted node's regions", || {
@@ -145,15 +161,15 @@ fn many_keys_are_cut_at_once_and_nonsense_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let node = Node::open(NodeConfig::single(dir.path().join("data"))).unwrap();
     let client = node.client().blocking();
-    let keys: Vec<_> = (0..50).map(|i| key(i).into()).collect();
+    let keys: Vec<_> = (0..50).map(key).collect();
     let cut = client.split(keys.clone()).unwrap();
     assert!(cut.len() > 50, "{}", cut.len());
     eventually("all children", || covers(&regions_of(&node)));
     assert_eq!(client.split(keys).unwrap(), [], "they are cut already");
-    assert_eq!(client.split(vec!["".into()]).unwrap(), [], "the first key begins a region");
+    assert_eq!(client.split([""]).unwrap(), [], "the first key begins a region");
     let region = client.region_of(key(7)).unwrap();
     assert_eq!(region.range, KeyRange::new(key(7), key(8)));
-    assert!(client.split(vec![vec![b'x'; 40 << 10].into()]).is_err(), "a key too long");
+    assert!(client.split([vec![b'x'; 40 << 10]]).is_err(), "a key too long");
     let first = catamaran::client::wait(node.client().allocate_ids(10)).unwrap();
     let next = catamaran::client::wait(node.client().allocate_ids(1)).unwrap();
     assert_eq!(next, first + 10);
@@ -164,4 +180,26 @@ fn many_keys_are_cut_at_once_and_nonsense_is_refused() {
     let node = Node::open(NodeConfig::single(dir.path().join("data"))).unwrap();
     eventually("all children", || covers(&regions_of(&node)));
     assert_eq!(node.client().blocking().get(key(7)).unwrap().unwrap(), "x");
+}
+
+/// Whoever writes a lot gets more regions without asking, also over a restart.
+#[test]
+fn a_region_that_grows_is_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let config =
+        NodeConfig { region_split_bytes: 128 << 10, ..NodeConfig::single(dir.path().join("data")) };
+    let node = Node::open(config.clone()).unwrap();
+    let client = node.client().blocking();
+    for i in 0..1000 {
+        client.put(key(i), vec![b'v'; 1 << 10]).unwrap();
+    }
+    eventually("at least eight regions", || regions_of(&node).len() >= 8);
+    eventually("all of them", || covers(&regions_of(&node)));
+    node.shutdown().unwrap();
+    drop(client);
+    let node = Node::open(config).unwrap();
+    assert!(regions_of(&node).len() >= 8);
+    let client = node.client().blocking();
+    let rows = client.scan(KeyRange::all(), Direction::Forward, ReadLevel::Linearizable);
+    assert_eq!(rows.map(Result::unwrap).count(), 1000);
 }

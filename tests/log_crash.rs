@@ -20,6 +20,7 @@ const GROUPS: u64 = 5;
 
 fn options() -> Options {
     Options {
+        compress_above: None,
         segment_bytes: 32 << 10,
         cache_bytes: 4 << 10,
         max_pending_bytes: 1 << 20,

@@ -86,7 +86,10 @@ fn check(log: &Log, model: &BTreeMap<u64, Group>) {
 fn run(steps: Vec<Do>, options: Options) {
     let dir = tempfile::tempdir().unwrap();
     let open = || Log::open(Arc::new(OsDisk), dir.path(), options.clone()).unwrap().0;
+    // Every other time without compression.
+    let plain = Options { compress_above: None, ..options.clone() };
     let mut log = open();
+    let mut opened = 1;
     let mut model: BTreeMap<u64, Group> = BTreeMap::new();
     for (salt, step) in steps.into_iter().enumerate() {
         let mut batch = LogBatch::new();
@@ -148,7 +151,9 @@ fn run(steps: Vec<Do>, options: Options) {
             Do::Reopen => {
                 log.write_round().unwrap();
                 drop(log);
-                log = open();
+                let options = if opened % 2 == 0 { &options } else { &plain };
+                opened += 1;
+                log = Log::open(Arc::new(OsDisk), dir.path(), options.clone()).unwrap().0;
                 check(&log, &model);
             }
         }
@@ -168,11 +173,15 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn like_a_map(steps in proptest::collection::vec(step(), 1..160)) {
+    fn like_a_map(
+        steps in proptest::collection::vec(step(), 1..160),
+        compress_above in proptest::option::of(prop_oneof![Just(0), 0..4000usize]),
+    ) {
         let options = Options {
             segment_bytes: 32 << 10,
             cache_bytes: 3000,
             spare_segments: 1,
+            compress_above,
             ..Options::default()
         };
         run(steps, options);
@@ -181,12 +190,21 @@ proptest! {
 
 #[test]
 fn a_batch_larger_than_a_segment() {
-    let options = Options { segment_bytes: 8 << 10, cache_bytes: 0, ..Options::default() };
-    let steps = (0..12).flat_map(|n| {
-        let append = Do::Append { group: n % 2, back: 0, count: 5, len: 700 * n as usize };
-        [append, Do::Write, Do::Trim, Do::Compact { group: n % 2, keep: 2 }, Do::Purge, Do::Reopen]
-    });
-    run(steps.collect(), options);
+    // Compressed, it is none; of both there are some.
+    for compress_above in [None, Some(0), Some(20_000)] {
+        let options = Options {
+            segment_bytes: 8 << 10,
+            cache_bytes: 0,
+            compress_above,
+            ..Options::default()
+        };
+        let steps = (0..12).flat_map(|n| {
+            let append = Do::Append { group: n % 2, back: 0, count: 5, len: 700 * n as usize };
+            let compact = Do::Compact { group: n % 2, keep: 2 };
+            [append, Do::Write, Do::Trim, compact, Do::Purge, Do::Reopen]
+        });
+        run(steps.collect(), options);
+    }
 }
 
 #[test]

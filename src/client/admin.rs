@@ -1,5 +1,6 @@
 //! What operators ask: which regions there are, and other shapes for them.
 
+use super::api::check_key;
 use super::request::{Body, Response};
 use super::{Client, odd};
 use crate::codec::admin::{Admin, CHILDREN_MAX, Child, Split};
@@ -41,7 +42,12 @@ impl Client {
     ///
     /// Each region is cut by one entry of its log, atomically; several regions are not. After an error some may
     /// have been cut: asking again does the rest.
-    pub async fn split(&self, mut keys: Vec<Bytes>) -> Result<Vec<Region>> {
+    pub async fn split<K: Into<Bytes>>(
+        &self,
+        keys: impl IntoIterator<Item = K>,
+    ) -> Result<Vec<Region>> {
+        let mut keys: Vec<Bytes> = keys.into_iter().map(Into::into).collect();
+        keys.iter().try_for_each(check_key)?;
         keys.sort_unstable();
         keys.dedup();
         let mut cut = Vec::new();
@@ -101,7 +107,7 @@ impl super::Blocking {
     }
 
     /// See [`Client::split`].
-    pub fn split(&self, keys: Vec<Bytes>) -> Result<Vec<Region>> {
+    pub fn split<K: Into<Bytes>>(&self, keys: impl IntoIterator<Item = K>) -> Result<Vec<Region>> {
         super::wait(self.client.split(keys))
     }
 }

@@ -184,7 +184,7 @@ impl Client {
     }
 }
 
-fn check_key(key: &Bytes) -> Result<()> {
+pub(super) fn check_key(key: &Bytes) -> Result<()> {
     match key.len() > KEY_BYTES_MAX {
         true => {
             let what = format!("key of {} bytes: at most {KEY_BYTES_MAX}", key.len());

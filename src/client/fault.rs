@@ -16,9 +16,11 @@ const REGION_BYTES_MAX: usize = 128 << 10;
 
 /// The texts of errors whose text is static: what another node says is looked up here, so that "busy" keeps
 /// saying with what. A test compares the list with the sources.
-const BUSY: [&str; 24] = [
+const BUSY: [&str; 29] = [
     "a connection",
     "a node cannot be reached",
+    "a replica that is behind",
+    "another change of the region's shape",
     "another node",
     "answers not being read",
     "apply queue",
@@ -29,6 +31,8 @@ const BUSY: [&str; 24] = [
     "no replica took the request in time",
     "read workers",
     "region's proposals",
+    "region's uncommitted entries",
+    "region, far above its size: it is about to be cut",
     "requests with other nodes",
     "restoring a snapshot",
     "snapshots being received",
@@ -40,6 +44,7 @@ const BUSY: [&str; 24] = [
     "the other side has no room",
     "the other store is out of reach",
     "the other store is out of reach or its queue is full",
+    "the range: another region holds it here still",
     "waiting callers",
 ];
 const TIMEOUT: [&str; 8] = [

@@ -48,7 +48,7 @@ use crate::kv::StateStore;
 use crate::log::Log;
 use crate::raft::{Envelope, Lane};
 use crate::region::apply::Applier;
-use crate::region::effects::SnapshotSend;
+use crate::region::effects::{SnapshotSend, SplitWish};
 use crate::store::{Delivered, Event, Proposal, ReadLevel, ReadRequest, Registry, Store, Token};
 use crate::types::{RegionId, StoreId, Time};
 use apply::ApplyQueue;
@@ -69,6 +69,8 @@ pub trait Outward: Send + Sync + 'static {
     fn send(&self, to: StoreId, lane: Lane, envelopes: Vec<Envelope>);
     /// Tells another node that this one is there, best effort.
     fn beat(&self, to: StoreId, beat: Beat);
+    /// A region should be cut. May be forgotten: it is wished again.
+    fn split(&self, wish: SplitWish);
     /// Streams a snapshot; tells the end to `done`, exactly once.
     fn send_snapshot(&self, snapshot: SnapshotSend, done: Box<dyn FnOnce(Delivered) + Send>);
 }

@@ -2,7 +2,8 @@
 
 use super::Shared;
 use super::inbox::Mail;
-use crate::store::{Effects, Event, Store};
+use crate::region::size::{self, Measured};
+use crate::store::{Effects, Event, SizeCheck, Store};
 use crate::types::Time;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -91,6 +92,12 @@ fn perform(shared: &Shared, at: usize, effects: &mut Effects) -> bool {
     for birth in effects.births.drain(..) {
         shared.inboxes[shared.loop_of(birth.state.region.id)].post(Event::Born(birth));
     }
+    for check in effects.size_checks.drain(..) {
+        measure(shared, at, check);
+    }
+    for wish in effects.split_wishes.drain(..) {
+        shared.outward.split(wish);
+    }
     for snapshot in effects.snapshots.drain(..) {
         send_snapshot(shared, at, snapshot);
     }
@@ -116,6 +123,23 @@ fn send_snapshot(shared: &Shared, at: usize, snapshot: crate::store::SnapshotSen
             inbox.post(Event::SnapshotSent { region, from, to, delivered });
         }),
     );
+}
+
+/// Measures a region on a read thread.
+fn measure(shared: &Shared, at: usize, check: SizeCheck) {
+    let (inbox, kv) = (Arc::clone(&shared.inboxes[at]), Arc::clone(&shared.kv));
+    let SizeCheck { region, peer, epoch, range, split_bytes } = check;
+    let job = Box::new(move || {
+        let measured = kv.view().and_then(|view| size::measure(&*view, &range, split_bytes));
+        inbox.post(match measured {
+            Ok((bytes, keys)) => Event::Measured(Measured { region, peer, epoch, bytes, keys }),
+            // Damage, most likely: whoever reads the keys hears of it.
+            Err(_) => Event::NotMeasured(region),
+        });
+    });
+    if shared.readers.submit(job).is_err() {
+        shared.inboxes[at].post(Event::NotMeasured(region));
+    }
 }
 
 /// Removes a received snapshot that nobody needs. A file that stays costs room until the next start.

@@ -53,6 +53,17 @@ fn contract(disk: &dyn Disk, root: &Path) {
     assert!(disk.remove(&dir.join("e")).is_err());
     assert_eq!(reader.len().unwrap(), 6, "an open file outlives its name");
 
+    assert!(disk.hands() > 0);
+    for count in [0, 1, 100] {
+        let mut places = vec![0; count];
+        let jobs = places
+            .iter_mut()
+            .enumerate()
+            .map(|(n, place)| -> Job<'_> { Box::new(move || *place += n + 1) });
+        disk.run(jobs.collect());
+        assert!(places.iter().enumerate().all(|(n, place)| *place == n + 1), "each once");
+    }
+
     let held = disk.lock_dir(&dir).unwrap();
     assert!(matches!(disk.lock_dir(&dir), Err(Error::Locked(d)) if d == dir));
     drop(held);

@@ -35,6 +35,9 @@ pub enum OpenMode {
 /// Whoever holds it holds the directory. Dropping it lets go.
 pub trait DirLock: Send + Sync + Debug {}
 
+/// A piece of work that a [`Disk`] may do beside others.
+pub type Job<'a> = Box<dyn FnOnce() + Send + 'a>;
+
 /// A directory tree on some disk.
 ///
 /// Durability follows POSIX: a file's bytes survive a crash after [`File::sync_data`]; its creation,
@@ -56,6 +59,15 @@ pub trait Disk: Send + Sync + Debug + 'static {
     fn sync_dir(&self, dir: &Path) -> Result<()>;
     /// Takes the exclusive lock of a directory ([`crate::Error::Locked`] if another has it).
     fn lock_dir(&self, dir: &Path) -> Result<Box<dyn DirLock>>;
+    /// How many jobs are worth running beside each other; at least 1.
+    fn hands(&self) -> usize {
+        1
+    }
+    /// Runs jobs that read, perhaps beside each other, and returns when all are done. Whatever their order,
+    /// the outcome must be the same. Unless a disk does otherwise: one after the other.
+    fn run(&self, jobs: Vec<Job<'_>>) {
+        jobs.into_iter().for_each(|job| job());
+    }
 }
 
 /// An open file. Offsets are absolute: no cursor, so reads may run beside a write.

@@ -6,7 +6,7 @@
 //! that asks, though another may be waiting for those very bytes: so there syncs of one file come one
 //! at a time, and after one that failed all others fail.
 
-use super::{DirLock, Disk, File, OpenMode};
+use super::{DirLock, Disk, File, Job, OpenMode};
 use crate::error::{Error, Result};
 use fs2::FileExt as _;
 use parking_lot::Mutex;
@@ -145,7 +145,33 @@ impl Disk for OsDisk {
             Err(e) => Err(Error::io("lock", &path, e)),
         }
     }
+
+    fn hands(&self) -> usize {
+        std::thread::available_parallelism().map_or(1, |cores| cores.get().min(HANDS_MAX))
+    }
+
+    fn run(&self, jobs: Vec<Job<'_>>) {
+        let others = self.hands().min(jobs.len()).saturating_sub(1);
+        let jobs = Mutex::new(jobs.into_iter());
+        let work = || {
+            // Not in the loop's head, where the lock would be held during the job.
+            let next = || jobs.lock().next();
+            while let Some(job) = next() {
+                job();
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..others {
+                // Where no thread can be had, this one does all the work.
+                let _ = std::thread::Builder::new().spawn_scoped(scope, work);
+            }
+            work();
+        });
+    }
 }
+
+/// Threads beside each other at most, for reads at opening: more would only wait for the same disk.
+const HANDS_MAX: usize = 8;
 
 impl OsFile {
     /// Writes past the page cache as much as can be; how many bytes that was.

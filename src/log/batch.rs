@@ -2,7 +2,8 @@
 //! the caller's side and outside every lock.
 
 use super::echo::put_group;
-use super::format::{Op, Span, Terms, encode_run};
+use super::format::{Op, Span, Terms};
+use super::lz4::{RunWriter, too_large};
 use super::{Entry, GroupId};
 use crate::error::{Error, Result};
 use crate::types::LogPosition;
@@ -116,24 +117,26 @@ impl LogBatch {
         self.bytes
     }
 
-    /// Checks what can be checked without the index, then encodes. Operations are put in group order
-    /// (stable: the order within a group stays), so that each group is visited once.
-    pub(super) fn encode(mut self) -> Result<Encoded> {
+    /// Checks what can be checked without the index, then encodes, runs of more than `compress_above` bytes
+    /// compressed. Operations are put in group order (stable: the order within a group stays), so that
+    /// each group is visited once.
+    pub(super) fn encode(mut self, compress_above: Option<usize>) -> Result<Encoded> {
         if !self.ops.is_sorted_by_key(BatchOp::group) {
             self.sort();
         }
         let mut encoded = Encoded::with_capacity(self.ops.len(), self.bytes);
+        let mut runs = RunWriter::new(compress_above);
         for op in &self.ops {
             let op = match op {
                 BatchOp::Append { group, at, count, .. } => {
                     let entries = &self.entries[*at..at + count];
                     check_contiguous(*group, entries)?;
-                    let body = encoded.body(|out| encode_run(out, entries))?;
+                    let body = encoded.body(|out| runs.write(out, entries))?;
                     let (first, count) = (entries[0].index, entries.len() as u32);
                     Op::Append { group: *group, first, count, terms: Terms::of(entries), body }
                 }
                 BatchOp::State { group, state } => {
-                    let body = encoded.body(|out| out.extend_from_slice(state))?;
+                    let body = encoded.copy(state)?;
                     Op::State { group: *group, body }
                 }
                 BatchOp::Compact { group, to } => Op::Compact { group: *group, to: *to },
@@ -141,6 +144,11 @@ impl LogBatch {
                 BatchOp::Clear { group } => Op::Clear { group: *group },
             };
             encoded.push(op);
+        }
+        encoded.raw_bytes = runs.raw_bytes;
+        if runs.saved_bytes > 0 {
+            // It may wait for the writer for long, and is counted by what it holds.
+            encoded.payload.shrink_to_fit();
         }
         encoded.source = self.ops;
         encoded.entries = self.entries;
@@ -189,12 +197,14 @@ pub(super) struct Encoded {
     last_group: GroupId,
     pub ops: Vec<Op>,
     pub source: Vec<BatchOp>,
+    /// Bytes of its runs before compression.
+    pub raw_bytes: u64,
     /// Of its appends, in their order.
     pub entries: Vec<Entry>,
 }
 
 /// A body's place in the record is a u32; this leaves room for headers in a u32 file offset.
-const MAX_PAYLOAD: usize = 1 << 30;
+pub(super) const MAX_PAYLOAD: usize = 1 << 30;
 
 impl Encoded {
     pub fn with_capacity(ops: usize, bytes: usize) -> Encoded {
@@ -206,14 +216,22 @@ impl Encoded {
         }
     }
 
-    pub fn body(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> Result<Span> {
+    pub fn body(&mut self, write: impl FnOnce(&mut Vec<u8>) -> Result<()>) -> Result<Span> {
         let rel = self.payload.len();
-        write(&mut self.payload);
+        write(&mut self.payload)?;
         if self.payload.len() > MAX_PAYLOAD {
-            return Err(Error::InvalidArgument("a log batch is limited to 1 GiB".into()));
+            return Err(too_large());
         }
         let bytes = &self.payload[rel..];
         Ok(Span { rel: rel as u32, len: bytes.len() as u32, crc: crc32c::crc32c(bytes) })
+    }
+
+    /// A body of these bytes.
+    pub fn copy(&mut self, bytes: &[u8]) -> Result<Span> {
+        self.body(|out| {
+            out.extend_from_slice(bytes);
+            Ok(())
+        })
     }
 
     pub fn push(&mut self, op: Op) {

@@ -139,10 +139,13 @@ fn decode_sound(mut input: &[u8], generation: u64, into: &mut Echoes) -> Option<
 }
 
 /// What the first record of the segment after `segment` repeats of its last group.
-pub(super) fn echoes_beyond(segment: &Found, later: &[Found]) -> Result<Echoes> {
+pub(super) fn echoes_beyond<'a>(
+    segment: &Found,
+    mut later: impl Iterator<Item = &'a Found>,
+) -> Result<Echoes> {
     let mut echoes = Echoes::new();
     let follows = |next: &&Found| Some(next.header.base_seq) == segment.limit && !next.is_void();
-    let Some(next) = later.iter().find(follows) else { return Ok(echoes) };
+    let Some(next) = later.find(follows) else { return Ok(echoes) };
     let head = next.file.read_up_to(BLOCK as u64, RECORD_HEADER)?;
     if let Ok(header) = RecordHeader::decode(&head, next.header.generation) {
         let len = header.echo_len as usize;

@@ -286,6 +286,17 @@ impl Shared {
         self.durable.store(last, Release);
     }
 
+    /// Waits until record `seq`, which took off, is published, or until its flight (or one before it) is
+    /// grounded: then the caller has to let it fly again.
+    pub(super) fn landed(&self, seq: u64) -> Result<()> {
+        let mut sky = self.air.sky.lock();
+        while self.durable.load(Acquire) < seq && sky.grounded.is_empty() {
+            self.check_running()?;
+            self.air.moved.wait(&mut sky);
+        }
+        Ok(())
+    }
+
     /// Waits until every flight that took off is published. `false`: one found no room on the disk.
     pub(super) fn all_landed(&self, writer: &Writer) -> Result<Landed> {
         let mut sky = self.air.sky.lock();

@@ -392,19 +392,20 @@ impl Summary {
         Some(Summary { trailer, payloads, floor, bytes, groups_at })
     }
 
+    /// A walk through its groups.
+    pub fn groups(&self) -> Groups<'_> {
+        let input = &self.bytes[self.groups_at..];
+        Groups { summary: self, input, left: None, group: 0, facts: Facts::default() }
+    }
+
     /// Calls `each` for every group, ascending. `None` if the bytes make no sense (a writer from
     /// another world: their checksum held).
     pub fn each_group(&self, mut each: impl FnMut(GroupId, &Facts)) -> Option<()> {
-        let mut input = &self.bytes[self.groups_at..];
-        let groups = take(&mut input)?;
-        let mut group = 0u64;
-        let mut facts = Facts::default();
-        for _ in 0..groups {
-            group = group.checked_add(take(&mut input)?)?;
-            self.facts(&mut input, &mut facts)?;
-            each(group, &facts);
+        let mut groups = self.groups();
+        while let Some(group) = groups.advance()? {
+            each(group, &groups.facts);
         }
-        input.is_empty().then_some(())
+        Some(())
     }
 
     fn facts(&self, input: &mut &[u8], facts: &mut Facts) -> Option<()> {
@@ -455,6 +456,35 @@ impl Summary {
         let rel = narrow(take(input)?)?;
         let body = take_span(input, rel)?;
         Some(Run { from, seq, body, count, skip, packed: 0 })
+    }
+}
+
+/// A walk through the groups of a summary, ascending.
+#[derive(Debug)]
+pub(super) struct Groups<'a> {
+    summary: &'a Summary,
+    input: &'a [u8],
+    /// Groups that are still to come; `None` at the beginning.
+    left: Option<u64>,
+    group: GroupId,
+    /// Of the group where the walk stands.
+    pub facts: Facts,
+}
+
+impl Groups<'_> {
+    /// To the next group, or to the end (`Some(None)`). `None` if the bytes make no sense.
+    pub fn advance(&mut self) -> Option<Option<GroupId>> {
+        let left = match self.left {
+            Some(left) => left,
+            None => take(&mut self.input)?,
+        };
+        self.left = Some(left.saturating_sub(1));
+        if left == 0 {
+            return self.input.is_empty().then_some(None);
+        }
+        self.group = self.group.checked_add(take(&mut self.input)?)?;
+        self.summary.facts(&mut self.input, &mut self.facts)?;
+        Some(Some(self.group))
     }
 }
 

@@ -8,8 +8,11 @@ use bytes::Bytes;
 
 /// Write groups start at multiples of this, so that an append never rewrites an acknowledged block.
 pub const BLOCK: usize = 4096;
-/// Version of the segment format. A reader refuses versions it does not know.
-pub const VERSION: u32 = 2;
+/// Version of the segment format that is written. A reader refuses newer ones.
+pub const VERSION: u32 = 3;
+/// The oldest version that is read. What it holds is a part of what the newest may hold, so that records of
+/// old segments are copied into new ones as they are.
+pub const OLDEST_VERSION: u32 = 2;
 /// Size of a record's header.
 pub const RECORD_HEADER: usize = 48;
 
@@ -39,6 +42,15 @@ pub struct SegmentHeader {
 }
 
 impl SegmentHeader {
+    /// The format's version that the first block states; `None` if both copies are damaged.
+    pub(super) fn version(block: &[u8]) -> Option<u32> {
+        let copies = [0, SEGMENT_HEADER_COPY].map(|at| block.get(at..at + SEGMENT_HEADER));
+        let sound = |head: &&[u8]| {
+            head[..8] == SEGMENT_MAGIC && read_u32(head, 60) == crc32c::crc32c(&head[..60])
+        };
+        copies.into_iter().flatten().find(sound).map(|head| read_u32(head, 8))
+    }
+
     /// The first block: the header, and its copy.
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut block = vec![0; BLOCK];
@@ -75,8 +87,9 @@ impl SegmentHeader {
             return (Err(Error::malformed("segment header", "both copies are damaged")), bad);
         };
         let version = read_u32(head, 8);
-        if version != VERSION {
-            let detail = format!("format version {version}, this build reads {VERSION}");
+        if !(OLDEST_VERSION..=VERSION).contains(&version) {
+            let read = format!("{OLDEST_VERSION} to {VERSION}");
+            let detail = format!("format version {version}, this build reads {read}");
             return (Err(Error::Identity(detail)), bad);
         }
         let header = SegmentHeader {

@@ -6,7 +6,7 @@ use super::format::{Op, Span, Terms};
 use super::{Entry, GroupId};
 use crate::types::LogPosition;
 use bytes::Bytes;
-use parking_lot::{MappedRwLockReadGuard, RwLock, RwLockReadGuard};
+use parking_lot::{MappedRwLockReadGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::collections::{HashMap, VecDeque}; // lookup only
 use std::hash::{BuildHasherDefault, Hasher};
 use std::ops::Range;
@@ -85,7 +85,7 @@ pub(super) type Dead = Vec<(u64, u32)>;
 /// One group.
 ///
 /// - `runs` are contiguous from `truncated.index + 1` (only while a log is replayed may there be gaps).
-/// - `terms` answers for every index that a run covers.
+/// - `terms` answers for every index that a run covers, and none of them begins behind the last.
 /// - `cache`, if not empty, is a contiguous range of entries that ends at the last one.
 /// - An entry that is not in the cache lies in a record that is durable.
 #[derive(Default, Debug)]
@@ -229,6 +229,10 @@ impl Group {
 
     /// Drops the suffix from `first` on.
     pub(super) fn drop_from(&mut self, first: u64, dead: &mut Dead) -> usize {
+        if first > self.last() {
+            // Nearly always. Terms and cache lie elsewhere in memory, and are not looked at for nothing.
+            return 0;
+        }
         while let Some(run) = self.runs.back_mut() {
             if run.end() <= first {
                 break;
@@ -366,16 +370,10 @@ impl Group {
             self.state_seq = 0;
             self.state = None;
         }
-        if self.runs.is_empty() {
-            self.terms = Vec::new();
+        let last = self.last();
+        while self.terms.last().is_some_and(|(from, _)| *from > last) {
+            self.terms.pop();
         }
-    }
-
-    /// Puts new entries at the end of the cache. Returns the bytes added.
-    pub fn cache_append(&mut self, entries: impl Iterator<Item = Entry>) -> usize {
-        let before = self.cache.len();
-        self.cache.extend(entries);
-        self.cache.range(before..).map(weight).sum()
     }
 
     /// Evicts what is durable and applied. Returns the bytes freed.
@@ -450,6 +448,10 @@ type Shard = HashMap<GroupId, Group, BuildHasherDefault<GroupHasher>>;
 
 const SHARDS: usize = 64;
 
+/// So many groups with neighbouring numbers share a shard: a batch over many groups takes few locks. Each
+/// is a barrier that keeps the processor from fetching the next group while it waits for this one.
+const NEIGHBOURS: u64 = 16;
+
 /// All groups, sharded so that readers of different groups seldom meet. Writers come one at a time:
 /// every change is made under the submit lock.
 #[derive(Debug)]
@@ -464,8 +466,24 @@ impl Default for Index {
 }
 
 impl Index {
+    /// The shard that holds a group. Changes of groups in different shards may be made beside each other.
+    pub fn shard_of(group: GroupId) -> usize {
+        ((group / NEIGHBOURS) % SHARDS as u64) as usize
+    }
+
     fn shard(&self, group: GroupId) -> &RwLock<Shard> {
-        &self.shards[(group % SHARDS as u64) as usize]
+        &self.shards[Index::shard_of(group)]
+    }
+
+    /// Looks at many groups, best in order: one lock for neighbours.
+    pub fn reading(&self) -> Reading<'_> {
+        Reading { index: self, open: None }
+    }
+
+    /// Changes many groups, best in order: one lock for neighbours. Readers of the group that was changed
+    /// last wait as long as this lives.
+    pub fn changing(&self) -> Changing<'_> {
+        Changing { index: self, open: None }
     }
 
     pub fn read(&self, group: GroupId) -> Option<MappedRwLockReadGuard<'_, Group>> {
@@ -474,13 +492,7 @@ impl Index {
 
     /// Changes the group, making it if it is new and dropping it if nothing is left.
     pub fn change<T>(&self, group: GroupId, change: impl FnOnce(&mut Group) -> T) -> T {
-        let mut shard = self.shard(group).write();
-        let entry = shard.entry(group).or_default();
-        let out = change(entry);
-        if entry.is_blank() {
-            shard.remove(&group);
-        }
-        out
+        self.changing().change(group, change)
     }
 
     /// Changes the group if there is one.
@@ -502,5 +514,47 @@ impl Index {
 
     pub fn len(&self) -> usize {
         self.shards.iter().map(|s| s.read().len()).sum()
+    }
+}
+
+/// A look at one group after the other. Holds the lock of one shard.
+pub(super) struct Reading<'a> {
+    index: &'a Index,
+    open: Option<(usize, RwLockReadGuard<'a, Shard>)>,
+}
+
+impl Reading<'_> {
+    pub fn get(&mut self, group: GroupId) -> Option<&Group> {
+        let place = Index::shard_of(group);
+        if self.open.as_ref().is_some_and(|(open, _)| *open != place) {
+            // Never two locks at a time.
+            self.open = None;
+        }
+        let (_, shard) = self.open.get_or_insert_with(|| (place, self.index.shards[place].read()));
+        shard.get(&group)
+    }
+}
+
+/// Changes of one group after the other. Holds the lock of one shard.
+pub(super) struct Changing<'a> {
+    index: &'a Index,
+    open: Option<(usize, RwLockWriteGuard<'a, Shard>)>,
+}
+
+impl Changing<'_> {
+    /// As [`Index::change`].
+    pub fn change<T>(&mut self, group: GroupId, change: impl FnOnce(&mut Group) -> T) -> T {
+        let place = Index::shard_of(group);
+        if self.open.as_ref().is_some_and(|(open, _)| *open != place) {
+            // Never two locks at a time.
+            self.open = None;
+        }
+        let (_, shard) = self.open.get_or_insert_with(|| (place, self.index.shards[place].write()));
+        let entry = shard.entry(group).or_default();
+        let out = change(entry);
+        if entry.is_blank() {
+            shard.remove(&group);
+        }
+        out
     }
 }

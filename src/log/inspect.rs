@@ -4,7 +4,8 @@
 
 use super::echo::echoes_beyond;
 use super::footer::check_footer;
-use super::format::{BadSum, Op, SegmentHeader, decode_run};
+use super::format::{BadSum, Op, SegmentHeader, Span, decode_run};
+use super::lz4::{is_compressed, plain, raw_len};
 use super::scan::{Found, Neighbour, Record, Scan, find_segments};
 use super::seal::read_trailer;
 use super::{Entry, GroupId};
@@ -22,6 +23,8 @@ pub struct SegmentInfo {
     pub path: PathBuf,
     /// Its header.
     pub header: SegmentHeader,
+    /// Version of the format it is written in.
+    pub version: u32,
     /// Size of the file.
     pub size: u64,
     /// Records from this number on are void: a later segment has them. `None`: the last segment.
@@ -58,6 +61,17 @@ pub struct RecordView {
     pub damaged: Vec<BadSum>,
 }
 
+/// What a run of entries takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RunBytes {
+    /// Its bytes before compression: the entries' data, kinds and sizes.
+    pub raw: u64,
+    /// Its bytes in the segment.
+    pub stored: u64,
+    /// Whether these are compressed.
+    pub is_compressed: bool,
+}
+
 /// One operation of a record.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum OpView {
@@ -67,6 +81,8 @@ pub enum OpView {
         group: GroupId,
         /// The entries.
         entries: Vec<Entry>,
+        /// What they take.
+        run: RunBytes,
     },
     /// Live entries were copied forward by purge.
     Rewrite {
@@ -74,6 +90,8 @@ pub enum OpView {
         group: GroupId,
         /// The entries.
         entries: Vec<Entry>,
+        /// What they take, and entries copied with them that were dead already.
+        run: RunBytes,
     },
     /// The state record was set.
     State {
@@ -181,7 +199,7 @@ pub struct Inspector {
 
 impl Inspector {
     /// Lists the segments of a directory. [`Corruption`](crate::Error::Corruption) if a header is beyond
-    /// reading, [`Identity`](crate::Error::Identity) for another format version.
+    /// reading, [`Identity`](crate::Error::Identity) for a format version that this build does not read.
     pub fn open(disk: &dyn Disk, dir: &Path) -> Result<Inspector> {
         let names = disk.list(dir)?;
         let found = find_segments(disk, dir, &names, OpenMode::Read, Neighbour::LiveLog)?;
@@ -196,6 +214,7 @@ impl Inspector {
                 footer: trailer.map_or(0, |trailer| trailer.bytes()),
                 path: f.path.clone(),
                 header: f.header,
+                version: f.version,
                 size: f.file.len()?,
                 limit: f.limit,
             })
@@ -259,7 +278,7 @@ fn read_bytes(segment: &Found) -> Result<Vec<u8>> {
 
 fn read_segment(segment: &Found, later: &[Found]) -> Result<Vec<RecordView>> {
     let bytes = Bytes::from(read_bytes(segment)?);
-    let beyond = echoes_beyond(segment, later)?;
+    let beyond = echoes_beyond(segment, later.iter())?;
     let mut scan = Scan::new(&bytes, &segment.header, segment.limit, beyond);
     let mut views = Vec::new();
     while let Some(record) = scan.next() {
@@ -296,22 +315,30 @@ fn view(segment: &Found, bytes: &Bytes, record: &Record) -> Result<RecordView> {
 }
 
 fn view_op(op: &Op, bytes: &Bytes, payload: usize) -> Result<OpView> {
-    let slice = |body: &super::format::Span| {
+    let slice = |body: &Span| {
         let start = payload + body.rel as usize;
         bytes.slice(start..start + body.len as usize)
+    };
+    let run_bytes = |body: &Span| {
+        let stored = slice(body);
+        RunBytes {
+            raw: raw_len(&stored),
+            stored: stored.len() as u64,
+            is_compressed: is_compressed(&stored),
+        }
     };
     Ok(match op {
         Op::Append { group, first, count, terms, body } => {
             let term = |index| terms.iter().take_while(|(from, _)| *from <= index).last();
             let term = |index| term(index).map_or(0, |(_, term)| term);
-            let entries = decode_run(&slice(body), 0, *first, *count, term)?;
-            OpView::Append { group: *group, entries }
+            let entries = decode_run(&plain(slice(body))?, 0, *first, *count, term)?;
+            OpView::Append { group: *group, entries, run: run_bytes(body) }
         }
         Op::Rewrite { group, from, count, skip, terms, body } => {
             let term = |index| terms.iter().take_while(|(from, _)| *from <= index).last();
             let term = |index| term(index).map_or(0, |(_, term)| term);
-            let entries = decode_run(&slice(body), *skip, *from, *count, term)?;
-            OpView::Rewrite { group: *group, entries }
+            let entries = decode_run(&plain(slice(body))?, *skip, *from, *count, term)?;
+            OpView::Rewrite { group: *group, entries, run: run_bytes(body) }
         }
         Op::State { group, body } => OpView::State { group: *group, state: slice(body) },
         Op::Compact { group, to } => OpView::Compact { group: *group, to: *to },
@@ -375,7 +402,7 @@ impl Check {
         }
         self.segments += 1;
         let bytes = Bytes::from(read_bytes(segment)?);
-        let beyond = echoes_beyond(segment, later)?;
+        let beyond = echoes_beyond(segment, later.iter())?;
         let mut scan = Scan::new(&bytes, &segment.header, segment.limit, beyond);
         let mut records = Vec::new();
         while let Some(record) = scan.next() {

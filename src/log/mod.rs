@@ -65,7 +65,8 @@
 //! is synced before its first record), so bytes of a file's former life never read as live.
 //!
 //! **Footers.** A full segment gets an index of its records, written behind them in the background
-//! ([`Log::prepare`], [`Log::purge`]), never on the path of a write. Opening reads footers and only the last
+//! ([`Log::prepare`], [`Log::purge`]), never on the path of a write; the newest few only if half of them
+//! lives, for what dies soon is purged before anybody could need it. Opening reads footers and only the last
 //! segment's records (and those of segments that have no footer yet). The argument: a footer is made of
 //! records that were read back and found whole; it is written only after the next segment has its
 //! name durably, so nothing will be appended before it and no acknowledged block is touched; its body
@@ -74,12 +75,22 @@
 //! takeover has voided since, is not believed. A torn footer is none: the records are read. A segment
 //! with damage in it gets none, for it is the reading that keeps the groups fenced off. What a footer
 //! stands for is checked when it is read (or purged): bodies by their checksums, sections by theirs; a
-//! bad section is made good from the records. The index keeps one packed run for all that a group has
-//! in a segment, and looks up the section when it needs more.
+//! bad section is made good from the records. Lazily loaded per group is what each segment has of it: the
+//! index keeps one packed run (of up to 128 records' runs) for that, and reads the section when its entries
+//! are asked for.
+//!
+//! **Opening** reads the footers of neighbouring segments beside each other where the disk can
+//! ([`Disk::run`]), and the last segment with them; it takes them together in one walk over the groups,
+//! each of which belongs to one job alone. So what comes out depends on no timing.
+//!
+//! **Compression.** Above [`Options::compress_above`] bytes a run is stored as an LZ4 block, made on the
+//! caller's side. Checksums, footers, echoes and sizes are of what is stored; only who looks at entries
+//! unpacks: readers, the inspector, and purge when it puts runs together (it moves as compressed what came
+//! so). What a run says of its size is believed up to what its block can come to.
 //!
 //! **Purge.** Segments go from the oldest on: at once if nothing in them lives, else once the log holds
-//! 1.75 times what lives and their live rest (the tails of laggards) is a third of them or less; it
-//! is moved forward, neighbouring small runs put together, a segment's worth a call at most. A move is a
+//! 1.75 times what lives and their live rest (the tails of laggards) is a third of them or less, and
+//! did not shrink much since the call before (what is dying would be moved for nothing); it is moved forward, neighbouring small runs put together, a segment's worth a call at most. A move is a
 //! record like any other (`rewrite`): copied and submitted with what still lives under the submit lock,
 //! durable before the index leads readers to it, and replayed as the same entries at another place, so
 //! a crash before, between or after the moves costs nothing but space. It names one group's entries each
@@ -87,8 +98,8 @@
 //! be the first record that stays. Before any file goes, a checkpoint record restates for every group
 //! the state and truncated position whose latest statement lies below `F`, holds or follows copies of
 //! every live run below `F`, and ends with `Floor(F)`; it is synced. Replay then reads: everything
-//! learnt below `F` is dropped at `Floor(F)`, everything needed stands at or above `F`. Hence any
-//! subset of the doomed files may survive a crash. A clear, reset or overwrite kills only what is
+//! learnt below `F` is dropped at `Floor(F)`, everything needed stands at or above `F`. The doomed
+//! files go from the oldest on, each durably before the next, and any of the newest may survive a crash. A clear, reset or overwrite kills only what is
 //! older than itself, and older files never outlive newer ones *unvoided*: a cleared group's entries
 //! lie below its clear, so if the clear is below `F`, so are they, and both are void. A hole in the
 //! sequence that no floor covers means a segment is missing, and the log refuses to open.
@@ -101,10 +112,13 @@
 //! In this order: purge, writer, queue, flights, shard, segments, pool. Readers take one shard, then segments.
 //!
 //! # Not done, and why
-//! - Footers are read one after the other: reading the last segment's records takes about as long.
+//! - Records are replayed one segment after the other: that is the last segment, and those that a crash found
+//!   without their footer.
+//! - Directories, state records and footers are not compressed: they are small, or read at every opening.
 //! - Opening does not check the bodies in segments with a footer, which would mean reading everything:
 //!   rot there is met by the reader, by purge and by `inspect`.
-//! - No compression yet; `benches/rivals` compares with an engine that compresses.
+//! - Runs of different groups are not compressed together, though a batch of many small ones would gain by it:
+//!   who reads one group would unpack all.
 //! - The writer's copy of a batch into its group stays: direct writes want one aligned stretch of memory.
 //! - The echo names groups, it does not repeat directories: a second copy would save the groups that naming
 //!   can only fence off, for several times the bytes.
@@ -116,18 +130,20 @@ mod footer;
 mod format;
 mod index;
 pub mod inspect;
+mod lz4;
 mod purge;
 pub mod raft_rs;
 mod read;
 mod recover;
 mod scan;
 mod seal;
+mod sealed;
 mod segment;
 mod tail;
 mod write;
 
 pub use batch::LogBatch;
-pub use format::{BLOCK, BadSum, SegmentHeader, VERSION};
+pub use format::{BLOCK, BadSum, OLDEST_VERSION, SegmentHeader, VERSION};
 pub use index::Damage;
 pub use purge::Purged;
 pub use recover::{Quarantine, Recovery, TornTail};
@@ -149,6 +165,12 @@ use write::{Queue, Waiters, Writer};
 
 #[doc = include_str!("format.md")]
 pub mod format_page {}
+#[doc = include_str!("safety.md")]
+pub mod safety_page {}
+#[doc = include_str!("tuning.md")]
+pub mod tuning_page {}
+#[doc = include_str!("comparison.md")]
+pub mod comparison_page {}
 
 /// A group's name in the log. The log gives it no meaning.
 pub type GroupId = u64;
@@ -185,6 +207,16 @@ pub struct Options {
     /// Purge moves the live rest of the oldest segments when it is at most this many percent of what they
     /// hold. More frees space sooner and writes more (what moves may be about to die anyway).
     pub rewrite_percent: u64,
+    /// Entries of one group in one batch that take more bytes than this are compressed together by LZ4, if
+    /// that saves an eighth. By the caller of [`Log::submit`], before it takes any lock. `None`, the default:
+    /// nothing is. What is compressed already is read whatever this says.
+    ///
+    /// Off by default because it trades what a log of commands rarely lacks, disk bandwidth, for what it has
+    /// to share with its embedder, processor time: a batch is small and waits for a sync, not for its bytes;
+    /// who reads one entry has to unpack all that were appended with it; and values that are large enough
+    /// to matter are often compressed by their owner. Worth a try (with 4 to 8 KiB, below which little is
+    /// found to save) where batches are large and verbose, or the disk is slow or small.
+    pub compress_above: Option<usize>,
 }
 
 impl Default for Options {
@@ -195,6 +227,7 @@ impl Default for Options {
             max_pending_bytes: 1 << 30,
             spare_segments: 2,
             rewrite_percent: 33,
+            compress_above: None,
         }
     }
 }
@@ -232,7 +265,7 @@ struct Shared {
     waiters: Waiters,
     segments: RwLock<SegmentTable>,
     pool: Mutex<Pool>,
-    purging: Mutex<()>,
+    purging: Mutex<purge::Watch>,
     durable: AtomicU64,
     /// Live runs that purge could not read: the record, and whose it is.
     rotten: Mutex<BTreeMap<u64, GroupId>>,
@@ -250,6 +283,7 @@ struct Counters {
     bytes_written: AtomicU64,
     footer_bytes: AtomicU64,
     entry_bytes: AtomicU64,
+    raw_entry_bytes: AtomicU64,
     moved_bytes: AtomicU64,
     purged_segments: AtomicU64,
     batches: AtomicU64,
@@ -271,8 +305,10 @@ pub struct Stats {
     pub bytes_written: u64,
     /// Bytes of footers written.
     pub footer_bytes: u64,
-    /// Bytes of the runs in submitted batches.
+    /// Bytes of the runs in submitted batches, as they are stored: compressed, where they are.
     pub entry_bytes: u64,
+    /// The same before compression.
+    pub raw_entry_bytes: u64,
     /// Bytes of runs that purge moved forward.
     pub moved_bytes: u64,
     /// Segments that purge gave back.
@@ -308,12 +344,19 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// Bytes written to segments for each byte of entries submitted. 0 before the first.
+    /// Bytes written to segments for each byte of entries submitted, as they are stored: what the log adds,
+    /// which compression does not hide. 0 before the first.
     pub fn write_amplification(&self) -> f64 {
         ratio(self.bytes_written + self.footer_bytes, self.entry_bytes)
     }
 
-    /// Bytes that segments hold for each byte of entries that some group needs. 0 if none does.
+    /// Bytes of entries submitted for each byte of them stored: 1 without compression. 0 before the first.
+    pub fn compression(&self) -> f64 {
+        ratio(self.raw_entry_bytes, self.entry_bytes)
+    }
+
+    /// Bytes that segments hold for each byte of entries that some group needs, as they are stored. 0 if
+    /// none does.
     pub fn space_amplification(&self) -> f64 {
         ratio(self.used_bytes, self.live_bytes)
     }
@@ -334,6 +377,7 @@ impl Log {
             bytes_written: counters.bytes_written.load(Relaxed),
             footer_bytes: counters.footer_bytes.load(Relaxed),
             entry_bytes: counters.entry_bytes.load(Relaxed),
+            raw_entry_bytes: counters.raw_entry_bytes.load(Relaxed),
             moved_bytes: counters.moved_bytes.load(Relaxed),
             purged_segments: counters.purged_segments.load(Relaxed),
             batches: counters.batches.load(Relaxed),

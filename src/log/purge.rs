@@ -2,12 +2,14 @@
 //! needed is moved forward first. The argument why this is safe stands at the head of the room.
 
 use super::batch::Encoded;
-use super::format::{Op, decode_run, encode_run};
+use super::format::{Op, decode_run};
 use super::index::{Group, Run};
+use super::lz4::{RunWriter, is_compressed, plain};
 use super::segment::Reserve;
-use super::write::{Pending, Queue};
+use super::write::{Pending, Queue, TakeQueue};
 use super::{Entry, GroupId, Log, RECORD_HEADER, Shared};
 use crate::error::{Error, Result};
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 /// What a purge did.
@@ -54,13 +56,28 @@ impl Moving {
     }
 }
 
-fn close_body(group: GroupId, open: &mut Vec<Entry>, bodies: &mut Vec<Moving>) {
-    let Some((first, last)) = open.first().zip(open.last()) else { return };
-    let (from, end) = (first.index, last.index + 1);
-    let mut body = Vec::new();
-    encode_run(&mut body, open);
-    bodies.push(Moving { group, from, end, body, run: None });
-    open.clear();
+/// Neighbouring entries that are to share a body.
+#[derive(Default)]
+struct Open {
+    entries: Vec<Entry>,
+    /// Bytes of the runs they come from, uncompressed.
+    weight: usize,
+    /// Whether one of those was compressed.
+    compressed: bool,
+}
+
+impl Open {
+    /// The body. What came compressed goes compressed, whatever the log's options say now: purge counts
+    /// on moving no more than what lives.
+    fn close(&mut self, group: GroupId, above: Option<usize>) -> Result<Option<Moving>> {
+        let Open { entries, compressed, .. } = std::mem::take(self);
+        let Some((first, last)) = entries.first().zip(entries.last()) else { return Ok(None) };
+        let (from, end) = (first.index, last.index + 1);
+        let mut body = Vec::new();
+        let above = if compressed { Some(0) } else { above };
+        RunWriter::new(above).write(&mut body, &entries)?;
+        Ok(Some(Moving { group, from, end, body, run: None }))
+    }
 }
 
 impl Log {
@@ -72,12 +89,23 @@ impl Log {
     /// [`DiskFull`](crate::Error::DiskFull) nothing is lost.
     pub fn purge(&self) -> Result<Purged> {
         let shared = &*self.shared;
-        let _one = shared.purging.lock();
+        let mut watch = shared.purging.lock();
         shared.check_running()?;
-        let mut purged = Purged::default();
+        let purged = shared.purge_once(&mut watch)?;
+        // Only now: what went needs no footer.
         while shared.seal_one()? {}
-        let Some(floor) = shared.choose_floor() else { return Ok(purged) };
-        match shared.move_runs(floor) {
+        Ok(purged)
+    }
+}
+
+/// What lived in each segment when purge looked last, by first sequence number.
+pub(super) type Watch = BTreeMap<u64, u64>;
+
+impl Shared {
+    fn purge_once(&self, watch: &mut Watch) -> Result<Purged> {
+        let mut purged = Purged::default();
+        let Some(floor) = self.choose_floor(watch) else { return Ok(purged) };
+        match self.move_runs(floor) {
             Ok(moved) => purged.moved_bytes = moved,
             Err(error @ Error::Corruption { .. }) => {
                 // Its group will meet it when it reads. What lies before can still go, next time.
@@ -87,38 +115,41 @@ impl Log {
             }
             Err(error) => return Err(error),
         }
-        let Some(restated) = shared.checkpoint(floor)? else { return Ok(purged) };
+        let Some(restated) = self.checkpoint(floor)? else { return Ok(purged) };
         purged.restated = restated;
 
         let doomed = {
-            let mut table = shared.segments.write();
+            let mut table = self.segments.write();
             let kept = table.by_base.split_off(&floor);
             std::mem::replace(&mut table.by_base, kept)
         };
-        for segment in doomed.into_values() {
-            purged.segments += 1;
-            purged.bytes += segment.size;
-            shared.counters.purged_segments.fetch_add(1, Relaxed);
-            shared.pool.lock().recycle(&segment.path, segment.file)?;
-        }
+        purged.segments = doomed.len() as u64;
+        purged.bytes = doomed.values().map(|segment| segment.size).sum();
+        self.counters.purged_segments.fetch_add(purged.segments, Relaxed);
+        let files = doomed.into_values().map(|segment| (segment.path, segment.file)).collect();
+        let leaving = self.pool.lock().part_with(files);
+        // Without the pool: a writer may need a spare meanwhile.
+        let spares = leaving.rename()?;
+        self.pool.lock().add(spares);
         Ok(purged)
     }
-}
 
-impl Shared {
     /// The first sequence number that stays, if anything can go. What holds nothing live goes at once.
     /// Live bytes are moved only when the log holds a good deal more than lives in it, and as few as
     /// possible: of the prefixes of segments, the longest that frees enough for what moving it costs.
-    fn choose_floor(&self) -> Option<u64> {
+    fn choose_floor(&self, watch: &mut Watch) -> Option<u64> {
         let pinned = self.oldest_damage().min(self.oldest_rot());
         let segments = self.segments.read();
+        let now = segments.by_base.iter().map(|(base, segment)| (*base, segment.live)).collect();
+        let before = std::mem::replace(watch, now);
         let live: u64 = segments.by_base.values().map(|s| s.live).sum();
         let used: u64 = segments.by_base.values().map(|s| s.used).sum();
         let segment_bytes = self.options.segment_bytes;
         let (mut moved, mut freed) = (0, 0);
         let mut floor = None;
         let bases = segments.by_base.keys().skip(1);
-        for (segment, next) in segments.by_base.values().zip(bases) {
+        let mut settled = true;
+        for ((base, segment), next) in segments.by_base.iter().zip(bases) {
             // A call moves a segment's worth at most.
             if *next > pinned || moved + segment.live > segment_bytes {
                 break;
@@ -128,7 +159,10 @@ impl Shared {
             let crowded = rest * 4 > live * 7;
             moved += segment.live;
             freed += segment.used;
-            let pays = moved * 100 <= freed * self.options.rewrite_percent;
+            // What is dying anyway would be moved for nothing: a little patience.
+            settled &= segment.live == 0
+                || before.get(base).is_some_and(|live| live - live / 8 <= segment.live);
+            let pays = settled && moved * 100 <= freed * self.options.rewrite_percent;
             let pressing = rest > 2 * live + 4 * segment_bytes;
             if moved == 0 || segment.live == 0 && floor.is_some() || crowded && (pays || pressing) {
                 floor = Some(*next);
@@ -177,11 +211,11 @@ impl Shared {
         Ok(moved)
     }
 
-    /// New bodies for the entries of these runs: neighbours share one, up to `BODY_BYTES`.
+    /// New bodies for the entries of these runs: neighbours share one, up to `BODY_BYTES` (uncompressed).
     fn merge_runs(&self, group: GroupId, old: Vec<Run>) -> Result<Vec<Moving>> {
+        let above = self.options.compress_above;
         let mut bodies = Vec::new();
-        let mut open: Vec<Entry> = Vec::new();
-        let mut weight = 0;
+        let mut open = Open::default();
         for run in old {
             let parts = match run.is_packed() {
                 true => self.unpack(group, &run).inspect_err(|e| self.pin(e, run.seq, group))?,
@@ -189,17 +223,19 @@ impl Shared {
             };
             for part in parts {
                 let body = self.read_body(&part).inspect_err(|e| self.pin(e, run.seq, group))?.0;
-                let follows = open.last().is_some_and(|last| last.index + 1 == part.from);
-                if !follows || weight + body.len() > BODY_BYTES {
-                    close_body(group, &mut open, &mut bodies);
-                    weight = 0;
+                let compressed = is_compressed(&body);
+                let body = plain(body)?;
+                let follows = open.entries.last().is_some_and(|last| last.index + 1 == part.from);
+                if !follows || open.weight + body.len() > BODY_BYTES {
+                    bodies.extend(open.close(group, above)?);
                 }
-                weight += body.len();
+                open.weight += body.len();
+                open.compressed |= compressed;
                 // The term is the index's to tell, when the record is made.
-                open.extend(decode_run(&body, part.skip, part.from, part.count, |_| 0)?);
+                open.entries.extend(decode_run(&body, part.skip, part.from, part.count, |_| 0)?);
             }
         }
-        close_body(group, &mut open, &mut bodies);
+        bodies.extend(open.close(group, above)?);
         Ok(bodies)
     }
 
@@ -232,7 +268,7 @@ impl Shared {
                 let Some(group) = self.index.read(moving.group) else { continue };
                 // As it is now: it may have been overwritten or compacted since it was read.
                 let Some((from, end)) = moving.still_there(&group, floor) else { continue };
-                let body = record.body(|out| out.extend_from_slice(&moving.body))?;
+                let body = record.copy(&moving.body)?;
                 let (count, skip) = ((end - from) as u32, (from - moving.from) as u32);
                 let run = Run { from, seq: 0, body, count, skip, packed: 0 };
                 let (group, terms) = (moving.group, group.terms_of(&run));
@@ -305,10 +341,17 @@ impl Shared {
         seq
     }
 
+    /// Until `seq` is durable. Others may let groups take off meanwhile.
     fn round_to(&self, seq: u64) -> Result<()> {
         while self.durable.load(Acquire) < seq {
-            let mut writer = self.writer.lock();
-            self.round(&mut writer, Reserve::Use)?;
+            let flight = {
+                let mut writer = self.writer.lock();
+                self.take_off(&mut writer, Reserve::Use, TakeQueue::First)
+            };
+            match flight.inspect_err(|_| self.notify())? {
+                Some(flight) => self.fly(flight)?,
+                None => self.landed(seq)?,
+            }
         }
         Ok(())
     }
@@ -332,7 +375,7 @@ fn restate(
     if group.state_seq < floor
         && let Some(state) = &group.state
     {
-        let body = record.body(|out| out.extend_from_slice(state))?;
+        let body = record.copy(state)?;
         record.push(Op::State { group: id, body });
         group.state_seq = seq;
         group.state_rel = body.rel;

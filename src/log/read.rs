@@ -3,6 +3,7 @@
 
 use super::format::decode_run;
 use super::index::{Damage, Run};
+use super::lz4::plain;
 use super::write::Queue;
 use super::{Entry, GroupId, Log, Shared};
 use crate::env::File;
@@ -178,28 +179,22 @@ impl Shared {
         let counter = if missing.is_empty() { &self.counters.hits } else { &self.counters.misses };
         counter.fetch_add(1, Relaxed);
         let mut last_body: Option<(u64, u32, Bytes)> = None;
-        let mut parts = Vec::new();
         for Missing { run, terms } in missing {
-            match run.is_packed() {
-                true => {
-                    parts.extend(self.unpack(id, &run)?.into_iter().map(|r| (r, terms.clone())))
-                }
-                false => parts.push((run, terms)),
-            }
-        }
-        for (run, terms) in parts {
-            let body = match last_body.take() {
-                Some((seq, rel, body)) if seq == run.seq && rel == run.body.rel => body,
-                _ => self.read_body(&run)?.0,
-            };
-            last_body = Some((run.seq, run.body.rel, body.clone()));
             let term = |index: u64| {
                 let after = terms.partition_point(|(from, _)| *from <= index);
                 after.checked_sub(1).map_or(0, |n| terms[n].1)
             };
-            for entry in decode_run(&body, run.skip, run.from, run.count, term)? {
-                if !take_within(&mut out, &mut bytes, max_bytes, entry) {
-                    return Ok(out);
+            let parts = if run.is_packed() { self.unpack(id, &run)? } else { vec![run] };
+            for run in parts {
+                let body = match last_body.take() {
+                    Some((seq, rel, body)) if seq == run.seq && rel == run.body.rel => body,
+                    _ => plain(self.read_body(&run)?.0)?,
+                };
+                last_body = Some((run.seq, run.body.rel, body.clone()));
+                for entry in decode_run(&body, run.skip, run.from, run.count, term)? {
+                    if !take_within(&mut out, &mut bytes, max_bytes, entry) {
+                        return Ok(out);
+                    }
                 }
             }
         }

@@ -6,7 +6,7 @@ use super::footer::Summary;
 use super::format::{BLOCK, BadSum, Op, RecordHeader, align, decode_dir};
 use super::index::{Damage, Dead, Index};
 use super::scan::{End, Found, Neighbour, Record, Scan, find_segments};
-use super::seal::{read_summary, read_trailer};
+use super::sealed::{Looked, STRETCH, Sealed, look_at, merge};
 use super::segment::{
     Pool, Reserve, SEGMENT_SUFFIX, Seal, Segment, SegmentTable, make_spare, parse_name,
 };
@@ -129,8 +129,8 @@ impl Log {
     ///
     /// On return everything that was found is durable. Errors: [`Locked`](Error::Locked);
     /// [`Corruption`](Error::Corruption) when acknowledged records are damaged and it cannot be told
-    /// which groups they belong to; [`Identity`](Error::Identity) for another format version. A failed
-    /// open has changed nothing that another open would miss.
+    /// which groups they belong to; [`Identity`](Error::Identity) for a format version that this build does
+    /// not read. A failed open has changed nothing that another open would miss.
     pub fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options) -> Result<(Log, Recovery)> {
         options.check()?;
         if !disk.exists(dir)? {
@@ -141,18 +141,10 @@ impl Log {
         let found = find_segments(&*disk, dir, &names, OpenMode::ReadWrite, Neighbour::None)?;
         let mut replay = Replay { next_seq: 1, ..Replay::default() };
         let mut tail = None;
-        for (n, segment) in found.iter().enumerate() {
-            for bad in &segment.bad_header {
-                let damage = Damage {
-                    file: segment.path.clone(),
-                    offset: bad.offset,
-                    detail: describe(bad),
-                };
-                replay.recovery.harmless.push(damage);
-            }
-            if !segment.is_void() {
-                tail = replay.segment(segment, &found[n + 1..])?;
-            }
+        for from in (0..found.len()).step_by(STRETCH) {
+            let some = &found[from..found.len().min(from + STRETCH)];
+            let looked = look_at(&*disk, some)?;
+            tail = replay.stretch(&*disk, some, looked, &found[from + some.len()..])?;
         }
         replay.judge()?;
 
@@ -196,7 +188,7 @@ impl Log {
             waiters: Waiters::default(),
             segments: RwLock::new(table),
             pool: Mutex::new(pool),
-            purging: Mutex::new(()),
+            purging: Mutex::default(),
             durable: AtomicU64::new(last),
             rotten: Mutex::default(),
             poisoned: OnceLock::new(),
@@ -209,24 +201,101 @@ impl Log {
 }
 
 impl Replay {
-    /// Replays one segment. For the last one, returns what the takeover needs.
-    fn segment(&mut self, segment: &Found, later: &[Found]) -> Result<Option<Tail>> {
+    /// Replays segments that follow each other: footers together, as far as no records come between them. If
+    /// the last one of all is among them, returns what the takeover needs of it.
+    fn stretch(
+        &mut self,
+        disk: &dyn Disk,
+        segments: &[Found],
+        looked: Vec<Looked>,
+        later: &[Found],
+    ) -> Result<Option<Tail>> {
+        let mut tail = None;
+        let mut sealed = (Vec::new(), Vec::new());
+        for (n, (segment, looked)) in segments.iter().zip(looked).enumerate() {
+            for bad in &segment.bad_header {
+                let (file, detail) = (segment.path.clone(), describe(bad));
+                self.recovery.harmless.push(Damage { file, offset: bad.offset, detail });
+            }
+            if segment.is_void() {
+                continue;
+            }
+            let base = segment.header.base_seq;
+            if base > self.next_seq {
+                let detail = "a segment before this one is missing".into();
+                self.lose(segment, self.next_seq, base, 0, detail);
+            }
+            self.next_seq = base;
+            self.recovery.segments += 1;
+            match looked.sealed {
+                Sealed::Is(summary) => {
+                    self.count_footer(segment, &summary);
+                    sealed.0.push(segment);
+                    sealed.1.push(summary);
+                    continue;
+                }
+                Sealed::No => {}
+                Sealed::Orphan(trailer) => {
+                    let detail = "the segment after this one is missing".into();
+                    self.lose(segment, trailer.next_seq, trailer.next_seq + 1, 0, detail);
+                }
+                Sealed::Damaged(trailer) => self.recovery.harmless.push(Damage {
+                    file: segment.path.clone(),
+                    offset: trailer.summary_at,
+                    detail: "the footer is damaged; its records were read instead".into(),
+                }),
+            }
+            self.take_footers(disk, std::mem::take(&mut sealed))?;
+            let next = segments[n + 1..].iter().chain(later);
+            tail = self.segment(segment, looked.bytes, next)?;
+        }
+        self.take_footers(disk, sealed)?;
+        Ok(tail)
+    }
+
+    /// What a footer says of its segment as a whole.
+    fn count_footer(&mut self, segment: &Found, summary: &Summary) {
+        self.recovery.footers += 1;
+        self.recovery.records += summary.payloads.len() as u64;
+        self.next_seq = summary.trailer.next_seq;
+        self.durable = self.durable.max(segment.header.durable).max(self.next_seq - 1);
+        self.sealed.insert(segment.header.base_seq);
+    }
+
+    /// Replays what footers say their segments come to.
+    fn take_footers(
+        &mut self,
+        disk: &dyn Disk,
+        (segments, summaries): (Vec<&Found>, Vec<Summary>),
+    ) -> Result<()> {
+        let wiped = merge(disk, &self.index, &summaries).map_err(|n| {
+            // Its checksum held: a writer from another world.
+            let (path, offset) = (segments[n].path.clone(), summaries[n].trailer.summary_at);
+            Error::Corruption { path, offset, detail: "the footer makes no sense".into() }
+        })?;
+        for group in wiped {
+            self.fences.remove(&group);
+        }
+        // Groups that are in no footer behind the floor's.
+        let floor = summaries.iter().map(|summary| summary.floor).max().unwrap_or(0);
+        if floor > 0 {
+            self.drop_below(floor);
+        }
+        for (segment, summary) in segments.into_iter().zip(summaries) {
+            self.places.insert(segment.header.base_seq, summary.payloads);
+        }
+        Ok(())
+    }
+
+    /// Replays the records of one segment. For the last one, returns what the takeover needs.
+    fn segment<'a>(
+        &mut self,
+        segment: &Found,
+        bytes: Option<Vec<u8>>,
+        later: impl Iterator<Item = &'a Found>,
+    ) -> Result<Option<Tail>> {
         let base = segment.header.base_seq;
-        if base > self.next_seq {
-            self.lose(
-                segment,
-                self.next_seq,
-                base,
-                0,
-                "a segment before this one is missing".into(),
-            );
-        }
-        self.next_seq = base;
-        self.recovery.segments += 1;
-        if let Some(summary) = self.footer(segment)? {
-            return self.take_footer(segment, summary);
-        }
-        let bytes = segment.read()?;
+        let bytes = bytes.map_or_else(|| segment.read(), Ok)?;
         let beyond = echoes_beyond(segment, later)?;
         let mut scan = Scan::new(&bytes, &segment.header, segment.limit, beyond);
         let mut records = Vec::new();
@@ -269,58 +338,6 @@ impl Replay {
         let generation = segment.header.generation;
         let tail = Tail { base_seq: base, generation, bytes, records: whole, clean };
         Ok(segment.limit.is_none().then_some(tail))
-    }
-
-    /// The footer's summary, if the segment has one that can be used.
-    fn footer(&mut self, segment: &Found) -> Result<Option<Summary>> {
-        let file = segment.file.as_ref();
-        let Some(trailer) = read_trailer(file, &segment.header)? else { return Ok(None) };
-        let Some(limit) = segment.limit else {
-            // A footer is written when the next segment has its name. It has not been taken back.
-            let detail = "the segment after this one is missing".into();
-            self.lose(segment, trailer.next_seq, trailer.next_seq + 1, 0, detail);
-            return Ok(None);
-        };
-        if trailer.next_seq != limit {
-            return Ok(None);
-        }
-        let summary = read_summary(file, trailer)?;
-        if summary.is_none() {
-            let damage = Damage {
-                file: segment.path.clone(),
-                offset: trailer.summary_at,
-                detail: "the footer is damaged; its records were read instead".into(),
-            };
-            self.recovery.harmless.push(damage);
-        }
-        Ok(summary)
-    }
-
-    /// Replays what a footer says its segment comes to.
-    fn take_footer(&mut self, segment: &Found, summary: Summary) -> Result<Option<Tail>> {
-        if summary.floor > 0 {
-            self.drop_below(summary.floor);
-        }
-        let (index, fences) = (&self.index, &mut self.fences);
-        let read = summary.each_group(|group, facts| {
-            if facts.wiped {
-                fences.remove(&group);
-            }
-            index.change(group, |g| facts.apply(g));
-        });
-        if read.is_none() {
-            // Its checksum held: a writer from another world.
-            let detail = "the footer makes no sense".into();
-            let offset = summary.trailer.summary_at;
-            return Err(Error::Corruption { path: segment.path.clone(), offset, detail });
-        }
-        self.recovery.footers += 1;
-        self.recovery.records += summary.payloads.len() as u64;
-        self.next_seq = summary.trailer.next_seq;
-        self.durable = self.durable.max(segment.header.durable).max(self.next_seq - 1);
-        self.sealed.insert(segment.header.base_seq);
-        self.places.insert(segment.header.base_seq, summary.payloads);
-        Ok(None)
     }
 
     /// Judges the end of a segment: complete, rotten, torn, or simply the end.

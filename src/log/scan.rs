@@ -4,11 +4,12 @@
 use super::GroupId;
 use super::echo::{self, Echoed, Echoes};
 use super::format::{
-    BLOCK, BadSum, Op, RECORD_HEADER, RecordHeader, SegmentHeader, align, decode_dir,
+    BLOCK, BadSum, Op, RECORD_HEADER, RecordHeader, SegmentHeader, VERSION, align, decode_dir,
 };
 use super::segment::{SEGMENT_SUFFIX, parse_name};
 use crate::env::{Disk, File, OpenMode};
 use crate::error::{Error, Result};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ pub(super) struct Found {
     pub path: PathBuf,
     pub file: Arc<dyn File>,
     pub header: SegmentHeader,
+    pub version: u32,
     pub bad_header: Vec<BadSum>,
     /// Records from this number on are void: a later segment has them. None for the last segment.
     pub limit: Option<u64>,
@@ -33,6 +35,37 @@ impl Found {
         self.file.read_up_to(0, self.file.len()? as usize)
     }
 
+    /// Reads of the last segment what may matter: not the rest of the file, which is zeros or another life.
+    ///
+    /// A scan looks at the beginning of every block, at what follows each record, at the records themselves,
+    /// and right behind the last one whether another was begun. All those places are looked at here, in a
+    /// small window that passes over the file, and nothing behind the last of them is kept. (Where a later
+    /// segment repeats headers of this one that is not enough: they may lead to records that nothing
+    /// here leads to.)
+    pub fn read_live(&self) -> Result<Vec<u8>> {
+        let len = usize::try_from(self.file.len()?).unwrap_or(usize::MAX);
+        let mut window = Window { file: self.file.as_ref(), start: 0, bytes: Vec::new() };
+        let mut ends = BTreeSet::new();
+        let mut last = BLOCK;
+        for block in (BLOCK..len).step_by(BLOCK).chain([len]) {
+            ends.insert(block);
+            while let Some(at) = ends.pop_first() {
+                if at > block {
+                    ends.insert(at);
+                    break;
+                }
+                let head = window.read(at, RECORD_HEADER)?;
+                if let Ok(header) = RecordHeader::decode(head, self.header.generation)
+                    && header.total() <= len - at
+                {
+                    last = last.max(at + header.total());
+                    ends.insert(at + header.total());
+                }
+            }
+        }
+        self.file.read_up_to(0, len.min(align(last) + BLOCK))
+    }
+
     /// Reads a segment that may be being written, block by block from the end to the beginning. A
     /// record that states another to be durable was written after it and lies behind it: read in this
     /// order, whatever evidence we see, what it speaks of was complete when we come to read it.
@@ -43,6 +76,37 @@ impl Found {
             block[..read.len()].copy_from_slice(&read);
         }
         Ok(bytes)
+    }
+}
+
+/// A part of a file, which moves on.
+struct Window<'a> {
+    file: &'a dyn File,
+    start: usize,
+    bytes: Vec<u8>,
+}
+
+/// Small enough to stay in the processor's cache.
+const WINDOW: usize = 256 << 10;
+
+impl Window<'_> {
+    /// Bytes of the file, fewer at its end.
+    fn read(&mut self, at: usize, len: usize) -> Result<&[u8]> {
+        let end = self.start + self.bytes.len();
+        if at < self.start || at + len > end {
+            self.start = at;
+            self.bytes.resize(WINDOW, 0);
+            let mut done = 0;
+            while done < WINDOW {
+                match self.file.read_at((at + done) as u64, &mut self.bytes[done..])? {
+                    0 => break,
+                    n => done += n,
+                }
+            }
+            self.bytes.truncate(done);
+        }
+        let rest = &self.bytes[(at - self.start).min(self.bytes.len())..];
+        Ok(&rest[..len.min(rest.len())])
     }
 }
 
@@ -72,10 +136,12 @@ pub(super) fn find_segments(
             Err(_) if neighbour == Neighbour::LiveLog && !disk.exists(&path)? => continue,
             Err(error) => return Err(error),
         };
-        let (header, bad_header) = SegmentHeader::decode(&file.read_up_to(0, BLOCK)?);
+        let block = file.read_up_to(0, BLOCK)?;
+        let (header, bad_header) = SegmentHeader::decode(&block);
+        let version = SegmentHeader::version(&block).unwrap_or(VERSION);
         let detail = match header {
             Ok(header) if header.generation == generation => {
-                found.push(Found { path, file, header, bad_header, limit: None });
+                found.push(Found { path, file, header, version, bad_header, limit: None });
                 continue;
             }
             Ok(_) if neighbour == Neighbour::LiveLog => continue,
@@ -312,3 +378,6 @@ impl<'a> Scan<'a> {
         None
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,6 +14,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+/// So many of the newest segments get no footer while less than half of them lives. To seal is to read a
+/// segment back, as many bytes as were written; where entries are compacted soon after, most segments are
+/// purged before anybody could need the footer, and opening reads the records of a few more.
+const DYING: usize = 4;
+
+/// To read back this much costs nothing to speak of.
+const LITTLE: u64 = 1 << 20;
+
 /// A segment on its way to be sealed.
 struct Candidate {
     header: SegmentHeader,
@@ -92,8 +100,13 @@ impl Shared {
     fn next_to_seal(&self) -> Option<Candidate> {
         let segments = self.segments.read();
         let nexts = segments.by_base.keys().skip(1);
-        let mut pairs = segments.by_base.iter().zip(nexts);
-        let ((base, segment), next) = pairs.find(|((_, s), _)| s.seal == Seal::Open)?;
+        // What is old enough needs a footer in any case.
+        let old = segments.by_base.len().saturating_sub(DYING);
+        let mut pairs = segments.by_base.iter().zip(nexts).enumerate();
+        let (_, ((base, segment), next)) = pairs.find(|(n, ((_, segment), _))| {
+            let dying = segment.live * 2 < segment.used && segment.used > LITTLE;
+            segment.seal == Seal::Open && (*n < old || !dying)
+        })?;
         let header = SegmentHeader {
             generation: segment.generation,
             base_seq: *base,

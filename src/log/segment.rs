@@ -232,6 +232,10 @@ impl Pool {
         self.spares.push(spare);
     }
 
+    pub fn add(&mut self, spares: Vec<Spare>) {
+        self.spares.extend(spares);
+    }
+
     /// Takes a file for a new segment.
     pub fn take(&mut self, reserve: Reserve) -> Result<Spare> {
         let floor = usize::from(reserve == Reserve::Keep);
@@ -251,22 +255,17 @@ impl Pool {
 
     /// Gives a segment's file back: into the pool, or away. Durable on return.
     pub fn recycle(&mut self, path: &Path, file: Arc<dyn File>) -> Result<()> {
-        let len = file.len()?;
-        if len < self.segment_bytes || self.spares.len() >= self.most() {
-            drop(file);
-            self.disk.remove(path)?;
-            return self.disk.sync_dir(&self.dir);
-        }
-        if len > self.segment_bytes {
-            // A footer or a large batch made it grow. Nothing in it is needed any more.
-            file.set_len(self.segment_bytes)?;
-        }
-        let to = self.next_path();
-        self.disk.rename(path, &to)?;
-        // Before the file gets a new header: else a crash could show it under its old name.
-        self.disk.sync_dir(&self.dir)?;
-        self.spares.push(Spare { file: self.disk.open(&to, OpenMode::ReadWrite)?, path: to });
+        let leaving = self.part_with(vec![(path.to_owned(), file)]);
+        self.spares.extend(leaving.rename()?);
         Ok(())
+    }
+
+    /// Decides what becomes of segments' files that nobody needs. The rest is done without the pool.
+    pub fn part_with(&mut self, files: Vec<(PathBuf, Arc<dyn File>)>) -> Leaving {
+        let (disk, dir, size) = (self.disk.clone(), self.dir.clone(), self.segment_bytes);
+        let room = self.most().saturating_sub(self.spares.len());
+        let named = |(n, (path, file))| (path, file, (n < room).then(|| self.next_path()));
+        Leaving { disk, dir, size, files: files.into_iter().enumerate().map(named).collect() }
     }
 
     /// Turns a spare into a segment whose header and first bytes are durable before it has its name.
@@ -283,7 +282,8 @@ impl Pool {
         let generation = self.next_generation();
         let size = spare.file.len()?;
         let header = SegmentHeader { generation, base_seq, durable, size };
-        if let Err(error) = spare.file.write_at(0, &header.encode()) {
+        let head = aligned(&header.encode());
+        if let Err(error) = spare.file.write_at(0, block_of(&head)) {
             self.spares.push(spare);
             return Err(error);
         }
@@ -323,6 +323,46 @@ impl Pool {
     }
 }
 
+/// Files of segments on their way into the pool, with their new names, or away.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    size: u64,
+    files: Vec<(PathBuf, Arc<dyn File>, Option<PathBuf>)>,
+}
+
+impl Leaving {
+    /// Renames or removes them, durably, each before the next: an older file must not survive a newer one
+    /// in which a group was cleared. What may join the pool is returned.
+    pub fn rename(self) -> Result<Vec<Spare>> {
+        let mut kept = Vec::new();
+        for (path, file, to) in self.files {
+            let len = file.len()?;
+            let to = to.filter(|_| len >= self.size);
+            match &to {
+                Some(to) => {
+                    if len > self.size {
+                        // A footer or a large batch made it grow. Nothing in it is needed any more.
+                        file.set_len(self.size)?;
+                    }
+                    self.disk.rename(&path, to)?;
+                }
+                None => {
+                    drop(file);
+                    self.disk.remove(&path)?;
+                }
+            }
+            // Before the file gets a new header, too: else a crash could show it under its old name.
+            self.disk.sync_dir(&self.dir)?;
+            if let Some(path) = to {
+                kept.push(Spare { file: self.disk.open(&path, OpenMode::Direct)?, path });
+            }
+        }
+        Ok(kept)
+    }
+}
+
 /// What a segment leaves to a footer of about `bytes`, in whole blocks and within reason: a footer that
 /// needs more makes the file grow.
 fn footer_room(segment_bytes: u64, bytes: u64) -> u64 {
@@ -353,9 +393,8 @@ pub(super) fn make_spare(disk: &dyn Disk, dir: &Path, path: PathBuf, size: u64) 
 }
 
 fn fill(file: &dyn File, size: u64) -> Result<()> {
-    let zeros = vec![0; FILL.min(size as usize) + BLOCK];
-    // Aligned, so that zeros need not go through the page cache.
-    let zeros = &zeros[zeros.as_ptr().align_offset(BLOCK).min(BLOCK)..];
+    let zeros = aligned(&vec![0; FILL.min(size as usize)]);
+    let zeros = block_of(&zeros);
     let mut at = 0;
     while at < size {
         let n = (size - at).min(FILL as u64);
@@ -363,4 +402,18 @@ fn fill(file: &dyn File, size: u64) -> Result<()> {
         at += n;
     }
     file.sync_data()
+}
+
+/// Bytes that begin at a block's multiple in memory too, so that they need not go through the page cache:
+/// where they begin, and what holds them.
+fn aligned(bytes: &[u8]) -> (usize, Vec<u8>) {
+    let mut room: Vec<u8> = Vec::with_capacity(bytes.len() + BLOCK);
+    let start = room.as_ptr().align_offset(BLOCK).min(BLOCK);
+    room.resize(start, 0);
+    room.extend_from_slice(bytes);
+    (start, room)
+}
+
+fn block_of((start, room): &(usize, Vec<u8>)) -> &[u8] {
+    &room[*start..]
 }

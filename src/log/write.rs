@@ -3,6 +3,7 @@
 use super::batch::{BatchOp, Encoded, LogBatch};
 use super::flight::{Flight, Landed};
 use super::format::{BLOCK, Op, RECORD_HEADER, align};
+use super::index::weight;
 use super::segment::Reserve;
 use super::{Log, Options, Seq, Shared};
 use crate::env::File;
@@ -95,7 +96,7 @@ impl Log {
     /// [`Quarantined`](Error::Quarantined) for a group that is damaged (until it is reset or cleared),
     /// [`Stopped`](Error::Stopped) after a failed write. A refused batch leaves no trace.
     pub fn submit(&self, batch: LogBatch) -> Result<Seq> {
-        let encoded = batch.encode()?;
+        let encoded = batch.encode(self.shared.options.compress_above)?;
         let mut queue = self.shared.queue.lock();
         self.submit_locked(&mut queue, encoded)
     }
@@ -251,7 +252,7 @@ impl Log {
         }
         {
             let mut queue = self.shared.queue.lock();
-            self.shared.enqueue(&mut queue, LogBatch::new().encode()?);
+            self.shared.enqueue(&mut queue, LogBatch::new().encode(None)?);
         }
         let round = self.shared.round(&mut writer, Reserve::Keep)?;
         // The mark itself carries nothing: that it is not stated by another costs nothing.
@@ -301,11 +302,12 @@ impl Shared {
     fn validate(&self, ops: &[BatchOp]) -> Result<()> {
         let mut at: Option<(u64, u64, u64)> = None;
         let mut healthy = true;
+        let mut groups = self.index.reading();
         for op in ops {
             let group = op.group();
             let (truncated, last) = match at {
                 Some((g, truncated, last)) if g == group => (truncated, last),
-                _ => match self.index.read(group) {
+                _ => match groups.get(group) {
                     Some(g) => {
                         healthy = g.damage.is_none();
                         (g.truncated.index, g.last())
@@ -358,15 +360,19 @@ impl Shared {
     fn index_batch(&self, queue: &mut Queue, seq: u64, encoded: &mut Encoded) -> u64 {
         let mut dead = Vec::new();
         let mut run_bytes = 0;
-        let (mut added, mut freed) = (0, 0);
+        let mut freed = 0;
         let source = std::mem::take(&mut encoded.source);
+        // Weighed here, where they lie side by side, and not in their groups, which the processor fetches.
+        let added: usize = encoded.entries.iter().map(weight).sum();
         let mut entries = std::mem::take(&mut encoded.entries).into_iter();
+        let mut groups = self.index.changing();
+        let mut count_entries = 0;
         for (op, source) in encoded.ops.iter().zip(source) {
             let Some(id) = op.group() else { continue };
-            self.index.change(id, |group| match source {
+            groups.change(id, |group| match source {
                 BatchOp::Append { count, .. } => {
                     freed += group.take(seq, op, None, &mut dead);
-                    added += group.cache_append(entries.by_ref().take(count));
+                    group.cache.extend(entries.by_ref().take(count));
                     if !group.in_clock {
                         group.in_clock = true;
                         queue.clock.push_back(id);
@@ -379,11 +385,14 @@ impl Shared {
             });
             if let Op::Append { body, count, .. } = op {
                 run_bytes += u64::from(body.len);
-                self.counters.entries.fetch_add(u64::from(*count), Relaxed);
+                count_entries += u64::from(*count);
             }
         }
+        drop(groups);
+        self.counters.entries.fetch_add(count_entries, Relaxed);
         encoded.ops = Vec::new();
         self.counters.entry_bytes.fetch_add(run_bytes, Relaxed);
+        self.counters.raw_entry_bytes.fetch_add(encoded.raw_bytes, Relaxed);
         self.cache_bytes.fetch_add(added, Relaxed);
         self.cache_bytes.fetch_sub(freed, Relaxed);
         if !dead.is_empty() {
@@ -415,7 +424,7 @@ impl Shared {
     }
 
     /// The next group to fly, if anything waits: what waits in the queue too, if that is asked for.
-    fn take_off(
+    pub(super) fn take_off(
         &self,
         writer: &mut Writer,
         reserve: Reserve,
@@ -479,7 +488,7 @@ impl Shared {
 
 /// Whether a group is to take in what waits in the queue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum TakeQueue {
+pub(super) enum TakeQueue {
     First,
     No,
 }

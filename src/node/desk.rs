@@ -1,6 +1,7 @@
 //! The network's side of a node: what arrives goes to the driver, what the driver sends goes out.
 
 use super::handover::Away;
+use super::operator::Wishes;
 use crate::client::local::Local;
 use crate::codec::beat::Beat;
 use crate::codec::{self, Reader, Writer};
@@ -9,7 +10,7 @@ use crate::env::Disk;
 use crate::error::{Error, Result};
 use crate::raft::{Envelope, Lane, wire};
 use crate::region::snapshot::{Chunks, SnapshotFile, SnapshotWriter};
-use crate::store::{Delivered, Event, SnapshotSend};
+use crate::store::{Delivered, Event, SnapshotSend, SplitWish};
 use crate::transport::{Handler, Origin, SnapshotJob, SnapshotSink, SnapshotSource, Transport};
 use crate::types::{PeerId, RegionId, StoreId};
 use bytes::{Bytes, BytesMut};
@@ -22,6 +23,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 /// The way out: the driver's, over a transport.
 pub(super) struct Outbound {
     pub transport: Arc<dyn Transport>,
+    pub wishes: Wishes,
 }
 
 /// A region's chunk may hold one value larger than the transport's chunks: it is sent in pieces, each
@@ -88,6 +90,10 @@ impl Outward for Outbound {
 
     fn beat(&self, to: StoreId, beat: Beat) {
         self.transport.beat(to, beat);
+    }
+
+    fn split(&self, wish: SplitWish) {
+        self.wishes.split(wish);
     }
 
     fn send_snapshot(&self, snapshot: SnapshotSend, done: Box<dyn FnOnce(Delivered) + Send>) {

@@ -159,6 +159,7 @@ mod tests {
             first_index: 6,
             last_index: 5,
             log_bytes: 0,
+            bytes: 0,
             quarantined: None,
             asleep: false,
         }

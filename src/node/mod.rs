@@ -38,6 +38,7 @@
 mod desk;
 mod handover;
 mod open;
+mod operator;
 
 pub use crate::config::{NodeConfig, StateKind};
 pub use open::NodeBuilder;

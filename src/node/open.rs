@@ -1,6 +1,7 @@
 //! Putting a node together, from the disk upwards.
 
 use super::desk::{Desk, Outbound};
+use super::operator::{self, Wishes};
 use super::{Node, Running, Shared};
 use crate::client::local::Local;
 use crate::config::{NodeConfig, StateKind};
@@ -141,6 +142,7 @@ impl NodeBuilder {
             Bound::Tcp(tcp, _) => Arc::new(tcp.clone()),
             Bound::Hub(local) => Arc::clone(local) as Arc<dyn Transport>,
         };
+        let (wishes, wished) = Wishes::new();
         let driver = Driver::start(Parts {
             config: driver_config(&config),
             stores,
@@ -149,7 +151,7 @@ impl NodeBuilder {
             kv: Arc::clone(&kv),
             registry,
             disk: Arc::clone(&disk),
-            outward: Arc::new(Outbound { transport: Arc::clone(&transport) }),
+            outward: Arc::new(Outbound { transport: Arc::clone(&transport), wishes }),
             clock,
         })?;
         // What the store knows durably is at least as new as the first layout.
@@ -178,6 +180,7 @@ impl NodeBuilder {
                 (None, None)
             }
         };
+        operator::start(wished, local.client(Duration::ZERO))?;
         let client = local.client(Duration::from_millis(config.request_timeout_ms));
         let running = Running { driver, local, transport, runtime, away };
         Ok(Node {
@@ -217,6 +220,7 @@ fn log_options(config: &NodeConfig) -> log::Options {
     log::Options {
         segment_bytes: config.segment_bytes,
         cache_bytes: config.entry_cache_bytes,
+        compress_above: Some(config.compress_above_bytes).filter(|bytes| *bytes > 0),
         ..log::Options::default()
     }
 }
@@ -289,6 +293,7 @@ fn store_config(config: &NodeConfig) -> StoreConfig {
         log_bytes_max: config.region_log_bytes,
         snapshots_max: config.snapshots,
         hibernate_after: Duration::from_millis(config.hibernate_after_ms),
+        split_bytes: config.region_split_bytes,
         ..StoreConfig::default()
     }
 }

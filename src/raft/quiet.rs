@@ -53,7 +53,8 @@ impl<S: Storage> Group<S> {
                 peer: PeerId(*id),
                 even: progress.matched == last
                     && progress.committed_index == last
-                    && progress.state == ProgressState::Replicate,
+                    // Probing counts: raft-rs leaves that state, after a snapshot, with the next entry only.
+                    && progress.state != ProgressState::Snapshot,
                 active: progress.recent_active,
             })
             .collect();

@@ -28,6 +28,8 @@ pub struct StoreConfig {
     pub log_bytes_max: u64,
     /// Snapshots streaming out of one store loop at once.
     pub snapshots_max: usize,
+    /// A region is cut once its keys and values take more than this; 0: never by itself.
+    pub split_bytes: u64,
     /// Committed and not yet applied bytes of one region above which its proposals wait.
     pub apply_lag_bytes_max: usize,
     /// How long a group must be quiet before it sleeps; zero: it never does.
@@ -47,6 +49,7 @@ impl Default for StoreConfig {
             compact_bytes: 1 << 20,
             log_bytes_max: 256 << 20,
             snapshots_max: 2,
+            split_bytes: 0,
             apply_lag_bytes_max: 32 << 20,
             hibernate_after: Duration::from_secs(5),
         }

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::log::Seq;
 use crate::raft::{Envelope, Lane};
 use crate::region::snapshot::SnapshotFile;
-use crate::types::{Epoch, LogPosition, PeerId, Region, RegionId, RegionState, StoreId};
+use crate::types::{Epoch, KeyRange, LogPosition, PeerId, Region, RegionId, RegionState, StoreId};
 use bytes::Bytes;
 
 /// Names whoever waits for an answer; chosen by the shell, opaque here.
@@ -122,6 +122,30 @@ pub enum Campaign {
     Later,
 }
 
+/// A region to be measured, off the loop, by [`measure`](crate::region::size::measure).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SizeCheck {
+    /// The region.
+    pub region: RegionId,
+    /// The replica that asks.
+    pub peer: PeerId,
+    /// Its shape.
+    pub epoch: Epoch,
+    /// Its range.
+    pub range: KeyRange,
+    /// What is too large.
+    pub split_bytes: u64,
+}
+
+/// A region is too large and should be cut here. Whoever takes the wish finds the ids.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SplitWish {
+    /// The region.
+    pub region: RegionId,
+    /// In order.
+    pub keys: Vec<Bytes>,
+}
+
 /// How far a region's state machine got.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Applied {
@@ -185,6 +209,8 @@ pub struct RegionStatus {
     pub last_index: u64,
     /// Bytes of entries in the log, about.
     pub log_bytes: u64,
+    /// Bytes of its keys and values as last measured here; 0: not yet.
+    pub bytes: u64,
     /// Why the replica is fenced off, if it is.
     pub quarantined: Option<String>,
     /// Whether it sleeps: it is not ticked, and its group sends nothing.
@@ -231,6 +257,10 @@ pub struct Effects {
     pub replies: Vec<(Token, Reply)>,
     /// Replicas that begin their lives, each for the loop that its region belongs to: `Event::Born`.
     pub births: Vec<Birth>,
+    /// Regions to measure: `Event::Measured`.
+    pub size_checks: Vec<SizeCheck>,
+    /// Regions to cut.
+    pub split_wishes: Vec<SplitWish>,
     /// Snapshots to stream.
     pub snapshots: Vec<SnapshotSend>,
     /// Received snapshots that turned out not to be needed: remove the files.
@@ -249,6 +279,8 @@ impl Effects {
             && self.apply.is_empty()
             && self.replies.is_empty()
             && self.births.is_empty()
+            && self.size_checks.is_empty()
+            && self.split_wishes.is_empty()
             && self.snapshots.is_empty()
             && self.discard.is_empty()
             && self.beats.is_empty()

@@ -15,12 +15,13 @@ use super::propose::Proposals;
 use super::read::Reads;
 use super::ready::Unpersisted;
 use super::share::PeerShare;
+use super::size::Size;
 use super::storage::{self, PeerStorage};
 use crate::error::{Error, Result};
 use crate::kv::StateStore;
 use crate::log::{Log, LogBatch};
 use crate::raft::Group;
-use crate::types::{RegionState, Time};
+use crate::types::{INITIAL_POSITION, RegionState, Time};
 use ::raft::eraftpb::HardState;
 use std::sync::Arc;
 
@@ -150,6 +151,10 @@ impl Peer {
             banned_until: votes_from,
             handed_over_in: 0,
             reshaping: None,
+            size: match state.applied == INITIAL_POSITION && state.region.epoch.version == 1 {
+                true => Size::nothing(),
+                false => Size::default(),
+            },
             ticks: 0,
             rest: Rest::default(),
             region: state.region,

@@ -10,7 +10,7 @@
 //!    [`Applier`](apply::Applier) that publishes one kv batch for many regions and answers the waiting
 //!    tokens; the peer learns the new applied index.
 //!
-//! [`split`] cuts a region; [`read`] keeps the read-index rounds, the leader lease and freshness; [`snapshot`] turns a consistent
+//! [`split`] cuts a region, [`size`] finds out when and where; [`read`] keeps the read-index rounds, the leader lease and freshness; [`snapshot`] turns a consistent
 //! view into chunks and chunks into a restored region; [`storage`] shows the log engine to raft-rs;
 //! [`life`] creates peers and brings them back after a restart; [`compact`] decides how far logs may go; [`hibernate`]
 //! lets idle groups sleep, on what the node knows of its [`neighbours`].
@@ -33,6 +33,7 @@ pub mod propose;
 pub mod read;
 pub mod ready;
 pub mod share;
+pub mod size;
 pub mod snapshot;
 pub mod split;
 pub mod storage;

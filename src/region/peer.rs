@@ -7,6 +7,7 @@ use super::propose::Proposals;
 use super::read::Reads;
 use super::ready::{Received, Restoring, Unpersisted};
 use super::share::PeerShare;
+use super::size::Size;
 use super::storage::PeerStorage;
 use crate::error::Error;
 use crate::raft::guard::Verdict;
@@ -64,6 +65,7 @@ pub struct Peer {
     pub(crate) handed_over_in: u64,
     /// A proposed and not yet applied change of the region's shape: client batches wait for it.
     pub(crate) reshaping: Option<LogPosition>,
+    pub(crate) size: Size,
     pub(crate) ticks: u64,
     pub(crate) rest: Rest,
 }
@@ -228,6 +230,7 @@ impl Peer {
             first_index: self.group.storage().truncated().index + 1,
             last_index: status.last_index,
             log_bytes: self.log_bytes.total(),
+            bytes: self.about_bytes(),
             quarantined: self.fence.clone(),
             asleep: self.asleep(),
         }

@@ -121,6 +121,10 @@ impl Peer {
             let current = vec![self.region.clone()];
             return Peer::refuse(effects, token, Error::EpochNotMatch { current });
         }
+        if self.is_far_too_large(config) {
+            let error = Error::Busy { what: "region, far above its size: it is about to be cut" };
+            return Peer::refuse(effects, token, error);
+        }
         let waiting = &mut self.proposals;
         if waiting.has_pending() && waiting.pending_bytes + command.len() > config.pending_bytes_max
         {

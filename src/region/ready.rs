@@ -311,6 +311,7 @@ impl Peer {
         if let Some(region) = done.reshaped {
             self.reshaped(region, effects);
         }
+        self.grown(config, done.bytes, effects);
         if self.restoring.is_some() {
             return;
         }

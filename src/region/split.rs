@@ -1,6 +1,6 @@
 //! Split: one region becomes several, without moving a byte.
 //!
-//! **Life of a split.** The leader is given keys and fresh ids ([`Peer::propose_admin`]). It refuses unless every
+//! **Life of a split.** The leader is given keys and fresh ids (`Peer::propose_admin`). It refuses unless every
 //! follower replicates: a child whose follower has no parent to be cut from would need a snapshot. What waits
 //! for a place in the log goes before the split; what comes after it waits until the split is applied, and is then
 //! sent home with the new shapes, because its keys may belong to a child. One entry says everything; on each
@@ -160,6 +160,7 @@ impl Peer {
         if !moved {
             return;
         }
+        self.forget_size();
         let error = || Error::EpochNotMatch { current: vec![self.region.clone()] };
         for token in self.proposals.take_pending() {
             effects.replies.push((token, Reply::Written(Err(error()))));

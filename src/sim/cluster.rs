@@ -311,6 +311,8 @@ impl Cluster {
             apply,
             replies,
             births,
+            size_checks,
+            split_wishes,
             snapshots,
             discard,
             beats,
@@ -335,6 +337,12 @@ impl Cluster {
             let Some(running) = self.running(id) else { break };
             let at = running.loop_of(birth.state.region.id);
             self.post_later(now, id, life, at, pause, Event::Born(birth));
+        }
+        for check in size_checks {
+            self.measure(id, life, check);
+        }
+        for wish in split_wishes {
+            self.wished(now, id, wish)?;
         }
         for snapshot in snapshots {
             self.send_snapshot(now, id, life, snapshot);

@@ -13,6 +13,7 @@ use super::client::Keys;
 use super::cluster::{Cluster, Happening, Step, violation};
 use crate::codec::admin::{Admin, Child, Split};
 use crate::kv::StateStore;
+use crate::region::size::{self, Measured};
 use crate::router::RangeCache;
 use crate::store::*;
 use crate::types::*;
@@ -116,6 +117,10 @@ impl Cluster {
         self.rng.shuffle("reshape.keys", &mut keys);
         keys.truncate(self.rng.range("reshape.count", 1..4) as usize);
         keys.sort_unstable();
+        self.cut(now, node, region, keys)
+    }
+
+    fn cut(&mut self, now: Time, node: StoreId, region: &Region, keys: Vec<Bytes>) -> Step {
         let mut children = Vec::new();
         for start in keys {
             let Some(id) = self.operator.ids.next() else { break };
@@ -139,6 +144,30 @@ impl Cluster {
         let token = Token(self.next_token);
         self.operator.waiting.insert(token, region);
         self.post(now, node, life, at, Event::Admin { token, region, admin })
+    }
+
+    /// Measures a region from a view of now; the answer comes a moment later.
+    pub(super) fn measure(&mut self, id: StoreId, life: u64, check: SizeCheck) {
+        let pause = self.pause("measure.pause", 20_000);
+        let SizeCheck { region, peer, epoch, range, split_bytes } = check;
+        let Some((_, at)) = self.place(id, region) else { return };
+        let Some(view) = self.running(id).and_then(|running| running.kv.view().ok()) else {
+            return;
+        };
+        let event = match size::measure(&*view, &range, split_bytes) {
+            Ok((bytes, keys)) => Event::Measured(Measured { region, peer, epoch, bytes, keys }),
+            Err(_) => Event::NotMeasured(region),
+        };
+        self.world.after(pause, Happening::Post(id, life, at, event));
+    }
+
+    /// A replica wishes its region to be cut.
+    pub(super) fn wished(&mut self, now: Time, node: StoreId, wish: SplitWish) -> Step {
+        let status = self.statuses(node).into_iter().find(|s| s.region.id == wish.region);
+        match status {
+            Some(status) => self.cut(now, node, &status.region, wish.keys),
+            None => Ok(()),
+        }
     }
 
     /// An answer to the operator.

@@ -79,7 +79,7 @@ impl Report {
 /// Time in which a calm cluster must settle.
 const SETTLE: Duration = Duration::from_secs(9);
 
-fn options(rng: &mut Rng, nodes: u64, planted: Option<Planted>) -> crate::Result<NodeOptions> {
+fn options(rng: &mut Rng, nodes: u64, plan: &Plan) -> crate::Result<NodeOptions> {
     let stores: Vec<StoreId> = (1..=nodes).map(StoreId).collect();
     let regions = rng.range("shape.regions", 1..5);
     let config = StoreConfig {
@@ -100,6 +100,11 @@ fn options(rng: &mut Rng, nodes: u64, planted: Option<Planted>) -> crate::Result
             true => Duration::from_millis(rng.range("shape.hibernate.after", 500..1500)),
             false => Duration::ZERO,
         },
+        // Keys and values of the clients take some twenty bytes each.
+        split_bytes: match plan.workload {
+            Workload::Kv => 0,
+            Workload::Regions => *rng.pick("shape.split", &[0, 60, 100]).unwrap_or(&0),
+        },
         ..Default::default()
     };
     let replicas = if nodes < 3 { nodes } else { 3 };
@@ -115,7 +120,7 @@ fn options(rng: &mut Rng, nodes: u64, planted: Option<Planted>) -> crate::Result
         },
         memtable_bytes: 4096,
         layout: bootstrap_regions(&stores, regions, replicas as usize)?,
-        planted,
+        planted: plan.planted,
     })
 }
 
@@ -136,7 +141,7 @@ fn keys(layout: &[Region], per_region: u64) -> Keys {
 pub fn cluster(plan: &Plan) -> crate::Result<Cluster> {
     let mut rng = Rng::new(plan.seed);
     let count = *rng.pick("shape.nodes", &[3, 3, 3, 5, 1]).unwrap_or(&3);
-    let options = options(&mut rng, count, plan.planted)?;
+    let options = options(&mut rng, count, plan)?;
     let per_region = match plan.workload {
         Workload::Kv => 3,
         Workload::Regions => 8,

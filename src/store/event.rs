@@ -5,6 +5,7 @@ use crate::codec::beat::Beat;
 use crate::kv::Cut;
 use crate::raft::Envelope;
 use crate::region::effects::{Applied, Birth, Persisted, Token};
+use crate::region::size::Measured;
 use crate::region::snapshot::SnapshotFile;
 use crate::types::{PeerId, RegionId, StoreId};
 use bytes::Bytes;
@@ -41,10 +42,6 @@ pub struct ReadRequest {
 /// What can happen to a store. Order between events of one region is the caller's; everything
 /// asynchronous names region *and* peer.
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "the large one, a received snapshot, is rare and short-lived"
-)]
 pub enum Event {
     /// One tick of the logical clock (one tick interval has passed on the monotonic clock).
     Tick,
@@ -70,6 +67,10 @@ pub enum Event {
     },
     /// A replica begins its life: the state store holds its state. Any number of times.
     Born(Birth),
+    /// A region was measured.
+    Measured(Measured),
+    /// A region could not be measured now.
+    NotMeasured(RegionId),
     /// Reads.
     Read(Vec<ReadRequest>),
     /// Rounds whose log writes are durable, in order per peer.

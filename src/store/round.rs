@@ -129,6 +129,11 @@ impl Store {
                     self.pending.fatal.get_or_insert(error);
                 }
             }
+            Event::Measured(done) => {
+                let config = self.config.clone();
+                self.touch(done.region, |peer, effects| peer.measured(&config, done, effects));
+            }
+            Event::NotMeasured(region) => self.touch(region, |peer, _| peer.not_measured()),
             Event::Read(requests) => {
                 for request in requests {
                     self.read(now, request);

@@ -122,6 +122,12 @@ impl CatamaranFactory {
         CatamaranFactory { root: root.to_owned(), disk: Arc::new(OsDisk), options }
     }
 
+    /// Compresses runs of more than so many bytes.
+    pub fn compressing(mut self, above: usize) -> CatamaranFactory {
+        self.options.compress_above = Some(above);
+        self
+    }
+
     /// On another disk. [`Factory::directory`] still names a directory of the real file system.
     pub fn on(mut self, disk: Arc<dyn Disk>) -> CatamaranFactory {
         self.disk = disk;
@@ -131,7 +137,8 @@ impl CatamaranFactory {
 
 impl Factory for CatamaranFactory {
     fn name(&self) -> String {
-        format!("catamaran::log {}", env!("CARGO_PKG_VERSION"))
+        let how = if self.options.compress_above.is_some() { ", compressing" } else { "" };
+        format!("catamaran::log {}{how}", env!("CARGO_PKG_VERSION"))
     }
 
     fn open(&self, store: &str) -> Result<Box<dyn LogStore>, Failure> {

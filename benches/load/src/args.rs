@@ -19,6 +19,8 @@ Examples:
   Consensus alone, and the log engine alone:
     catamaran-load run --profile consensus --regions 64 --clients 4096 --batch 1
     catamaran-load run --profile log --groups 1000 --threads 2 --entries 64 --span 64
+  The log engine in turn with others (a build with `--features rivals`):
+    catamaran-load run --profile log --beside raft-engine,raft-log --duration 2s --repetitions 3
   Against running servers:
     catamaran-load run --connect 127.0.0.1:7001,127.0.0.1:7002,127.0.0.1:7003 --clients 64
 
@@ -179,6 +181,14 @@ pub struct RunArgs {
     /// Log profile: writes outstanding per thread.
     #[arg(long, default_value = "16", value_parser = quantity::count)]
     pub window: u64,
+    /// Log profile: other logs to measure beside ours, in turn, with the same work: raft-engine,
+    /// raft-engine-raw, raft-engine-recycled, raft-engine-recycled-raw, raft-log (raw: without
+    /// compression; recycled: on files written full beforehand). Wants a build with `--features rivals`.
+    #[arg(long, value_delimiter = ',', value_name = "LOG,LOG,..")]
+    pub beside: Vec<String>,
+    /// Log profile with --beside: how often each is measured, for --duration each [default: 3].
+    #[arg(long, value_parser = quantity::count)]
+    pub repetitions: Option<u64>,
     /// Nodes: how many store loops [default: the node's own choice].
     #[arg(long)]
     pub loops: Option<u64>,
@@ -243,6 +253,10 @@ pub struct Plan {
     pub span: u64,
     /// Log profile: writes outstanding per thread.
     pub window: usize,
+    /// Log profile: logs to measure beside ours.
+    pub beside: Vec<String>,
+    /// How often each of them is measured.
+    pub repetitions: Option<u64>,
     /// Store loops of a node.
     pub loops: Option<u64>,
     /// Apply workers of a node.
@@ -286,6 +300,8 @@ impl RunArgs {
             entries: self.entries,
             span: self.span,
             window: self.window as usize,
+            beside: self.beside,
+            repetitions: self.repetitions,
             loops: self.loops,
             apply_workers: self.apply_workers,
             timeout: self.timeout,
@@ -307,6 +323,7 @@ impl Plan {
             ("--window", self.window as u64),
             ("--value-size", self.value_size as u64),
             ("--rate", self.rate.unwrap_or(1)),
+            ("--repetitions", self.repetitions.unwrap_or(1)),
         ];
         for (flag, value) in least {
             if value == 0 {
@@ -329,6 +346,7 @@ impl Plan {
         if self.profile == Profile::Log && (self.span > self.groups || self.span > self.entries) {
             return Err("--span must not exceed --groups or --entries".into());
         }
+        self.check_beside()?;
         if self.profile == Profile::Consensus && (self.verify || self.read_ratio > 0.0) {
             return Err("the consensus profile applies nothing: there is nothing to read".into());
         }
@@ -340,6 +358,39 @@ impl Plan {
             Profile::Log => Ok(()),
             _ => self.check_sizes(),
         }
+    }
+
+    /// What cannot be done beside other logs, or not by this build.
+    fn check_beside(&self) -> Result<(), String> {
+        if self.beside.is_empty() {
+            return match self.repetitions {
+                Some(_) => Err("--repetitions goes with --beside".into()),
+                None => Ok(()),
+            };
+        }
+        if self.profile != Profile::Log {
+            return Err("--beside goes with the log profile only".into());
+        }
+        if self.verify || self.rate.is_some() || !self.warmup.is_zero() {
+            return Err("--beside goes without --verify, --rate and --warmup".into());
+        }
+        if !self.entries.is_multiple_of(self.span) {
+            return Err("--beside: --entries must be a multiple of --span".into());
+        }
+        if self.groups < self.span.saturating_mul(self.threads as u64) {
+            return Err("--beside: each of --threads needs --span groups of its own".into());
+        }
+        #[cfg(feature = "rivals")]
+        for name in &self.beside {
+            catamaran_rivals::engine::Which::parse(name)
+                .map_err(|known| format!("--beside {name}: {known}"))?;
+        }
+        if cfg!(feature = "rivals") {
+            return Ok(());
+        }
+        Err("--beside: this build has no other logs in it; build it by `cargo build --release -p \
+             catamaran-load --features rivals`"
+            .into())
     }
 
     /// What the engine refuses in every request is a mistake in the plan.

@@ -76,16 +76,20 @@ impl Destination {
     }
 
     /// Writes the result.
-    pub fn publish(mut self, report: &Report) -> Result<()> {
-        let text = serde_json::to_string_pretty(report)? + "\n";
+    pub fn publish(self, report: &Report) -> Result<()> {
+        self.put(&(serde_json::to_string_pretty(report)? + "\n"), &report.table())
+    }
+
+    /// Writes a result: as JSON, as a table.
+    pub fn put(mut self, text: &str, table: &str) -> Result<()> {
         match &mut self {
             Destination::Table => {}
-            Destination::StandardOutput => return print(&text),
+            Destination::StandardOutput => return print(text),
             Destination::File(json) => json
-                .replace(&text)
+                .replace(text)
                 .with_context(|| format!("cannot write {}", json.path.display()))?,
         }
-        print(&report.table())
+        print(table)
     }
 }
 

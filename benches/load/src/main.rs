@@ -42,6 +42,12 @@ fn failed(error: &anyhow::Error) -> ExitCode {
 
 fn run(plan: &Plan) -> ExitCode {
     let result = Destination::open(plan.json.as_deref()).and_then(|destination| {
+        #[cfg(feature = "rivals")]
+        if !plan.beside.is_empty() {
+            let (json, table) = profile::beside::run(plan)?;
+            destination.put(&json, &table)?;
+            return Ok(true);
+        }
         let report = profile::run(plan)?;
         destination.publish(&report)?;
         Ok(report.is_fine())

@@ -100,6 +100,32 @@ fn the_log_alone_holds_what_it_acknowledged() {
     );
 }
 
+#[cfg(not(feature = "rivals"))]
+#[test]
+fn a_build_without_other_logs_says_how_to_get_them() {
+    let refused = load("run --profile log --beside raft-engine --duration 1s");
+    let message = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(2), "{message}");
+    assert!(message.contains("--features rivals"), "{message}");
+}
+
+#[cfg(feature = "rivals")]
+#[test]
+fn logs_beside_ours_do_the_same_work_in_turn() {
+    let shape = "--groups 8 --threads 2 --entries 4 --span 4 --value-size 100 --window 2";
+    let report = run(&format!(
+        "--profile log --beside raft-engine,raft-log --duration 200ms --repetitions 2 {shape}"
+    ));
+    let rows = report["rows"].as_array().unwrap();
+    let which: Vec<&Value> = rows.iter().map(|row| &row["which"]).collect();
+    assert_eq!(which, ["catamaran", "raft-engine", "raft-log"]);
+    for row in rows {
+        assert_eq!(row["runs"].as_array().unwrap().len(), 2);
+    }
+    let unknown = load("run --profile log --beside nobody --duration 1s");
+    assert_eq!(unknown.status.code(), Some(2));
+}
+
 #[test]
 fn one_node_serves_many_clients_of_single_writes() {
     let report = run(&format!(
@@ -150,6 +176,9 @@ fn usage_errors_and_failures_have_their_exit_codes() {
         "run --profile consensus --verify",
         "run --read-ratio 2",
         "run --profile log --span 9 --entries 8",
+        "run --profile durable --beside raft-engine",
+        "run --profile log --beside raft-engine --verify",
+        "run --profile log --repetitions 2",
         "run --value-size 20M",
         "run --value-size 17M --batch 1 --clients 1 --duration 1s --regions 1 --state memory",
         "run --value-size 1M --batch 32 --clients 1 --verify",

@@ -16,6 +16,16 @@ pub enum Emptied {
     Fadvise,
 }
 
+impl Emptied {
+    /// In words.
+    pub fn words(self) -> &'static str {
+        match self {
+            Emptied::DropCaches => "the whole page cache was dropped",
+            Emptied::Fadvise => "the files' pages were given back (fadvise)",
+        }
+    }
+}
+
 /// Makes what lies under `dir` cold.
 pub fn make_cold(dir: &Path) -> Result<Emptied> {
     rustix::fs::sync();
@@ -64,13 +74,13 @@ pub fn raise_limits() {
     }
 }
 
-/// The processor, and how many there are.
+/// The processor, how many there are, and the kernel's version as far as it is not of this one machine.
 pub fn describe() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let line = text.lines().find(|line| line.starts_with("model name"));
     let cpu = line.and_then(|line| line.split_once(':')).map_or("unknown", |(_, name)| name.trim());
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let os = std::env::consts::OS;
-    format!("{cores} cores, {cpu}, {os} {}", release.trim())
+    let version: Vec<&str> = release.trim().split('.').take(2).collect();
+    format!("{cores} cores, {cpu}, {} {}", std::env::consts::OS, version.join("."))
 }

@@ -1,14 +1,15 @@
 //! `catamaran-rivals`: our log beside others, see the library.
 
 use anyhow::{Context, Result};
-use catamaran_rivals::drive::Bench;
+use catamaran_rivals::conform::{self, Candidate, Conformance};
 use catamaran_rivals::engine::Which;
 use catamaran_rivals::machine;
 use catamaran_rivals::probe::{Ask, Probe};
 use catamaran_rivals::report::{Report, spread};
 use catamaran_rivals::space::{self, Shape};
+use catamaran_rivals::turns::Turns;
 use catamaran_rivals::work::{ROWS, Work};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,10 +27,20 @@ enum Command {
     Run(Writing),
     /// Opening, heap, cold reading and purging of a large log.
     Space(OfSpace),
+    /// Run the conformance suite of `catamaran::testkit` over our log and the rivals.
+    Conformance(Conforming),
+    /// Part of `conformance`, in a process of its own.
+    #[command(hide = true)]
+    Check {
+        #[command(flatten)]
+        ask: conform::Ask,
+    },
     /// Print results as Markdown; several files are put together.
     Table {
+        /// The tables alone, or the document that is kept.
+        #[arg(long, value_enum, default_value = "tables")]
+        form: Form,
         /// Files written by `--json`.
-        #[arg(required = true)]
         files: Vec<PathBuf>,
     },
     /// Part of `space`, in a process of its own.
@@ -39,6 +50,15 @@ enum Command {
         #[command(flatten)]
         ask: Ask,
     },
+}
+
+/// What `table` prints.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Form {
+    /// The tables.
+    Tables,
+    /// With a head.
+    Document,
 }
 
 #[derive(Args)]
@@ -56,6 +76,9 @@ struct Common {
     /// Write the result as JSON to this file.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// The commit of ours, to be told with the result.
+    #[arg(long)]
+    commit: Option<String>,
 }
 
 #[derive(Args)]
@@ -71,6 +94,27 @@ struct Writing {
     /// Seconds of rest before each: disks of rented machines have a budget that refills.
     #[arg(long, default_value_t = 1.0)]
     rest: f64,
+}
+
+#[derive(Args)]
+struct Conforming {
+    /// Stores, comma-separated [default: all that this build knows].
+    #[arg(long, value_delimiter = ',', value_parser = Candidate::parse)]
+    stores: Vec<Candidate>,
+    /// Where to work; something is written below it and removed again [default: the system's
+    /// temporary directory].
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Write the result as JSON to this file; `-` is standard output, without the table.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Run nothing: take the findings from this file, which `--json` or `--keep` wrote.
+    #[arg(long, conflicts_with_all = ["stores", "dir"])]
+    from: Option<PathBuf>,
+    /// Keep the result as documentation below this directory: `results/conformance.json`,
+    /// `conformance.md`.
+    #[arg(long)]
+    keep: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -102,58 +146,43 @@ impl Common {
         tempfile::tempdir_in(&root).with_context(|| root.display().to_string())
     }
 
+    fn report(&self, seconds: f64) -> Report {
+        let (machine, commit) = (machine::describe(), self.commit.clone());
+        Report { machine, commit, seconds, ..Report::default() }
+    }
+
     fn publish(&self, report: &Report) -> Result<()> {
         print!("{}", report.table());
         if let Some(path) = &self.json {
             let text = serde_json::to_string_pretty(report)?;
-            std::fs::write(path, text).with_context(|| path.display().to_string())?;
+            std::fs::write(path, text + "\n").with_context(|| path.display().to_string())?;
         }
         Ok(())
     }
 }
 
-fn empty(seconds: f64) -> Report {
-    Report { machine: machine::describe(), seconds, rows: Vec::new(), space: Vec::new() }
-}
-
 fn write_rows(args: &Writing) -> Result<()> {
     let rows = if args.rows.is_empty() { ROWS.to_vec() } else { args.rows.clone() };
-    let mut report = empty(args.seconds);
-    let took = Duration::from_secs_f64(args.seconds);
-    let rest = Duration::from_secs_f64(args.rest);
-    for work in &rows {
+    let mut report = args.common.report(args.seconds);
+    let turns = Turns {
+        repetitions: args.common.repetitions,
+        took: Duration::from_secs_f64(args.seconds),
+        rest: Duration::from_secs_f64(args.rest),
+    };
+    for work in rows {
         let place = args.common.place()?;
-        let mut benches = Vec::new();
-        for which in args.common.engines() {
-            if which == Which::RaftLog && work.span > 64 && args.common.engines.is_empty() {
-                // A sync for each of 256 groups: it was asked for with 64.
-                continue;
-            }
-            let bench = Bench::open(which, *work, &place.path().join(which.name()))?;
-            benches.push((which, bench));
+        let mut engines = args.common.engines();
+        if args.common.engines.is_empty() && work.span > 64 {
+            // A sync for each of 256 groups: it was asked for with 64.
+            engines.retain(|which| *which != Which::RaftLog);
         }
-        for repetition in 0..args.common.repetitions {
-            for (which, bench) in &mut benches {
-                std::thread::sleep(rest);
-                let figures = bench.run(took)?;
-                eprintln!(
-                    "{repetition} {} {}: {:.1} k entries/s, p50 {:.0} us, p99 {:.0} us, max {:.0} us",
-                    work.name,
-                    which.name(),
-                    figures.entries_per_s / 1e3,
-                    figures.p50_us,
-                    figures.p99_us,
-                    figures.max_us
-                );
-                report.add(work.name, *which, figures);
-            }
-        }
+        turns.take(work, &engines, place.path(), &mut report)?;
     }
     args.common.publish(&report)
 }
 
 fn measure_space(args: &OfSpace) -> Result<()> {
-    let mut report = empty(0.0);
+    let mut report = args.common.report(0.0);
     for which in args.common.engines() {
         if matches!(which, Which::RaftEngineRecycled | Which::RaftEngineRecycledRaw) {
             // It matters to writing only.
@@ -181,9 +210,49 @@ fn measure_space(args: &OfSpace) -> Result<()> {
     args.common.publish(&report)
 }
 
+fn examine(args: &Conforming) -> Result<Conformance> {
+    let all = Candidate::all();
+    let stores = if args.stores.is_empty() { &all } else { &args.stores };
+    let root = args.dir.clone().unwrap_or_else(std::env::temp_dir);
+    let place = tempfile::tempdir_in(&root).with_context(|| root.display().to_string())?;
+    conform::run(stores, place.path())
+}
+
+fn conformance(args: &Conforming) -> Result<()> {
+    let found = match &args.from {
+        Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+            serde_json::from_str(&text).with_context(|| path.display().to_string())?
+        }
+        None => examine(args)?,
+    };
+    if let Some(path) = &args.json {
+        let text = serde_json::to_string_pretty(&found)?;
+        if path.as_os_str() == "-" {
+            println!("{text}");
+            return Ok(());
+        }
+        std::fs::write(path, text).with_context(|| path.display().to_string())?;
+    }
+    if let Some(dir) = &args.keep {
+        let kept = dir.join("results/conformance.json");
+        std::fs::create_dir_all(dir.join("results"))?;
+        let text = serde_json::to_string_pretty(&found)?;
+        std::fs::write(&kept, text + "\n").with_context(|| kept.display().to_string())?;
+        std::fs::write(dir.join("conformance.md"), found.document())?;
+    }
+    print!("{}", found.table());
+    Ok(())
+}
+
 fn main() -> Result<()> {
     machine::raise_limits();
     match Cli::parse().command {
+        Command::Conformance(args) => conformance(&args),
+        Command::Check { ask } => {
+            println!("{}", serde_json::to_string(&ask.run()?)?);
+            Ok(())
+        }
         Command::Run(args) => write_rows(&args),
         Command::Space(args) => measure_space(&args),
         Command::Probe { probe: Probe::Open, ask } => {
@@ -194,21 +263,12 @@ fn main() -> Result<()> {
             println!("{}", serde_json::to_string(&ask.read_back()?)?);
             Ok(())
         }
-        Command::Table { files } => {
-            let mut all: Option<Report> = None;
-            for file in files {
-                let text =
-                    std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
-                let report: Report = serde_json::from_str(&text)?;
-                match &mut all {
-                    Some(all) => {
-                        all.seconds = all.seconds.max(report.seconds);
-                        all.merge(report);
-                    }
-                    None => all = Some(report),
-                }
+        Command::Table { form, files } => {
+            let report = Report::read(&files)?;
+            match form {
+                Form::Tables => print!("{}", report.table()),
+                Form::Document => print!("{}", report.document()),
             }
-            print!("{}", all.map(|report| report.table()).unwrap_or_default());
             Ok(())
         }
     }

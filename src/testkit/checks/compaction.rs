@@ -1,5 +1,6 @@
 //! Compaction is logical, purge is physical: neither takes what is still needed.
 
+use crate::log::Entry;
 use crate::testkit::conformance::Check;
 use crate::testkit::report::{Outcome, ensure};
 use crate::testkit::store::Batch;
@@ -150,9 +151,15 @@ fn space_back(world: &mut World<'_>) -> Outcome {
     let store = |world: &World<'_>| -> Outcome<u64> { Ok(world.store()?.disk_bytes()?) };
     store(world)?;
     let mut full = 0;
+    // Noise: a store that compresses must grow as well.
+    let mut dice = Dice(0x0dd5_eed5);
     for round in 0..40u64 {
         for group in 1..=4 {
-            let run = (round * 10 + 1..round * 10 + 11).map(|i| entry(group, i, 1, 1000)).collect();
+            let mut noise = |index| {
+                let data: Vec<u8> = (0..1000).map(|_| dice.roll(256) as u8).collect();
+                Entry { data: data.into(), ..entry(group, index, 1, 0) }
+            };
+            let run = (round * 10 + 1..round * 10 + 11).map(&mut noise).collect();
             world.write(Batch::new().append(group, run))?;
         }
         world.sync()?;

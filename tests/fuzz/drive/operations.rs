@@ -15,18 +15,20 @@ const GROUPS: u64 = 5;
 /// Bytes of a record's header.
 const RECORD_HEADER: u64 = 48;
 
-fn options() -> Options {
+/// `salt`: some runs are compressed in one life of the log, none in another.
+fn options(salt: u64) -> Options {
     Options {
         segment_bytes: 16 << 10,
         cache_bytes: 2 << 10,
         max_pending_bytes: 1 << 20,
         spare_segments: 2,
+        compress_above: [None, Some(0), Some(600)][salt as usize % 3],
         ..Options::default()
     }
 }
 
-fn open(disk: &MemDisk) -> (Log, Recovery) {
-    Log::open(Arc::new(disk.clone()), Path::new(DIR), options()).unwrap()
+fn open(disk: &MemDisk, salt: u64) -> (Log, Recovery) {
+    Log::open(Arc::new(disk.clone()), Path::new(DIR), options(salt)).unwrap()
 }
 
 struct World {
@@ -38,12 +40,14 @@ struct World {
     /// What the log was after each batch.
     after: BTreeMap<u64, Model>,
     salt: u64,
+    /// Counts openings.
+    life: u64,
 }
 
 /// Panics when the log is not what it should be.
 pub fn run(data: &[u8]) {
     let mut feed = Feed(data);
-    let mut world = World::new();
+    let mut world = World::new(data.len() as u64);
     while !feed.is_over() {
         world.step(&mut feed);
     }
@@ -52,11 +56,11 @@ pub fn run(data: &[u8]) {
 }
 
 impl World {
-    fn new() -> World {
+    fn new(life: u64) -> World {
         let disk = MemDisk::default();
-        let log = Some(open(&disk).0);
+        let log = Some(open(&disk, life).0);
         let after = BTreeMap::from([(0, Model::default())]);
-        World { base: Image::default(), disk, log, model: Model::default(), after, salt: 0 }
+        World { base: Image::default(), disk, log, model: Model::default(), after, salt: 0, life }
     }
 
     fn log(&self) -> &Log {
@@ -90,7 +94,8 @@ impl World {
         self.log().write_round().unwrap();
         let durable = self.log().durable().0;
         self.log = None;
-        let (log, recovery) = open(&self.disk);
+        self.life += 1;
+        let (log, recovery) = open(&self.disk, self.life);
         assert_eq!(recovery.last_seq, durable, "{recovery:?}");
         assert!(recovery.quarantined.is_empty(), "{recovery:?}");
         // Known: see tests/log_fuzz.rs, `no_torn_tail_where_none_is`.
@@ -116,7 +121,8 @@ impl World {
         });
         self.base = image.clone();
         self.disk = MemDisk::of(image);
-        let (log, recovery) = open(&self.disk);
+        self.life += 1;
+        let (log, recovery) = open(&self.disk, self.life);
         assert!(recovery.last_seq >= acked, "{acked} acknowledged: {recovery:?}");
         assert!(recovery.quarantined.is_empty(), "{recovery:?}");
         self.log = Some(log);

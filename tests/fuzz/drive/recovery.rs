@@ -12,7 +12,14 @@ use std::sync::{Arc, OnceLock};
 const DIR: &str = "/log";
 
 fn options() -> Options {
-    Options { segment_bytes: 16 << 10, cache_bytes: 0, spare_segments: 2, ..Options::default() }
+    Options {
+        segment_bytes: 16 << 10,
+        cache_bytes: 0,
+        spare_segments: 2,
+        // The runs of two groups of three, in the directories that are sound.
+        compress_above: Some(500),
+        ..Options::default()
+    }
 }
 
 /// A sound directory and every entry that was ever written to it.

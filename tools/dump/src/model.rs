@@ -1,7 +1,7 @@
 //! What the records of a log add up to: per group its live entries, its state record and its truncated
 //! position. The same rules as the log's own recovery, in the plainest form: a map of indexes.
 
-use catamaran::log::inspect::{OpView, RecordView, SegmentInfo};
+use catamaran::log::inspect::{OpView, RecordView, RunBytes, SegmentInfo};
 use catamaran::log::{BLOCK, Entry, GroupId};
 use catamaran::types::LogPosition;
 use std::collections::BTreeMap;
@@ -67,6 +67,35 @@ pub struct Group<T> {
     pub written_bytes: u64,
     /// Bytes of state records, dead ones included.
     pub written_state_bytes: u64,
+    /// Its runs in the records read, whichever entries count.
+    pub runs: Runs,
+}
+
+/// What runs of entries come to.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Runs {
+    pub count: u64,
+    pub compressed: u64,
+    /// Before compression.
+    pub raw: u64,
+    pub stored: u64,
+}
+
+impl Runs {
+    fn add(&mut self, run: &RunBytes) {
+        self.count += 1;
+        self.compressed += u64::from(run.is_compressed);
+        self.raw += run.raw;
+        self.stored += run.stored;
+    }
+
+    /// Bytes for each byte stored; 1 of nothing.
+    pub fn ratio(&self) -> f64 {
+        match self.stored {
+            0 => 1.0,
+            stored => (self.raw as f64 * 100.0 / stored as f64).round() / 100.0,
+        }
+    }
 }
 
 impl<T> Default for Group<T> {
@@ -82,6 +111,7 @@ impl<T> Default for Group<T> {
             written_entries: 0,
             written_bytes: 0,
             written_state_bytes: 0,
+            runs: Runs::default(),
         }
     }
 }
@@ -210,8 +240,10 @@ pub struct Segment {
     pub durable_end: u64,
     /// Groups of records that were written, and so synced, together.
     pub syncs: u64,
-    /// Bytes of entries and state records.
+    /// Bytes of entries and state records, before compression.
     pub data: u64,
+    /// What compression saved of the runs that hold them.
+    pub saved: u64,
     /// Those of them that a group still needs.
     pub live: u64,
     /// Where records lie: offset, bytes, number.
@@ -231,6 +263,7 @@ impl Segment {
             durable_end: start,
             syncs: 0,
             data: 0,
+            saved: 0,
             live: 0,
             extents: Vec::new(),
             stated: None,
@@ -248,6 +281,11 @@ impl Segment {
     /// Bytes of records.
     pub fn record_bytes(&self) -> u64 {
         self.extents.iter().map(|(_, len, _)| len).sum()
+    }
+
+    /// Bytes of records that are neither entries nor state: headers, directories, tables of runs.
+    pub fn framing(&self) -> u64 {
+        (self.record_bytes() + self.saved).saturating_sub(self.data)
     }
 
     /// Bytes of records and their padding.
@@ -277,6 +315,7 @@ pub struct Model<T> {
     /// Oldest first.
     pub segments: Vec<Segment>,
     pub counts: Counts,
+    pub runs: Runs,
     pub first_seq: u64,
     pub last_seq: u64,
     pub records: u64,
@@ -298,6 +337,7 @@ impl<T: Kept> Model<T> {
             groups: BTreeMap::new(),
             segments: segments.into_iter().map(Segment::new).collect(),
             counts: Counts::default(),
+            runs: Runs::default(),
             first_seq: 0,
             last_seq: 0,
             records: 0,
@@ -326,7 +366,7 @@ impl<T: Kept> Model<T> {
         if self.first_seq == 0 {
             self.first_seq = record.seq;
         }
-        let (mut data, before) = (0, self.written_entries);
+        let (mut data, before, runs) = (0, self.written_entries, self.runs);
         for op in &record.ops {
             data += self.op(record, op, keep);
         }
@@ -341,6 +381,7 @@ impl<T: Kept> Model<T> {
         segment.last_seq = record.seq;
         segment.end = record.offset + record.len;
         segment.data += data;
+        segment.saved += (self.runs.raw - runs.raw) - (self.runs.stored - runs.stored);
         segment.extents.push((record.offset, record.len, record.seq));
         if record.offset.is_multiple_of(BLOCK as u64) && segment.stated != Some(record.durable) {
             segment.stated = Some(record.durable);
@@ -373,7 +414,7 @@ impl<T: Kept> Model<T> {
         let seq = record.seq;
         let mut bytes = 0;
         match op {
-            OpView::Append { group, entries } => {
+            OpView::Append { group, entries, run } => {
                 self.counts.append += 1;
                 if let Some(first) = entries.first() {
                     self.change(*group, |g| {
@@ -381,11 +422,11 @@ impl<T: Kept> Model<T> {
                         drop(g.entries.split_off(&first.index));
                     });
                 }
-                bytes = self.put(record, *group, entries, keep);
+                bytes = self.put(record, *group, (entries, run), keep);
             }
-            OpView::Rewrite { group, entries } => {
+            OpView::Rewrite { group, entries, run } => {
                 self.counts.rewrite += 1;
-                bytes = self.put(record, *group, entries, keep);
+                bytes = self.put(record, *group, (entries, run), keep);
             }
             OpView::State { group, state } => {
                 self.counts.state += 1;
@@ -437,10 +478,12 @@ impl<T: Kept> Model<T> {
         &mut self,
         record: &RecordView,
         id: GroupId,
-        entries: &[Entry],
+        (entries, run): (&[Entry], &RunBytes),
         keep: &mut impl FnMut(&RecordView, GroupId, &Entry) -> T,
     ) -> u64 {
         let group = self.groups.entry(id).or_default();
+        self.runs.add(run);
+        group.runs.add(run);
         let mut sum = 0;
         for entry in entries {
             let bytes = entry.data.len() as u64;

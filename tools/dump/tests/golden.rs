@@ -34,6 +34,30 @@ fn every_verb_in_every_form() {
     }
 }
 
+/// Compressed runs are shown as what they hold, and what they save is told.
+#[test]
+fn compressed() {
+    let temp = tempfile::tempdir().unwrap();
+    let old = temp.path().join("data");
+    build_compressed(&old);
+    let data = text(&old);
+    check("stats-compressed.txt", 0, &["stats", data]);
+    check("stats-compressed.json", 0, &["stats", data, "-o", "json"]);
+    check("entries-compressed.txt", 0, &["entries", data]);
+    check("tail-compressed.txt", 0, &["tail", data]);
+    check("tail-compressed.jsonl", 0, &["tail", data, "-o", "jsonl"]);
+    assert_eq!(dump(&["verify", data]).code, 0);
+    // A copy is compressed as well.
+    let new = temp.path().join("new");
+    assert_eq!(dump(&["repair", data, "--out", text(&new)]).code, 0);
+    let stats = |dir: &Path| -> serde_json::Value {
+        serde_json::from_str(&dump(&["stats", text(dir), "-o", "json"]).out).unwrap()
+    };
+    let (old, new) = (stats(&old), stats(&new));
+    assert!(new["log"]["compression"].as_f64() > Some(4.0), "{new:#}");
+    assert_eq!(new["log"]["live_bytes"], old["log"]["live_bytes"]);
+}
+
 #[test]
 fn filters() {
     let temp = tempfile::tempdir().unwrap();

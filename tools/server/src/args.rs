@@ -17,6 +17,7 @@ Examples:
     catamaran kv put greeting hello
     catamaran kv get greeting
     catamaran kv scan --prefix gr --output json
+    catamaran ctl region split m
     catamaran status --connect 10.0.0.1:7001,10.0.0.2:7001,10.0.0.3:7001
 
 Exit codes: 0 fine; 1 an error (that standard output cannot be written is one), or the key was not
@@ -50,6 +51,14 @@ Examples:
     catamaran kv scan --prefix gr --limit 10 --reverse
     catamaran kv delete greeting";
 
+const CTL_EXAMPLES: &str = "\
+Examples:
+    catamaran ctl region list
+    catamaran ctl region get --key greeting --output json
+    catamaran ctl region split g n t
+    catamaran ctl region split --hex 80000000 c0000000
+    catamaran ctl region transfer 3 --to 2";
+
 /// A multi-Raft sharded key-value store: one node, a demo, and the tools to use them.
 #[derive(Parser, Debug)]
 #[command(name = "catamaran", version, after_help = EXAMPLES)]
@@ -72,6 +81,9 @@ pub enum Command {
     Kv(KvArgs),
     /// Show regions, leaders, applied indexes and log sizes of running nodes.
     Status(StatusArgs),
+    /// Look at the regions of a running cluster and change them.
+    #[command(after_help = CTL_EXAMPLES)]
+    Ctl(CtlArgs),
     /// Print a completion script for a shell.
     Completions {
         /// Which shell.
@@ -196,6 +208,65 @@ pub enum KvCommand {
         /// From the last key down.
         #[arg(long)]
         reverse: bool,
+    },
+}
+
+/// Options of `ctl`.
+#[derive(Args, Debug)]
+pub struct CtlArgs {
+    /// Which servers.
+    #[command(flatten)]
+    pub connect: Connect,
+    /// How to print.
+    #[arg(long, value_enum, default_value = "table", global = true)]
+    pub output: StatusOutput,
+    /// Keys on the command line are hexadecimal.
+    #[arg(long, global = true)]
+    pub hex: bool,
+    /// Of what.
+    #[command(subcommand)]
+    pub command: CtlCommand,
+}
+
+/// What `ctl` is about.
+#[derive(Subcommand, Debug)]
+pub enum CtlCommand {
+    /// Regions.
+    Region {
+        /// What to do.
+        #[command(subcommand)]
+        command: RegionCommand,
+    },
+}
+
+/// What is done to regions.
+#[derive(Subcommand, Debug)]
+pub enum RegionCommand {
+    /// All of them, by range.
+    List,
+    /// One of them: by its number, or the one that owns a key.
+    Get {
+        /// Its number.
+        #[arg(required_unless_present = "key")]
+        region: Option<u64>,
+        /// A key that it owns.
+        #[arg(long, conflicts_with = "region")]
+        key: Option<OsString>,
+    },
+    /// Cut regions so that each of these keys begins one, and print the parts. Keys that begin one already
+    /// are passed over.
+    Split {
+        /// The keys.
+        #[arg(required = true)]
+        keys: Vec<OsString>,
+    },
+    /// Start handing the leadership of a region over.
+    Transfer {
+        /// The region.
+        region: u64,
+        /// To which store [default: to the most advanced follower].
+        #[arg(long)]
+        to: Option<u64>,
     },
 }
 

@@ -4,10 +4,11 @@
 //! |---|---|
 //! | `args`, `settings` | the command line and the configuration file |
 //! | `serve` | nodes: opening, waiting, stopping |
-//! | `kv`, `status` | a running cluster from outside |
+//! | `kv`, `ctl`, `status` | a running cluster from outside |
 //! | `print` | bytes for people, JSON and pipes |
 
 mod args;
+mod ctl;
 mod kv;
 mod print;
 mod serve;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         },
         Command::Demo(args) => serve::demo(&args),
         Command::Kv(args) => kv::run(&args),
+        Command::Ctl(args) => ctl::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Completions { shell } => {
             let mut script = Vec::new();

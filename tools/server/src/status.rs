@@ -30,6 +30,8 @@ struct Replica {
     first_index: u64,
     last_index: u64,
     log_bytes: u64,
+    /// As last measured by its leader; 0: not yet.
+    bytes: u64,
     quarantined: Option<String>,
     asleep: bool,
 }
@@ -78,6 +80,7 @@ fn replica(status: &RegionStatus) -> Replica {
         first_index: status.first_index,
         last_index: status.last_index,
         log_bytes: status.log_bytes,
+        bytes: status.bytes,
         quarantined: status.quarantined.clone(),
         asleep: status.asleep,
     }

@@ -197,6 +197,31 @@ fn a_cluster_is_used_inspected_and_stopped() {
     let table = stdout(&catamaran(&["status", "--connect", &all, "--regions"]));
     assert!(table.contains("leader") && table.contains("follower"), "{table}");
 
+    // Regions are listed, cut and handed over.
+    let ctl = |args: &[&str]| {
+        let mut line = vec!["ctl", "--connect", &all, "--timeout", "20s"];
+        line.extend_from_slice(args);
+        let output = catamaran(&line);
+        assert_eq!(output.status.code(), Some(0), "{args:?}: {}", stderr(&output));
+        stdout(&output)
+    };
+    let list =
+        |args: &[&str]| -> Vec<serde_json::Value> { serde_json::from_str(&ctl(args)).unwrap() };
+    assert_eq!(list(&["region", "list", "--output", "json"]).len(), 4);
+    let cut = list(&["region", "split", "hull", "mast", "--output", "json"]);
+    let starts: Vec<_> = cut.iter().map(|region| region["start_hex"].as_str().unwrap()).collect();
+    assert_eq!(starts, ["4000000000000000", "68756c6c", "6d617374"]);
+    assert_eq!(ctl(&["region", "split", "mast"]).lines().count(), 1, "nothing left to cut");
+    let found = &list(&["region", "get", "--key", "hullabaloo", "--output", "json"])[0];
+    assert_eq!((&found["region"], &found["version"]), (&cut[1]["region"], &3.into()));
+    assert_eq!(found["replicas"].as_array().unwrap().len(), 3);
+    let id = found["region"].to_string();
+    assert!(ctl(&["region", "get", &id]).contains("hull .. mast"));
+    ctl(&["region", "transfer", &id]);
+    assert_eq!(code(&["ctl", "--connect", &all, "region", "get", "999"]), Some(1));
+    assert_eq!(code(&["ctl", "region", "get"]), Some(2));
+    assert_eq!(ok(&["get", "hull"]), "twin\n");
+
     // One at a time: the others take its leaderships over and go on serving.
     assert_eq!(servers.terminate(1, Duration::from_secs(15)), Some(0), "{}", servers.log_tail(1));
     assert_eq!(ok(&["get", "hull"]), "twin\n");

@@ -1,5 +1,7 @@
 //! The profiles: what is set up, driven and read back.
 
+#[cfg(feature = "rivals")]
+pub mod beside;
 mod log;
 mod nodes;
 

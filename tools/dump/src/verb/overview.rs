@@ -7,13 +7,14 @@ use crate::failure::{Failure, Verdict};
 use crate::load::{Loaded, LogDir};
 use crate::model::{Standing, name};
 use crate::output::{Listing, Page, Table, cell, percent, print};
-use catamaran::log::VERSION;
 use serde::Serialize;
 use std::collections::BTreeSet;
 
 #[derive(Serialize)]
 struct Summary {
+    /// The newest that a segment is written in, and the oldest.
     format_version: u32,
+    oldest_format_version: u32,
     /// The store the directory belongs to, if it is a node's.
     identity: Option<State>,
     segments: u64,
@@ -34,7 +35,12 @@ struct Summary {
 impl Page for Summary {
     fn tables(&self) -> Vec<Table> {
         let mut table = Table::pairs();
-        table.pair("format version", self.format_version);
+        match (self.oldest_format_version, self.format_version) {
+            (old, new) if old == new => table.pair("format version", new),
+            (old, new) => {
+                table.pair("format version", format!("{new}, and {old} in older segments"))
+            }
+        }
         if let Some(State::Identity { cluster, store, incarnation }) = &self.identity {
             table.pair("store", format!("{store} of cluster {cluster}, incarnation {incarnation}"));
         }
@@ -60,9 +66,11 @@ pub fn summary(args: &cli::Summary, context: &mut Context<'_>) -> Result<Verdict
     let ident = ident.map(|state| decode_state(IDENT_GROUP, state, context.keys));
     let data: u64 = model.segments.iter().map(|s| s.data).sum();
     let live: u64 = model.segments.iter().map(|s| s.live).sum();
+    let versions = || model.segments.iter().map(|s| s.info.version);
     let regions = model.groups.keys().filter(|id| **id != IDENT_GROUP);
     let page = Summary {
-        format_version: VERSION,
+        format_version: versions().max().unwrap_or(0),
+        oldest_format_version: versions().min().unwrap_or(0),
         groups: match ident {
             Some(State::Identity { .. }) => regions.count() as u64,
             _ => model.groups.len() as u64,

@@ -26,18 +26,25 @@ struct LogStats {
     entries_per_batch: f64,
     /// Records with their padding.
     used_bytes: u64,
-    /// Entries and state records, live or not.
+    /// Entries and state records, live or not, before compression.
     data_bytes: u64,
+    /// Runs of entries, and those of them that are compressed.
+    runs: u64,
+    compressed_runs: u64,
+    /// Bytes of runs before compression, as they are stored, and how many of the former for one of the latter.
+    run_bytes: u64,
+    stored_run_bytes: u64,
+    compression: f64,
     live_bytes: u64,
     /// Of the data: what no group needs any more.
     garbage_bytes: u64,
     live_percent: f64,
     garbage_percent: f64,
-    /// Of the used bytes: headers and directories of records.
+    /// Of the used bytes: headers and directories of records, tables of runs.
     framing_bytes: u64,
     /// Of the used bytes: zeros between groups of records.
     padding_bytes: u64,
-    /// Of the used bytes: headers, directories, padding.
+    /// Of the used bytes: framing and padding.
     overhead_percent: f64,
     /// Bytes of a batch, with header and directory. A record that only states what is durable is none.
     batch_bytes: Digest,
@@ -91,7 +98,7 @@ impl SegmentStats {
             live_bytes: segment.live,
             garbage_bytes: segment.data.saturating_sub(segment.live),
             live_percent: percent(segment.live, segment.data),
-            framing_bytes: segment.record_bytes().saturating_sub(segment.data),
+            framing_bytes: segment.framing(),
             padding_bytes: segment.used().saturating_sub(segment.record_bytes()),
         }
     }
@@ -104,6 +111,11 @@ struct GroupStats {
     live_bytes: u64,
     written_entries: u64,
     written_bytes: u64,
+    /// Of its runs, as in the log's.
+    compressed_runs: u64,
+    run_bytes: u64,
+    stored_run_bytes: u64,
+    compression: f64,
     /// Of what the whole log holds live.
     share_percent: f64,
     garbage_percent: f64,
@@ -119,6 +131,10 @@ impl Page for Stats {
         whole.pair("  entries per batch", format!("{:.1}", log.entries_per_batch));
         whole.pair("  bytes used", log.used_bytes);
         whole.pair("  bytes of data", log.data_bytes);
+        let runs = format!("{}, stored in {}", log.run_bytes, log.stored_run_bytes);
+        whole.pair("  bytes of runs", runs);
+        let of = format!("{} of {} runs", log.compressed_runs, log.runs);
+        whole.pair("  compression", format!("{:.2} to 1, {of}", log.compression));
         whole.pair("  bytes live", format!("{} ({:.1} %)", log.live_bytes, log.live_percent));
         let garbage = format!("{} ({:.1} %)", log.garbage_bytes, log.garbage_percent);
         whole.pair("  bytes of garbage", garbage);
@@ -166,6 +182,8 @@ impl Page for Stats {
             "share %>",
             "written>",
             "written bytes>",
+            "stored>",
+            "compression>",
             "garbage %>",
         ])
         .titled("groups, by live bytes");
@@ -177,6 +195,8 @@ impl Page for Stats {
                 format!("{:.1}", row.share_percent),
                 row.written_entries.to_string(),
                 row.written_bytes.to_string(),
+                row.stored_run_bytes.to_string(),
+                format!("{:.2}", row.compression),
                 format!("{:.1}", row.garbage_percent),
             ]);
         }
@@ -203,6 +223,10 @@ impl GroupStats {
             live_bytes,
             written_entries: group.written_entries,
             written_bytes,
+            compressed_runs: group.runs.compressed,
+            run_bytes: group.runs.raw,
+            stored_run_bytes: group.runs.stored,
+            compression: group.runs.ratio(),
             share_percent: percent(live_bytes, all_live),
             garbage_percent: percent(written_bytes.saturating_sub(live_bytes), written_bytes),
         }
@@ -213,6 +237,7 @@ fn log_stats(model: &Model<bool>) -> LogStats {
     let sum = |of: fn(&Segment) -> u64| model.segments.iter().map(of).sum::<u64>();
     let (used, data, live) = (sum(|s| s.used()), sum(|s| s.data), sum(|s| s.live));
     let (syncs, records) = (sum(|s| s.syncs), sum(|s| s.record_bytes()));
+    let framing = sum(|s| s.framing());
     LogStats {
         records: model.records,
         syncs,
@@ -220,13 +245,18 @@ fn log_stats(model: &Model<bool>) -> LogStats {
         entries_per_batch: ratio(model.written_entries, model.records),
         used_bytes: used,
         data_bytes: data,
+        runs: model.runs.count,
+        compressed_runs: model.runs.compressed,
+        run_bytes: model.runs.raw,
+        stored_run_bytes: model.runs.stored,
+        compression: model.runs.ratio(),
         live_bytes: live,
         garbage_bytes: data.saturating_sub(live),
         live_percent: percent(live, data),
         garbage_percent: percent(data.saturating_sub(live), data),
-        framing_bytes: records.saturating_sub(data),
+        framing_bytes: framing,
         padding_bytes: used.saturating_sub(records),
-        overhead_percent: percent(used.saturating_sub(data), used),
+        overhead_percent: percent(framing + used.saturating_sub(records), used),
         batch_bytes: Digest::of(&model.batch_bytes),
         batch_entries: Digest::of(&model.batch_entries),
         operations: model.counts,

@@ -9,7 +9,7 @@ use crate::load::LogDir;
 use crate::model::name;
 use crate::output::{Listing, print};
 use catamaran::log::Entry;
-use catamaran::log::inspect::{OpView, RecordView};
+use catamaran::log::inspect::{OpView, RecordView, RunBytes};
 use serde::Serialize;
 use std::collections::VecDeque;
 
@@ -47,9 +47,12 @@ struct Run {
     /// Of the last entry.
     term: u64,
     bytes: u64,
+    /// Bytes that they take, if they are compressed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    compressed: Option<u64>,
 }
 
-fn run_of(group: u64, entries: &[Entry]) -> Run {
+fn run_of(group: u64, entries: &[Entry], run: &RunBytes) -> Run {
     let (first, last) = (entries.first(), entries.last());
     Run {
         group,
@@ -57,16 +60,17 @@ fn run_of(group: u64, entries: &[Entry]) -> Run {
         last: last.map_or(0, |e| e.index),
         term: last.map_or(0, |e| e.term),
         bytes: entries.iter().map(|e| e.data.len() as u64).sum(),
+        compressed: run.is_compressed.then_some(run.stored),
     }
 }
 
 fn op_row(op: &OpView, keys: Keys) -> (RecordType, OpRow) {
     match op {
-        OpView::Append { group, entries } => {
-            (RecordType::Append, OpRow::Append(run_of(*group, entries)))
+        OpView::Append { group, entries, run } => {
+            (RecordType::Append, OpRow::Append(run_of(*group, entries, run)))
         }
-        OpView::Rewrite { group, entries } => {
-            (RecordType::Rewrite, OpRow::Rewrite(run_of(*group, entries)))
+        OpView::Rewrite { group, entries, run } => {
+            (RecordType::Rewrite, OpRow::Rewrite(run_of(*group, entries, run)))
         }
         OpView::State { group, state } => {
             let state = decode_state(*group, state, keys);
@@ -153,9 +157,13 @@ fn text(op: &OpRow) -> String {
 }
 
 fn span(run: &Run) -> String {
+    let bytes = match run.compressed {
+        None => format!("{} B", run.bytes),
+        Some(stored) => format!("{} B in {stored}", run.bytes),
+    };
     match run.first == run.last {
-        true => format!("{}@{} ({} B)", run.last, run.term, run.bytes),
-        false => format!("{}..{}@{} ({} B)", run.first, run.last, run.term, run.bytes),
+        true => format!("{}@{} ({bytes})", run.last, run.term),
+        false => format!("{}..{}@{} ({bytes})", run.first, run.last, run.term),
     }
 }
 

@@ -64,8 +64,14 @@ struct Copier {
 
 /// Writes the plan into a directory that is not there yet, and checks that it reads back.
 pub fn copy(plan: &Plan, segment_bytes: u64, to: &Path) -> Result<(), Failure> {
-    let options =
-        Options { segment_bytes, spare_segments: 1, cache_bytes: 32 << 20, ..Options::default() };
+    let options = Options {
+        segment_bytes,
+        spare_segments: 1,
+        cache_bytes: 32 << 20,
+        // A log that compressed is likely not to fit otherwise.
+        compress_above: (plan.judgement.model.runs.compressed > 0).then_some(4 << 10),
+        ..Options::default()
+    };
     let log = Log::open(Arc::new(OsDisk), to, options)?.0;
     let progress = ProgressBar::new(plan.entries());
     let style = ProgressStyle::with_template("{pos} of {len} entries, {per_sec}, {eta} to go");
@@ -150,7 +156,8 @@ impl Copier {
         for record in judgement.inspector.records() {
             let record = record?;
             for op in record.ops {
-                let (OpView::Append { group, entries } | OpView::Rewrite { group, entries }) = op
+                let (OpView::Append { group, entries, .. }
+                | OpView::Rewrite { group, entries, .. }) = op
                 else {
                     continue;
                 };

@@ -1,0 +1,196 @@
+//! Size: how large a region is, and where to cut one that has grown too large.
+//!
+//! Nobody counts keys as they are written: overwrites and deletes would have to be looked up. The leader counts the
+//! bytes it applies. What was measured last and what was written since bound the size from above: once the bound
+//! passes [`split_bytes`](StoreConfig::split_bytes), the region is measured, which reads it once from a view, off
+//! the loop ([`measure`]). (A leader that has never measured its region does so after a quarter of that.) What has
+//! grown too large is cut into pieces of half that size; the ids come from the cluster's counter, so the wish
+//! goes out as an effect.
+//!
+//! **Push-back.** A region that takes writes faster than it is measured and cut refuses them once it is
+//! four times too large, until it is cut. One that cannot be cut (a single key) is left in peace.
+
+use super::config::StoreConfig;
+use super::effects::{Effects, SizeCheck, SplitWish};
+use super::peer::Peer;
+use crate::error::Result;
+use crate::kv::{Direction, View};
+use crate::types::{Epoch, KeyRange, PeerId, RegionId};
+use bytes::Bytes;
+
+/// From so many times the size at which it is cut on, a region takes no writes.
+const FAR_ABOVE: u64 = 4;
+/// A region of unknown size is measured after it has taken this part of that size.
+const FIRST_AFTER: u64 = 4;
+/// Pieces of one cut, at most: the rest is cut at the next measurement.
+const PIECES_MAX: usize = 64;
+
+/// What a replica knows of its region's size. Kept by leaders.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Size {
+    /// As last measured.
+    measured: u64,
+    /// Bytes applied since.
+    written: u64,
+    state: State,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+enum State {
+    /// Never measured here.
+    #[default]
+    Unknown,
+    Known,
+    /// Somebody is measuring.
+    Asked,
+    /// It is too large and has no key to be cut at.
+    Whole,
+}
+
+impl Size {
+    /// Of a region that has never held anything.
+    pub fn nothing() -> Size {
+        Size { state: State::Known, ..Size::default() }
+    }
+
+    fn is_due(&self, split_bytes: u64) -> bool {
+        match self.state {
+            State::Unknown => self.written >= split_bytes / FIRST_AFTER,
+            State::Known => self.measured + self.written > split_bytes,
+            State::Whole => self.written > split_bytes,
+            State::Asked => false,
+        }
+    }
+}
+
+/// The answer to a [`SizeCheck`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Measured {
+    /// The region.
+    pub region: RegionId,
+    /// The replica that asked.
+    pub peer: PeerId,
+    /// The shape that was measured.
+    pub epoch: Epoch,
+    /// Bytes of keys and values.
+    pub bytes: u64,
+    /// Where to cut it, if it is too large.
+    pub keys: Vec<Bytes>,
+}
+
+/// Adds up a range; finds the keys that cut it into pieces of half of `split_bytes`, if it holds more than that.
+pub fn measure(view: &dyn View, range: &KeyRange, split_bytes: u64) -> Result<(u64, Vec<Bytes>)> {
+    let piece = (split_bytes / 2).max(1);
+    let (mut bytes, mut in_piece) = (0, 0);
+    let mut keys = Vec::new();
+    for item in view.scan(range, Direction::Forward)? {
+        let (key, value) = item?;
+        if in_piece >= piece && key > range.start {
+            keys.push(key.clone());
+            in_piece = 0;
+        }
+        let weight = (key.len() + value.len()) as u64;
+        bytes += weight;
+        in_piece += weight;
+    }
+    if bytes <= split_bytes {
+        keys.clear();
+    } else if in_piece < piece / 2 && keys.len() > 1 {
+        // No crumb at the end.
+        keys.pop();
+    }
+    keys.truncate(PIECES_MAX - 1);
+    Ok((bytes, keys))
+}
+
+impl Peer {
+    /// Entries of so many bytes were applied: asks for a measurement when it is time.
+    pub(crate) fn grown(&mut self, config: &StoreConfig, bytes: usize, effects: &mut Effects) {
+        self.size.written += bytes as u64;
+        if config.split_bytes == 0 || !self.size.is_due(config.split_bytes) || !self.group.leads() {
+            return;
+        }
+        self.size.state = State::Asked;
+        effects.size_checks.push(SizeCheck {
+            region: self.region.id,
+            peer: self.id,
+            epoch: self.region.epoch,
+            range: self.region.range.clone(),
+            split_bytes: config.split_bytes,
+        });
+    }
+
+    /// The region was measured: if it is too large, it is to be cut.
+    pub(crate) fn measured(&mut self, config: &StoreConfig, done: Measured, effects: &mut Effects) {
+        if done.peer != self.id {
+            return;
+        }
+        if done.epoch != self.region.epoch {
+            return self.not_measured();
+        }
+        self.size.state = State::Known;
+        self.size.measured = done.bytes;
+        self.size.written = 0;
+        if done.keys.is_empty() {
+            if done.bytes > config.split_bytes {
+                self.size.state = State::Whole;
+            }
+        } else if self.group.leads() {
+            effects.split_wishes.push(SplitWish { region: self.region.id, keys: done.keys });
+        }
+    }
+
+    /// Nobody measured: it is asked for again.
+    pub(crate) fn not_measured(&mut self) {
+        if self.size.state == State::Asked {
+            self.size.state = State::Unknown;
+        }
+    }
+
+    /// Whether the region is so far above its size that it takes no writes until it is cut.
+    pub(crate) fn is_far_too_large(&self, config: &StoreConfig) -> bool {
+        let bytes = self.size.measured + self.size.written;
+        config.split_bytes > 0
+            && self.size.state != State::Whole
+            && bytes > config.split_bytes.saturating_mul(FAR_ABOVE)
+    }
+
+    /// Another shape: another size, which nobody knows yet.
+    pub(crate) fn forget_size(&mut self) {
+        self.size = Size::default();
+    }
+
+    /// Bytes of keys and values, about; 0 until it was measured for the first time.
+    pub(crate) fn about_bytes(&self) -> u64 {
+        self.size.measured
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kv::{MemoryStore, StateStore, WriteBatch};
+
+    fn keys_of(items: &[(&'static str, usize)], split_bytes: u64) -> (u64, Vec<Bytes>) {
+        let store = MemoryStore::new().unwrap();
+        let mut batch = WriteBatch::new();
+        for (key, len) in items {
+            batch.put(Bytes::from_static(key.as_bytes()), vec![0; *len].into());
+        }
+        store.write(batch).unwrap();
+        measure(&*store.view().unwrap(), &KeyRange::new("a", "z"), split_bytes).unwrap()
+    }
+
+    #[test]
+    fn pieces_are_half_as_large_and_leave_no_crumb() {
+        let even: Vec<_> = ["b", "c", "d", "e", "f", "g"].map(|key| (key, 99)).to_vec();
+        assert_eq!(keys_of(&even, 600), (600, vec![]), "not above it");
+        assert_eq!(keys_of(&even, 400), (600, vec!["d".into(), "f".into()]));
+        assert_eq!(keys_of(&even, 500).1, ["e"], "three and three");
+        let crumb = [("b", 299), ("c", 299), ("d", 9)];
+        assert_eq!(keys_of(&crumb, 500).1, ["c"]);
+        assert_eq!(keys_of(&[("b", 9999)], 500), (10_000, vec![]), "a single key");
+        assert_eq!(keys_of(&[("a", 9999), ("b", 9999)], 500).1, ["b"]);
+        assert_eq!(keys_of(&[], 500), (0, vec![]));
+    }
+}
