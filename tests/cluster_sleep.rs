@@ -29,7 +29,7 @@ fn config(id: u64, regions: u64) -> NodeConfig {
         state: StateKind::Memory,
         regions,
         loops: 2,
-        hibernate_after_ms: 2_000,
+        hibernate_after_ms: 1_000,
         segment_bytes: 16 << 20,
         ..NodeConfig::default()
     }
@@ -63,9 +63,8 @@ impl Cluster {
     /// Replicas that are awake, over all nodes.
     fn awake(&self) -> usize {
         // A node that is too busy to say is awake.
-        let awake = |node: &Node| {
-            node.status().map_or(1, |all| all.iter().filter(|s| !s.asleep).count())
-        };
+        let awake =
+            |node: &Node| node.status().map_or(1, |all| all.iter().filter(|s| !s.asleep).count());
         self.nodes.values().map(awake).sum()
     }
 

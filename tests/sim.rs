@@ -61,6 +61,11 @@ fn a_forgotten_promise_is_found() {
 }
 
 #[test]
+fn support_that_is_kept_is_found() {
+    assert!(found_by(Planted::SupportKept, 0).is_some());
+}
+
+#[test]
 fn a_log_purged_past_the_flush_is_found() {
     assert!(found_by(Planted::FlushReportedEarly, 0).is_some());
 }

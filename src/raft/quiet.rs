@@ -43,6 +43,11 @@ impl<S: Storage> Group<S> {
         !conf.voters_outgoing.is_empty()
     }
 
+    /// Whether a round would hand anything out.
+    pub fn has_ready(&self) -> bool {
+        self.node.has_ready()
+    }
+
     /// The followers, by peer id; for leaders.
     pub fn standings(&self) -> Vec<Standing> {
         let raft = &self.node.raft;
@@ -93,7 +98,7 @@ impl<S: Storage> Group<S> {
         beyond * most / raft.election_timeout().max(1)
     }
 
-    /// Term, leader and length: whoever follows the same leader to the same end says the same.
+    /// Term and length: whoever follows the same leader to the same end says the same.
     pub fn mark(&self) -> (u64, u64) {
         let Status { term, last_index, .. } = self.status();
         (term, last_index)

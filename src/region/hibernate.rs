@@ -92,6 +92,14 @@ impl Peer {
         config.hibernate_ticks().is_some_and(|ticks| self.rest.quiet >= ticks)
     }
 
+    /// Whether a visit would find anything to do.
+    pub(crate) fn has_work(&self) -> bool {
+        self.group.has_ready()
+            || self.proposals.has_pending()
+            || self.reads.has_waiting()
+            || self.compactable()
+    }
+
     /// Whether it could stand still as far as it knows itself.
     fn rested(&self) -> bool {
         self.runs()

@@ -79,6 +79,11 @@ impl Reads {
         self.waiting.is_empty() && self.rounds.is_empty()
     }
 
+    /// Whether reads wait for a round to begin.
+    pub(crate) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// Gives back the memory of the queues.
     pub(crate) fn free(&mut self) {
         self.waiting.shrink_to_fit();

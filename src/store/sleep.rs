@@ -64,7 +64,9 @@ impl Store {
         if peer.ticks.is_multiple_of(COMPACTION_CHECK_TICKS) && peer.group.leads() {
             peer.propose_compaction(&self.config);
         }
-        self.touched.insert(region);
+        if peer.has_work() {
+            self.touched.insert(region);
+        }
         let tired = peer.grows_tired(&self.config);
         !(tired && peer.try_to_sleep(self.registry.neighbours(), &mut self.pending.send_now))
     }
