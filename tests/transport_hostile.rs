@@ -163,7 +163,7 @@ fn good(kind: Kind, rng: &mut Rng) -> Vec<u8> {
         }
         Kind::Request | Kind::Response => write_call(kind, rng.next(), &body, &mut out),
         Kind::Beat => {
-            let sums = (len % 2 == 0).then(|| Box::new([rng.next(); CHUNKS]));
+            let sums = len.is_multiple_of(2).then(|| Box::new([rng.next(); CHUNKS]));
             let (number, life, hears) = (rng.next(), rng.next(), rng.next());
             let (support_ms, epoch, rouse) = (len as u32, rng.next(), rng.next());
             write_beat(&Beat { number, life, hears, support_ms, epoch, rouse, sums }, &mut out);

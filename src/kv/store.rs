@@ -371,6 +371,10 @@ impl StateStore for TableStore {
             batches: inner.batches.load(Ordering::Relaxed),
         }
     }
+
+    fn flushes(&self) -> u64 {
+        self.inner.flushes.load(Ordering::Relaxed)
+    }
 }
 
 #[cfg(test)]
