@@ -56,6 +56,10 @@ pub struct NodeConfig {
     pub election_ticks: usize,
     /// Ticks between heartbeats.
     pub heartbeat_ticks: usize,
+    /// A region that nobody used for so long sleeps: it is not ticked, and its group sends nothing until it is
+    /// used again or its leader's node is lost. 0: regions never sleep. Less than an
+    /// election timeout is taken as that.
+    pub hibernate_after_ms: u64,
     /// How much faster another node's clock may run, in percent: shortens the leader lease.
     pub clock_drift_percent: u32,
     /// Store loops; 0: half the cores.
@@ -123,6 +127,7 @@ impl Default for NodeConfig {
             tick_ms: 30,
             election_ticks: 20,
             heartbeat_ticks: 5,
+            hibernate_after_ms: 5_000,
             clock_drift_percent: 5,
             loops: 0,
             apply_workers: 1,
@@ -253,11 +258,12 @@ impl NodeConfig {
     }
 
     fn validate_bounds(&self) -> Result<()> {
-        let bounds: [(&str, u64, u64, u64); 26] = [
+        let bounds: [(&str, u64, u64, u64); 27] = [
             ("regions", self.regions, 1, 1 << 20),
             ("tick_ms", self.tick_ms, 1, 10_000),
             ("election_ticks", self.election_ticks as u64, 3, 10_000),
             ("heartbeat_ticks", self.heartbeat_ticks as u64, 1, 1_000),
+            ("hibernate_after_ms", self.hibernate_after_ms, 0, 1 << 40),
             ("clock_drift_percent", self.clock_drift_percent.into(), 0, 50),
             ("loops", self.loops as u64, 0, 64),
             ("apply_workers", self.apply_workers as u64, 1, 64),
@@ -420,6 +426,7 @@ mod tests {
         refused(smaller, "must be at least compact_bytes = 1048576");
         refused(|c| c.log_budget_bytes = 1 << 20, "must be at least segment_bytes = 67108864");
         refused(|c| (c.tick_ms, c.election_ticks) = (10_000, 100), "tick_ms = 10000");
+        taken(|c| c.hibernate_after_ms = 0);
         refused(|c| c.peer_queue_bytes = BATCH_BYTES_MAX, "peer_queue_bytes = 25165824");
         taken(|c| c.peer_queue_bytes = MESSAGE_BYTES_MAX);
     }

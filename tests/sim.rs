@@ -37,8 +37,12 @@ fn different_seeds_give_different_traces() {
 
 /// One of CI's seeds that finds a planted bug; looked for from `hint` on, to save time.
 fn found_by(planted: Planted, hint: u64) -> Option<u64> {
+    found_in(Workload::Kv, planted, hint)
+}
+
+fn found_in(workload: Workload, planted: Planted, hint: u64) -> Option<u64> {
     (hint..SEEDS.end).chain(SEEDS.start..hint).find(|seed| {
-        let plan = Plan { planted: Some(planted), ..Plan::new(*seed) };
+        let plan = Plan { planted: Some(planted), workload, ..Plan::new(*seed) };
         // A panic of raft-rs on an impossible state is a find, too.
         std::panic::catch_unwind(|| run(&plan).violation).map_or(true, |v| v.is_some())
     })
@@ -53,12 +57,17 @@ fn acknowledgements_before_the_sync_are_found() {
 /// that was long on its way meets a voter who has forgotten.
 #[test]
 fn a_forgotten_vote_is_found() {
-    assert!(found_by(Planted::ForgottenVote, 460).is_some());
+    assert!(found_in(Workload::Regions, Planted::ForgottenVote, 481).is_some());
 }
 
 #[test]
 fn a_forgotten_promise_is_found() {
     assert!(found_by(Planted::ForgottenPromise, 0).is_some());
+}
+
+#[test]
+fn support_that_is_kept_is_found() {
+    assert!(found_by(Planted::SupportKept, 0).is_some());
 }
 
 #[test]

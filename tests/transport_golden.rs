@@ -5,6 +5,7 @@
 
 use ::raft::eraftpb::{Entry, Message, MessageType};
 use bytes::BytesMut;
+use catamaran::codec::beat::{Beat, CHUNKS};
 use catamaran::transport::frame::{Decoder, HEAD, Kind};
 use catamaran::transport::payload::*;
 use catamaran::transport::{Envelope, Note};
@@ -56,6 +57,12 @@ fn snapshot() -> Envelope {
     Envelope { region: RegionId(300), from, to, from_store, message, note: None }
 }
 
+fn beat() -> Beat {
+    let (life, hears, support_ms, epoch, rouse) = (0x1122, 0x3344, 600, 300, 5);
+    let sums = Some(Box::new([7; CHUNKS]));
+    Beat { number: 9, life, hears, support_ms, epoch, rouse, sums }
+}
+
 /// One frame of every kind.
 fn gone() -> Envelope {
     let epoch = Epoch { conf_ver: 300, version: 4 };
@@ -104,6 +111,7 @@ fn all() -> Vec<(Kind, Vec<u8>)> {
         (Kind::SnapshotChunk, frame(&|out| write_snapshot_chunk(2, b"data", out))),
         (Kind::SnapshotEnd, frame(&|out| write_snapshot_end(3, 12, out))),
         (Kind::SnapshotDone, frame(&|out| write_signal(Kind::SnapshotDone, out))),
+        (Kind::Beat, frame(&|out| write_beat(&beat(), out))),
     ]
 }
 
@@ -137,6 +145,7 @@ fn every_kind_is_read_back() {
                 assert!(read_snapshot_chunk(p.clone(), 1).is_err(), "out of order");
                 assert_eq!(&read_snapshot_chunk(p, 2).unwrap()[..], b"data");
             }
+            Kind::Beat => assert_eq!(read_beat(p).unwrap(), beat()),
             Kind::SnapshotEnd => assert_eq!(read_snapshot_end(p).unwrap(), (3, 12)),
             Kind::Ping | Kind::SnapshotAccept | Kind::SnapshotDone => read_signal(p).unwrap(),
         }

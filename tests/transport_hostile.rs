@@ -6,6 +6,7 @@
 
 use ::raft::eraftpb::{Entry, Message, MessageType};
 use bytes::{Bytes, BytesMut};
+use catamaran::codec::beat::{Beat, CHUNKS};
 use catamaran::transport::frame::{self, Decoder, Frame, HEAD, Kind};
 use catamaran::transport::payload::*;
 use catamaran::transport::remote::Connection;
@@ -168,6 +169,12 @@ fn good(kind: Kind, rng: &mut Rng) -> Vec<u8> {
             write_envelopes(envelopes(rng).iter(), 1 << 20, &mut out);
         }
         Kind::Request | Kind::Response => write_call(kind, rng.next(), &body, &mut out),
+        Kind::Beat => {
+            let sums = len.is_multiple_of(2).then(|| Box::new([rng.next(); CHUNKS]));
+            let (number, life, hears) = (rng.next(), rng.next(), rng.next());
+            let (support_ms, epoch, rouse) = (len as u32, rng.next(), rng.next());
+            write_beat(&Beat { number, life, hears, support_ms, epoch, rouse, sums }, &mut out);
+        }
         Kind::SnapshotBegin => write_snapshot_begin(&body, &mut out),
         Kind::SnapshotChunk => write_snapshot_chunk(0, &body, &mut out),
         Kind::SnapshotEnd => write_snapshot_end(rng.next(), rng.next(), &mut out),
@@ -202,6 +209,7 @@ fn parse(frame: Frame) -> Result<()> {
         Kind::Refused => read_refusal(p).map(drop),
         Kind::Envelopes => read_envelopes(p, StoreId(1), &mut Vec::new()),
         Kind::Request | Kind::Response => read_call(p).map(drop),
+        Kind::Beat => read_beat(p).map(drop),
         Kind::SnapshotBegin => read_snapshot_begin(p).map(drop),
         Kind::SnapshotChunk => read_snapshot_chunk(p, 0).map(drop),
         Kind::SnapshotEnd => read_snapshot_end(p).map(drop),

@@ -515,7 +515,7 @@ fn parse_response(from: &mut Reader) -> Result<Result<Response>> {
 fn write_region(status: &RegionStatus, out: &mut Writer<'_>) {
     out.bytes(&region::encode(&status.region, LogPosition::default()));
     out.varint(status.peer.0);
-    out.u8(u8::from(status.leads));
+    out.u8(u8::from(status.leads) | u8::from(status.asleep) << 1);
     for number in [
         status.leader.map_or(0, |peer| peer.0),
         status.term,
@@ -536,10 +536,14 @@ fn write_region(status: &RegionStatus, out: &mut Writer<'_>) {
 }
 
 fn read_region(from: &mut Reader) -> Result<RegionStatus> {
+    let region = region::decode(&from.bytes(128 << 10)?)?.0;
+    let peer = PeerId(from.varint()?);
+    let flags = from.u8()?;
     Ok(RegionStatus {
-        region: region::decode(&from.bytes(128 << 10)?)?.0,
-        peer: PeerId(from.varint()?),
-        leads: from.u8()? != 0,
+        region,
+        peer,
+        leads: flags & 1 != 0,
+        asleep: flags & 2 != 0,
         leader: Some(PeerId(from.varint()?)).filter(|peer| peer.0 != 0),
         term: from.varint()?,
         committed: from.varint()?,

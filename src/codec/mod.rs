@@ -1,6 +1,6 @@
 //! How the house turns words into bytes and back, below every room that has a format: [`bytes`] is
 //! the bounded little-endian cursor pair, [`command`] and [`admin`] what stands in log entries, [`region`] a
-//! region's description on the wire.
+//! region's description on the wire, [`beat`] the heartbeat of a node pair.
 //!
 //! Protocol: a format is written with a [`bytes::Writer`] and read with a [`bytes::Reader`]; a reader
 //! never trusts a length or a count before it has compared it with what is really there, never
@@ -11,6 +11,7 @@
 //! a macro would hide.
 
 pub mod admin;
+pub mod beat;
 pub mod bytes;
 pub mod command;
 pub mod region;

@@ -1,8 +1,10 @@
 //! The mail box of a store loop: bounded, swapped out as a whole.
 
+use crate::codec::beat::Beat;
 use crate::error::{Error, Result};
 use crate::raft::Envelope;
 use crate::store::{Event, Proposal, ReadRequest};
+use crate::types::StoreId;
 use parking_lot::{Condvar, Mutex};
 use std::time::Instant;
 
@@ -17,6 +19,7 @@ pub struct Mail {
     pub reads: Vec<ReadRequest>,
     proposal_bytes: usize,
     message_bytes: usize,
+    beats: usize,
 }
 
 impl Mail {
@@ -30,6 +33,7 @@ impl Mail {
         self.reads.clear();
         self.proposal_bytes = 0;
         self.message_bytes = 0;
+        self.beats = 0;
     }
 }
 
@@ -55,6 +59,9 @@ pub struct Inbox {
 
 /// Reads waiting in one inbox, at most.
 const READS_MAX: usize = 1 << 18;
+
+/// Beats waiting in one inbox, at most.
+const BEATS_MAX: usize = 1 << 12;
 
 /// What a message weighs here, about.
 fn weight(envelope: &Envelope) -> usize {
@@ -90,6 +97,16 @@ impl Inbox {
     /// Adds an event that has no bound of its own.
     pub fn post(&self, event: Event) {
         self.with(|mail| mail.events.push(event));
+    }
+
+    /// Adds a beat of another node; of too many, the last are dropped.
+    pub fn beat(&self, from: StoreId, beat: Beat) {
+        self.with(|mail| {
+            if mail.beats < BEATS_MAX {
+                mail.beats += 1;
+                mail.events.push(Event::Beat { from, beat });
+            }
+        });
     }
 
     /// Ends the loop's sleep, or the next one, without any mail: what it left undone can be done now.

@@ -41,6 +41,7 @@ pub use upkeep::FlushNow;
 pub use waiting::{Slab, Waiter};
 
 use crate::codec::admin::Admin;
+use crate::codec::beat::Beat;
 use crate::env::Disk;
 use crate::error::{Error, Result};
 use crate::kv::StateStore;
@@ -66,6 +67,8 @@ use writer::WriterQueue;
 pub trait Outward: Send + Sync + 'static {
     /// Sends raft messages, best effort.
     fn send(&self, to: StoreId, lane: Lane, envelopes: Vec<Envelope>);
+    /// Tells another node that this one is there, best effort.
+    fn beat(&self, to: StoreId, beat: Beat);
     /// A region should be cut. May be forgotten: it is wished again.
     fn split(&self, wish: SplitWish);
     /// Streams a snapshot; tells the end to `done`, exactly once.
@@ -439,6 +442,11 @@ impl Driver {
         if dropped > 0 {
             shared.counters.dropped_messages.fetch_add(dropped as u64, Ordering::Relaxed);
         }
+    }
+
+    /// A beat of another node: for the first loop, which has them.
+    pub fn beat(&self, from: StoreId, beat: Beat) {
+        self.shared.inboxes[0].beat(from, beat);
     }
 
     /// Tells one region's loop.

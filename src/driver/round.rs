@@ -77,6 +77,9 @@ fn perform(shared: &Shared, at: usize, effects: &mut Effects) -> bool {
     for (to, lane, envelopes) in effects.send_now.take() {
         shared.outward.send(to, lane, envelopes);
     }
+    for (to, beat) in effects.beats.drain(..) {
+        shared.outward.beat(to, beat);
+    }
     if !effects.after_persist.is_empty() {
         super::writer::queue(shared, at, effects.after_persist.drain(..));
     }

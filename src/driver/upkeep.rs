@@ -193,7 +193,7 @@ pub fn run_compactor(shared: &Shared) {
 
 /// The keeper of the log: spare segments before the writer needs them, purge after flushes.
 pub fn run_keeper(shared: &Shared) {
-    let mut flushes = shared.kv.stats().flushes;
+    let mut flushes = shared.kv.flushes();
     let mut purge_at = Instant::now() + PURGE_EVERY;
     while !shared.stopped() {
         match shared.log.prepare() {
@@ -204,7 +204,7 @@ pub fn run_keeper(shared: &Shared) {
             Err(error) => return shared.fail("log spares", error),
         }
         let now = Instant::now();
-        let seen = shared.kv.stats().flushes;
+        let seen = shared.kv.flushes();
         if seen != flushes {
             flushes = seen;
             purge_at = purge_at.min(now + PURGE_AFTER);

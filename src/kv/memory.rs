@@ -82,4 +82,8 @@ impl StateStore for MemoryStore {
     fn stats(&self) -> Stats {
         self.0.stats()
     }
+
+    fn flushes(&self) -> u64 {
+        self.0.flushes()
+    }
 }

@@ -143,8 +143,13 @@ pub trait StateStore: Send + Sync + 'static {
     /// late), do not stop hard.
     fn debt(&self) -> usize;
 
-    /// What it holds and owes.
+    /// What it holds and owes. May take time in proportion to the regions.
     fn stats(&self) -> Stats;
+
+    /// Flushes done since open, as [`stats`](Self::stats) tells it. Asked often.
+    fn flushes(&self) -> u64 {
+        self.stats().flushes
+    }
 }
 
 /// A consistent picture of a store. See [`StateStore::view`].

@@ -378,6 +378,10 @@ impl StateStore for TableStore {
             batches: inner.batches.load(Ordering::Relaxed),
         }
     }
+
+    fn flushes(&self) -> u64 {
+        self.inner.flushes.load(Ordering::Relaxed)
+    }
 }
 
 #[cfg(test)]

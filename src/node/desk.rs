@@ -3,6 +3,7 @@
 use super::handover::Away;
 use super::operator::Wishes;
 use crate::client::local::Local;
+use crate::codec::beat::Beat;
 use crate::codec::{self, Reader, Writer};
 use crate::driver::{Driver, Outward};
 use crate::env::Disk;
@@ -87,6 +88,10 @@ impl Outward for Outbound {
         self.transport.send(to, lane, envelopes);
     }
 
+    fn beat(&self, to: StoreId, beat: Beat) {
+        self.transport.beat(to, beat);
+    }
+
     fn split(&self, wish: SplitWish) {
         self.wishes.split(wish);
     }
@@ -158,6 +163,11 @@ impl Handler for Desk {
     fn envelopes(&self, from: StoreId, envelopes: Vec<Envelope>) {
         self.away.heard(from);
         self.driver.messages(envelopes);
+    }
+
+    fn beat(&self, from: StoreId, beat: Beat) {
+        self.away.heard(from);
+        self.driver.beat(from, beat);
     }
 
     fn request(&self, origin: Origin, id: u64, body: Bytes) {

@@ -161,6 +161,7 @@ mod tests {
             log_bytes: 0,
             bytes: 0,
             quarantined: None,
+            asleep: false,
         }
     }
 

@@ -293,6 +293,7 @@ fn store_config(config: &NodeConfig) -> StoreConfig {
         compact_bytes: config.compact_bytes,
         log_bytes_max: config.region_log_bytes,
         snapshots_max: config.snapshots,
+        hibernate_after: Duration::from_millis(config.hibernate_after_ms),
         split_bytes: config.region_split_bytes,
         ..StoreConfig::default()
     }

@@ -130,13 +130,13 @@ impl Ready {
 ///   leader, and while the log starts above what raft knows to be applied it does not campaign: raft-rs
 ///   stops the process on both.
 pub struct Group<S: Storage> {
-    node: RawNode<S>,
+    pub(super) node: RawNode<S>,
     seed: u64,
     append_bytes_max: u64,
     /// The last round with entries or a snapshot.
-    written: u64,
+    pub(super) written: u64,
     /// The last round known to be durable.
-    durable: u64,
+    pub(super) durable: u64,
 }
 
 /// What an entry weighs in a message, about.
@@ -245,7 +245,7 @@ impl<S: Storage> Group<S> {
     }
 
     /// Replaces raft-rs's draw: deterministic, spread over [election, 2 * election), new every term.
-    fn fix_timeout(&mut self) {
+    pub(super) fn fix_timeout(&mut self) {
         let raft = &mut self.node.raft;
         let base = raft.election_timeout();
         let draw = mix(mix(mix(self.seed) ^ raft.id) ^ raft.term);

@@ -22,7 +22,9 @@
 pub mod envelope;
 pub mod group;
 pub mod guard;
+pub mod quiet;
 pub mod wire;
 
 pub use envelope::{Envelope, Lane, Note};
 pub use group::{Elections, Group, GroupConfig, ProposeError, Ready, ReadyRest, Status};
+pub use quiet::Standing;

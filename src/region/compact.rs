@@ -15,9 +15,16 @@ const BUCKET_BYTES: u64 = 64 << 10;
 /// * After a restart it starts from what the log holds.
 #[derive(Default, Debug)]
 pub struct LogBytes {
-    /// (last index, bytes), in order.
-    buckets: VecDeque<(u64, u64)>,
+    buckets: VecDeque<Bucket>,
     total: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    /// It begins behind this index.
+    after: u64,
+    last: u64,
+    bytes: u64,
 }
 
 impl LogBytes {
@@ -34,18 +41,27 @@ impl LogBytes {
     pub fn add(&mut self, index: u64, bytes: u64) {
         self.total += bytes;
         match self.buckets.back_mut() {
-            Some(last) if last.1 < BUCKET_BYTES => *last = (index, last.1 + bytes),
-            _ => self.buckets.push_back((index, bytes)),
+            Some(bucket) if bucket.bytes < BUCKET_BYTES => {
+                (bucket.last, bucket.bytes) = (index, bucket.bytes + bytes);
+            }
+            _ => self.buckets.push_back(Bucket { after: index.max(1) - 1, last: index, bytes }),
         }
     }
 
-    /// Everything up to `index` is gone.
+    /// Everything up to `index` is gone. Of a bucket that it cuts, a share of the bytes: otherwise a limit smaller
+    /// than a bucket would be exceeded for ever, and a quiet region compacted again and again.
     pub fn compacted(&mut self, index: u64) {
-        while let Some(&(last, bytes)) = self.buckets.front() {
-            if last > index {
+        while let Some(front) = self.buckets.front_mut() {
+            if front.last > index {
+                if front.after < index {
+                    let rest = u128::from(front.bytes) * u128::from(front.last - index)
+                        / u128::from(front.last - front.after);
+                    self.total -= front.bytes - rest as u64;
+                    (front.after, front.bytes) = (index, rest as u64);
+                }
                 break;
             }
-            self.total -= bytes;
+            self.total -= front.bytes;
             self.buckets.pop_front();
         }
     }
@@ -121,6 +137,8 @@ mod tests {
         assert_eq!(bytes.total(), 1000 << 10);
         bytes.compacted(50);
         assert!((500 << 10..=570 << 10).contains(&bytes.total()), "{}", bytes.total());
+        bytes.compacted(99);
+        assert_eq!(bytes.total(), 10 << 10, "a share of the last bucket");
         bytes.compacted(100);
         assert_eq!(bytes.total(), 0);
     }

@@ -32,6 +32,8 @@ pub struct StoreConfig {
     pub split_bytes: u64,
     /// Committed and not yet applied bytes of one region above which its proposals wait.
     pub apply_lag_bytes_max: usize,
+    /// How long a group must be quiet before it sleeps; zero: it never does.
+    pub hibernate_after: Duration,
 }
 
 impl Default for StoreConfig {
@@ -49,6 +51,7 @@ impl Default for StoreConfig {
             snapshots_max: 2,
             split_bytes: 0,
             apply_lag_bytes_max: 32 << 20,
+            hibernate_after: Duration::from_secs(5),
         }
     }
 }
@@ -65,6 +68,18 @@ impl StoreConfig {
     /// One election timeout.
     pub fn election_timeout(&self) -> Duration {
         self.tick * self.group.election_ticks as u32
+    }
+
+    /// Quiet ticks after which a group sleeps: at least an election timeout of them. `None`: never.
+    pub fn hibernate_ticks(&self) -> Option<u64> {
+        let ticks = self.hibernate_after.as_nanos() / self.tick.as_nanos().max(1);
+        let ticks = u64::try_from(ticks).unwrap_or(u64::MAX).max(self.group.election_ticks as u64);
+        (!self.hibernate_after.is_zero()).then_some(ticks)
+    }
+
+    /// The time between two beats of a node pair.
+    pub fn beat_interval(&self) -> Duration {
+        self.tick * self.group.heartbeat_ticks as u32
     }
 
     /// How long after a restart votes are refused: raft-rs forgets whom it followed, and that leader may

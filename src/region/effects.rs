@@ -2,6 +2,7 @@
 //! threads it has and reports back by events; nothing here does anything by itself.
 
 use crate::codec::admin::Change;
+use crate::codec::beat::Beat;
 use crate::error::{Error, Result};
 use crate::log::Seq;
 use crate::raft::{Envelope, Lane};
@@ -247,6 +248,8 @@ pub struct RegionStatus {
     pub bytes: u64,
     /// Why the replica is fenced off, if it is.
     pub quarantined: Option<String>,
+    /// Whether it sleeps: it is not ticked, and its group sends nothing.
+    pub asleep: bool,
 }
 
 /// What an administrative command led to.
@@ -297,6 +300,8 @@ pub struct Effects {
     pub snapshots: Vec<SnapshotSend>,
     /// Received snapshots that turned out not to be needed: remove the files.
     pub discard: Vec<SnapshotFile>,
+    /// Beats for other nodes.
+    pub beats: Vec<(StoreId, Beat)>,
     /// The store cannot go on.
     pub fatal: Option<Error>,
 }
@@ -313,6 +318,7 @@ impl Effects {
             && self.split_wishes.is_empty()
             && self.snapshots.is_empty()
             && self.discard.is_empty()
+            && self.beats.is_empty()
             && self.fatal.is_none()
     }
 }

@@ -9,6 +9,7 @@
 use super::compact::LogBytes;
 use super::config::StoreConfig;
 use super::effects::Campaign;
+use super::hibernate::Rest;
 use super::peer::{Peer, Progress};
 use super::propose::Proposals;
 use super::read::Reads;
@@ -174,6 +175,7 @@ impl Peer {
             strangers: Default::default(),
             leaving: false,
             ticks: 0,
+            rest: Rest::default(),
             region: state.region,
         })
     }

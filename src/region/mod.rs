@@ -13,12 +13,13 @@
 //! [`split`] cuts a region, [`size`] finds out when and where; [`membership`] changes who its replicas are, and
 //! [`farewell`] is how one goes; [`read`] keeps the read-index rounds, the leader lease and freshness; [`snapshot`] turns a consistent
 //! view into chunks and chunks into a restored region; [`storage`] shows the log engine to raft-rs;
-//! [`life`] creates peers and brings them back after a restart; [`compact`] decides how far logs may go.
+//! [`life`] creates peers and brings them back after a restart; [`compact`] decides how far logs may go; [`hibernate`]
+//! lets idle groups sleep, on what the node knows of its [`neighbours`].
 //!
 //! Everything here is deterministic: the disk comes through `env::Disk` (inside log and kv), time as an
 //! argument, answers leave as values.
 //!
-//! Not done: merge and hibernation; they have their own files when they come.
+//! Not done: merge; it has its own file when it comes.
 
 pub mod admin;
 pub mod apply;
@@ -26,9 +27,11 @@ pub mod compact;
 pub mod config;
 pub mod effects;
 pub mod farewell;
+pub mod hibernate;
 pub mod life;
 pub mod machine;
 pub mod membership;
+pub mod neighbours;
 pub mod peer;
 pub mod propose;
 pub mod read;

@@ -3,6 +3,7 @@
 use super::compact::LogBytes;
 use super::effects::{Effects, Persisted, RegionStatus, Reply, Token};
 use super::farewell::Asking;
+use super::hibernate::Rest;
 use super::propose::Proposals;
 use super::read::Reads;
 use super::ready::{Received, Restoring, Unpersisted};
@@ -80,6 +81,7 @@ pub struct Peer {
     /// No member any more: about to be destroyed.
     pub(crate) leaving: bool,
     pub(crate) ticks: u64,
+    pub(crate) rest: Rest,
 }
 
 impl Peer {
@@ -271,6 +273,7 @@ impl Peer {
             log_bytes: self.log_bytes.total(),
             bytes: self.about_bytes(),
             quarantined: self.fence.clone(),
+            asleep: self.asleep(),
         }
     }
 

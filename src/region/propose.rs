@@ -36,6 +36,17 @@ impl Proposals {
         !self.pending.is_empty()
     }
 
+    /// Whether nobody waits.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.pending.is_empty() && self.proposed.is_empty()
+    }
+
+    /// Gives back the memory of the queues.
+    pub(crate) fn free(&mut self) {
+        self.pending.shrink_to_fit();
+        self.proposed.shrink_to_fit();
+    }
+
     /// Takes back everything that has no place in the log.
     pub fn take_pending(&mut self) -> Vec<Token> {
         self.pending_bytes = 0;

@@ -74,6 +74,22 @@ impl Reads {
         Reads { waiting: Vec::new(), rounds: VecDeque::new(), sequence: nonce }
     }
 
+    /// Whether nobody waits.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.rounds.is_empty()
+    }
+
+    /// Whether reads wait for a round to begin.
+    pub(crate) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Gives back the memory of the queues.
+    pub(crate) fn free(&mut self) {
+        self.waiting.shrink_to_fit();
+        self.rounds.shrink_to_fit();
+    }
+
     /// Gives up on everything.
     pub fn abandon(&mut self) -> Vec<Token> {
         self.restart_rounds();

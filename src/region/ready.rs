@@ -134,6 +134,11 @@ impl Peer {
         config: &StoreConfig,
         pass: &mut Pass<'_>,
     ) -> Option<Collected> {
+        if ready.changed_role.is_some()
+            || !(ready.entries.is_empty() && ready.committed.is_empty() && ready.reads.is_empty())
+        {
+            self.stir();
+        }
         self.notice_role(pass.effects);
         for (context, index) in std::mem::take(&mut ready.reads) {
             self.read_confirmed(&context, index);

@@ -1,5 +1,6 @@
 //! What other threads may know of a replica without asking its loop: lease, freshness, leader hint, shape.
 
+use super::neighbours::Neighbours;
 use crate::types::{Epoch, KeyRange, PeerId, Region, RegionId, StoreId, Time};
 use bytes::Bytes;
 use parking_lot::RwLock;
@@ -118,6 +119,7 @@ impl PeerShare {
 #[derive(Clone, Default, Debug)]
 pub struct Registry {
     replicas: Arc<RwLock<Replicas>>,
+    neighbours: Neighbours,
 }
 
 #[derive(Default, Debug)]
@@ -157,6 +159,11 @@ impl Replicas {
 }
 
 impl Registry {
+    /// The other nodes, as the loops see them.
+    pub fn neighbours(&self) -> &Neighbours {
+        &self.neighbours
+    }
+
     /// The replica of a region, if one lives here.
     pub fn get(&self, region: RegionId) -> Option<Arc<PeerShare>> {
         self.replicas.read().by_region.get(&region).cloned()

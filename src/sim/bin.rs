@@ -21,7 +21,7 @@ usage: catamaran-sim [--workload kv|regions] --seeds A..B [--steps N]
   --steps N      end the faults of a seed after N events (default 30000)
   --trace        write every line of the trace of --seed to stdout
   --planted BUG  run with a bug put in on purpose: ack-before-sync, forgotten-vote,
-                 flush-reported-early, forgotten-promise or ignored-epoch; seeds must fail
+                 flush-reported-early, forgotten-promise, ignored-epoch or support-kept; seeds must fail
   --workload W   kv: reads, writes, swaps and range deletes over a few keys (the default);
                  regions: the same while regions are cut up and their replicas change
 
@@ -158,7 +158,8 @@ fn print_all(reports: &[Report], failed: usize, arguments: &Arguments) -> io::Re
     writeln!(
         out,
         "{} seeds, {failed} failed, {} undecided; {} events, {} operations answered, {} unknown, {} crashes, \
-         {} elections, {} splits, {} changes, {} snapshots, {} flushes, {} reads by lease or freshness, \
+         {} elections, {} splits, {} changes, {} asleep at faults, {} snapshots, {} flushes, {} reads by lease or \
+         freshness, \
          {simulated:.0} s simulated, trace {hash:016x}",
         reports.len(),
         sum(|r| r.counts.undecided),
@@ -169,6 +170,7 @@ fn print_all(reports: &[Report], failed: usize, arguments: &Arguments) -> io::Re
         sum(|r| r.counts.elections),
         sum(|r| r.counts.splits),
         sum(|r| r.counts.changes),
+        sum(|r| r.counts.asleep),
         sum(|r| r.counts.snapshots),
         sum(|r| r.counts.flushes),
         sum(|r| r.counts.lease_reads),

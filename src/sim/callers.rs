@@ -27,6 +27,10 @@ impl Cluster {
             if self.closing {
                 return Ok(());
             }
+            if let Some(until) = self.lull(now) {
+                self.wait_out(at, until);
+                return Ok(());
+            }
             let hushed = self.hushed();
             let (rng, history) = (&mut self.rng, &mut self.history);
             self.clients[at].ask(now, &self.keys, hushed, rng, history);
@@ -170,6 +174,7 @@ impl Cluster {
                     self.administered(now, token, done);
                     continue;
                 }
+                reply if self.probed(token, &reply) => continue,
                 reply => reply,
             };
             let Some(caller) = self.callers.remove(&token) else { continue };

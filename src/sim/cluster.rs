@@ -14,8 +14,10 @@ use super::node::{NodeOptions, Planted, SimNode};
 use super::regions::{Operator, Workload};
 use super::rng::Rng;
 use super::siege::Siege;
+use super::slumber::{Lulls, Probes};
 use super::trace::Trace;
 use super::world::World;
+use crate::codec::beat::Beat;
 use crate::error::Error;
 use crate::kv::{Cut, StateStore};
 use crate::raft::Envelope;
@@ -45,6 +47,8 @@ pub enum Happening {
     Freeze(StoreId, u64),
     /// The cut is written.
     Flush(StoreId, u64),
+    /// A beat of another node arrives.
+    Beat(StoreId, StoreId, Beat),
     /// A message arrives.
     Arrive(StoreId, Envelope),
     /// A snapshot arrives: the message and its data.
@@ -94,6 +98,8 @@ pub struct Counts {
     pub splits: u64,
     /// Changes of regions' replicas.
     pub changes: u64,
+    /// Sleeping replicas, summed up over all faults.
+    pub asleep: u64,
 }
 
 /// The cluster.
@@ -124,6 +130,9 @@ pub struct Cluster {
     pub(super) leaders: OneLeaderPerTerm,
     pub(super) led: BTreeMap<RegionId, u64>,
     pub(super) states: StateEquality,
+    /// In seeds in which groups sleep.
+    pub(super) lulls: Option<Lulls>,
+    pub(super) probes: Probes,
 }
 
 pub(super) type Step = Result<(), Violation>;
@@ -169,6 +178,8 @@ impl Cluster {
             leaders: OneLeaderPerTerm::default(),
             led: BTreeMap::new(),
             states: StateEquality::default(),
+            lulls: None,
+            probes: Probes::default(),
         };
         let ids: Vec<StoreId> = cluster.nodes.keys().copied().collect();
         for id in 0..clients {
@@ -200,6 +211,7 @@ impl Cluster {
             Happening::Post(node, life, at, event) => self.post(now, node, life, at, event),
             Happening::Freeze(node, life) => self.freeze(now, node, life),
             Happening::Flush(node, life) => self.flush(now, node, life),
+            Happening::Beat(node, from, beat) => self.beat_arrives(now, node, from, beat),
             Happening::Arrive(node, envelope) => self.arrive(now, node, envelope),
             Happening::SnapshotArrive(node, from, life, envelope, chunks) => {
                 self.snapshot_arrive(now, node, from, life, envelope, chunks)
@@ -253,6 +265,9 @@ impl Cluster {
         if planted == Some(Planted::ForgottenPromise) {
             running.stores[at].forget_promises();
         }
+        if planted == Some(Planted::SupportKept) {
+            running.stores[at].keep_support();
+        }
         running.stores[at].handle(local, event);
         if !std::mem::replace(&mut running.scheduled.drain[at], true) {
             self.world.after(pause, Happening::Drain(id, life, at));
@@ -302,9 +317,11 @@ impl Cluster {
             split_wishes,
             snapshots,
             discard,
+            beats,
             fatal,
         } = effects;
         self.send(now, id, &mut send_now);
+        self.send_beats(now, id, beats);
         for task in &apply {
             self.look_at_commits(task)?;
         }
@@ -495,7 +512,7 @@ impl Cluster {
 
     // ---- life and death --------------------------------------------------------------------------
 
-    fn restart(&mut self, now: Time, id: StoreId) -> Step {
+    pub(super) fn restart(&mut self, now: Time, id: StoreId) -> Step {
         let options = self.options.clone();
         let calm = self.calm;
         let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };

@@ -31,6 +31,7 @@ pub mod regions;
 pub mod rng;
 pub mod seed;
 pub mod siege;
+mod slumber;
 pub mod trace;
 pub mod traffic;
 pub mod trouble;

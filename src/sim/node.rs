@@ -30,16 +30,19 @@ pub enum Planted {
     ForgottenPromise,
     /// What was made for another shape of a region is applied all the same.
     IgnoredEpoch,
+    /// A node goes on supporting one that is silent: groups asleep under leaders there sleep on.
+    SupportKept,
 }
 
 impl Planted {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Planted); 5] = [
+    pub const ALL: [(&'static str, Planted); 6] = [
         ("ack-before-sync", Planted::AckBeforeSync),
         ("forgotten-vote", Planted::ForgottenVote),
         ("flush-reported-early", Planted::FlushReportedEarly),
         ("forgotten-promise", Planted::ForgottenPromise),
         ("ignored-epoch", Planted::IgnoredEpoch),
+        ("support-kept", Planted::SupportKept),
     ];
 }
 

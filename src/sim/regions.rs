@@ -103,6 +103,9 @@ impl Cluster {
         }
         let next = self.pause("reshape.interval", 350_000) + Duration::from_millis(20);
         self.world.after(next, Happening::Reshape);
+        if self.lull(now).is_some() {
+            return Ok(());
+        }
         let all = self.nodes.keys().flat_map(|id| self.statuses(*id).into_iter().map(|s| (*id, s)));
         let led: Vec<_> = all.filter(|(_, status)| status.leads).collect();
         if self.operator.ids.end - self.operator.ids.start < IDS / 2 {

@@ -8,6 +8,7 @@ use super::net::{Net, Weather};
 use super::node::{NodeOptions, Planted, SimNode};
 use super::regions::Workload;
 use super::rng::Rng;
+use super::slumber::Lulls;
 use crate::kv::mem::SimTablesDisk;
 use crate::log;
 use crate::raft::GroupConfig;
@@ -95,6 +96,10 @@ fn options(rng: &mut Rng, nodes: u64, plan: &Plan) -> crate::Result<NodeOptions>
         compact_bytes: rng.range("shape.compact", 256..4096),
         log_bytes_max: rng.range("shape.log", 1024..24_000),
         entry_bytes_max: 4096,
+        hibernate_after: match rng.chance("shape.hibernate", 500) {
+            true => Duration::from_millis(rng.range("shape.hibernate.after", 500..1500)),
+            false => Duration::ZERO,
+        },
         // Keys and values of the clients take some twenty bytes each.
         split_bytes: match plan.workload {
             Workload::Kv => 0,
@@ -162,7 +167,11 @@ pub fn cluster(plan: &Plan) -> crate::Result<Cluster> {
         .collect();
     let net = Net::new((1..=count).map(StoreId), Weather::draw(&mut rng));
     let clients = rng.range("shape.clients", 2..12) as usize;
-    Ok(Cluster::new(plan.seed, net, nodes, options, clients, keys))
+    let sleeps = options.config.hibernate_ticks().is_some();
+    let lulls = sleeps.then(|| Lulls::draw(&mut rng));
+    let mut cluster = Cluster::new(plan.seed, net, nodes, options, clients, keys);
+    cluster.lulls = lulls;
+    Ok(cluster)
 }
 
 /// Runs a seed to its end or its first violation.
@@ -214,6 +223,7 @@ fn live(cluster: &mut Cluster, plan: &Plan) -> Result<(), super::checker::Violat
         judged = cluster.look_at_replicas();
     }
     judged?;
+    cluster.sleep_and_wake()?;
     cluster.look_at_the_answers()?;
     let (now, hash) = (cluster.world.now(), cluster.trace.hash());
     cluster.trace.line(now, format_args!("judging, {hash:016x}"));

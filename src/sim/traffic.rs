@@ -4,6 +4,7 @@
 use super::cluster::{Cluster, Happening, Step, violation};
 use super::node::SNAP_DIR;
 use crate::codec::Reader;
+use crate::codec::beat::{self, Beat};
 use crate::env::Disk;
 use crate::raft::{Envelope, wire};
 use crate::region::snapshot::{SnapshotFile, SnapshotWriter};
@@ -28,6 +29,36 @@ impl Cluster {
                 }
             }
         }
+    }
+
+    pub(super) fn send_beats(&mut self, now: Time, from: StoreId, beats: Vec<(StoreId, Beat)>) {
+        for (to, beat) in beats {
+            let bytes = beat::encode(&beat).len() + 32;
+            for delivery in self.net.route(now, from, to, bytes, &mut self.rng) {
+                if delivery.flipped_bit.is_none() {
+                    self.world.at(delivery.at, Happening::Beat(to, from, beat.clone()));
+                }
+            }
+        }
+    }
+
+    pub(super) fn beat_arrives(
+        &mut self,
+        now: Time,
+        to: StoreId,
+        from: StoreId,
+        beat: Beat,
+    ) -> Step {
+        if !self.net.is_open(from, to) {
+            return Ok(());
+        }
+        let beat = beat::decode(beat.number, beat::encode(&beat))
+            .map_err(|e| violation("a beat survives its encoding", e.to_string()))?;
+        let Some(node) = self.nodes.get(&to).filter(|node| node.running.is_some()) else {
+            return Ok(());
+        };
+        let life = node.life;
+        self.post(now, to, life, 0, Event::Beat { from, beat })
     }
 
     pub(super) fn arrive(&mut self, now: Time, to: StoreId, mut envelope: Envelope) -> Step {

@@ -21,6 +21,7 @@ impl Cluster {
         }
         let next = self.pause("trouble.interval", 1_200_000) + Duration::from_millis(50);
         self.world.after(next, Happening::Trouble);
+        self.count_sleepers();
         if self.siege.is_some() {
             return Ok(());
         }

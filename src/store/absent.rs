@@ -154,6 +154,7 @@ impl Store {
         self.registry.insert(region, peer.share.clone());
         self.peers.insert(region, peer);
         self.touched.insert(region);
+        self.watch.awake.insert(region);
         let missed = self.absent.regions.remove(&region);
         if let Some(request) = missed.and_then(|missed| missed.request) {
             self.message(now, request);

@@ -1,6 +1,7 @@
 //! What can happen to a store.
 
 use crate::codec::admin::Admin;
+use crate::codec::beat::Beat;
 use crate::kv::Cut;
 use crate::raft::Envelope;
 use crate::region::effects::{Applied, Birth, Persisted, Token};
@@ -44,6 +45,13 @@ pub struct ReadRequest {
 pub enum Event {
     /// One tick of the logical clock (one tick interval has passed on the monotonic clock).
     Tick,
+    /// Another node is there; for the first loop.
+    Beat {
+        /// Which.
+        from: StoreId,
+        /// What it says.
+        beat: Beat,
+    },
     /// Messages from peers.
     Messages(Vec<Envelope>),
     /// Client batches.

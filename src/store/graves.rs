@@ -74,6 +74,7 @@ impl Store {
     /// A note from another store.
     pub(super) fn note(&mut self, envelope: &Envelope, note: Note) {
         let (region, peer) = (envelope.region, envelope.to);
+        self.rouse(region);
         match note {
             Note::Buried => {
                 if let Some(asked) = self.peers.get_mut(&region).filter(|p| p.id == peer) {

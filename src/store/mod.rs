@@ -6,15 +6,18 @@
 //! later) and whose durability the shell reports back as [`Event::Persisted`]. The loop never waits for
 //! the disk.
 //!
-//! No task, thread, timer or channel belongs to a region: a quiet one costs its memory and a tick.
+//! No task, thread, timer or channel belongs to a region: a quiet one costs its memory (`sleep`): whether
+//! nodes are there is found out per node pair (`liveness`), not per group.
 //!
-//! Not done: merge, hibernation.
+//! Not done: merge.
 
 mod absent;
 mod event;
 mod graves;
+mod liveness;
 mod open;
 mod round;
+mod sleep;
 
 pub use crate::region::config::StoreConfig;
 pub use crate::region::effects::*;

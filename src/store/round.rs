@@ -3,7 +3,9 @@
 use super::absent::Absent;
 use super::event::{Delivered, DiskSpace, Event, Proposal, ReadRequest};
 use super::graves::Graves;
+use super::liveness::Liveness;
 use super::open::Shard;
+use super::sleep::Watch;
 use crate::codec::{self, admin::Admin};
 use crate::error::{Error, Result};
 use crate::kv::{Cut, StateStore};
@@ -11,6 +13,7 @@ use crate::log::{Log, LogBatch};
 use crate::raft::Envelope;
 use crate::region::config::StoreConfig;
 use crate::region::effects::*;
+use crate::region::hibernate::{self, Wake};
 use crate::region::life;
 use crate::region::peer::Peer;
 use crate::region::ready::{Pass, Received};
@@ -22,8 +25,6 @@ use ::raft::eraftpb::MessageType;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// Every this many ticks a leader looks at its log's size.
-const COMPACTION_CHECK_TICKS: u64 = 8;
 /// Passes of one drain: a group that still has work then gets its turn in the next round.
 const PASSES_MAX: usize = 16;
 
@@ -43,6 +44,7 @@ pub struct Store {
     pub(super) graves: Graves,
     pub(super) shard: Shard,
     disk: DiskSpace,
+    pub(super) watch: Watch,
     /// Effects of events, handed out by the next drain.
     pub(super) pending: Effects,
 }
@@ -87,7 +89,12 @@ impl Store {
             registry.insert(region, peer.share.clone());
             peers.insert(region, peer);
         }
-        let touched = peers.keys().copied().collect();
+        let touched: BTreeSet<RegionId> = peers.keys().copied().collect();
+        let liveness = match shard.index {
+            0 => Liveness::new(&config, registry.neighbours(), now),
+            _ => None,
+        };
+        let watch = Watch::new(touched.clone(), liveness);
         // They had applied their removal, and had not gone yet.
         let member = |peer: &Peer| peer.region.peer(peer.id).is_some();
         let removed: Vec<(RegionId, Epoch)> = peers
@@ -106,6 +113,7 @@ impl Store {
             graves,
             shard,
             disk: DiskSpace::Enough,
+            watch,
             pending: Effects::default(),
         };
         for (region, epoch) in removed {
@@ -118,6 +126,7 @@ impl Store {
     pub fn handle(&mut self, now: Time, event: Event) {
         match event {
             Event::Tick => self.tick(now),
+            Event::Beat { from, beat } => self.beat(now, from, beat),
             Event::Messages(envelopes) => {
                 for envelope in envelopes {
                     // A snapshot comes with its data, as an event of its own.
@@ -220,6 +229,11 @@ impl Store {
         for region in touched {
             let Some(peer) = self.peers.get_mut(&region) else { continue };
             if let Some(round) = peer.collect(now, &self.config, &mut pass) {
+                if peer.asleep() {
+                    // Nothing should be left to do in a sleeping group. If there is, it does not sleep.
+                    peer.sit_up();
+                    self.watch.awake.insert(region);
+                }
                 collected.push((region, round));
             }
         }
@@ -246,21 +260,6 @@ impl Store {
         }
     }
 
-    fn tick(&mut self, now: Time) {
-        for (region, peer) in &mut self.peers {
-            if !peer.runs() {
-                continue;
-            }
-            peer.tick(now);
-            peer.retry_reads(now, &self.config, &mut self.pending);
-            peer.tick_membership(&self.config, &mut self.pending);
-            if peer.ticks % COMPACTION_CHECK_TICKS == 0 && peer.group.leads() {
-                peer.propose_compaction(&self.config);
-            }
-            self.touched.insert(*region);
-        }
-    }
-
     pub(super) fn message(&mut self, now: Time, envelope: Envelope) {
         if let Some(note) = envelope.note {
             return self.note(&envelope, note);
@@ -276,13 +275,27 @@ impl Store {
         }
         self.touched.insert(envelope.region);
         if peer.runs() {
+            let mut message = envelope.message;
+            if hibernate::is_word(&message) {
+                let known = peer.region.peer(envelope.from).is_some();
+                if known && peer.told_to_sleep(&self.config, self.registry.neighbours(), &message) {
+                    self.watch.awake.remove(&envelope.region);
+                    return;
+                }
+                message.context.clear();
+            }
+            if peer.asleep() {
+                peer.wake(&self.config, Wake::Asked);
+                self.watch.awake.insert(envelope.region);
+            }
             peer.meet(envelope.from, envelope.from_store);
-            peer.step(now, &self.config, envelope.message, &mut self.pending);
+            peer.step(now, &self.config, message, &mut self.pending);
         }
     }
 
     fn propose(&mut self, proposal: Proposal) {
         let Proposal { token, region, version, command } = proposal;
+        self.rouse(region);
         if self.disk == DiskSpace::Full {
             let path = std::path::PathBuf::from("data directory");
             return Peer::refuse(&mut self.pending, token, Error::DiskFull { path });
@@ -297,6 +310,7 @@ impl Store {
     }
 
     fn admin(&mut self, token: Token, region: RegionId, admin: &Admin) {
+        self.rouse(region);
         let refusal = match self.disk {
             DiskSpace::Full => Error::DiskFull { path: "data directory".into() },
             DiskSpace::Enough if self.peers.contains_key(&region) => {
@@ -312,6 +326,7 @@ impl Store {
 
     fn read(&mut self, now: Time, request: ReadRequest) {
         let ReadRequest { token, region, version, level } = request;
+        self.rouse(region);
         if !self.peers.contains_key(&region) {
             let refusal = Reply::Read(Err(Error::RegionNotFound(region)));
             return self.pending.replies.push((token, refusal));
@@ -374,7 +389,8 @@ impl Store {
     }
 
     fn unreachable(&mut self, store: StoreId) {
-        for (region, peer) in &mut self.peers {
+        for region in &self.watch.awake {
+            let Some(peer) = self.peers.get_mut(region) else { continue };
             let Some(there) = peer.region.peer_on(store) else { continue };
             if peer.runs() && peer.group.leads() {
                 peer.group.unreachable(there.id);
@@ -384,6 +400,7 @@ impl Store {
     }
 
     fn snapshot_sent(&mut self, region: RegionId, from: PeerId, to: PeerId, delivered: Delivered) {
+        self.rouse(region);
         let status = match delivered {
             Delivered::Whole => SnapshotStatus::Finish,
             Delivered::Failed => SnapshotStatus::Failure,
@@ -418,6 +435,7 @@ impl Store {
     }
 
     fn transfer(&mut self, token: Token, region: RegionId, to: Option<StoreId>) {
+        self.rouse(region);
         let result = match self.peers.get_mut(&region) {
             Some(peer) => peer.transfer(to),
             None => Err(Error::RegionNotFound(region)),

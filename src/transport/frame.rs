@@ -49,11 +49,13 @@ pub enum Kind {
     SnapshotEnd = 11,
     /// The receiver holds all.
     SnapshotDone = 12,
+    /// A peer node is there, and whom it supports.
+    Beat = 13,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 12] = [
+    pub const ALL: [Kind; 13] = [
         Kind::Hello,
         Kind::Welcome,
         Kind::Refused,
@@ -66,6 +68,7 @@ impl Kind {
         Kind::SnapshotChunk,
         Kind::SnapshotEnd,
         Kind::SnapshotDone,
+        Kind::Beat,
     ];
 
     fn from_wire(byte: u8) -> Option<Kind> {

@@ -6,6 +6,7 @@
 //! both, to see what the node makes of it.
 
 use super::{Envelope, Handler, Lane, Origin, SnapshotJob, Stats, Transport};
+use crate::codec::beat::Beat;
 use crate::error::{Error, Result};
 use crate::types::StoreId;
 use bytes::Bytes;
@@ -128,6 +129,12 @@ impl Transport for Local {
                     own.unreachable(to);
                 }
             }
+        }
+    }
+
+    fn beat(&self, to: StoreId, beat: Beat) {
+        if let Some(handler) = self.hub.reach(self.store, to) {
+            handler.beat(self.store, beat);
         }
     }
 

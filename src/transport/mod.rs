@@ -33,6 +33,7 @@ mod queue;
 pub mod remote;
 pub mod tcp;
 
+use crate::codec::beat::Beat;
 use crate::error::Result;
 use crate::types::StoreId;
 use bytes::Bytes;
@@ -87,6 +88,12 @@ pub trait Transport: Send + Sync + 'static {
     /// is dropped, counted in [`Stats`], and reported by [`Handler::unreachable`].
     fn send(&self, to: StoreId, lane: Lane, envelopes: Vec<Envelope>);
 
+    /// Tells a peer node that this one is there: best effort, and never a reason to report it unreachable.
+    /// (Over a transport that does not carry beats all groups stay awake.)
+    fn beat(&self, to: StoreId, beat: Beat) {
+        let _ = (to, beat);
+    }
+
     /// Forwards a client's request to another store. `id` comes back with the answer; the caller keeps
     /// it unique among its outstanding requests and notes it before this call. [`Busy`](crate::Error::Busy) when the store's budget
     /// is full or the store is known to be out of reach: then nothing was sent. After `Ok` there is an
@@ -116,6 +123,11 @@ pub trait Transport: Send + Sync + 'static {
 pub trait Handler: Send + Sync + 'static {
     /// Raft messages, as many as one read brought.
     fn envelopes(&self, from: StoreId, envelopes: Vec<Envelope>);
+
+    /// A beat of a peer node.
+    fn beat(&self, from: StoreId, beat: Beat) {
+        let _ = (from, beat);
+    }
 
     /// A request, to be answered by [`Transport::respond`].
     fn request(&self, origin: Origin, id: u64, body: Bytes);

@@ -3,6 +3,7 @@
 
 use super::Envelope;
 use super::frame::{self, Kind};
+use crate::codec::beat::{self, Beat};
 use crate::codec::{Reader, Writer};
 use crate::error::{Error, Result};
 use crate::raft::{Note, wire};
@@ -366,6 +367,17 @@ pub fn read_call(payload: Bytes) -> Result<(u64, Bytes)> {
     let mut r = Reader::new("call", payload);
     let id = r.u64()?;
     Ok((id, r.rest()))
+}
+
+/// Appends a beat: its number, then the rest as [`beat`] lays it out.
+pub fn write_beat(beat: &Beat, out: &mut Vec<u8>) {
+    write_call(Kind::Beat, beat.number, &beat::encode(beat), out);
+}
+
+/// Reads a beat.
+pub fn read_beat(payload: Bytes) -> Result<Beat> {
+    let (number, body) = read_call(payload)?;
+    beat::decode(number, body)
 }
 
 /// Appends a frame that is its kind and nothing else.

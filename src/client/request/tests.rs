@@ -51,6 +51,7 @@ fn responses_read_back() {
         log_bytes: 6,
         bytes: 7,
         quarantined: Some("rot".into()),
+        asleep: true,
     };
     let responses = [
         Response::Written("x".into()),

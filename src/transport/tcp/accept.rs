@@ -2,8 +2,8 @@
 
 use super::super::frame::{Frame, Kind};
 use super::super::payload::{
-    Hello, MAX_HANDSHAKE, PROTOCOL, Purpose, Reason, Refusal, Welcome, read_call, read_envelopes,
-    read_hello, read_signal, write_refusal, write_welcome,
+    Hello, MAX_HANDSHAKE, PROTOCOL, Purpose, Reason, Refusal, Welcome, read_beat, read_call,
+    read_envelopes, read_hello, read_signal, write_refusal, write_welcome,
 };
 use super::super::queue::Outbox;
 use super::super::{Handler, Origin};
@@ -238,6 +238,7 @@ fn dispatch(
             read_envelopes(frame.payload, store, &mut envelopes)
                 .inspect_err(|_| envelopes.truncate(before))
         }
+        (Kind::Beat, Some(store)) => read_beat(frame.payload).map(|beat| handler.beat(store, beat)),
         (Kind::Request, _) => read_call(frame.payload).map(|call| requests.push(call)),
         (Kind::Ping, _) => read_signal(frame.payload),
         (kind, _) => Err(Error::malformed("stream", format!("{kind:?} from a dialler"))),

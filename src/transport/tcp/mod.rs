@@ -19,6 +19,7 @@ pub(crate) mod stream;
 use super::payload::MAX_SHARED_FRAME;
 use super::queue::Outbox;
 use super::{Envelope, Handler, Lane, Origin, SnapshotJob, Stats, Transport, frame::Kind};
+use crate::codec::beat::{self, Beat};
 use crate::error::{Error, Result};
 use crate::types::StoreId;
 use bytes::Bytes;
@@ -312,6 +313,12 @@ impl Transport for Tcp {
         if let Some(handler) = shared.handler() {
             shared.spawn(async move { handler.unreachable(to) });
         }
+    }
+
+    fn beat(&self, to: StoreId, beat: Beat) {
+        // Without room for a beat, better none: the next one says more.
+        let body = beat::encode(&beat);
+        let _ = self.shared.peer(to).outbox.push_call(Kind::Beat, beat.number, body);
     }
 
     fn request(&self, to: StoreId, id: u64, body: Bytes) -> Result<()> {

@@ -33,6 +33,7 @@ struct Replica {
     /// As last measured by its leader; 0: not yet.
     bytes: u64,
     quarantined: Option<String>,
+    asleep: bool,
 }
 
 /// One node.
@@ -42,6 +43,7 @@ struct NodeReport {
     store: u64,
     regions: usize,
     leaders: usize,
+    asleep: usize,
     applied: u64,
     log_bytes: u64,
     replicas: Vec<Replica>,
@@ -80,6 +82,7 @@ fn replica(status: &RegionStatus) -> Replica {
         log_bytes: status.log_bytes,
         bytes: status.bytes,
         quarantined: status.quarantined.clone(),
+        asleep: status.asleep,
     }
 }
 
@@ -89,6 +92,7 @@ fn node(address: &str, status: &NodeStatus) -> NodeReport {
         store: status.store.0,
         regions: status.regions.len(),
         leaders: status.regions.iter().filter(|region| region.leads).count(),
+        asleep: status.regions.iter().filter(|region| region.asleep).count(),
         applied: status.regions.iter().map(|region| region.applied).sum(),
         log_bytes: status.regions.iter().map(|region| region.log_bytes).sum(),
         replicas: status.regions.iter().map(replica).collect(),
@@ -100,8 +104,9 @@ fn row<const N: usize>(cells: [&dyn ToString; N]) -> Vec<String> {
 }
 
 fn table(overview: &Overview, args: &StatusArgs) -> String {
-    let head = ["store", "address", "regions", "leaders", "applied", "log bytes", "quarantined"];
+    let head = ["store", "address", "regions", "leaders", "asleep", "applied", "log bytes"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
+    rows[0].push("quarantined".to_owned());
     for node in &overview.nodes {
         let fenced = node.replicas.iter().filter(|r| r.quarantined.is_some()).count();
         rows.push(row([
@@ -109,6 +114,7 @@ fn table(overview: &Overview, args: &StatusArgs) -> String {
             &node.address,
             &node.regions,
             &node.leaders,
+            &node.asleep,
             &node.applied,
             &node.log_bytes,
             &fenced,
@@ -129,10 +135,12 @@ fn table(overview: &Overview, args: &StatusArgs) -> String {
             .collect();
         replicas.sort_by_key(|(store, replica)| (replica.region, *store));
         for (store, r) in replicas {
-            let role = match (&r.quarantined, r.leads) {
-                (Some(_), _) => "quarantined",
-                (None, true) => "leader",
-                (None, false) => "follower",
+            let role = match (&r.quarantined, r.leads, r.asleep) {
+                (Some(_), ..) => "quarantined",
+                (None, true, false) => "leader",
+                (None, true, true) => "leader (asleep)",
+                (None, false, false) => "follower",
+                (None, false, true) => "follower (asleep)",
             };
             rows.push(row([
                 &r.region,

@@ -1,0 +1,246 @@
+//! Hibernate: a group that is even everywhere and that nobody uses sleeps: no tick, no message, no buffers.
+//!
+//! 1. **Quiet.** Nothing was proposed, read, appended or applied for `hibernate_after`.
+//! 2. **The leader's word.** It leads, everything is durable, committed and applied, nobody waits, no leadership
+//!    or configuration is changing. Every follower is *even* (holds everything and knows it to be committed) and its
+//!    node and ours support each other; or it is *away*: its node is silent and raft has not heard of it either. At
+//!    least a majority of the voters, the leader included, is even. Then the leader sends each even follower one last
+//!    heartbeat that says "sleep", and lies down at once.
+//! 3. **The follower agrees** only in the leader's term, when its log ends where the leader's commit stands, with
+//!    everything durable and applied here too, and its node supports the leader's. Otherwise it takes the word
+//!    as the heartbeat that it also is, and the answer wakes the leader.
+//!
+//! **Who wakes whom.** Any message wakes; so does anything that a caller wants. A leader that wakes speaks to all
+//! followers at once. Followers wake when their leader's *node* loses our support, and campaign soon, each after
+//! its own delay; the delays, and the chunks in which a store wakes its groups, keep it from being one storm. A
+//! leader wakes when a follower's node comes back (it may lag, or have forgotten whom it follows), or when so many
+//! went silent that it cannot lead any more. What is lost or late mends itself: a follower that never got the word
+//! campaigns in time, and asks its sleeping leader for a vote; a late word puts a follower to sleep that the next
+//! heartbeat wakes.
+//!
+//! **Why nothing is unsafe.** No promise is given by sleeping and none is broken. A lease rests on the promises
+//! (`votes_from`) that followers gave when they confirmed a round, counted by their clocks, asleep or not; it lapses
+//! by the leader's clock. Nobody renews it asleep: the first lease read finds none, and wakes the group for a round.
+//! Raft's own timers stand still ([`quiet`](crate::raft::quiet)). A leader that was deposed in its sleep can commit
+//! nothing and confirm no read: both need a quorum that still follows it.
+//!
+//! **Why nobody sleeps for ever.** Suppose a follower sleeps at A and its leader, at B, does not lead any more. Who
+//! replaced it either speaks to A, or sleeps; and sleeps only if A was even (it was awake and followed it then) or
+//! away, and in the second case it wakes when A comes back. If B is gone, A's support of it ends. What this argument
+//! overlooks the watchdog finds (`store::liveness`): now and then the ends of a node pair compare sums over what
+//! sleeps in each chunk of groups, and chunks that stay different are woken at both ends.
+//!
+//! Not done: dropping the raft state itself of a sleeping replica.
+
+use super::config::StoreConfig;
+use super::effects::Outbox;
+use super::neighbours::{Bed, End, Neighbours};
+use super::peer::Peer;
+use crate::raft::Standing;
+use crate::types::{RegionId, Role, StoreId};
+use ::raft::eraftpb::{Message, MessageType};
+
+/// What the leader's last heartbeat says.
+const SLEEP: &[u8] = b"sleep";
+
+/// Whether the replica takes part in time.
+#[derive(Default, Debug)]
+pub(crate) struct Rest {
+    /// Ticks since anything happened.
+    quiet: u64,
+    asleep: Option<Bed>,
+}
+
+/// Why a replica is woken.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Wake {
+    /// Something is to be done, or looked at.
+    Asked,
+    /// The node of its leader is gone.
+    LeaderLost(StoreId),
+}
+
+fn mix(x: u64) -> u64 {
+    let x = (x ^ (x >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    (x ^ (x >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93)
+}
+
+/// What both ends of a sleeping group know of it.
+fn mark(region: RegionId, (term, last_index): (u64, u64)) -> u64 {
+    mix(mix(mix(region.0).wrapping_add(term)).wrapping_add(last_index)).max(1)
+}
+
+/// Whether this is a leader's word to sleep.
+pub(crate) fn is_word(message: &Message) -> bool {
+    message.get_msg_type() == MessageType::MsgHeartbeat && &message.context[..] == SLEEP
+}
+
+impl Peer {
+    /// Whether it sleeps.
+    pub(crate) fn asleep(&self) -> bool {
+        self.rest.asleep.is_some()
+    }
+
+    /// Something happened.
+    pub(crate) fn stir(&mut self) {
+        self.rest.quiet = 0;
+    }
+
+    /// One more tick without anything. Whether it is time to sleep.
+    pub(crate) fn grows_tired(&mut self, config: &StoreConfig) -> bool {
+        self.rest.quiet += 1;
+        config.hibernate_ticks().is_some_and(|ticks| self.rest.quiet >= ticks)
+    }
+
+    /// Whether a visit would find anything to do.
+    pub(crate) fn has_work(&self) -> bool {
+        self.group.has_ready()
+            || self.proposals.has_pending()
+            || self.reads.has_waiting()
+            || self.compactable()
+    }
+
+    /// Whether it could stand still as far as it knows itself.
+    fn rested(&self) -> bool {
+        self.runs()
+            && self.received.is_none()
+            && self.reshaping.is_none()
+            && self.changing.is_none()
+            && self.removed.is_empty()
+            && !self.region.is_joint()
+            && self.proposals.is_idle()
+            && self.reads.is_idle()
+            && self.progress.applied.index == self.group.status().last_index
+            && self.progress.applying_bytes == 0
+            && self.group.settled()
+    }
+
+    fn node_of(&self, standing: &Standing) -> Option<StoreId> {
+        self.region.peer(standing.peer).map(|peer| peer.store)
+    }
+
+    /// The even followers and their nodes, if a leader may sleep beside its followers as they stand.
+    fn even_followers(&self, neighbours: &Neighbours) -> Option<Vec<(Standing, StoreId)>> {
+        let mut even = Vec::new();
+        for standing in self.group.standings() {
+            let store = self.node_of(&standing)?;
+            let node = neighbours.get(store);
+            match (standing.even, standing.active, node.support) {
+                (true, true, true) if node.supports_us => even.push((standing, store)),
+                (_, false, false) => {
+                    neighbours.meet(store);
+                }
+                _ => {
+                    neighbours.meet(store);
+                    return None;
+                }
+            }
+        }
+        let votes = |even: &(Standing, StoreId)| {
+            self.region.peer(even.0.peer).is_some_and(|peer| peer.role == Role::Voter)
+        };
+        let own = self.region.peer(self.id).is_some_and(|peer| peer.role == Role::Voter);
+        let voters = self.region.peers.iter().filter(|peer| peer.role == Role::Voter).count();
+        let majority = even.iter().filter(|even| votes(even)).count() + usize::from(own);
+        (majority > voters / 2).then_some(even)
+    }
+
+    /// A leader that has been quiet for long sleeps, if it may, and says so. `false`: it stays awake.
+    pub(crate) fn try_to_sleep(&mut self, neighbours: &Neighbours, out: &mut Outbox) -> bool {
+        if self.asleep() || !self.runs() || !self.group.leads() || !self.rested() {
+            return false;
+        }
+        let Some(even) = self.even_followers(neighbours) else { return false };
+        let status = self.group.status();
+        for (standing, _) in &even {
+            let mut word = Message {
+                from: self.id.0,
+                to: standing.peer.0,
+                term: status.term,
+                commit: status.committed,
+                context: SLEEP.into(),
+                ..Default::default()
+            };
+            word.set_msg_type(MessageType::MsgHeartbeat);
+            if let Some((store, envelope)) = self.envelope(word) {
+                out.push(store, envelope);
+            }
+        }
+        let on = even.into_iter().map(|(_, store)| (store, End::Leads)).collect();
+        self.lie_down(neighbours, on);
+        true
+    }
+
+    /// The leader's word. `false`: it does not agree, and must take it as a heartbeat.
+    pub(crate) fn told_to_sleep(
+        &mut self,
+        config: &StoreConfig,
+        neighbours: &Neighbours,
+        word: &Message,
+    ) -> bool {
+        let status = self.group.status();
+        let agrees = config.hibernate_ticks().is_some()
+            && self.runs()
+            && status.term == word.term
+            && status.leader.is_some_and(|leader| leader.0 == word.from && leader != self.id)
+            && status.committed == word.commit
+            && status.last_index == word.commit;
+        let Some(leader) = self.leader_store().filter(|_| agrees) else { return false };
+        if self.asleep() {
+            return true;
+        }
+        neighbours.meet(leader);
+        if !neighbours.get(leader).support || !self.rested() {
+            return false;
+        }
+        self.lie_down(neighbours, vec![(leader, End::Follows)]);
+        true
+    }
+
+    fn lie_down(&mut self, neighbours: &Neighbours, on: Vec<(StoreId, End)>) {
+        self.group.free_buffers();
+        self.proposals.free();
+        self.reads.free();
+        let mark = mark(self.region.id, self.group.mark());
+        self.rest.asleep = Some(neighbours.lie_down(self.region.id, mark, on));
+    }
+
+    /// Ends its sleep, if it sleeps.
+    pub(crate) fn wake(&mut self, config: &StoreConfig, why: Wake) {
+        let Some(bed) = self.rest.asleep.take() else { return };
+        self.rest.quiet = 0;
+        match why {
+            _ if self.group.leads() => self.group.ping(),
+            Wake::LeaderLost(store) if bed.is_on(store, End::Follows) => {
+                // The first heartbeat interval is for the others to notice, too.
+                let ticks = config.group.heartbeat_ticks;
+                let ticks = ticks + self.group.spread(config.group.election_ticks / 4);
+                self.group.lose_leader(ticks);
+            }
+            _ => {}
+        }
+    }
+
+    /// Ends its sleep in the middle of a round, in which raft may not be touched.
+    pub(crate) fn sit_up(&mut self) {
+        self.rest.asleep = None;
+        self.rest.quiet = 0;
+    }
+
+    /// Whether it sleeps on a node, at that end.
+    pub(crate) fn sleeps_on(&self, store: StoreId, end: End) -> bool {
+        self.rest.asleep.as_ref().is_some_and(|bed| bed.is_on(store, end))
+    }
+
+    /// Whether it sleeps as a leader of a region with a replica there.
+    pub(crate) fn sleeps_leading(&self, store: StoreId) -> bool {
+        self.asleep() && self.group.leads() && self.region.peer_on(store).is_some()
+    }
+
+    /// Whether the nodes that are there hold no majority of the voters any more.
+    pub(crate) fn is_outvoted(&self, neighbours: &Neighbours) -> bool {
+        let voters = || self.region.peers.iter().filter(|peer| peer.role == Role::Voter);
+        let there = |store| store == self.store || neighbours.get(store).support;
+        voters().filter(|peer| there(peer.store)).count() <= voters().count() / 2
+    }
+}

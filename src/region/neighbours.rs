@@ -1,0 +1,192 @@
+//! What a node knows of the other nodes: who is there, who counts on whom, and which groups sleep on that.
+//!
+//! Written by the one store loop that speaks with the other nodes (`store::liveness`), read by all of them.
+//! A loop does not hear of every change; it finds counters that grew.
+
+use crate::codec::beat::{CHUNKS, Sums};
+use crate::types::{RegionId, StoreId};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Which end of a group that sleeps on a node pair.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum End {
+    /// It follows, here, a leader there.
+    Follows,
+    /// It leads here; there is a follower that was told to sleep, too.
+    Leads,
+}
+
+/// Another node, as seen from here.
+///
+/// * `support`: we hear it. Followers of leaders there sleep only while this holds.
+/// * `supports_us`: it hears us, in our present life. Leaders sleep beside followers there only while this holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Neighbour {
+    /// Whether we support it.
+    pub support: bool,
+    /// Whether it supports us.
+    pub supports_us: bool,
+    /// How often our support was withdrawn, because it fell silent or came back as another life.
+    pub losses: u64,
+    /// How often it came back: heard again, in another life, or after it had given us up.
+    pub returns: u64,
+    /// By chunk: how often the groups shared with it were found not to agree.
+    pub doubts: [u32; CHUNKS],
+}
+
+impl Default for Neighbour {
+    fn default() -> Neighbour {
+        let (support, supports_us, losses, returns) = (false, false, 0, 0);
+        Neighbour { support, supports_us, losses, returns, doubts: [0; CHUNKS] }
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Known {
+    neighbour: Neighbour,
+    follow: Box<Sums>,
+    lead: Box<Sums>,
+}
+
+impl Known {
+    fn sums(&mut self, end: End) -> &mut Sums {
+        match end {
+            End::Follows => &mut self.follow,
+            End::Leads => &mut self.lead,
+        }
+    }
+}
+
+/// All of them. Clones share it.
+///
+/// * A sum holds exactly the [`Bed`]s that exist for that node, end and chunk: a replica that wakes, or is
+///   dropped, takes itself out.
+#[derive(Clone, Default, Debug)]
+pub struct Neighbours {
+    known: Arc<Mutex<BTreeMap<StoreId, Known>>>,
+    changes: Arc<AtomicU64>,
+}
+
+/// The chunk of a region.
+pub fn chunk_of(region: RegionId) -> usize {
+    (region.0 % CHUNKS as u64) as usize
+}
+
+impl Neighbours {
+    /// A node whose groups want to sleep on it, and with whom beats are to be exchanged from now on.
+    pub fn meet(&self, store: StoreId) {
+        self.known.lock().entry(store).or_insert_with(|| Known {
+            neighbour: Neighbour::default(),
+            follow: Box::new([0; CHUNKS]),
+            lead: Box::new([0; CHUNKS]),
+        });
+    }
+
+    /// Who is known.
+    pub fn stores(&self) -> Vec<StoreId> {
+        self.known.lock().keys().copied().collect()
+    }
+
+    /// What is known of a node; the default of one that nobody has met.
+    pub fn get(&self, store: StoreId) -> Neighbour {
+        self.known.lock().get(&store).map_or(Neighbour::default(), |known| known.neighbour)
+    }
+
+    /// Everything, if anything changed since `changes` was what it is.
+    pub fn news(&self, changes: &mut u64) -> Vec<(StoreId, Neighbour)> {
+        let now = self.changes.load(Ordering::Acquire);
+        if std::mem::replace(changes, now) == now {
+            return Vec::new();
+        }
+        self.known.lock().iter().map(|(store, known)| (*store, known.neighbour)).collect()
+    }
+
+    /// Changes what is known of a node that was met.
+    pub fn alter(&self, store: StoreId, change: impl FnOnce(&mut Neighbour)) {
+        if let Some(known) = self.known.lock().get_mut(&store) {
+            change(&mut known.neighbour);
+            self.changes.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// The sums over what sleeps here at one end of the pair with `store`.
+    pub fn sums(&self, store: StoreId, end: End) -> Box<Sums> {
+        let mut known = self.known.lock();
+        known.get_mut(&store).map_or(Box::new([0; CHUNKS]), |known| Box::new(*known.sums(end)))
+    }
+
+    /// A replica goes to sleep: `mark` says with whom, at which place of which log; the other end says the same.
+    pub(crate) fn lie_down(&self, region: RegionId, mark: u64, on: Vec<(StoreId, End)>) -> Bed {
+        let bed = Bed { neighbours: self.clone(), chunk: chunk_of(region), mark, on };
+        bed.count(u64::wrapping_add);
+        bed
+    }
+}
+
+/// A sleeping replica's part of the sums, for as long as it sleeps.
+#[derive(Debug)]
+pub struct Bed {
+    neighbours: Neighbours,
+    chunk: usize,
+    mark: u64,
+    on: Vec<(StoreId, End)>,
+}
+
+impl Bed {
+    fn count(&self, how: impl Fn(u64, u64) -> u64) {
+        let mut known = self.neighbours.known.lock();
+        for (store, end) in &self.on {
+            if let Some(known) = known.get_mut(store) {
+                let sum = &mut known.sums(*end)[self.chunk];
+                *sum = how(*sum, self.mark);
+            }
+        }
+    }
+
+    /// Whether it sleeps on this node, at that end.
+    pub fn is_on(&self, store: StoreId, end: End) -> bool {
+        self.on.contains(&(store, end))
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        self.count(u64::wrapping_sub);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_sleeps_is_summed_up_until_it_wakes() {
+        let neighbours = Neighbours::default();
+        let (a, b) = (StoreId(1), StoreId(2));
+        neighbours.meet(a);
+        let sum = |store, end| neighbours.sums(store, end)[chunk_of(RegionId(CHUNKS as u64 + 3))];
+        let one = neighbours.lie_down(RegionId(3), 5, vec![(a, End::Leads), (b, End::Leads)]);
+        let two = neighbours.lie_down(RegionId(3), u64::MAX, vec![(a, End::Leads)]);
+        assert_eq!((sum(a, End::Leads), sum(a, End::Follows), sum(b, End::Leads)), (4, 0, 0));
+        drop(one);
+        assert_eq!(sum(a, End::Leads), u64::MAX);
+        drop(two);
+        assert_eq!(sum(a, End::Leads), 0);
+    }
+
+    #[test]
+    fn news_are_told_once() {
+        let neighbours = Neighbours::default();
+        let mut changes = 0;
+        neighbours.meet(StoreId(4));
+        neighbours.alter(StoreId(4), |n| n.losses += 1);
+        neighbours.alter(StoreId(5), |n| n.losses += 1);
+        assert_eq!(neighbours.news(&mut changes).len(), 1);
+        assert_eq!(neighbours.news(&mut changes), vec![]);
+        assert_eq!(neighbours.get(StoreId(4)).losses, 1);
+        assert_eq!(neighbours.get(StoreId(5)).losses, 0, "nobody met it");
+    }
+}

@@ -1,0 +1,143 @@
+//! Who is ticked, and who is woken: a store looks at its awake groups only.
+//!
+//! `awake` holds every replica that takes part in time; the others cost their memory. The protocol by which a
+//! group comes to sleep is told in [`hibernate`](crate::region::hibernate), how nodes know of each other in
+//! `liveness`. Here is what a loop does with both: at each tick it looks whether a neighbour was lost or
+//! came back, lists whom that wakes, and wakes at most [`WAKE_CHUNK`] of them. (A list, because ten thousand
+//! campaigns in one round would be late, all of them.) What somebody waits for is woken at once.
+
+use super::liveness::Liveness;
+use super::round::Store;
+use crate::codec::beat::Beat;
+use crate::region::hibernate::Wake;
+use crate::region::neighbours::{End, Neighbour, chunk_of};
+use crate::types::{RegionId, StoreId, Time};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Groups that one tick wakes of those that a neighbour's coming or going concerns.
+const WAKE_CHUNK: usize = 256;
+/// Every this many ticks a leader looks at its log's size.
+const COMPACTION_CHECK_TICKS: u64 = 8;
+
+/// Who is awake.
+///
+/// * A replica that does not sleep is in `awake`, unless it was fenced off.
+#[derive(Default, Debug)]
+pub(super) struct Watch {
+    pub awake: BTreeSet<RegionId>,
+    /// To be woken by the next ticks.
+    due: BTreeMap<RegionId, Wake>,
+    /// What was heeded of each neighbour, and of all of them.
+    heeded: BTreeMap<StoreId, Neighbour>,
+    changes: u64,
+    /// Of the first loop.
+    pub liveness: Option<Liveness>,
+}
+
+impl Watch {
+    /// Everyone is awake.
+    pub fn new(awake: BTreeSet<RegionId>, liveness: Option<Liveness>) -> Watch {
+        Watch { awake, liveness, ..Watch::default() }
+    }
+}
+
+impl Store {
+    /// A tick of the clock.
+    pub(super) fn tick(&mut self, now: Time) {
+        if let Some(liveness) = &mut self.watch.liveness {
+            liveness.tick(now, &mut self.pending.beats);
+        }
+        self.heed_neighbours();
+        self.wake_some();
+        let awake = std::mem::take(&mut self.watch.awake);
+        self.watch.awake = awake.into_iter().filter(|region| self.tick_one(now, *region)).collect();
+    }
+
+    /// Ticks a replica. `false`: it need not be ticked any more.
+    fn tick_one(&mut self, now: Time, region: RegionId) -> bool {
+        let Some(peer) = self.peers.get_mut(&region) else { return false };
+        if !peer.runs() {
+            return peer.fence.is_none();
+        }
+        peer.tick(now);
+        peer.retry_reads(now, &self.config, &mut self.pending);
+        peer.tick_membership(&self.config, &mut self.pending);
+        if peer.ticks.is_multiple_of(COMPACTION_CHECK_TICKS) && peer.group.leads() {
+            peer.propose_compaction(&self.config);
+        }
+        if peer.has_work() {
+            self.touched.insert(region);
+        }
+        let tired = peer.grows_tired(&self.config);
+        !(tired && peer.try_to_sleep(self.registry.neighbours(), &mut self.pending.send_now))
+    }
+
+    /// A beat of another node; for the loop that has the beats.
+    pub(super) fn beat(&mut self, now: Time, from: StoreId, beat: Beat) {
+        if let Some(liveness) = &mut self.watch.liveness {
+            liveness.heard(now, from, beat);
+        }
+    }
+
+    /// Somebody wants something of a region: it wakes, and is not idle.
+    pub(super) fn rouse(&mut self, region: RegionId) {
+        if let Some(peer) = self.peers.get_mut(&region) {
+            peer.stir();
+            self.wake(region, Wake::Asked);
+        }
+    }
+
+    /// Wakes a replica, if it sleeps.
+    pub(super) fn wake(&mut self, region: RegionId, why: Wake) {
+        let Some(peer) = self.peers.get_mut(&region).filter(|peer| peer.asleep()) else { return };
+        peer.wake(&self.config, why);
+        self.watch.awake.insert(region);
+        self.touched.insert(region);
+    }
+
+    /// Lists whom the comings and goings since the last tick wake.
+    fn heed_neighbours(&mut self) {
+        let neighbours = self.registry.neighbours().clone();
+        for (store, now) in neighbours.news(&mut self.watch.changes) {
+            let before = self.watch.heeded.insert(store, now).unwrap_or_default();
+            let (lost, returned) = (now.losses != before.losses, now.returns != before.returns);
+            if !lost && !returned && now.doubts == before.doubts {
+                continue;
+            }
+            for (region, peer) in self.peers.iter().filter(|(_, peer)| peer.asleep()) {
+                let doubted = || {
+                    let chunk = chunk_of(*region);
+                    now.doubts[chunk] != before.doubts[chunk]
+                        && (peer.sleeps_on(store, End::Follows) || peer.sleeps_leading(store))
+                };
+                let why = if lost && peer.sleeps_on(store, End::Follows) {
+                    Wake::LeaderLost(store)
+                } else if returned && peer.sleeps_leading(store)
+                    || lost && peer.sleeps_leading(store) && peer.is_outvoted(&neighbours)
+                    || doubted()
+                {
+                    Wake::Asked
+                } else {
+                    continue;
+                };
+                let due = self.watch.due.entry(*region).or_insert(why);
+                *due = why.max(*due);
+            }
+        }
+    }
+
+    fn wake_some(&mut self) {
+        for _ in 0..WAKE_CHUNK {
+            let Some((region, why)) = self.watch.due.pop_first() else { return };
+            self.wake(region, why);
+        }
+    }
+
+    /// A planted bug of the simulator's: nobody is given up, however silent.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn keep_support(&mut self) {
+        if let Some(liveness) = &mut self.watch.liveness {
+            liveness.keep_support();
+        }
+    }
+}
