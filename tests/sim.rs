@@ -8,7 +8,7 @@ use catamaran::sim::regions::Workload;
 use catamaran::sim::seed::{Plan, run};
 use std::process::Command;
 
-/// CI runs these; see README.
+/// CI runs these of each workload; see README.
 const SEEDS: std::ops::Range<u64> = 0..500;
 
 fn trace_in_another_process(seed: u64) -> Vec<u8> {
@@ -75,12 +75,9 @@ fn a_log_purged_past_the_flush_is_found() {
     assert!(found_by(Planted::FlushReportedEarly, 0).is_some());
 }
 
-/// CI runs these of the workload `regions`; see README.
-const REGIONS_SEEDS: std::ops::Range<u64> = 0..300;
-
 #[test]
 fn a_change_made_for_another_shape_and_applied_all_the_same_is_found() {
-    let mut seeds = REGIONS_SEEDS.skip(60);
+    let mut seeds = SEEDS.skip(60);
     let found = seeds.any(|seed| {
         let planted = Some(Planted::IgnoredEpoch);
         let plan = Plan { planted, workload: Workload::Regions, ..Plan::new(seed) };

@@ -4,7 +4,7 @@
 //! states the others durable.
 
 use super::GroupId;
-use super::format::{BLOCK, RECORD_HEADER, RecordHeader, put, read_u32, take};
+use super::format::{BLOCK, RECORD_HEADER, RecordHeader, decode_dir, put, read_u32, take};
 use super::scan::Found;
 use crate::error::Result;
 use std::collections::BTreeMap;
@@ -154,4 +154,14 @@ pub(super) fn echoes_beyond<'a>(
         decode(&bytes, segment.header.generation, &mut echoes);
     }
     Ok(echoes)
+}
+/// The groups of a sound directory, as an echo lists them.
+pub(super) fn groups_of(dir: &[u8], payload_len: u32) -> Vec<u8> {
+    let (mut groups, mut last) = (Vec::new(), 0);
+    for op in decode_dir(dir, payload_len).iter().flatten() {
+        if let Some(group) = op.group() {
+            put_group(&mut groups, &mut last, group);
+        }
+    }
+    groups
 }

@@ -1,9 +1,9 @@
 //! Opening: read, replay, judge, take over.
 
-use super::echo::{EchoDraft, echoes_beyond, put_group};
+use super::echo::{EchoDraft, echoes_beyond, groups_of};
 use super::flight::Air;
 use super::footer::Summary;
-use super::format::{BLOCK, BadSum, Op, RecordHeader, align, decode_dir};
+use super::format::{BLOCK, BadSum, Op, RecordHeader, align};
 use super::index::{Damage, Dead, Index};
 use super::notes::Notes;
 use super::scan::{End, Found, Neighbour, Record, Scan, find_segments};
@@ -112,17 +112,6 @@ struct Fence {
     seq: u64,
     last_good: u64,
     damage: Damage,
-}
-
-/// The groups of a sound directory, as an echo lists them.
-fn groups_of(dir: &[u8], payload_len: u32) -> Vec<u8> {
-    let (mut groups, mut last) = (Vec::new(), 0);
-    for op in decode_dir(dir, payload_len).iter().flatten() {
-        if let Some(group) = op.group() {
-            put_group(&mut groups, &mut last, group);
-        }
-    }
-    groups
 }
 
 impl Log {

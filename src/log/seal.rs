@@ -68,7 +68,8 @@ pub(super) fn read_trailer(file: &dyn File, header: &SegmentHeader) -> Result<Op
 /// The summary that a trailer speaks of; `None` if its bytes are not what they were.
 pub(super) fn read_summary(file: &dyn File, trailer: Trailer) -> Result<Option<Summary>> {
     let len = u64::from(trailer.summary_len);
-    if trailer.summary_at.checked_add(len).is_none_or(|end| end > file.len().unwrap_or(0)) {
+    let room = file.len()?;
+    if trailer.summary_at.checked_add(len).is_none_or(|end| end > room) {
         return Ok(None);
     }
     let bytes = file.read_up_to(trailer.summary_at, len as usize)?;

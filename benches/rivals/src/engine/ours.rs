@@ -96,7 +96,10 @@ impl Engine for Ours {
     }
 
     fn finish(&self) -> Result<()> {
-        Ok(self.log.barrier()?)
+        self.log.barrier()?;
+        // What the thread does that an embedder gives it: without it full segments have no footers.
+        while self.log.prepare()? {}
+        Ok(())
     }
 
     fn compact(&self, group: u64, to: u64) -> Result<()> {
