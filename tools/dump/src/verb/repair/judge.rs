@@ -232,7 +232,11 @@ fn first_unreadable(log: &Log, id: GroupId) -> Result<Option<(u64, Error)>, Fail
         match log.entries(id, next, end, 1) {
             Ok(entries) => next += (entries.len() as u64).max(1),
             Err(error @ (Error::Corruption { .. } | Error::Quarantined { .. })) => {
-                return Ok(Some((next, error)));
+                // It may have looked further than was asked: the next one alone may be sound.
+                match log.entries(id, next, next + 1, 1) {
+                    Ok(entries) if !entries.is_empty() => next += 1,
+                    _ => return Ok(Some((next, error))),
+                }
             }
             Err(error) => return Err(error.into()),
         }
