@@ -2,7 +2,7 @@
 //!
 //! **Going.** A replica learns that it is no member any more in one of three ways: it applies its own removal; a member,
 //! or the leader that asks around, says so ([`Note::Gone`]); somebody speaks to a later replica of its region on its
-//! store. From then on it takes part in nothing ([`Peer::leave_life`]). Behind everything that it has still to
+//! store. From then on it takes part in nothing (`Peer::leave_life`). Behind everything that it has still to
 //! apply goes [`ApplyTask::Destroy`](super::effects::ApplyTask): in ONE batch of the state store its data is
 //! deleted and its state becomes a **tombstone**, the largest dead replica of the region here. Then the range is free,
 //! and the store forgets the replica.

@@ -77,7 +77,7 @@ impl Script {
         let after = After::from([(0, Model::default())]);
         let mut script = Script::over(disk, faults, held, after);
         script.dice = Dice(seed);
-        script.compress_above = (seed % 2 == 0).then_some(64);
+        script.compress_above = seed.is_multiple_of(2).then_some(64);
         script.log = Some(script.open().unwrap());
         script
     }
