@@ -46,7 +46,7 @@ impl Cluster {
         // If no answer has come by then, the outcome is unknown.
         self.world.at(deadline, Happening::Ask(at, attempt));
         let Some(region) = self.region_of(&request) else {
-            return self.rerouted(now, at);
+            return self.rerouted(at);
         };
         let Some((life, loop_at)) = self.place(node, region.id) else {
             return self.try_elsewhere(at, None);
@@ -86,7 +86,7 @@ impl Cluster {
     }
 
     /// No one region holds the request's keys: the client asks around, or gives it up, for no node has it.
-    fn rerouted(&mut self, now: Time, at: usize) -> Step {
+    fn rerouted(&mut self, at: usize) -> Step {
         let node = self.clients[at].node;
         let Some(asked) = &self.clients[at].asked else { return Ok(()) };
         let key = asked.request.first_key().clone();
@@ -94,7 +94,6 @@ impl Cluster {
         if self.routes.lookup(&key).is_some() {
             self.clients[at].failed(&mut self.history);
         }
-        let _ = now;
         self.try_elsewhere(at, None)
     }
 
