@@ -30,12 +30,7 @@ const STRETCH: Duration = Duration::from_millis(200);
 type Samples = BTreeMap<Which, Vec<f64>>;
 
 fn engines(work: Work) -> Vec<Which> {
-    let mut engines = Which::all();
-    if work.span > 64 {
-        // A sync for each of 256 groups.
-        engines.retain(|which| *which != Which::RaftLog);
-    }
-    engines
+    Which::all().into_iter().filter(|which| which.suits(work)).collect()
 }
 
 fn measure(work: Work) -> anyhow::Result<Samples> {

@@ -67,7 +67,7 @@ pub fn bytes_read() -> u64 {
 /// Asks for as many open files as may be had: a file for each group wants many.
 pub fn raise_limits() {
     let now = getrlimit(Resource::Nofile);
-    let wanted = Rlimit { current: Some(1 << 18), maximum: Some(1 << 18) };
+    let wanted = Rlimit { current: Some(1 << 20), maximum: Some(1 << 20) };
     if setrlimit(Resource::Nofile, wanted).is_err() {
         // Not allowed to raise the bound: take all below it. If that fails too, opening says so.
         let _ = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, ..now });

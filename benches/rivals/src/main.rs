@@ -172,9 +172,8 @@ fn write_rows(args: &Writing) -> Result<()> {
     for work in rows {
         let place = args.common.place()?;
         let mut engines = args.common.engines();
-        if args.common.engines.is_empty() && work.span > 64 {
-            // A sync for each of 256 groups: it was asked for with 64.
-            engines.retain(|which| *which != Which::RaftLog);
+        if args.common.engines.is_empty() {
+            engines.retain(|which| which.suits(work));
         }
         turns.take(work, &engines, place.path(), &mut report)?;
     }
@@ -184,8 +183,7 @@ fn write_rows(args: &Writing) -> Result<()> {
 fn measure_space(args: &OfSpace) -> Result<()> {
     let mut report = args.common.report(0.0);
     for which in args.common.engines() {
-        if matches!(which, Which::RaftEngineRecycled | Which::RaftEngineRecycledRaw) {
-            // It matters to writing only.
+        if !space::TOLD_APART.contains(&which) {
             continue;
         }
         if which == Which::RaftLog && args.common.engines.is_empty() {

@@ -104,14 +104,15 @@ impl Report {
         self.rows.iter().filter(move |row| row.work == work)
     }
 
-    /// Ours of one work.
+    /// Ours of one work: compressed or not, whichever is faster, as of the rivals.
     pub fn ours(&self, work: &str) -> Option<&Row> {
-        self.of(work).find(|row| row.which == Which::Catamaran)
+        let ours = self.of(work).filter(|row| row.which.is_ours());
+        ours.max_by(|a, b| a.rate().total_cmp(&b.rate()))
     }
 
     /// The best rival of a row: the one with the most entries a second.
     pub fn best_rival(&self, work: &str) -> Option<&Row> {
-        let rivals = self.of(work).filter(|row| row.which != Which::Catamaran);
+        let rivals = self.of(work).filter(|row| row.which.is_rival());
         rivals.max_by(|a, b| a.rate().total_cmp(&b.rate()))
     }
 }

@@ -22,6 +22,10 @@ pub struct Shape {
     pub each: u64,
 }
 
+/// Engines that a large log tells apart; how the others differ matters to writing only.
+pub const TOLD_APART: [Which; 4] =
+    [Which::Catamaran, Which::RaftEngine, Which::RaftEngineRaw, Which::RaftLog];
+
 /// Bytes of an entry.
 pub const ENTRY: usize = 1024;
 /// Groups of a write.

@@ -68,7 +68,7 @@ impl Line {
     ) -> Option<Line> {
         let ours = report.space.iter().find(|space| space.which == Which::Catamaran)?;
         let ours = figure(ours);
-        let rivals = report.space.iter().filter(|space| space.which != Which::Catamaran);
+        let rivals = report.space.iter().filter(|space| space.which.is_rival());
         let best = rivals.min_by(|a, b| figure(a).total_cmp(&figure(b)));
         let digits =
             |value: f64| if value < 10.0 { format!("{value:.3}") } else { format!("{value:.1}") };
@@ -83,6 +83,14 @@ impl Line {
             Limit::Absolute(most) => (format!("<= {most}"), ours <= most),
         };
         Some(Line { what: what.into(), ours: digits(ours), rival, ratio, target, met })
+    }
+}
+
+/// A figure, and whose it is unless it is that of our log as it comes.
+fn named(figure: String, which: Which) -> String {
+    match which {
+        Which::Catamaran => figure,
+        other => format!("{figure} ({})", other.name()),
     }
 }
 
@@ -169,7 +177,7 @@ impl Report {
         let ratio = ours.rate() / rival.rate();
         lines.push(Line {
             what: format!("{work}, entries/s"),
-            ours: count(ours.rate()),
+            ours: named(count(ours.rate()), ours.which),
             rival: format!("{} ({})", count(rival.rate()), rival.which.name()),
             ratio: quotient(ours.rate(), rival.rate(), 2),
             target: target.map_or("-".into(), |target| format!(">= {}", target.at_least)),
@@ -180,7 +188,7 @@ impl Report {
             let ratio = p99(ours) / p99(rival);
             lines.push(Line {
                 what: format!("{work}, p99 us"),
-                ours: format!("{:.0}", p99(ours)),
+                ours: named(format!("{:.0}", p99(ours)), ours.which),
                 rival: format!("{:.0} ({})", p99(rival), rival.which.name()),
                 ratio: quotient(p99(ours), p99(rival), 2),
                 target: format!("<= {most}"),
@@ -241,7 +249,7 @@ impl Report {
             for row in self.of(&work) {
                 let (low, middle, high) = spread(row.runs.iter().map(|f| f.entries_per_s));
                 let ratio = |what: fn(&crate::drive::Figures) -> f64| match ours {
-                    Some(ours) if row.which != Which::Catamaran => {
+                    Some(ours) if row.which != ours.which => {
                         quotient(ours.median(what), row.median(what), 2)
                     }
                     _ => String::new(),

@@ -143,6 +143,11 @@ impl Payload {
         Payload { pool: pool.into(), size, at: 0 }
     }
 
+    /// Bytes of an entry.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
     /// The next entry's data.
     pub fn entry(&mut self) -> Bytes {
         let from = self.at % DIFFERENT * self.size;

@@ -1,12 +1,13 @@
 //! What is measured: one trait, one adapter for each log.
 
+pub mod disk;
 pub mod ours;
 #[cfg(feature = "rivals")]
 pub mod raft_engine;
 #[cfg(feature = "rivals")]
 pub mod raft_log;
 
-use crate::work::{Payload, Piece};
+use crate::work::{Payload, Piece, Work};
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -17,6 +18,11 @@ use std::path::Path;
 pub enum Which {
     /// `catamaran::log`.
     Catamaran,
+    /// The same, with runs over 512 bytes compressed.
+    CatamaranLz4,
+    /// No log at all: the same bytes written to a file written full beforehand, and synced. What the disk
+    /// leaves to whoever writes one batch after the other.
+    Disk,
     /// raft-engine as it comes: batches over 8 KiB are compressed, files are new.
     RaftEngine,
     /// Without compression.
@@ -32,7 +38,7 @@ pub enum Which {
 impl Which {
     /// All that this build can measure.
     pub fn all() -> Vec<Which> {
-        let mut all = vec![Which::Catamaran];
+        let mut all = vec![Which::Catamaran, Which::CatamaranLz4, Which::Disk];
         if cfg!(feature = "rivals") {
             all.extend([
                 Which::RaftEngine,
@@ -49,11 +55,33 @@ impl Which {
     pub fn name(self) -> &'static str {
         match self {
             Which::Catamaran => "catamaran",
+            Which::CatamaranLz4 => "catamaran-lz4",
+            Which::Disk => "disk",
             Which::RaftEngine => "raft-engine",
             Which::RaftEngineRaw => "raft-engine-raw",
             Which::RaftEngineRecycled => "raft-engine-recycled",
             Which::RaftEngineRecycledRaw => "raft-engine-recycled-raw",
             Which::RaftLog => "raft-log",
+        }
+    }
+
+    /// Whether it is ours.
+    pub fn is_ours(self) -> bool {
+        matches!(self, Which::Catamaran | Which::CatamaranLz4)
+    }
+
+    /// Whether it is what ours is measured against.
+    pub fn is_rival(self) -> bool {
+        !self.is_ours() && self != Which::Disk
+    }
+
+    /// Whether it is measured in a row unless it is asked for by name.
+    pub fn suits(self, work: Work) -> bool {
+        match self {
+            // A sync for each of 256 groups: it was asked for with 64.
+            Which::RaftLog => work.span <= 64,
+            Which::Disk => work.threads == 1 && work.window == 1,
+            _ => true,
         }
     }
 
@@ -124,7 +152,8 @@ pub trait Engine: Send + Sync {
 /// Opens an engine on a directory, which it makes if it is not there.
 pub fn open(which: Which, dir: &Path, setup: Setup) -> Result<Box<dyn Engine>> {
     Ok(match which {
-        Which::Catamaran => Box::new(ours::Ours::open(dir, setup)?),
+        Which::Catamaran | Which::CatamaranLz4 => Box::new(ours::Ours::open(which, dir, setup)?),
+        Which::Disk => Box::new(disk::Bare::open(dir)?),
         #[cfg(feature = "rivals")]
         Which::RaftLog => Box::new(raft_log::PerGroup::open(dir, setup)?),
         #[cfg(feature = "rivals")]

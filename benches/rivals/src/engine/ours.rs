@@ -1,7 +1,7 @@
 //! `catamaran::log`. With a window, a thread writes rounds, as a node's driver does; without, the
 //! callers do it themselves (group commit).
 
-use super::{Engine, Files, Setup, Ticket};
+use super::{Engine, Files, Setup, Ticket, Which};
 use crate::work::{Payload, Piece};
 use anyhow::Result;
 use catamaran::env::os::OsDisk;
@@ -13,6 +13,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+/// Bytes of a run from which the compressed variant compresses it.
+const COMPRESS_ABOVE: usize = 512;
+
 /// Our log and, maybe, its writer.
 pub struct Ours {
     log: Log,
@@ -22,8 +25,9 @@ pub struct Ours {
 
 impl Ours {
     /// Opens it, with as many spare files as a node keeps.
-    pub fn open(dir: &Path, setup: Setup) -> Result<Ours> {
-        let usual = Options { spare_segments: 4, ..Options::default() };
+    pub fn open(which: Which, dir: &Path, setup: Setup) -> Result<Ours> {
+        let compress_above = (which == Which::CatamaranLz4).then_some(COMPRESS_ABOVE);
+        let usual = Options { spare_segments: 4, compress_above, ..Options::default() };
         let options = match setup.files {
             Files::Usual => usual,
             Files::Small => Options { segment_bytes: 32 << 20, ..usual },
