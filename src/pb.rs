@@ -68,6 +68,48 @@ fn region_from_pb(region: &meta::Region) -> Region {
     }
 }
 
+fn departed_to_pb(gone: &Departed) -> meta::Departed {
+    let mut out = meta::Departed::new();
+    out.set_id(gone.id.0);
+    out.set_store_id(gone.store.0);
+    out.set_region_id(gone.region.0);
+    out
+}
+
+/// `own`: the region whose state it stands in; an older engine knew no others.
+fn departed_from_pb(own: RegionId, gone: &meta::Departed) -> Departed {
+    let region = match gone.get_region_id() {
+        0 => own,
+        id => RegionId(id),
+    };
+    Departed { region, id: PeerId(gone.get_id()), store: StoreId(gone.get_store_id()) }
+}
+
+fn merging_to_pb(merging: &Merging) -> meta::Merging {
+    let mut out = meta::Merging::new();
+    out.set_target(merging.target.0);
+    out.set_start(merging.start.to_vec());
+    out.mut_epoch().set_conf_ver(merging.epoch.conf_ver);
+    out.mut_epoch().set_version(merging.epoch.version);
+    out.set_first(merging.first);
+    out.set_index(merging.at.index);
+    out.set_term(merging.at.term);
+    out
+}
+
+fn merging_from_pb(merging: &meta::Merging) -> Merging {
+    Merging {
+        target: RegionId(merging.get_target()),
+        start: merging.get_start().to_vec().into(),
+        epoch: Epoch {
+            conf_ver: merging.get_epoch().get_conf_ver(),
+            version: merging.get_epoch().get_version(),
+        },
+        first: merging.get_first(),
+        at: LogPosition { index: merging.get_index(), term: merging.get_term() },
+    }
+}
+
 /// The durable form of a region's state.
 pub fn encode_region_state(state: &RegionState) -> Bytes {
     let mut out = meta::RegionState::new();
@@ -78,20 +120,26 @@ pub fn encode_region_state(state: &RegionState) -> Bytes {
     out.set_compact_index(state.compacted.index);
     out.set_compact_term(state.compacted.term);
     out.set_next_id(state.next_id);
-    out.set_removed(state.removed.iter().map(peer_to_pb).collect());
+    out.set_removed(state.removed.iter().map(departed_to_pb).collect());
+    if let Some(merging) = &state.merging {
+        out.set_merging(merging_to_pb(merging));
+    }
     bytes_of(&out)
 }
 
 /// Reads what [`encode_region_state`] wrote.
 pub fn decode_region_state(bytes: &[u8]) -> Result<RegionState> {
     let state: meta::RegionState = parse("region state", bytes)?;
+    let region = region_from_pb(state.get_region());
+    let departed = |gone: &meta::Departed| departed_from_pb(region.id, gone);
     Ok(RegionState {
-        region: region_from_pb(state.get_region()),
+        removed: state.get_removed().iter().map(departed).collect(),
+        merging: state.has_merging().then(|| merging_from_pb(state.get_merging())),
+        region,
         peer: PeerId(state.get_peer_id()),
         applied: LogPosition { index: state.get_applied_index(), term: state.get_applied_term() },
         compacted: LogPosition { index: state.get_compact_index(), term: state.get_compact_term() },
         next_id: state.get_next_id(),
-        removed: state.get_removed().iter().map(peer_from_pb).collect(),
     })
 }
 

@@ -103,6 +103,15 @@ impl KeyRange {
         KeyRange { start, end }
     }
 
+    /// The smallest range that holds every key of both, and what lies between them.
+    pub fn hull(&self, other: &KeyRange) -> KeyRange {
+        let end = match self.end.is_empty() || other.end.is_empty() {
+            true => Bytes::new(),
+            false => (&self.end).max(&other.end).clone(),
+        };
+        KeyRange { start: (&self.start).min(&other.start).clone(), end }
+    }
+
     /// Whether every key of `other` lies in this range.
     pub fn covers(&self, other: &KeyRange) -> bool {
         self.start <= other.start
@@ -198,8 +207,36 @@ pub struct RegionState {
     pub compacted: LogPosition,
     /// Of [`FIRST_REGION`] alone, 0 in all others: the smallest id that no region and no peer has had.
     pub next_id: u64,
-    /// Replicas that are no longer members and are not yet known to be gone for good.
-    pub removed: Vec<Peer>,
+    /// Replicas of this region, or of one that was merged into it, that are not yet known to be gone for good.
+    pub removed: Vec<Departed>,
+    /// Set while the region is frozen, to be merged into another; of a tombstone: that it ended so.
+    pub merging: Option<Merging>,
+}
+
+/// A former replica.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+pub struct Departed {
+    /// The region it was a replica of.
+    pub region: RegionId,
+    /// Which one.
+    pub id: PeerId,
+    /// Where it lived, and maybe lives still.
+    pub store: StoreId,
+}
+
+/// A region on its way into its neighbour.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Merging {
+    /// The neighbour.
+    pub target: RegionId,
+    /// Where the neighbour begins.
+    pub start: Bytes,
+    /// The neighbour's shape: in another one it refuses.
+    pub epoch: Epoch,
+    /// What some replica of the region may have lacked when it was frozen: the entries from here on.
+    pub first: u64,
+    /// The entry that froze it, its last one that matters.
+    pub at: LogPosition,
 }
 
 /// The position of a dead replica: nothing of its log is needed any more.

@@ -132,6 +132,7 @@ fn state(region: u64, index: u64) -> RegionState {
         compacted: INITIAL_POSITION,
         next_id: 0,
         removed: Vec::new(),
+        merging: None,
     }
 }
 
@@ -139,7 +140,7 @@ fn write(store: &TableStore, i: u64) {
     let state = state(region_of(i), i);
     if is_restore(i) {
         let mut items = restored(i).into_iter().map(Ok);
-        store.restore(&region_range(region_of(i)), &mut items, state).unwrap();
+        store.restore(&region_range(region_of(i)), &mut items, vec![state]).unwrap();
         return;
     }
     let mut batch = WriteBatch::new();

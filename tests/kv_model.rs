@@ -80,6 +80,7 @@ fn state(index: u64) -> RegionState {
         compacted: INITIAL_POSITION,
         next_id: 0,
         removed: Vec::new(),
+        merging: None,
     }
 }
 
@@ -156,7 +157,7 @@ fn run(steps: &[Step], open: &dyn Fn() -> Box<dyn Tables>) {
                 inside.retain(|k, _| range.contains(k) && !range.is_empty());
                 applied += 10;
                 let mut sorted = inside.clone().into_iter().map(Ok);
-                store.restore(&range, &mut sorted, state(applied)).unwrap();
+                store.restore(&range, &mut sorted, vec![state(applied)]).unwrap();
                 delete_range(&mut model, &range);
                 model.extend(inside);
                 (durable, durable_applied) = (model.clone(), applied);

@@ -121,6 +121,7 @@ fn state(region: u64, index: u64) -> RegionState {
         compacted: LogPosition::default(),
         next_id: 0,
         removed: Vec::new(),
+        merging: None,
     }
 }
 
@@ -296,7 +297,7 @@ fn play(place: &Place, steps: &[Step]) {
                     .map(|k| (k.clone(), b"restored".to_vec()))
                     .collect();
                 let mut it = items.iter().map(|(k, v)| Ok((k.clone().into(), v.clone().into())));
-                store.restore(&range, &mut it, state(*region, clock)).unwrap();
+                store.restore(&range, &mut it, vec![state(*region, clock)]).unwrap();
                 now.data.retain(|k, _| !range.contains(k));
                 now.data.extend(items.clone());
                 now.regions.insert(*region, state(*region, clock));
@@ -308,7 +309,7 @@ fn play(place: &Place, steps: &[Step]) {
             Step::BadRestore { start, end } => {
                 let range = KeyRange::new(start.clone(), end.clone());
                 let item = || Ok((Bytes::from(start.clone()), Bytes::new()));
-                let result = store.restore(&range, &mut [item(), item()].into_iter(), state(1, 9));
+                let result = store.restore(&range, &mut [item(), item()].into_iter(), vec![state(1, 9)]);
                 assert!(result.is_err());
                 // What was active has joined the frozen cut.
                 if frozen.is_some() || dirty {

@@ -49,6 +49,7 @@ fn batch(entry: Bytes, ops: usize, index: u64) -> WriteBatch {
         compacted: LogPosition::default(),
         next_id: 0,
         removed: Vec::new(),
+        merging: None,
     });
     batch
 }

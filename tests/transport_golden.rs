@@ -68,7 +68,7 @@ fn gone() -> Envelope {
     let epoch = Epoch { conf_ver: 300, version: 4 };
     let (from, to) = (PeerId(11), PeerId(1 << 21));
     let (region, message) = (RegionId(3), Message::default());
-    let note = Some(Note::Gone { epoch });
+    let note = Some(Note::Gone { epoch, by: RegionId(9) });
     Envelope { region, from, to, from_store: StoreId(1), message, note }
 }
 

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::types::{Epoch, PeerId, Region, RegionId, Role, StoreId};
 
 /// Looks at a region before a goal is given up.
-const LOOKS_MAX: u32 = 64;
+pub(super) const LOOKS_MAX: u32 = 64;
 
 impl Client {
     /// The region as its leader knows it, once no change of its replicas is under way.

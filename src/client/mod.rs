@@ -29,6 +29,7 @@ mod job;
 pub mod local;
 mod locate;
 mod members;
+pub(crate) mod merge;
 mod pages;
 mod read;
 pub mod remote;

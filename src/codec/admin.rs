@@ -10,10 +10,13 @@
 //! | leave joint | `6` (one byte), conf_ver, version |
 //! | forget | `7` (one byte), number of peers, the peers |
 //!
+//! Those of a merge stand in [`merge`](super::merge).
+//!
 //! *Change peers* and *leave joint* stand in the context of an entry of raft's kind for changed configurations; the
 //! entry's data is raft's own form of the same.
 
 use super::command::KEY_BYTES_MAX;
+use super::merge::{self, Commit, Prepare};
 use super::{Reader, Writer};
 use crate::error::Result;
 use crate::types::{Epoch, KeyRange, PeerId, RegionId, StoreId};
@@ -24,6 +27,9 @@ pub(super) const ALLOCATE: u8 = 4;
 const CHANGE_PEERS: u8 = 5;
 const LEAVE_JOINT: u8 = 6;
 const FORGET: u8 = 7;
+const PREPARE_MERGE: u8 = 8;
+const COMMIT_MERGE: u8 = 9;
+const ROLL_BACK_MERGE: u8 = 10;
 
 const ADD_LEARNER: u8 = 1;
 const PROMOTE: u8 = 2;
@@ -60,6 +66,15 @@ pub enum Admin {
     Forget {
         /// Which.
         peers: Vec<PeerId>,
+    },
+    /// Freeze a region, to be merged into its neighbour.
+    PrepareMerge(Prepare),
+    /// Take a frozen region in. Boxed: it may carry many entries.
+    CommitMerge(Box<Commit>),
+    /// Thaw a region whose neighbour has refused it.
+    RollBackMerge {
+        /// The entry that froze it: not another, later one.
+        at: u64,
     },
 }
 
@@ -111,6 +126,17 @@ pub struct Child {
     pub peers: Vec<PeerId>,
 }
 
+/// The merge that an entry commits, if that is what its data says.
+pub fn commit_in(data: &Bytes) -> Option<Box<Commit>> {
+    if data.first() != Some(&COMMIT_MERGE) {
+        return None;
+    }
+    match Admin::decode(data)? {
+        Ok(Admin::CommitMerge(commit)) => Some(commit),
+        _ => None,
+    }
+}
+
 impl Admin {
     /// The entry's data.
     pub fn encode(&self) -> Bytes {
@@ -158,6 +184,18 @@ impl Admin {
                 out.varint(peers.len() as u64);
                 peers.iter().for_each(|peer| out.varint(peer.0));
             }
+            Admin::PrepareMerge(prepare) => {
+                out.u8(PREPARE_MERGE);
+                merge::encode_prepare(prepare, &mut out);
+            }
+            Admin::CommitMerge(commit) => {
+                out.u8(COMMIT_MERGE);
+                merge::encode_commit(commit, &mut out);
+            }
+            Admin::RollBackMerge { at } => {
+                out.u8(ROLL_BACK_MERGE);
+                out.varint(*at);
+            }
         }
         Bytes::from(bytes)
     }
@@ -172,6 +210,9 @@ impl Admin {
             CHANGE_PEERS => decode_change(&mut from),
             LEAVE_JOINT => decode_epoch(&mut from).map(|epoch| Admin::LeaveJoint { epoch }),
             FORGET => decode_peers(&mut from).map(|peers| Admin::Forget { peers }),
+            PREPARE_MERGE => merge::decode_prepare(&mut from).map(Admin::PrepareMerge),
+            COMMIT_MERGE => merge::decode_commit(&mut from).map(Box::new).map(Admin::CommitMerge),
+            ROLL_BACK_MERGE => from.varint().map(|at| Admin::RollBackMerge { at }),
             _ => return None,
         };
         Some(admin.and_then(|admin| from.finish().map(|()| admin)))
@@ -183,7 +224,9 @@ impl Admin {
         match self {
             Admin::Split(split) => split.epoch = to,
             Admin::ChangePeers { epoch, .. } | Admin::LeaveJoint { epoch } => *epoch = to,
-            Admin::Allocate { .. } | Admin::Forget { .. } => {}
+            Admin::PrepareMerge(prepare) => prepare.epoch = to,
+            Admin::CommitMerge(commit) => commit.epoch = to,
+            Admin::Allocate { .. } | Admin::Forget { .. } | Admin::RollBackMerge { .. } => {}
         }
     }
 
@@ -192,17 +235,19 @@ impl Admin {
         match self {
             Admin::Split(split) => Some(split.epoch),
             Admin::ChangePeers { epoch, .. } | Admin::LeaveJoint { epoch } => Some(*epoch),
-            Admin::Allocate { .. } | Admin::Forget { .. } => None,
+            Admin::PrepareMerge(prepare) => Some(prepare.epoch),
+            Admin::CommitMerge(commit) => Some(commit.epoch),
+            Admin::Allocate { .. } | Admin::Forget { .. } | Admin::RollBackMerge { .. } => None,
         }
     }
 }
 
-fn encode_epoch(epoch: &Epoch, out: &mut Writer<'_>) {
+pub(super) fn encode_epoch(epoch: &Epoch, out: &mut Writer<'_>) {
     out.varint(epoch.conf_ver);
     out.varint(epoch.version);
 }
 
-fn decode_epoch(from: &mut Reader) -> Result<Epoch> {
+pub(super) fn decode_epoch(from: &mut Reader) -> Result<Epoch> {
     Ok(Epoch { conf_ver: from.varint()?, version: from.varint()? })
 }
 
@@ -263,6 +308,7 @@ impl Split {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::{LogPosition, Region};
 
     fn split() -> Split {
         let child = |id: u64, start: &'static str| Child {
@@ -277,6 +323,7 @@ mod tests {
     #[test]
     fn reads_back_and_refuses_every_cut() {
         let epoch = Epoch { conf_ver: 3, version: 1 };
+        let region = Region { id: RegionId(5), epoch, ..Region::default() };
         let changes = vec![
             Change::AddLearner { peer: PeerId(300), store: StoreId(4) },
             Change::Promote(PeerId(8)),
@@ -289,6 +336,15 @@ mod tests {
             Admin::ChangePeers { epoch, changes },
             Admin::LeaveJoint { epoch },
             Admin::Forget { peers: vec![PeerId(1), PeerId(400)] },
+            Admin::PrepareMerge(Prepare { epoch, target: region.clone(), first: 7 }),
+            Admin::CommitMerge(Box::new(Commit {
+                epoch,
+                source: region,
+                at: LogPosition { index: 8, term: 6 },
+                first: 7,
+                entries: vec![(5, "data".into()), (6, Bytes::new())],
+            })),
+            Admin::RollBackMerge { at: 300 },
         ] {
             let bytes = admin.encode();
             assert_eq!(Admin::decode(&bytes).unwrap().unwrap(), admin);

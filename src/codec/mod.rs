@@ -1,5 +1,5 @@
 //! How the house turns words into bytes and back, below every room that has a format: [`bytes`] is
-//! the bounded little-endian cursor pair, [`command`] and [`admin`] what stands in log entries, [`region`] a
+//! the bounded little-endian cursor pair, [`command`], [`admin`] and [`merge`] what stands in log entries, [`region`] a
 //! region's description on the wire, [`beat`] the heartbeat of a node pair.
 //!
 //! Protocol: a format is written with a [`bytes::Writer`] and read with a [`bytes::Reader`]; a reader
@@ -14,6 +14,7 @@ pub mod admin;
 pub mod beat;
 pub mod bytes;
 pub mod command;
+pub mod merge;
 pub mod region;
 
 pub use bytes::{Reader, Writer};

@@ -49,19 +49,42 @@ pub struct Head {
     pub compacted: LogPosition,
     /// The cluster's id counter, if the region keeps it.
     pub next_id: u64,
-    /// Former members that are not yet known to be gone.
-    pub removed: Vec<Peer>,
+    /// Former replicas that are not yet known to be gone.
+    pub removed: Vec<Departed>,
+    /// Set while the region is frozen, to be merged into another.
+    pub merging: Option<Merging>,
 }
 
-/// Writes the head of a snapshot: the id counter `u64`, number of removed peers `u32`, then for each: id `u64`,
-/// store `u64`; then the region.
+impl Head {
+    /// The state of the replica `peer` that holds the snapshot, which was taken at `applied`.
+    pub fn state(self, peer: PeerId, applied: LogPosition) -> RegionState {
+        let Head { region, compacted, next_id, removed, merging } = self;
+        RegionState { region, peer, applied, compacted, next_id, removed, merging }
+    }
+}
+
+/// Writes the head of a snapshot: the id counter `u64`, number of former replicas `u32`, then for each: region `u64`,
+/// id `u64`, store `u64`; whether it is merging `u8` (0 or 1), and if so: target `u64`, the target's conf_ver and
+/// version `u64`, first index `u64`, index and term of the freezing entry `u64`, the target's start length `u32` and
+/// start; then the region.
 pub fn encode_head(state: &RegionState) -> Bytes {
     let mut out = BytesMut::new();
     out.put_u64_le(state.next_id);
     out.put_u32_le(state.removed.len() as u32);
     for peer in &state.removed {
+        out.put_u64_le(peer.region.0);
         out.put_u64_le(peer.id.0);
         out.put_u64_le(peer.store.0);
+    }
+    out.put_u8(u8::from(state.merging.is_some()));
+    if let Some(merging) = &state.merging {
+        let Epoch { conf_ver, version } = merging.epoch;
+        let LogPosition { index, term } = merging.at;
+        for value in [merging.target.0, conf_ver, version, merging.first, index, term] {
+            out.put_u64_le(value);
+        }
+        out.put_u32_le(merging.start.len() as u32);
+        out.put_slice(&merging.start);
     }
     out.put_slice(&encode(&state.region, state.compacted));
     out.freeze()
@@ -76,15 +99,30 @@ pub fn decode_head(bytes: &Bytes) -> Result<Head> {
     if count > REMOVED_MAX {
         return Err(Error::malformed("region", "number of removed peers"));
     }
-    need(&bytes, count * 16)?;
-    let gone = |bytes: &mut Bytes| Peer {
+    need(&bytes, count * 24 + 1)?;
+    let gone = |bytes: &mut Bytes| Departed {
+        region: RegionId(bytes.get_u64_le()),
         id: PeerId(bytes.get_u64_le()),
         store: StoreId(bytes.get_u64_le()),
-        role: Role::Learner,
     };
     let removed = (0..count).map(|_| gone(&mut bytes)).collect();
+    let merging = match bytes.get_u8() {
+        0 => None,
+        1 => Some(decode_merging(&mut bytes)?),
+        _ => return Err(Error::malformed("region", "neither merging nor not")),
+    };
     let (region, compacted) = decode(&bytes)?;
-    Ok(Head { region, compacted, next_id, removed })
+    Ok(Head { region, compacted, next_id, removed, merging })
+}
+
+fn decode_merging(bytes: &mut Bytes) -> Result<Merging> {
+    need(bytes, 6 * 8 + 4)?;
+    let mut next = || bytes.get_u64_le();
+    let target = RegionId(next());
+    let epoch = Epoch { conf_ver: next(), version: next() };
+    let first = next();
+    let at = LogPosition { index: next(), term: next() };
+    Ok(Merging { target, start: key(bytes)?, epoch, first, at })
 }
 
 fn need(bytes: &Bytes, n: usize) -> Result<()> {
@@ -156,11 +194,23 @@ mod tests {
 
     #[test]
     fn a_head_remembers_who_was_removed() {
-        let gone = Peer { id: PeerId(4), store: StoreId(2), role: Role::Learner };
-        let state = RegionState { removed: vec![gone], next_id: 9, ..Default::default() };
+        let gone = Departed { region: RegionId(7), id: PeerId(4), store: StoreId(2) };
+        let merging = Merging {
+            target: RegionId(3),
+            start: "m".into(),
+            epoch: Epoch { conf_ver: 1, version: 2 },
+            first: 7,
+            at: LogPosition { index: 8, term: 6 },
+        };
+        let state = RegionState {
+            removed: vec![gone],
+            next_id: 9,
+            merging: Some(merging),
+            ..Default::default()
+        };
         let bytes = encode_head(&state);
         let head = decode_head(&bytes).unwrap();
-        assert_eq!((head.removed, head.next_id), (vec![gone], 9));
+        assert_eq!(head.state(PeerId(0), LogPosition::default()), state);
         for cut in 0..bytes.len() {
             assert!(decode_head(&bytes.slice(..cut)).is_err());
         }

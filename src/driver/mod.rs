@@ -48,7 +48,7 @@ use crate::kv::StateStore;
 use crate::log::Log;
 use crate::raft::{Envelope, Lane};
 use crate::region::apply::Applier;
-use crate::region::effects::{SnapshotSend, SplitWish};
+use crate::region::effects::{MergeWish, SnapshotSend, SplitWish};
 use crate::store::{Delivered, Event, Proposal, ReadLevel, ReadRequest, Registry, Store, Token};
 use crate::types::{RegionId, StoreId, Time};
 use apply::ApplyQueue;
@@ -71,6 +71,8 @@ pub trait Outward: Send + Sync + 'static {
     fn beat(&self, to: StoreId, beat: Beat);
     /// A region should be cut. May be forgotten: it is wished again.
     fn split(&self, wish: SplitWish);
+    /// A frozen region should be merged. May be forgotten: it is wished again.
+    fn merge(&self, wish: MergeWish);
     /// Streams a snapshot; tells the end to `done`, exactly once.
     fn send_snapshot(&self, snapshot: SnapshotSend, done: Box<dyn FnOnce(Delivered) + Send>);
 }

@@ -98,6 +98,12 @@ fn perform(shared: &Shared, at: usize, effects: &mut Effects) -> bool {
     for wish in effects.split_wishes.drain(..) {
         shared.outward.split(wish);
     }
+    for wish in effects.merge_wishes.drain(..) {
+        shared.outward.merge(wish);
+    }
+    for aside in effects.asides.drain(..) {
+        shared.inboxes[shared.loop_of(aside.region)].post(Event::Aside(aside));
+    }
     for snapshot in effects.snapshots.drain(..) {
         send_snapshot(shared, at, snapshot);
     }

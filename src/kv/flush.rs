@@ -10,6 +10,7 @@ use crate::pb;
 use crate::types::{KeyRange, RegionState};
 use bytes::Bytes;
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::iter::Peekable;
 use std::sync::Arc;
 
@@ -88,7 +89,7 @@ impl Inner {
         &self,
         range: &KeyRange,
         items: &mut dyn Iterator<Item = Result<(Bytes, Bytes)>>,
-        region: RegionState,
+        states: Vec<RegionState>,
     ) -> Result<()> {
         // An inverted range holds no key either; as a hole it must not have its ends the wrong way round.
         let range = &match range.is_empty() {
@@ -101,10 +102,9 @@ impl Inner {
         self.state.lock().cut();
         let frozen = self.frozen().unwrap_or_default();
         let tables = Arc::clone(&self.state.lock().tables);
-        let mut changes: Vec<RegionChange> =
-            frozen.regions.iter().filter(|change| change.0 != region.region.id).cloned().collect();
-        changes.push((region.region.id, Some(Arc::new(region))));
-        changes.sort_by_key(|change| change.0);
+        let mut changes: BTreeMap<_, _> = frozen.regions.iter().cloned().collect();
+        changes.extend(states.into_iter().map(|s| (s.region.id, Some(Arc::new(s)))));
+        let changes: Vec<RegionChange> = changes.into_iter().collect();
         let inside = frozen.span(range);
         let (below, above) = ranges_around(&frozen.ranges, range);
         let mut items = Some(items);

@@ -55,10 +55,10 @@ impl StateStore for MemoryStore {
         &self,
         range: &KeyRange,
         items: &mut dyn Iterator<Item = Result<(Bytes, Bytes)>>,
-        state: RegionState,
+        states: Vec<RegionState>,
     ) -> Result<Cut> {
         // Nothing is ever durable here: the log is kept.
-        self.0.restore(range, items, state).map(|_| Cut::new())
+        self.0.restore(range, items, states).map(|_| Cut::new())
     }
 
     fn maintain(&self) -> Result<bool> {

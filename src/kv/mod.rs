@@ -118,15 +118,15 @@ pub trait StateStore: Send + Sync + 'static {
     /// flush the same cut is returned again. Does no IO.
     fn freeze(&self) -> Result<Option<Box<dyn Flush>>>;
 
-    /// Replaces everything in `range` by `items` (ascending, distinct, inside the range) and sets the region's
-    /// state. Durable and atomic on return: after a crash either the old or the new state is there. Everything
+    /// Replaces everything in `range` by `items` (ascending, distinct, inside the range) and sets the states of
+    /// regions: of the one that is restored, and of those that it swallows. Durable and atomic on return: after a crash either the old or the new state is there. Everything
     /// written before is durable then, too: the cut says what.
-    /// The caller makes sure that nobody writes to the region meanwhile.
+    /// The caller makes sure that nobody writes to the regions meanwhile.
     fn restore(
         &self,
         range: &KeyRange,
         items: &mut dyn Iterator<Item = Result<(Bytes, Bytes)>>,
-        state: RegionState,
+        states: Vec<RegionState>,
     ) -> Result<Cut>;
 
     /// One bounded step of background work (compaction; merges of memtable runs too large for a writer). `true` if there was any: call again. Blocks its

@@ -322,9 +322,9 @@ impl StateStore for TableStore {
         &self,
         range: &KeyRange,
         items: &mut dyn Iterator<Item = Result<(Bytes, Bytes)>>,
-        state: RegionState,
+        states: Vec<RegionState>,
     ) -> Result<Cut> {
-        self.inner.restore(range, items, state)?;
+        self.inner.restore(range, items, states)?;
         Ok(self.inner.durable_cut())
     }
 

@@ -10,7 +10,7 @@ use crate::env::Disk;
 use crate::error::{Error, Result};
 use crate::raft::{Envelope, Lane, wire};
 use crate::region::snapshot::{Chunks, SnapshotFile, SnapshotWriter};
-use crate::store::{Delivered, Event, SnapshotSend, SplitWish};
+use crate::store::{Delivered, Event, MergeWish, SnapshotSend, SplitWish};
 use crate::transport::{Handler, Origin, SnapshotJob, SnapshotSink, SnapshotSource, Transport};
 use crate::types::{PeerId, RegionId, StoreId};
 use bytes::{Bytes, BytesMut};
@@ -94,6 +94,10 @@ impl Outward for Outbound {
 
     fn split(&self, wish: SplitWish) {
         self.wishes.split(wish);
+    }
+
+    fn merge(&self, wish: MergeWish) {
+        self.wishes.merge(wish);
     }
 
     fn send_snapshot(&self, snapshot: SnapshotSend, done: Box<dyn FnOnce(Delivered) + Send>) {
@@ -208,7 +212,8 @@ impl Handler for Desk {
     fn snapshot_begin(&self, from: StoreId, header: Bytes) -> Result<Box<dyn SnapshotSink>> {
         let envelope = decode_header(header, from)?;
         let head = codec::region::decode_head(&envelope.message.get_snapshot().data)?;
-        if !self.driver.registry().is_free(&head.region) {
+        // Those that were merged into it yield to it, when it is there.
+        if !self.driver.registry().is_free(&head.region, &head.removed) {
             return Err(Error::Busy { what: "the range: another region holds it here still" });
         }
         let slot = Slot(Arc::clone(&self.receiving));

@@ -251,6 +251,7 @@ fn open_state(
                         compacted: INITIAL_POSITION,
                         next_id: 0,
                         removed: Vec::new(),
+        merging: None,
                     })
                 });
                 state.bootstrap(&pb::decode_ident(&ident)?, states.collect())?;

@@ -11,6 +11,14 @@ pub enum Note {
     Gone {
         /// The shape in which it is missing.
         epoch: Epoch,
+        /// The region that asks: its own, or the one that it was merged into.
+        by: RegionId,
+    },
+    /// Is the receiver gone for good? Its region was merged into another, which has a replica beside it; that one sees
+    /// to it.
+    Ask {
+        /// The region that asks.
+        by: RegionId,
     },
     /// The sender is gone for good: its store knows durably that it never lives again.
     Buried,

@@ -5,12 +5,14 @@ use super::apply::FIRST_FREE_ID;
 use super::config::StoreConfig;
 use super::effects::{AdminDone, Applied, Effects, Reply, Token};
 use super::peer::Peer;
+use super::merge::{FROZEN, absorb, departed, freeze};
 use super::{membership, split};
 use crate::codec::admin::{Admin, Change};
+use crate::codec::merge::{Commit, Prepare};
 use crate::error::{Error, Result};
 use crate::kv::{View, WriteBatch};
 use crate::raft::ProposeError;
-use crate::types::{FIRST_REGION, LogPosition, Region, RegionState};
+use crate::types::{Departed, FIRST_REGION, LogPosition, Merging, Region, RegionState, StoreId};
 
 impl Peer {
     /// Proposes an administrative command, or refuses it. What waits for a place in the log goes before it.
@@ -21,9 +23,22 @@ impl Peer {
         admin: &Admin,
         effects: &mut Effects,
     ) {
+        if let Some(known) = self.known_answer(admin) {
+            return effects.replies.push((token, Reply::Admin(known)));
+        }
         match self.try_admin(config, admin, effects) {
             Ok(position) => self.proposals.proposed(position, vec![token]),
             Err(error) => effects.replies.push((token, Reply::Admin(Err(error)))),
+        }
+    }
+
+    /// What needs no entry in the log.
+    fn known_answer(&self, admin: &Admin) -> Option<Result<AdminDone>> {
+        match admin {
+            Admin::CommitMerge(commit) if self.runs() && self.group.leads() => {
+                self.known_of(commit)
+            }
+            _ => None,
         }
     }
 
@@ -39,16 +54,38 @@ impl Peer {
         if !self.group.leads() || self.group.transferring() {
             return Err(self.not_leader());
         }
+        if let Admin::RollBackMerge { at } = admin {
+            return match self.merging.as_ref().is_some_and(|merging| merging.at.index == *at) {
+                true => self.put_admin(admin),
+                false => Err(Error::InvalidArgument(format!("{at} froze nothing"))),
+            };
+        }
+        if self.merging.is_some() && !matches!(admin, Admin::LeaveJoint { .. }) {
+            return Err(FROZEN);
+        }
         match admin {
+            Admin::RollBackMerge { .. } => Err(FROZEN),
             Admin::Split(split) => {
                 self.may_split(split)?;
+                self.put_alone(config, admin, effects)
+            }
+            Admin::PrepareMerge(prepare) => {
+                let own = RegionState {
+                    region: self.region.clone(),
+                    removed: self.removed.clone(),
+                    ..RegionState::default()
+                };
+                let asked = Prepare { first: 1, ..prepare.clone() };
+                freeze(&own, &asked)?;
                 self.fold(config, effects);
-                if self.proposals.has_pending() {
-                    return Err(Error::Busy { what: "region's proposals" });
+                let prepare = self.may_freeze(&asked)?;
+                self.put_alone(config, &Admin::PrepareMerge(prepare), effects)
+            }
+            Admin::CommitMerge(_) => {
+                if self.reshaping.is_some() || self.changing.is_some() {
+                    return Err(Error::Busy { what: "another change of the region's shape" });
                 }
-                let position = self.put_admin(admin)?;
-                self.reshaping = Some(position);
-                Ok(position)
+                self.put_alone(config, admin, effects)
             }
             Admin::ChangePeers { epoch, changes } => self.propose_change(*epoch, changes),
             Admin::LeaveJoint { epoch } => self.propose_leave(*epoch),
@@ -65,6 +102,22 @@ impl Peer {
         }
     }
 
+    /// Proposes what changes the region's keys: behind all that waits, and before all that comes.
+    fn put_alone(
+        &mut self,
+        config: &StoreConfig,
+        admin: &Admin,
+        effects: &mut Effects,
+    ) -> Result<LogPosition> {
+        self.fold(config, effects);
+        if self.proposals.has_pending() {
+            return Err(Error::Busy { what: "region's proposals" });
+        }
+        let position = self.put_admin(admin)?;
+        self.reshaping = Some(position);
+        Ok(position)
+    }
+
     fn put_admin(&mut self, admin: &Admin) -> Result<LogPosition> {
         self.group.propose(admin.encode()).map_err(|refused| match refused {
             ProposeError::Full | ProposeError::Changing => {
@@ -75,15 +128,58 @@ impl Peer {
     }
 }
 
-/// Applies an administrative command. A refusal is the same on every replica and leaves nothing behind.
+/// Applies an administrative command. A refusal is the same on every replica and leaves nothing behind; the outer
+/// error is fatal.
 pub(super) fn administer(
     admin: &Admin,
     state: &mut RegionState,
     applied: &mut Applied,
     batch: &mut WriteBatch,
     view: &dyn View,
-) -> Result<AdminDone> {
+) -> Result<Result<AdminDone>> {
     match admin {
+        Admin::CommitMerge(commit) => merge_in(commit, state, applied, batch, view),
+        other => Ok(administer_alone(other, state, applied, batch, view)),
+    }
+}
+
+/// What concerns no other region that lives already.
+fn administer_alone(
+    admin: &Admin,
+    state: &mut RegionState,
+    applied: &mut Applied,
+    batch: &mut WriteBatch,
+    view: &dyn View,
+) -> Result<AdminDone> {
+    let thaws = matches!(admin, Admin::RollBackMerge { .. } | Admin::Forget { .. });
+    if state.merging.is_some() && !thaws {
+        return Err(FROZEN);
+    }
+    match admin {
+        Admin::PrepareMerge(prepare) => {
+            let after = freeze(state, prepare)?;
+            let target = &prepare.target;
+            state.merging = Some(Merging {
+                target: target.id,
+                start: target.range.start.clone(),
+                epoch: target.epoch,
+                first: prepare.first,
+                at: state.applied,
+            });
+            Ok(refreeze(state, applied, after))
+        }
+        Admin::RollBackMerge { at } => {
+            if state.merging.as_ref().is_none_or(|merging| merging.at.index != *at) {
+                return Err(Error::InvalidArgument(format!("{at} froze nothing")));
+            }
+            state.merging = None;
+            let mut after = state.region.clone();
+            after.epoch.version += 1;
+            Ok(refreeze(state, applied, after))
+        }
+        Admin::CommitMerge(commit) => {
+            Err(Error::InvalidArgument(format!("merge of {}", commit.source.id)))
+        }
         Admin::Split(split) => {
             let regions = split::divide(&state.region, split)?;
             for child in &regions[1..] {
@@ -124,6 +220,48 @@ pub(super) fn administer(
     }
 }
 
+/// The region is frozen now, or thawed.
+fn refreeze(state: &mut RegionState, applied: &mut Applied, after: Region) -> AdminDone {
+    state.region = after;
+    applied.merging = Some(state.merging.clone());
+    applied.reshaped = Some(state.region.clone());
+    AdminDone::Shaped(vec![state.region.clone()])
+}
+
+/// Takes over what the source's replica here holds, which stands still. That it does was seen to before.
+fn merge_in(
+    commit: &Commit,
+    state: &mut RegionState,
+    applied: &mut Applied,
+    batch: &mut WriteBatch,
+    view: &dyn View,
+) -> Result<Result<AdminDone>> {
+    let after = match absorb(&state.region, commit) {
+        Ok(after) => after,
+        Err(refused) => return Ok(Err(refused)),
+    };
+    let source = view.region(commit.source.id);
+    let frozen = |source: &RegionState| {
+        source.region == commit.source
+            && source.merging.as_ref().is_some_and(|merging| merging.at == commit.at)
+    };
+    let Some(source) = source.filter(frozen) else {
+        let what = format!("{} is not here to be merged", commit.source.id);
+        return Err(Error::malformed("merge", what));
+    };
+    let gone = Departed { region: source.region.id, id: source.peer, store: StoreId(0) };
+    batch.set_region(RegionState {
+        merging: source.merging.clone(),
+        ..RegionState::tombstone(source.region, source.peer)
+    });
+    applied.absorbed.push(gone);
+    state.removed.extend(departed(&commit.source));
+    applied.removed = Some(state.removed.clone());
+    state.region = after;
+    applied.reshaped = Some(state.region.clone());
+    Ok(Ok(AdminDone::Shaped(vec![state.region.clone()])))
+}
+
 /// Gives the region other replicas, and remembers those that it loses.
 fn reshape(
     state: &mut RegionState,
@@ -131,8 +269,10 @@ fn reshape(
     after: Region,
     changes: &[Change],
 ) -> AdminDone {
+    let region = after.id;
     let lost = state.region.peers.iter().filter(|peer| after.peer(peer.id).is_none());
-    let lost: Vec<crate::types::Peer> = lost.copied().collect();
+    let lost: Vec<Departed> =
+        lost.map(|peer| Departed { region, id: peer.id, store: peer.store }).collect();
     if !lost.is_empty() {
         state.removed.extend(lost);
         applied.removed = Some(state.removed.clone());

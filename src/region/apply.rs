@@ -16,7 +16,9 @@ use crate::codec::command::Payload;
 use crate::env::Disk;
 use crate::error::{Error, Result};
 use crate::kv::{Cut, StateStore, View, WriteBatch};
-use crate::types::{DEAD, Epoch, LogPosition, PeerId, Region, RegionId, RegionState};
+use crate::types::{
+    DEAD, Departed, Epoch, LogPosition, Merging, PeerId, Region, RegionId, RegionState,
+};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -107,9 +109,9 @@ impl Applier {
                         }
                     }
                 }
-                ApplyTask::Restore { state, file } => {
+                ApplyTask::Restore { state, file, swallow } => {
                     self.publish(publishing, out)?;
-                    self.restore(state, file, out)?;
+                    self.restore(state, file, swallow, out)?;
                     publishing = self.begin()?;
                 }
                 ApplyTask::Destroy { region, peer, epoch } => {
@@ -179,6 +181,7 @@ impl Applier {
             return Ok(()); // raft's own
         }
         match Payload::parse(&entry.data)? {
+            Payload::Compact(_) if state.merging.is_some() => Ok(()),
             Payload::Compact(position) => {
                 let position = position.min(LogPosition { index: state.applied.index, ..position });
                 state.compacted = state.compacted.max(position);
@@ -193,14 +196,18 @@ impl Applier {
                     admin.set_epoch(state.region.epoch);
                 }
                 let done =
-                    administer(&admin, state, applied, &mut publishing.batch, &*publishing.view);
+                    administer(&admin, state, applied, &mut publishing.batch, &*publishing.view)?;
                 if let Some(token) = entry.waiting.first() {
                     publishing.replies.push((*token, Reply::Admin(done)));
+                }
+                for gone in &applied.absorbed {
+                    self.regions.remove(&gone.region);
                 }
                 Ok(())
             }
             Payload::Normal { version, batches } => {
-                let old = self.epochs == Epochs::Checked && version != state.region.epoch.version;
+                let frozen = state.merging.is_some() || version != state.region.epoch.version;
+                let old = self.epochs == Epochs::Checked && frozen;
                 let current = old.then(|| state.region.clone());
                 self.commands(
                     region,
@@ -267,17 +274,28 @@ impl Applier {
         &mut self,
         state: RegionState,
         file: SnapshotFile,
+        swallow: Vec<Departed>,
         out: &mut ApplyOutcome,
     ) -> Result<()> {
         let mut items = SnapshotReader::open(&self.disk, &file)?;
+        let view = self.kv.view()?;
         // What was cut off behind this replica's back leaves no data here: should it come, it brings its own.
-        let held = self.kv.view()?.region(state.region.id).map(|old| old.region.range);
-        let range = held.filter(|held| held.covers(&state.region.range));
-        let range = range.unwrap_or_else(|| state.region.range.clone());
-        out.cut = Some(self.kv.restore(&range, &mut items, state.clone())?);
+        let held = view.region(state.region.id).map(|old| old.region.range);
+        let mut range = held.iter().fold(state.region.range.clone(), |all, held| all.hull(held));
+        let mut states = vec![state.clone()];
+        for gone in &swallow {
+            let there = view.record(gone.region).filter(|there| !there.is_tombstone());
+            range = there.iter().fold(range, |all, there| all.hull(&there.region.range));
+            let region = there.map(|there| there.region).unwrap_or_default();
+            let dead = RegionState::tombstone(Region { id: gone.region, ..region }, gone.id);
+            states.push(RegionState { merging: Some(Merging::default()), ..dead });
+            self.regions.remove(&gone.region);
+        }
+        out.cut = Some(self.kv.restore(&range, &mut items, states)?);
         out.applied.push(Applied {
             compacted: Some(state.compacted),
             restored: Some(state.clone()),
+            absorbed: swallow,
             ..Applied::at(state.region.id, state.peer, state.applied)
         });
         out.discard.push(file);
@@ -298,6 +316,7 @@ impl Applier {
             return Ok(());
         }
         if there.as_ref().is_some_and(|there| there.is_tombstone() && there.peer == peer) {
+            self.regions.remove(&region);
             out.applied.push(Applied { destroyed: true, ..Applied::at(region, peer, DEAD) });
             return Ok(());
         }

@@ -3,11 +3,14 @@
 
 use crate::codec::admin::Change;
 use crate::codec::beat::Beat;
+use crate::codec::merge::Commit;
 use crate::error::{Error, Result};
 use crate::log::Seq;
 use crate::raft::{Envelope, Lane};
 use crate::region::snapshot::SnapshotFile;
-use crate::types::{Epoch, KeyRange, LogPosition, PeerId, Region, RegionId, RegionState, StoreId};
+use crate::types::{
+    Departed, Epoch, KeyRange, LogPosition, Merging, PeerId, Region, RegionId, RegionState, StoreId,
+};
 use bytes::Bytes;
 
 /// Names whoever waits for an answer; chosen by the shell, opaque here.
@@ -92,6 +95,8 @@ pub enum ApplyTask {
         state: RegionState,
         /// Its data.
         file: SnapshotFile,
+        /// Replicas here whose regions were merged into it: they end in the same step.
+        swallow: Vec<Departed>,
     },
     /// Delete a replica and its data; leave a tombstone. Also where there is none: then it never will be.
     Destroy {
@@ -178,7 +183,11 @@ pub struct Applied {
     /// Changes of the configuration, in order, for raft; an empty one is the end of a joint one.
     pub changes: Vec<Vec<Change>>,
     /// Who is on the list of the removed, if that changed.
-    pub removed: Option<Vec<crate::types::Peer>>,
+    pub removed: Option<Vec<Departed>>,
+    /// Whether the region is frozen, if that changed.
+    pub merging: Option<Option<Merging>>,
+    /// Replicas here whose data it has taken over.
+    pub absorbed: Vec<Departed>,
     /// The replica was destroyed.
     pub destroyed: bool,
 }
@@ -197,9 +206,60 @@ impl Applied {
             births: Vec::new(),
             changes: Vec::new(),
             removed: None,
+            merging: None,
+            absorbed: Vec::new(),
             destroyed: false,
         }
     }
+}
+
+/// A frozen region asks for its neighbour to take it in. Whoever takes the wish proposes it to the neighbour, wherever
+/// that is led, and if it refuses for good has the region thawed ([`Admin::RollBackMerge`](crate::codec::admin::Admin)).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MergeWish {
+    /// The frozen region.
+    pub source: RegionId,
+    /// Why and since when.
+    pub merging: Merging,
+    /// What to propose to `merging.target`.
+    pub commit: Box<Commit>,
+}
+
+/// What a replica tells another one on the same store, for a merge. It may be told any number of times, and may be lost.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Aside {
+    /// Whose replica it is for.
+    pub region: RegionId,
+    /// Which: another one does not listen.
+    pub peer: PeerId,
+    /// What.
+    pub word: Word,
+}
+
+/// See [`Aside`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Word {
+    /// To a source: apply what is committed up to where it was frozen, and then stand still.
+    CatchUp {
+        /// The target's replica, which waits.
+        target: (RegionId, PeerId),
+        /// With what the source may lack.
+        commit: Box<Commit>,
+    },
+    /// To a source: stand still, for a snapshot of the target comes in its place.
+    Yield,
+    /// To a target: the source stands still and has applied everything.
+    CaughtUp {
+        /// The source.
+        source: RegionId,
+        /// Where it was frozen.
+        at: LogPosition,
+    },
+    /// To a target: the source never will.
+    Stuck {
+        /// The source.
+        source: RegionId,
+    },
 }
 
 /// A snapshot to stream to a follower that fell behind the log.
@@ -296,6 +356,10 @@ pub struct Effects {
     pub size_checks: Vec<SizeCheck>,
     /// Regions to cut.
     pub split_wishes: Vec<SplitWish>,
+    /// Regions to merge.
+    pub merge_wishes: Vec<MergeWish>,
+    /// For other replicas of this store, each for the loop that its region belongs to: `Event::Aside`.
+    pub asides: Vec<Aside>,
     /// Snapshots to stream.
     pub snapshots: Vec<SnapshotSend>,
     /// Received snapshots that turned out not to be needed: remove the files.
@@ -316,6 +380,8 @@ impl Effects {
             && self.births.is_empty()
             && self.size_checks.is_empty()
             && self.split_wishes.is_empty()
+            && self.merge_wishes.is_empty()
+            && self.asides.is_empty()
             && self.snapshots.is_empty()
             && self.discard.is_empty()
             && self.beats.is_empty()

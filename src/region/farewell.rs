@@ -21,24 +21,40 @@ use super::peer::Peer;
 use crate::codec::admin::Admin;
 use crate::error::Error;
 use crate::raft::{Envelope, Note};
-use crate::types::{PeerId, StoreId, Time};
+use crate::types::{Departed, Epoch, PeerId, RegionId, StoreId, Time};
 use ::raft::eraftpb::Message;
+
+/// Later than every shape: of a region that was merged nothing is left.
+const LATER: Epoch = Epoch { conf_ver: u64::MAX, version: u64::MAX };
 
 /// The longest pause between two questions, in election timeouts.
 const PAUSE_MAX: u64 = 4;
 
-/// When the removed are asked next.
+/// When somebody is asked next: more and more rarely.
 #[derive(Clone, Copy, Default, Debug)]
 pub(crate) struct Asking {
     due: u64,
     pause: u64,
 }
 
+impl Asking {
+    /// Whether it is time; then the next time is set.
+    pub fn is_due(&mut self, ticks: u64, config: &StoreConfig) -> bool {
+        if ticks < self.due {
+            return false;
+        }
+        let (least, most) = (config.group.heartbeat_ticks, config.group.election_ticks);
+        let pause = (self.pause * 2).clamp(least as u64, most as u64 * PAUSE_MAX);
+        *self = Asking { due: ticks + pause, pause };
+        true
+    }
+}
+
 impl Peer {
-    /// A note to a replica of this region.
-    pub(crate) fn note(&self, to: PeerId, note: Note) -> Envelope {
+    /// A note to a replica of a region, this one or another.
+    fn note(&self, region: RegionId, to: PeerId, note: Note) -> Envelope {
         Envelope {
-            region: self.region.id,
+            region,
             from: self.id,
             to,
             from_store: self.store,
@@ -49,26 +65,37 @@ impl Peer {
 
     /// Tells a store that its replica is no member any more.
     pub(crate) fn send_away(&self, peer: PeerId, store: StoreId, effects: &mut Effects) {
-        let gone = Note::Gone { epoch: self.region.epoch };
-        effects.send_now.push(store, self.note(peer, gone));
+        let (region, epoch) = (self.region.id, self.region.epoch);
+        let gone = Note::Gone { epoch, by: region };
+        effects.send_now.push(store, self.note(region, peer, gone));
     }
 
     /// The list of the removed has changed.
-    pub(crate) fn set_removed(&mut self, removed: Vec<crate::types::Peer>) {
+    pub(crate) fn set_removed(&mut self, removed: Vec<Departed>) {
         self.removed = removed;
         self.asking = Asking::default();
     }
 
     /// A leader asks those on the list whether they are gone.
     pub(crate) fn ask_removed(&mut self, config: &StoreConfig, effects: &mut Effects) {
-        if self.removed.is_empty() || self.ticks < self.asking.due || !self.group.leads() {
+        if self.removed.is_empty()
+            || !self.group.leads()
+            || !self.asking.is_due(self.ticks, config)
+        {
             return;
         }
-        let (least, most) = (config.group.heartbeat_ticks, config.group.election_ticks);
-        let pause = (self.asking.pause * 2).clamp(least as u64, most as u64 * PAUSE_MAX);
-        self.asking = Asking { due: self.ticks + pause, pause };
+        let by = self.region.id;
         for gone in &self.removed {
-            self.send_away(gone.id, gone.store, effects);
+            if gone.region == by {
+                self.send_away(gone.id, gone.store, effects);
+                continue;
+            }
+            let note = match self.region.peer_on(gone.store) {
+                // Its data are to be taken over by that one.
+                Some(_) => Note::Ask { by },
+                None => Note::Gone { epoch: LATER, by },
+            };
+            effects.send_now.push(gone.store, self.note(gone.region, gone.id, note));
         }
     }
 
@@ -82,19 +109,23 @@ impl Peer {
     /// The replica is to be destroyed: it takes part in nothing any more, and everyone who waits is told.
     pub(crate) fn leave_life(&mut self, effects: &mut Effects) {
         self.leaving = true;
+        self.drop_held(effects);
+        self.fall_silent(effects);
+    }
+
+    /// Everyone who waits is told: the replica answers nobody any more.
+    pub(super) fn fall_silent(&mut self, effects: &mut Effects) {
         self.share.set_lease(Time(0));
         self.share.set_leader(None);
         for token in self.proposals.take_pending() {
-            let error = Error::RegionNotFound(self.region.id);
-            effects.replies.push((token, Reply::Written(Err(error))));
+            effects.replies.push((token, Reply::Written(Err(self.fenced()))));
         }
         for token in self.proposals.abandon() {
             let what = "the replica was removed";
             effects.replies.push((token, Reply::Written(Err(Error::Ambiguous { what }))));
         }
         for token in self.reads.abandon() {
-            let error = Error::RegionNotFound(self.region.id);
-            effects.replies.push((token, Reply::Read(Err(error))));
+            effects.replies.push((token, Reply::Read(Err(self.fenced()))));
         }
         effects.discard.extend(self.received.take().map(|received| received.file));
     }

@@ -107,6 +107,8 @@ impl Peer {
             && self.reshaping.is_none()
             && self.changing.is_none()
             && self.removed.is_empty()
+            && self.merging.is_none()
+            && self.held.is_empty()
             && !self.region.is_joint()
             && self.proposals.is_idle()
             && self.reads.is_idle()

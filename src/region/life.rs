@@ -171,6 +171,13 @@ impl Peer {
             },
             changing: None,
             removed: state.removed,
+            merging: state.merging,
+            handed: state.applied.index,
+            held: Default::default(),
+            lent: None,
+            #[cfg(any(test, feature = "sim"))]
+            planted: Default::default(),
+            wishing: Default::default(),
             asking: Default::default(),
             strangers: Default::default(),
             leaving: false,

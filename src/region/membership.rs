@@ -29,7 +29,7 @@ use crate::codec::admin::{Admin, Change};
 use crate::codec::region::REMOVED_MAX;
 use crate::error::{Error, Result};
 use crate::raft::ProposeError;
-use crate::types::{Epoch, LogPosition, Region, Role};
+use crate::types::{Departed, Epoch, LogPosition, Region, Role};
 use std::collections::BTreeSet;
 
 /// A learner may lack so many committed entries and still be promoted: they are under way.
@@ -43,7 +43,7 @@ const PEERS_MAX: usize = 64;
 /// sense. Every replica judges alike. A split in between does not matter.
 pub fn change(
     region: &Region,
-    removed: &[crate::types::Peer],
+    removed: &[Departed],
     epoch: Epoch,
     changes: &[Change],
 ) -> Result<Region> {
@@ -68,7 +68,9 @@ pub fn change(
                 return wrong("only promotions and demotions go together");
             }
             (Change::AddLearner { peer, store }, None, _) => {
-                let used = removed.iter().any(|gone| gone.id >= peer && gone.store == store);
+                let used = removed.iter().any(|gone| {
+                    gone.region == region.id && gone.id >= peer && gone.store == store
+                });
                 if used || peer.0 == 0 || store.0 == 0 || region.peer_on(store).is_some() {
                     return wrong("the store has a replica, or has had this one");
                 }
@@ -215,6 +217,7 @@ impl Peer {
     ) {
         self.leave_joint();
         self.ask_removed(config, effects);
+        self.tick_merge(config, effects);
     }
 }
 
@@ -266,7 +269,7 @@ mod tests {
     #[test]
     fn nonsense_and_changes_for_other_replicas_are_refused() {
         let refused = |changes: &[Change]| {
-            let removed = [peer(14, Role::Learner)];
+            let removed = [Departed { region: RegionId(4), id: PeerId(14), store: StoreId(4) }];
             matches!(change(&region(), &removed, NOW, changes), Err(Error::InvalidArgument(_)))
         };
         let add =

@@ -10,7 +10,7 @@
 //!    [`Applier`](apply::Applier) that publishes one kv batch for many regions and answers the waiting
 //!    tokens; the peer learns the new applied index.
 //!
-//! [`split`] cuts a region, [`size`] finds out when and where; [`membership`] changes who its replicas are, and
+//! [`split`] cuts a region, [`merge`] joins two, [`size`] finds out when and where; [`membership`] changes who its replicas are, and
 //! [`farewell`] is how one goes; [`read`] keeps the read-index rounds, the leader lease and freshness; [`snapshot`] turns a consistent
 //! view into chunks and chunks into a restored region; [`storage`] shows the log engine to raft-rs;
 //! [`life`] creates peers and brings them back after a restart; [`compact`] decides how far logs may go; [`hibernate`]
@@ -19,7 +19,7 @@
 //! Everything here is deterministic: the disk comes through `env::Disk` (inside log and kv), time as an
 //! argument, answers leave as values.
 //!
-//! Not done: merge; it has its own file when it comes.
+//! Not done: merging regions whose replicas live on different stores: they are moved together first.
 
 pub mod admin;
 pub mod apply;
@@ -31,6 +31,7 @@ pub mod hibernate;
 pub mod life;
 pub mod machine;
 pub mod membership;
+pub mod merge;
 pub mod neighbours;
 pub mod peer;
 pub mod propose;

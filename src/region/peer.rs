@@ -3,6 +3,7 @@
 use super::compact::LogBytes;
 use super::effects::{Effects, Persisted, RegionStatus, Reply, Token};
 use super::farewell::Asking;
+use super::merge::{FROZEN, Held, Lent};
 use super::hibernate::Rest;
 use super::propose::Proposals;
 use super::read::Reads;
@@ -14,7 +15,7 @@ use crate::error::Error;
 use crate::raft::guard::Verdict;
 use crate::raft::{Elections, Envelope, Group};
 use crate::region::config::StoreConfig;
-use crate::types::{LogPosition, PeerId, Region, Role, StoreId, Time};
+use crate::types::{Departed, LogPosition, Merging, PeerId, Region, Role, StoreId, Time};
 use ::raft::eraftpb::{Message, MessageType};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -73,8 +74,20 @@ pub struct Peer {
     pub(crate) size: Size,
     /// A proposed and not yet applied change of the replicas: no other change of shape goes beside it.
     pub(crate) changing: Option<LogPosition>,
-    /// Former members that are not known to be gone.
-    pub(crate) removed: Vec<crate::types::Peer>,
+    /// Former replicas, of this region or of one merged into it, that are not known to be gone.
+    pub(crate) removed: Vec<Departed>,
+    /// Set while the region is frozen, to be merged into another.
+    pub(crate) merging: Option<Merging>,
+    /// The last entry that was handed to the applier.
+    pub(crate) handed: u64,
+    /// Committed entries from a merge on that waits for its source.
+    pub(crate) held: Held,
+    /// It stands still here: its data are about to be another region's.
+    pub(crate) lent: Option<Lent>,
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) planted: super::merge::Planted,
+    /// When a frozen region asks next.
+    pub(crate) wishing: Asking,
     pub(crate) asking: Asking,
     /// Where those live that have spoken to it and are not, or not yet, among the members it knows.
     pub(crate) strangers: BTreeMap<PeerId, StoreId>,
@@ -87,7 +100,7 @@ pub struct Peer {
 impl Peer {
     /// Whether the group may be touched.
     pub(crate) fn runs(&self) -> bool {
-        self.fence.is_none() && self.restoring.is_none() && !self.leaving
+        self.fence.is_none() && self.restoring.is_none() && !self.leaving && self.lent.is_none()
     }
 
     /// Fences the replica off, for ever: damage or a protocol violation. Everyone who waits is told.
@@ -95,6 +108,7 @@ impl Peer {
         self.share.set_lease(Time(0));
         self.share.set_leader(None);
         self.fence.get_or_insert(reason);
+        self.drop_held(effects);
         for token in self.proposals.abandon() {
             let what = "the replica was fenced off";
             effects.replies.push((token, Reply::Written(Err(Error::Ambiguous { what }))));
@@ -111,6 +125,7 @@ impl Peer {
         }
         match &self.fence {
             Some(reason) => Error::Quarantined { region: self.region.id, reason: reason.clone() },
+            None if self.lent.is_some() => FROZEN,
             None => Error::Busy { what: "restoring a snapshot" },
         }
     }

@@ -6,6 +6,7 @@
 
 use super::config::StoreConfig;
 use super::effects::{Effects, Reply, Token};
+use super::merge::FROZEN;
 use super::peer::Peer;
 use crate::codec::command::{self, PayloadBuilder};
 use crate::error::Error;
@@ -117,6 +118,9 @@ impl Peer {
         if !self.group.leads() || self.group.transferring() {
             return Peer::refuse(effects, token, self.not_leader());
         }
+        if self.merging.is_some() {
+            return Peer::refuse(effects, token, FROZEN);
+        }
         if version != self.region.epoch.version {
             let current = vec![self.region.clone()];
             return Peer::refuse(effects, token, Error::EpochNotMatch { current });
@@ -188,6 +192,9 @@ impl Peer {
 
     /// Proposes to compact the log, if this peer leads and the policy says so.
     pub(crate) fn propose_compaction(&mut self, config: &StoreConfig) {
+        if self.reshaping.is_some() || self.merging.is_some() {
+            return; // a merge may need what replicas lack
+        }
         let truncated = self.group.storage().truncated().index;
         let target = super::compact::target(
             config,

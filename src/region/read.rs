@@ -16,6 +16,7 @@
 
 use super::config::StoreConfig;
 use super::effects::{Effects, ReadGrant, Reply, Token};
+use super::merge::FROZEN;
 use super::peer::Peer;
 use crate::error::Error;
 use crate::types::{PeerId, Time};
@@ -130,6 +131,8 @@ impl Peer {
             Err(Error::EpochNotMatch { current: vec![self.region.clone()] })
         } else if self.may_serve(now, level) {
             Ok(ReadGrant { epoch: self.region.epoch })
+        } else if self.frozen() {
+            Err(FROZEN)
         } else {
             self.reads.waiting.push(Waiting { token, asked: now });
             return;
@@ -179,8 +182,11 @@ impl Peer {
             self.reads.rounds.iter().position(|r| r.index.is_some_and(|index| index <= applied))
         {
             let Some(round) = self.reads.rounds.remove(at) else { return };
-            self.share.set_fresh(round.started);
-            self.renew_lease(config, round.started);
+            if !self.frozen() {
+                // Its keys may be written to elsewhere, by the region that it was merged into.
+                self.share.set_fresh(round.started);
+                self.renew_lease(config, round.started);
+            }
             for waiting in round.waiting {
                 let grant = ReadGrant { epoch: self.region.epoch };
                 effects.replies.push((waiting.token, Reply::Read(Ok(grant))));

@@ -18,9 +18,9 @@ use crate::codec;
 use crate::error::{Error, Result};
 use crate::log::{LogBatch, Seq};
 use crate::raft::{Ready, ReadyRest};
-use crate::types::{LogPosition, PeerId, RegionState, Time};
+use crate::types::{Departed, LogPosition, PeerId, RegionState, Time};
 use ::raft::SnapshotStatus;
-use ::raft::eraftpb::{Entry, EntryType, HardState, Message, MessageType, Snapshot};
+use ::raft::eraftpb::{Entry, HardState, Message, MessageType, Snapshot};
 
 /// Proposals wait at the configured apply lag; everything of the region waits at so many times of it.
 const APPLY_LAG_FACTOR: usize = 4;
@@ -98,6 +98,8 @@ pub struct Received {
     pub position: LogPosition,
     /// Its data.
     pub file: SnapshotFile,
+    /// Replicas here whose regions were merged into it: they end with what it replaces.
+    pub swallow: Vec<Departed>,
 }
 
 impl Peer {
@@ -113,6 +115,9 @@ impl Peer {
         }
         if self.restoring.is_some() {
             return self.collect_restored(pass);
+        }
+        if self.lent.is_some() {
+            return None;
         }
         self.compact_log(pass);
         self.fold(config, pass.effects);
@@ -277,11 +282,8 @@ impl Peer {
         let mut lost = Vec::new();
         let mut entries = Vec::with_capacity(committed.len());
         for entry in committed {
-            let kind = entry.get_entry_type();
-            let ours = kind == EntryType::EntryConfChangeV2 && !entry.context.is_empty();
-            // What replicas are to make of a changed configuration stands beside raft's form of it.
-            let data = if ours { entry.context } else { entry.data };
-            if kind != EntryType::EntryNormal && !ours {
+            let position = LogPosition { index: entry.index, term: entry.term };
+            let Some(data) = storage::payload_of(entry) else {
                 let gone = entries.into_iter().flat_map(|e: CommittedEntry| e.waiting).chain(lost);
                 for token in gone {
                     let error = Error::Ambiguous { what: "the replica was fenced off" };
@@ -289,11 +291,10 @@ impl Peer {
                 }
                 let what = format!(
                     "entry {} changes the configuration in a way that is not ours",
-                    entry.index
+                    position.index
                 );
                 return self.quarantine(what, pass.effects);
-            }
-            let position = LogPosition { index: entry.index, term: entry.term };
+            };
             let waiting = self.proposals.committed(position, &mut lost);
             self.progress.applying_bytes += data.len();
             entries.push(CommittedEntry { position, data, waiting });
@@ -302,8 +303,7 @@ impl Peer {
             // Another entry was committed in its place: it never will be.
             pass.effects.replies.push((token, Reply::Written(Err(self.not_leader()))));
         }
-        let (region, peer) = (self.region.id, self.id);
-        pass.effects.apply.push(ApplyTask::Entries { region, peer, entries });
+        self.hand(entries, pass.effects);
     }
 
     /// The applier got further.
@@ -314,6 +314,9 @@ impl Peer {
         if let Some(removed) = done.removed {
             self.set_removed(removed);
         }
+        if let Some(merging) = done.merging {
+            self.set_merging(merging);
+        }
         if let Some(compacted) = done.compacted {
             self.progress.compacted = self.progress.compacted.max(compacted);
         }
@@ -321,6 +324,7 @@ impl Peer {
             self.progress.flushed = state.applied.index;
             self.progress.applied = state.applied;
             self.set_removed(state.removed.clone());
+            self.set_merging(state.merging.clone());
             self.reshaped(state.region.clone(), effects);
             if let Some(restoring) = &mut self.restoring {
                 restoring.restored = Some(state);
@@ -344,7 +348,9 @@ impl Peer {
             self.reshaped(region, effects);
         }
         self.grown(config, done.bytes, effects);
-        if self.restoring.is_some() {
+        self.release(effects);
+        self.settle(effects);
+        if self.restoring.is_some() || self.lent.is_some() {
             return;
         }
         self.group.applied(done.position.index);
@@ -389,7 +395,7 @@ impl Peer {
         let meta = snapshot.get_metadata();
         let position = LogPosition { index: meta.index, term: meta.term };
         let received = self.received.take().filter(|r| r.position == position);
-        let Some(Received { file, .. }) = received else {
+        let Some(Received { file, swallow, .. }) = received else {
             return self.quarantine("raft restores a snapshot without data".into(), pass.effects);
         };
         let head = match codec::region::decode_head(&snapshot.data) {
@@ -406,10 +412,10 @@ impl Peer {
             let error = Error::Ambiguous { what: "overtaken by a snapshot" };
             pass.effects.replies.push((token, Reply::Written(Err(error))));
         }
-        let codec::region::Head { region, compacted, next_id, removed } = head;
-        let (peer, applied) = (self.id, position);
-        let state = RegionState { region, peer, applied, compacted, next_id, removed };
-        pass.effects.apply.push(ApplyTask::Restore { state, file });
+        self.drop_held(pass.effects);
+        self.handed = position.index;
+        let state = head.state(self.id, position);
+        pass.effects.apply.push(ApplyTask::Restore { state, file, swallow });
         self.restoring = Some(Restoring {
             rest: ready.rest,
             entries: ready.entries,

@@ -1,13 +1,13 @@
 //! What other threads may know of a replica without asking its loop: lease, freshness, leader hint, shape.
 
 use super::neighbours::Neighbours;
-use crate::types::{Epoch, KeyRange, PeerId, Region, RegionId, StoreId, Time};
+use crate::types::{Departed, Epoch, KeyRange, PeerId, Region, RegionId, StoreId, Time};
 use bytes::Bytes;
 use parking_lot::RwLock;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Published by a replica's loop, read by clients' threads.
 ///
@@ -26,6 +26,7 @@ pub struct PeerShare {
     epoch_conf_ver: AtomicU64,
     epoch_version: AtomicU64,
     leader: AtomicU64,
+    still: AtomicBool,
     region: RwLock<Arc<Region>>,
 }
 
@@ -41,6 +42,7 @@ impl PeerShare {
             epoch_conf_ver: AtomicU64::new(epoch.conf_ver),
             epoch_version: AtomicU64::new(epoch.version),
             leader: AtomicU64::new(0),
+            still: AtomicBool::new(false),
             region: RwLock::new(Arc::new(region.clone())),
         }
     }
@@ -106,6 +108,19 @@ impl PeerShare {
         *self.region.write() = Arc::new(region.clone());
     }
 
+    /// Whether the replica stands still: what it holds may be taken over by another region's.
+    pub(crate) fn is_still(&self) -> bool {
+        self.still.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn stand_still(&self) {
+        self.still.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn move_on(&self) {
+        self.still.store(false, Ordering::SeqCst);
+    }
+
     pub(crate) fn set_leader(&self, leader: Option<StoreId>) {
         self.leader.store(leader.map_or(0, |id| id.0), Ordering::Relaxed);
     }
@@ -131,9 +146,10 @@ struct Replicas {
 }
 
 impl Replicas {
-    fn is_free(&self, region: &Region) -> bool {
+    fn is_free(&self, region: &Region, but: &[Departed]) -> bool {
         let apart = |id: &RegionId, range: &KeyRange| {
-            *id == region.id || range.intersect(&region.range).is_empty()
+            let own = *id == region.id || but.iter().any(|gone| gone.region == *id);
+            own || range.intersect(&region.range).is_empty()
         };
         // A replica begins at or before the first key, or within the range.
         let before = (Bound::Unbounded, Bound::Included(&region.range.start[..]));
@@ -190,16 +206,16 @@ impl Registry {
         ids.filter_map(|(_, id)| replicas.by_region.get(id)).map(|share| share.region()).collect()
     }
 
-    /// Whether no other replica here, living or about to, holds keys of the region's range.
-    pub fn is_free(&self, region: &Region) -> bool {
-        self.replicas.read().is_free(region)
+    /// Whether no other replica here, living or about to, holds keys of the region's range; `but` these.
+    pub fn is_free(&self, region: &Region, but: &[Departed]) -> bool {
+        self.replicas.read().is_free(region, but)
     }
 
-    /// Keeps the range for a replica that is about to be here, if no other one holds any of it. The claim ends
+    /// Keeps the range for a replica that is about to be here, if no other one `but` these holds any of it. The claim ends
     /// when the replica comes.
-    pub(crate) fn claim(&self, region: &Region) -> bool {
+    pub(crate) fn claim(&self, region: &Region, but: &[Departed]) -> bool {
         let mut replicas = self.replicas.write();
-        let free = replicas.is_free(region);
+        let free = replicas.is_free(region, but);
         if free {
             replicas.claims.insert(region.id, region.range.clone());
         }

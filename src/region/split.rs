@@ -88,6 +88,7 @@ pub fn newborn(child: Region, parent: &RegionState) -> Option<RegionState> {
         compacted: INITIAL_POSITION,
         next_id: 0,
         removed: Vec::new(),
+        merging: None,
     })
 }
 

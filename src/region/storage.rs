@@ -10,7 +10,7 @@ use crate::log::Log;
 use crate::log::raft_rs::from_log;
 pub use crate::log::raft_rs::to_log;
 use crate::types::{LogPosition, PeerId, Region, RegionId, Role};
-use ::raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
+use ::raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot};
 use ::raft::{GetEntriesContext, RaftState, Storage, StorageError};
 use bytes::Bytes;
 use std::cell::RefCell;
@@ -123,6 +123,21 @@ impl PeerStorage {
         self.views.borrow_mut().remove(&to)
     }
 
+    /// The entries `from..to` as they are applied, with their places. `None` unless all of them are there.
+    pub fn payloads(&self, from: u64, to: u64) -> Option<Vec<(LogPosition, Bytes)>> {
+        if from <= self.truncated().index {
+            return (from >= to).then(Vec::new);
+        }
+        let found = self.log.entries(self.region.0, from, to, u64::MAX).ok()?;
+        let found = found.into_iter().map(|entry| {
+            let entry = from_log(entry).ok()?;
+            let position = LogPosition { index: entry.index, term: entry.term };
+            Some((position, payload_of(entry)?))
+        });
+        let found: Vec<_> = found.collect::<Option<_>>()?;
+        (found.len() as u64 == to.saturating_sub(from)).then_some(found)
+    }
+
     /// Term of an index of the log, if it is there.
     pub fn term_of(&self, index: u64) -> Option<u64> {
         let truncated = self.log.truncated(self.region.0);
@@ -213,6 +228,16 @@ impl Storage for PeerStorage {
         snapshot.data = codec::region::encode_head(&state);
         views.insert(to, view);
         Ok(snapshot)
+    }
+}
+
+/// What replicas apply of an entry; empty for raft's own. `None`: a change of the configuration that is not ours.
+pub fn payload_of(entry: Entry) -> Option<Bytes> {
+    match entry.get_entry_type() {
+        EntryType::EntryNormal => Some(entry.data),
+        // What replicas are to make of a changed configuration stands beside raft's form of it.
+        EntryType::EntryConfChangeV2 if !entry.context.is_empty() => Some(entry.context),
+        _ => None,
     }
 }
 

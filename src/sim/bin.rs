@@ -158,7 +158,7 @@ fn print_all(reports: &[Report], failed: usize, arguments: &Arguments) -> io::Re
     writeln!(
         out,
         "{} seeds, {failed} failed, {} undecided; {} events, {} operations answered, {} unknown, {} crashes, \
-         {} elections, {} splits, {} changes, {} asleep at faults, {} snapshots, {} flushes, {} reads by lease or \
+         {} elections, {} splits, {} changes, {}/{}/{} frozen/merged/thawed, {} asleep at faults, {} snapshots, {} flushes, {} reads by lease or \
          freshness, \
          {simulated:.0} s simulated, trace {hash:016x}",
         reports.len(),
@@ -170,6 +170,9 @@ fn print_all(reports: &[Report], failed: usize, arguments: &Arguments) -> io::Re
         sum(|r| r.counts.elections),
         sum(|r| r.counts.splits),
         sum(|r| r.counts.changes),
+        sum(|r| r.counts.merges[0]),
+        sum(|r| r.counts.merges[1]),
+        sum(|r| r.counts.merges[2]),
         sum(|r| r.counts.asleep),
         sum(|r| r.counts.snapshots),
         sum(|r| r.counts.flushes),

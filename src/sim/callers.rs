@@ -170,7 +170,7 @@ impl Cluster {
         for (token, reply) in replies {
             let reply = match reply {
                 Reply::Admin(done) => {
-                    self.administered(now, token, done);
+                    self.administered(now, token, done)?;
                     continue;
                 }
                 reply if self.probed(token, &reply) => continue,

@@ -98,6 +98,8 @@ pub struct Counts {
     pub splits: u64,
     /// Changes of regions' replicas.
     pub changes: u64,
+    /// Replicas of regions frozen, merged into others, and thawed.
+    pub merges: [u64; 3],
     /// Sleeping replicas, summed up over all faults.
     pub asleep: u64,
 }
@@ -275,6 +277,21 @@ impl Cluster {
         Ok(())
     }
 
+    /// Posts what one loop has for another, or for itself.
+    pub(super) fn post_soon(
+        &mut self,
+        now: Time,
+        id: StoreId,
+        life: u64,
+        to: RegionId,
+        event: Event,
+    ) {
+        let pause = self.pause("birth.pause", 2_000);
+        let Some(running) = self.running(id) else { return };
+        let at = running.loop_of(to);
+        self.post_later(now, id, life, at, pause, event);
+    }
+
     /// Posts a completion after a pause, behind those posted before: production's queues keep their order.
     fn post_later(
         &mut self,
@@ -315,6 +332,8 @@ impl Cluster {
             births,
             size_checks,
             split_wishes,
+            merge_wishes,
+            asides,
             snapshots,
             discard,
             beats,
@@ -335,10 +354,7 @@ impl Cluster {
         }
         self.schedule_work(id, life);
         for birth in births {
-            let pause = self.pause("birth.pause", 2_000);
-            let Some(running) = self.running(id) else { break };
-            let at = running.loop_of(birth.state.region.id);
-            self.post_later(now, id, life, at, pause, Event::Born(birth));
+            self.post_soon(now, id, life, birth.state.region.id, Event::Born(birth));
         }
         for check in size_checks {
             self.measure(id, life, check);
@@ -346,6 +362,8 @@ impl Cluster {
         for wish in split_wishes {
             self.wished(now, id, wish)?;
         }
+        self.say_aside(now, id, life, asides);
+        self.wish_to_merge(now, merge_wishes)?;
         for snapshot in snapshots {
             self.send_snapshot(now, id, life, snapshot);
         }

@@ -25,6 +25,7 @@ pub mod cluster;
 pub mod disk;
 pub mod linear;
 mod members;
+mod merges;
 pub mod net;
 pub mod node;
 pub mod regions;

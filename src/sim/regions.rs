@@ -50,6 +50,8 @@ pub(super) struct Operator {
     ids: std::ops::Range<u64>,
     /// What it waits for.
     waiting: BTreeMap<Token, RegionId>,
+    /// Merges that it waits for.
+    pub commits: BTreeMap<Token, MergeWish>,
     epochs: EpochsGrow,
     /// The node whose applier stands still, and until when.
     held: Option<(StoreId, Time)>,
@@ -57,7 +59,13 @@ pub(super) struct Operator {
 
 impl Operator {
     pub fn new() -> Operator {
-        Operator { ids: 0..0, waiting: BTreeMap::new(), epochs: EpochsGrow::default(), held: None }
+        Operator {
+            ids: 0..0,
+            waiting: BTreeMap::new(),
+            commits: BTreeMap::new(),
+            epochs: EpochsGrow::default(),
+            held: None,
+        }
     }
 
     /// How long a node's applier still stands still.
@@ -114,7 +122,10 @@ impl Cluster {
             let count = IDS;
             return self.administer(now, *node, FIRST_REGION, Admin::Allocate { count });
         }
-        if self.rng.chance("reshape.members", 650) {
+        if self.rng.chance("reshape.merge", 300) {
+            return self.merge_some(now, &led);
+        }
+        if self.rng.chance("reshape.members", 500) {
             for _ in 0..self.rng.range("reshape.wishes", 1..4) {
                 self.change_members(now, &led)?;
             }
@@ -165,7 +176,18 @@ impl Cluster {
         region: RegionId,
         admin: Admin,
     ) -> Step {
-        let Some((life, at)) = self.place(node, region) else { return Ok(()) };
+        self.administer_as(now, node, region, admin).map(drop)
+    }
+
+    /// The token that the answer will come with, if the node runs.
+    pub(super) fn administer_as(
+        &mut self,
+        now: Time,
+        node: StoreId,
+        region: RegionId,
+        admin: Admin,
+    ) -> Result<Option<Token>, super::checker::Violation> {
+        let Some((life, at)) = self.place(node, region) else { return Ok(None) };
         self.next_token += 1;
         let token = Token(self.next_token);
         self.operator.waiting.insert(token, region);
@@ -174,7 +196,7 @@ impl Cluster {
         if shapes && !self.calm && self.rng.chance("reshape.ambush", 300) {
             self.ambush(now, node, life, region);
         }
-        Ok(())
+        Ok(Some(token))
     }
 
     /// The aimed fault of this workload: a leader hands over right behind a change of its region's shape, to one
@@ -224,8 +246,14 @@ impl Cluster {
     }
 
     /// An answer to the operator.
-    pub(super) fn administered(&mut self, now: Time, token: Token, done: crate::Result<AdminDone>) {
-        let Some(region) = self.operator.waiting.remove(&token) else { return };
+    pub(super) fn administered(
+        &mut self,
+        now: Time,
+        token: Token,
+        done: crate::Result<AdminDone>,
+    ) -> Step {
+        let Some(region) = self.operator.waiting.remove(&token) else { return Ok(()) };
+        let Some(done) = self.committed(now, token, done)? else { return Ok(()) };
         match done {
             // An older block's answer may come later: a new peer must be larger than those before it.
             Ok(AdminDone::Ids { first }) if first < self.operator.ids.end => {}
@@ -241,6 +269,7 @@ impl Cluster {
             }
             Err(error) => self.trace.line(now, format_args!("{region} not changed: {error}")),
         }
+        Ok(())
     }
 
     /// A crashed node's replicas may be found in an older shape.

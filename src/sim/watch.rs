@@ -120,6 +120,7 @@ impl Cluster {
         };
         let view = running.kv.view().map_err(|e| violation("a view", e.to_string()))?;
         for applied in applied {
+            self.look_at_merged(applied)?;
             let record = view.record(applied.region);
             if record.as_ref().is_some_and(RegionState::is_tombstone) {
                 continue;
@@ -145,6 +146,7 @@ impl Cluster {
     /// At the end, after calm: all replicas have applied everything and are equal, every log holds or
     /// starts at what is applied.
     pub(super) fn look_at_replicas(&self) -> Step {
+        self.look_at_the_frozen()?;
         let regions = self.final_regions()?;
         self.look_at_members(&regions)?;
         for region in regions {

@@ -107,14 +107,15 @@ impl Store {
         });
         let dead = self.graves.refuse(envelope.region, envelope.to);
         let Some(head) = head.filter(|_| !dead) else { return self.pending.discard.push(file) };
-        let codec::region::Head { region, compacted, next_id, removed } = head;
-        if self.absent.making.contains_key(&region.id) || !self.registry.claim(&region) {
+        let swallow = self.merged_into(&head);
+        let id = head.region.id;
+        let ready = !self.absent.making.contains_key(&id) && self.ask_to_yield(&swallow);
+        if !ready || !self.registry.claim(&head.region, &swallow) {
             return self.pending.discard.push(file);
         }
-        self.absent.making.insert(region.id, envelope.to);
-        let peer = envelope.to;
-        let state = RegionState { region, peer, applied, compacted, next_id, removed };
-        self.pending.apply.push(ApplyTask::Restore { state, file });
+        self.absent.making.insert(id, envelope.to);
+        let state = head.state(envelope.to, applied);
+        self.pending.apply.push(ApplyTask::Restore { state, file, swallow });
     }
 
     /// The data of a snapshot is in place.

@@ -4,7 +4,7 @@ use crate::codec::admin::Admin;
 use crate::codec::beat::Beat;
 use crate::kv::Cut;
 use crate::raft::Envelope;
-use crate::region::effects::{Applied, Birth, Persisted, Token};
+use crate::region::effects::{Applied, Aside, Birth, Persisted, Token};
 use crate::region::size::Measured;
 use crate::region::snapshot::SnapshotFile;
 use crate::types::{PeerId, RegionId, StoreId};
@@ -67,6 +67,8 @@ pub enum Event {
     },
     /// A replica begins its life: the state store holds its state. Any number of times.
     Born(Birth),
+    /// A replica of another region on this store has something to say about a merge.
+    Aside(Aside),
     /// A region was measured.
     Measured(Measured),
     /// A region could not be measured now.

@@ -82,13 +82,20 @@ impl Store {
                     self.touched.insert(region);
                 }
             }
-            Note::Gone { epoch } => self.gone(envelope, region, peer, epoch),
+            Note::Gone { epoch, by } => self.gone(envelope, peer, epoch, by),
+            Note::Ask { by } => {
+                let buried = |grave: &&Grave| grave.peer >= peer && grave.durable;
+                if self.graves.graves.get(&region).filter(buried).is_some() {
+                    self.answer_buried(envelope, by);
+                }
+            }
         }
     }
 
-    fn gone(&mut self, envelope: &Envelope, region: RegionId, peer: PeerId, epoch: Epoch) {
+    fn gone(&mut self, envelope: &Envelope, peer: PeerId, epoch: Epoch, by: RegionId) {
+        let region = envelope.region;
         match self.peers.get(&region) {
-            Some(here) if here.id > peer => self.answer_buried(envelope),
+            Some(here) if here.id > peer => self.answer_buried(envelope, by),
             Some(here) => {
                 let (id, known) = (here.id, here.region.epoch.conf_ver);
                 if id < peer || epoch.conf_ver > known {
@@ -97,7 +104,9 @@ impl Store {
             }
             None if self.absent.is_making(region) => {} // asked again
             None => match self.graves.graves.get(&region) {
-                Some(grave) if grave.peer >= peer && grave.durable => self.answer_buried(envelope),
+                Some(grave) if grave.peer >= peer && grave.durable => {
+                    self.answer_buried(envelope, by);
+                }
                 // Never here, or about to be born: a tombstone sees to it that it never is. One that is not
                 // durable may have been overwritten by a split that another worker applied: once more, then.
                 _ => self.pending.apply.push(ApplyTask::Destroy { region, peer, epoch }),
@@ -105,9 +114,9 @@ impl Store {
         }
     }
 
-    fn answer_buried(&mut self, question: &Envelope) {
+    fn answer_buried(&mut self, question: &Envelope, by: RegionId) {
         let answer = Envelope {
-            region: question.region,
+            region: by,
             from: question.to,
             to: question.from,
             from_store: self.config.store,

@@ -8,13 +8,12 @@
 //!
 //! No task, thread, timer or channel belongs to a region: a quiet one costs its memory (`sleep`): whether
 //! nodes are there is found out per node pair (`liveness`), not per group.
-//!
-//! Not done: merge.
 
 mod absent;
 mod event;
 mod graves;
 mod liveness;
+mod merges;
 mod open;
 mod round;
 mod sleep;

@@ -146,6 +146,12 @@ impl Store {
                     self.pending.fatal.get_or_insert(error);
                 }
             }
+            Event::Aside(aside) => {
+                self.rouse(aside.region);
+                if self.peers.get(&aside.region).is_some_and(|peer| peer.id == aside.peer) {
+                    self.touch(aside.region, |peer, effects| peer.told(aside.word, effects));
+                }
+            }
             Event::Measured(done) => {
                 let config = self.config.clone();
                 self.touch(done.region, |peer, effects| peer.measured(&config, done, effects));
@@ -314,6 +320,11 @@ impl Store {
         let refusal = match self.disk {
             DiskSpace::Full => Error::DiskFull { path: "data directory".into() },
             DiskSpace::Enough if self.peers.contains_key(&region) => {
+                if let Admin::PrepareMerge(prepare) = admin
+                    && let Err(error) = self.knows_target(prepare)
+                {
+                    return self.pending.replies.push((token, Reply::Admin(Err(error))));
+                }
                 let config = self.config.clone();
                 return self.touch(region, |peer, effects| {
                     peer.propose_admin(&config, token, admin, effects);
@@ -337,6 +348,7 @@ impl Store {
     fn applied(&mut self, now: Time, regions: Vec<Applied>) {
         for mut applied in regions {
             if let Some(state) = self.absent.restored(&mut applied) {
+                self.bury_absorbed(&mut applied);
                 self.made(now, state);
                 continue;
             }
@@ -344,6 +356,7 @@ impl Store {
                 self.destroyed(applied.region, applied.peer);
                 continue;
             }
+            self.bury_absorbed(&mut applied);
             let births = std::mem::take(&mut applied.births);
             if let Some(peer) = self.peers.get_mut(&applied.region) {
                 self.touched.insert(applied.region);
@@ -359,6 +372,9 @@ impl Store {
                 }
                 let lead = peer.runs() && peer.group.leads();
                 let campaign = if lead { Campaign::Now } else { Campaign::Later };
+                if let Some(state) = &applied.restored {
+                    self.registry.reshape(&state.region, std::iter::empty());
+                }
                 if let Some(region) = &applied.reshaped {
                     self.registry.reshape(region, births.iter().map(|born| &born.region));
                 }
@@ -423,14 +439,20 @@ impl Store {
             self.meant_for_another(&envelope);
             return self.pending.discard.push(file);
         }
+        let (runs, waits) = (peer.runs(), peer.waits_for_source());
+        let own = peer.region.range.clone();
         let head = codec::region::decode_head(&envelope.message.get_snapshot().data);
-        let free = head.is_ok_and(|head| self.registry.is_free(&head.region));
-        if !peer.runs() || !free {
+        let Some(head) = head.ok().filter(|_| runs && !waits) else {
+            return self.pending.discard.push(file);
+        };
+        let swallow = self.merged_into(&head);
+        let all = Region { range: head.region.range.hull(&own), ..head.region };
+        if !self.ask_to_yield(&swallow) || !self.registry.is_free(&all, &swallow) {
             return self.pending.discard.push(file);
         }
         self.message(now, envelope);
         self.touch(region, |peer, effects| {
-            effects.discard.extend(peer.keep_received(Received { position, file }));
+            effects.discard.extend(peer.keep_received(Received { position, file, swallow }));
         });
     }
 

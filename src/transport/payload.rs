@@ -11,7 +11,7 @@ use crate::types::{Epoch, PeerId, RegionId, StoreId};
 use bytes::Bytes;
 
 /// The protocol spoken here. Two sides talk only if theirs are equal.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 /// Longest payload of a frame before the handshake is done.
 pub const MAX_HANDSHAKE: usize = 1024;
 /// Most messages in one frame; a writer begins another one before that.
@@ -231,6 +231,7 @@ const NAMED: u8 = 1;
 const NOTE: u8 = 2;
 const NOTE_GONE: u8 = 1;
 const NOTE_BURIED: u8 = 2;
+const NOTE_ASK: u8 = 3;
 
 fn encode_note(envelope: &Envelope, note: &Note, out: &mut Vec<u8>) {
     let mut w = Writer::new(out);
@@ -239,10 +240,15 @@ fn encode_note(envelope: &Envelope, note: &Note, out: &mut Vec<u8>) {
     w.varint(envelope.from.0);
     w.varint(envelope.to.0);
     match note {
-        Note::Gone { epoch } => {
+        Note::Gone { epoch, by } => {
             w.u8(NOTE_GONE);
             w.varint(epoch.conf_ver);
             w.varint(epoch.version);
+            w.varint(by.0);
+        }
+        Note::Ask { by } => {
+            w.u8(NOTE_ASK);
+            w.varint(by.0);
         }
         Note::Buried => w.u8(NOTE_BURIED),
     }
@@ -252,8 +258,9 @@ fn decode_note(r: &mut Reader) -> Result<Note> {
     match r.u8()? {
         NOTE_GONE => {
             let epoch = Epoch { conf_ver: r.varint()?, version: r.varint()? };
-            Ok(Note::Gone { epoch })
+            Ok(Note::Gone { epoch, by: RegionId(r.varint()?) })
         }
+        NOTE_ASK => Ok(Note::Ask { by: RegionId(r.varint()?) }),
         NOTE_BURIED => Ok(Note::Buried),
         other => Err(r.malformed(format_args!("note {other}"))),
     }

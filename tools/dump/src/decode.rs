@@ -178,6 +178,14 @@ fn administers(admin: &Admin, show: Show) -> String {
             let peers: Vec<String> = peers.iter().map(|peer| peer.to_string()).collect();
             format!("forget {}", peers.join(", "))
         }
+        Admin::PrepareMerge(prepare) => {
+            format!("freeze, to be merged into {}", prepare.target.id)
+        }
+        Admin::CommitMerge(commit) => {
+            let (source, at) = (commit.source.id, commit.at.index);
+            format!("take in {source}, frozen at {at}, with {} entries", commit.entries.len())
+        }
+        Admin::RollBackMerge { at } => format!("thaw what {at} froze"),
         Admin::Split(split) => {
             let child = |c: &Child| format!("{} from {}", c.region, render(&c.start, show.keys));
             let children: Vec<String> = split.children.iter().map(child).collect();

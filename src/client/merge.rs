@@ -1,0 +1,153 @@
+//! What operators ask: a region for its neighbour. The protocol stands in [`region::merge`](crate::region::merge).
+
+use super::request::{Body, Response};
+use super::{Client, odd};
+use crate::codec::admin::Admin;
+use crate::codec::merge::Prepare;
+use crate::error::{Error, Result};
+use crate::region::merge::{is_later, live_together};
+use crate::store::MergeWish;
+use crate::types::{Region, RegionId, Role, StoreId};
+use std::collections::BTreeSet;
+
+/// Looks at a merge before it is left to itself.
+const LOOKS_MAX: u32 = 32;
+
+/// How a merge ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Merged {
+    /// The target has taken the source in.
+    Yes,
+    /// It never will; the source is thawed.
+    Never,
+}
+
+impl Client {
+    /// Merges a region into its neighbour, which then has the keys of both; gives that one. Where the replicas of the two
+    /// live on different stores, those of `source` are moved first, with their data. Then no data moves; the
+    /// source takes no requests for a few round trips, clients notice nothing but a retry.
+    ///
+    /// Errors: [`Error::InvalidArgument`] where it cannot be (no neighbours; a region that keeps the cluster's
+    /// record), [`Error::Busy`] where it cannot be now (a replica that is behind, or out of reach),
+    /// [`Error::EpochNotMatch`] when another change of the target's shape came first: the source is as before then.
+    /// After any other error the merge may be under way, and ends by itself one way or the other.
+    pub async fn merge(&self, source: RegionId, target: RegionId) -> Result<Region> {
+        let mut last = Error::Busy { what: "another change of the region's shape" };
+        for _ in 0..super::members::LOOKS_MAX {
+            let into = self.region(target).await?;
+            let from = self.bring_together(source, &into).await?;
+            let prepare = Prepare { epoch: from.epoch, target: into.clone(), first: 0 };
+            let admin = Admin::PrepareMerge(prepare);
+            match self.call(Body::Admin { region: source, admin }).await {
+                Ok(Response::Regions(frozen)) => {
+                    let frozen = frozen.into_iter().next().ok_or_else(odd)?;
+                    return self.wait_merged(&frozen, &into).await;
+                }
+                Ok(_) => return Err(odd()),
+                Err(Error::LeaderStays { .. }) => self.transfer_leader(source, None).await?,
+                Err(
+                    error @ (Error::EpochNotMatch { .. }
+                    | Error::Busy { .. }
+                    | Error::NotLeader { .. }
+                    | Error::Timeout { .. }),
+                ) => last = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last)
+    }
+
+    /// Moves the source's replicas to the stores of the target's.
+    async fn bring_together(&self, source: RegionId, target: &Region) -> Result<Region> {
+        let mut known = self.region(source).await?;
+        let learns = |region: &Region| region.peers.iter().any(|peer| peer.role != Role::Voter);
+        if !live_together(&known, target) && (learns(&known) || learns(target)) {
+            let what = format!("{source} and {} have learners on different stores", target.id);
+            return Err(Error::InvalidArgument(what));
+        }
+        let stores = |region: &Region| -> BTreeSet<StoreId> {
+            region.peers.iter().map(|peer| peer.store).collect()
+        };
+        let (mut from, to) = (stores(&known), stores(target));
+        for missing in to.difference(&from.clone()) {
+            match from.iter().copied().find(|store| !to.contains(store)) {
+                Some(old) => {
+                    known = self.replace_peer(source, old, *missing).await?;
+                    from.remove(&old);
+                }
+                None => {
+                    self.add_learner(source, *missing).await?;
+                    known = self.promote(source, *missing).await?;
+                }
+            }
+            from.insert(*missing);
+        }
+        for extra in from.difference(&to) {
+            known = self.remove_peer(source, *extra).await?;
+        }
+        Ok(known)
+    }
+
+    /// Waits until a frozen region is gone, or thawed.
+    async fn wait_merged(&self, frozen: &Region, target: &Region) -> Result<Region> {
+        // Answered by whoever owns it, as soon as somebody does.
+        let key = [&frozen.range.start[..], &[0]].concat();
+        for _ in 0..LOOKS_MAX {
+            let _ = self.get(key.clone()).await;
+            let now = self.region(target.id).await;
+            if let Ok(now) = &now
+                && now.range.covers(&frozen.range)
+            {
+                return Ok(now.clone());
+            }
+            if let Ok(source) = self.region(frozen.id).await
+                && is_later(source.epoch, frozen.epoch)
+            {
+                return Err(Error::EpochNotMatch { current: now.into_iter().collect() });
+            }
+        }
+        Err(Error::Ambiguous { what: "a merge that is under way" })
+    }
+
+    /// Carries out what a frozen region wishes for: it is taken in, or thawed, or waits on.
+    pub(crate) async fn carry_out(&self, wish: MergeWish) -> Result<Merged> {
+        let MergeWish { source, merging, commit } = wish;
+        let target = merging.target;
+        let admin = Admin::CommitMerge(commit);
+        let refused = match self.call(Body::Admin { region: target, admin }).await {
+            Ok(_) => return Ok(Merged::Yes),
+            Err(refused) => refused,
+        };
+        let never = match &refused {
+            Error::EpochNotMatch { current } => {
+                let known = current.iter().find(|region| region.id == target);
+                known.is_some_and(|region| is_later(region.epoch, merging.epoch))
+            }
+            Error::RegionNotFound(_) | Error::NoRoute { .. } => {
+                // Who owns its first key now, in a later shape, has taken it in.
+                let owner = self.region_of(merging.start.clone()).await?;
+                owner.id != target && self.owns_later(&owner, &merging).await?
+            }
+            _ => false,
+        };
+        if !never {
+            return Err(refused);
+        }
+        let admin = Admin::RollBackMerge { at: merging.at.index };
+        self.call(Body::Admin { region: source, admin }).await?;
+        Ok(Merged::Never)
+    }
+
+    /// Asks the owner's leader: what it has applied is a fact of its log.
+    async fn owns_later(&self, owner: &Region, merging: &crate::types::Merging) -> Result<bool> {
+        let owner = self.region(owner.id).await?;
+        Ok(owner.range.contains(&merging.start) && owner.epoch.version > merging.epoch.version)
+    }
+}
+
+impl super::Blocking {
+    /// See [`Client::merge`].
+    pub fn merge(&self, source: RegionId, target: RegionId) -> Result<Region> {
+        super::wait(self.client.merge(source, target))
+    }
+}

@@ -1,0 +1,53 @@
+//! Merges, as far as several replicas of a store are concerned. The story stands in
+//! [`region::merge`](crate::region::merge).
+
+use super::round::Store;
+use crate::codec::region::Head;
+use crate::error::Error;
+use crate::region::effects::*;
+use crate::region::merge::FROZEN;
+use crate::codec::merge::Prepare;
+use crate::types::*;
+
+impl Store {
+    /// The replicas of this store whose regions were merged into that of a snapshot, and are not known to be gone.
+    pub(super) fn merged_into(&self, head: &Head) -> Vec<Departed> {
+        let here = |gone: &&Departed| gone.store == self.config.store && gone.region != head.region.id;
+        head.removed.iter().filter(here).copied().collect()
+    }
+
+    /// Whether those of them that live stand still; who does not is told to.
+    pub(super) fn ask_to_yield(&mut self, swallow: &[Departed]) -> bool {
+        let mut still = true;
+        for gone in swallow {
+            let living = self.registry.get(gone.region).filter(|share| share.peer == gone.id);
+            if living.is_some_and(|share| !share.is_still()) {
+                still = false;
+                let (region, peer) = (gone.region, gone.id);
+                self.pending.asides.push(Aside { region, peer, word: Word::Yield });
+            }
+        }
+        still
+    }
+
+    /// Replicas whose data another one has taken over are gone: their loops hear of it from the appliers.
+    pub(super) fn bury_absorbed(&mut self, applied: &mut Applied) {
+        for gone in std::mem::take(&mut applied.absorbed) {
+            let (region, peer, epoch) = (gone.region, gone.id, Epoch::default());
+            self.pending.apply.push(ApplyTask::Destroy { region, peer, epoch });
+        }
+    }
+
+    /// Whether a merge can be begun as far as the target's replica here knows: a region that was frozen for a target of
+    /// another shape, or for none, would only have to be thawed again.
+    pub(super) fn knows_target(&self, prepare: &Prepare) -> crate::Result<()> {
+        let target = &prepare.target;
+        let here = self.registry.get(target.id).ok_or(Error::RegionNotFound(target.id))?;
+        let known = here.region();
+        match *known == *target {
+            true if here.is_still() => Err(FROZEN),
+            true => Ok(()),
+            false => Err(Error::EpochNotMatch { current: vec![(*known).clone()] }),
+        }
+    }
+}
