@@ -264,11 +264,8 @@ impl Cluster {
         let Some(node) = self.alive(id, life) else { return Ok(()) };
         let local = node.now(now);
         let Some(running) = node.running.as_mut() else { return Ok(()) };
-        if planted == Some(Planted::ForgottenPromise) {
-            running.stores[at].forget_promises();
-        }
-        if planted == Some(Planted::SupportKept) {
-            running.stores[at].keep_support();
+        if let Some(planted) = planted {
+            running.stores[at].plant(planted);
         }
         running.stores[at].handle(local, event);
         if !std::mem::replace(&mut running.scheduled.drain[at], true) {

@@ -32,17 +32,26 @@ pub enum Planted {
     IgnoredEpoch,
     /// A node goes on supporting one that is silent: groups asleep under leaders there sleep on.
     SupportKept,
+    /// A frozen region goes on with reads and lease as if it were not to be merged.
+    LeaseKept,
+    /// What a merge carries begins behind what is committed, not behind what every replica has.
+    FirstFromCommit,
+    /// A replica that is born, or made from a snapshot, forgets how it voted before a crash took its birth back.
+    ChildForgets,
 }
 
 impl Planted {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Planted); 6] = [
+    pub const ALL: [(&'static str, Planted); 9] = [
         ("ack-before-sync", Planted::AckBeforeSync),
         ("forgotten-vote", Planted::ForgottenVote),
         ("flush-reported-early", Planted::FlushReportedEarly),
         ("forgotten-promise", Planted::ForgottenPromise),
         ("ignored-epoch", Planted::IgnoredEpoch),
         ("support-kept", Planted::SupportKept),
+        ("lease-kept", Planted::LeaseKept),
+        ("first-from-commit", Planted::FirstFromCommit),
+        ("child-forgets", Planted::ChildForgets),
     ];
 }
 

@@ -165,9 +165,13 @@ impl Cluster {
                 let hash = self.hash_of(&*view, &region.range)?;
                 let (first, index, other) = *seen.get_or_insert((store, applied.index, hash));
                 if (index, other) != (applied.index, hash) {
+                    let of = |status: &RegionStatus| status.region.id == region.id;
+                    let all = self.nodes.keys().flat_map(|id| self.statuses(*id)).filter(of);
                     let detail = format!(
-                        "{}: {first} applied {index} ({other:016x}), {store} applied {} ({hash:016x})",
-                        region.id, applied.index
+                        "{}: {first} applied {index} ({other:016x}), {store} applied {} ({hash:016x}): {:?}",
+                        region.id,
+                        applied.index,
+                        all.collect::<Vec<_>>()
                     );
                     return Err(violation("replicas are equal in the end", detail));
                 }

@@ -141,7 +141,10 @@ impl Store {
         }
         self.graves.reopen(region);
         let mut batch = LogBatch::new();
-        let found = life::agree(&self.log, &state, &mut batch);
+        #[cfg_attr(not(any(test, feature = "sim")), expect(unused_mut, reason = "planted bugs"))]
+        let mut found = life::agree(&self.log, &state, &mut batch);
+        #[cfg(any(test, feature = "sim"))]
+        self.planted.found(&mut found);
         if !batch.is_empty() {
             // Whatever the replica promises is written later, and so is durable no earlier.
             self.log.submit(batch)?;

@@ -15,6 +15,8 @@ mod graves;
 mod liveness;
 mod merges;
 mod open;
+#[cfg(any(test, feature = "sim"))]
+mod planted;
 mod round;
 mod sleep;
 

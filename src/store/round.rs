@@ -45,6 +45,8 @@ pub struct Store {
     pub(super) shard: Shard,
     disk: DiskSpace,
     pub(super) watch: Watch,
+    #[cfg(any(test, feature = "sim"))]
+    pub(super) planted: crate::store::planted::Bugs,
     /// Effects of events, handed out by the next drain.
     pub(super) pending: Effects,
 }
@@ -114,6 +116,8 @@ impl Store {
             shard,
             disk: DiskSpace::Enough,
             watch,
+            #[cfg(any(test, feature = "sim"))]
+            planted: Default::default(),
             pending: Effects::default(),
         };
         for (region, epoch) in removed {
@@ -214,12 +218,6 @@ impl Store {
     /// The replicas, for checkers and tools.
     pub fn peers(&self) -> impl Iterator<Item = &Peer> {
         self.peers.values()
-    }
-
-    /// A planted bug of the simulator's: no replica keeps the promises that leases rest on.
-    #[cfg(any(test, feature = "sim"))]
-    pub(crate) fn forget_promises(&mut self) {
-        self.peers.values_mut().for_each(Peer::forget_promise);
     }
 
     fn pass(&mut self, now: Time, effects: &mut Effects) -> Result<()> {

@@ -132,12 +132,4 @@ impl Store {
             self.wake(region, why);
         }
     }
-
-    /// A planted bug of the simulator's: nobody is given up, however silent.
-    #[cfg(any(test, feature = "sim"))]
-    pub(crate) fn keep_support(&mut self) {
-        if let Some(liveness) = &mut self.watch.liveness {
-            liveness.keep_support();
-        }
-    }
 }

@@ -1,0 +1,46 @@
+//! Bugs put into a store on purpose, to see that the simulator finds them.
+
+use super::round::Store;
+use crate::region::life::Found;
+use crate::region::peer::Peer;
+use crate::sim::node::Planted;
+
+/// Those that events meet later.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Bugs {
+    child_forgets: bool,
+}
+
+impl Bugs {
+    /// How a replica is found that begins its life.
+    pub fn found(self, found: &mut Found) {
+        if self.child_forgets {
+            found.hard_state.vote = 0;
+        }
+    }
+}
+
+impl Store {
+    /// Called before each event: what the bug needs must hold for replicas that came since.
+    pub(crate) fn plant(&mut self, planted: Planted) {
+        match planted {
+            Planted::ForgottenPromise => self.peers.values_mut().for_each(Peer::forget_promise),
+            Planted::SupportKept => {
+                if let Some(liveness) = &mut self.watch.liveness {
+                    liveness.keep_support();
+                }
+            }
+            Planted::LeaseKept => {
+                self.peers.values_mut().for_each(|peer| peer.planted.lease_kept = true);
+            }
+            Planted::FirstFromCommit => {
+                self.peers.values_mut().for_each(|peer| peer.planted.first_from_commit = true);
+            }
+            Planted::ChildForgets => self.planted.child_forgets = true,
+            Planted::AckBeforeSync
+            | Planted::ForgottenVote
+            | Planted::FlushReportedEarly
+            | Planted::IgnoredEpoch => {}
+        }
+    }
+}
