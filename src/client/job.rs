@@ -182,8 +182,17 @@ impl Inner {
         match error {
             Error::EpochNotMatch { current } => self.learn_regions(current),
             Error::NotLeader { leader, .. } => self.learn_leader(job, leader.filter(|l| *l != at)),
-            // Its replicas have moved: who else knows where to?
-            Error::RegionNotFound(region) => self.ask_around(*region, job.attempt, job.deadline),
+            // Its replicas have moved, or it was merged: who else knows where to?
+            Error::RegionNotFound(region) => {
+                let known = self.routes.read().get(*region).cloned();
+                if let Some(route) = known {
+                    if route.leader == Some(at) {
+                        self.learn_leader(job, None);
+                    }
+                    self.look_around(&route.region.range.start, 1);
+                }
+                self.ask_around(*region, job.attempt, job.deadline);
+            }
             _ if reach == Reach::Refused => {
                 let hint = self.routes.read().get(job.route.region).and_then(|r| r.leader);
                 if hint == Some(at) {

@@ -32,7 +32,7 @@ impl Inner {
     }
 
     /// Takes over what the replicas here know of the regions from `start` on.
-    fn look_around(&self, start: &Bytes, count: usize) {
+    pub(super) fn look_around(&self, start: &Bytes, count: usize) {
         let registry = self.driver.registry();
         let mut here = registry.from(start, count);
         here.extend(registry.lookup(start));

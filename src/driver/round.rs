@@ -107,6 +107,9 @@ fn perform(shared: &Shared, at: usize, effects: &mut Effects) -> bool {
     for snapshot in effects.snapshots.drain(..) {
         send_snapshot(shared, at, snapshot);
     }
+    if std::mem::take(&mut effects.flush_soon) {
+        shared.upkeep.flush_before_long();
+    }
     for file in effects.discard.drain(..) {
         remove(shared, &file.path);
     }

@@ -25,6 +25,7 @@ pub struct Upkeep {
     wake: Condvar,
     flush_wanted: AtomicBool,
     purge_wanted: AtomicBool,
+    waited_for: AtomicBool,
     full: AtomicU8,
     /// What could not grow last.
     full_at: Mutex<PathBuf>,
@@ -43,6 +44,8 @@ const LOOK: Duration = Duration::from_millis(20);
 const LOOK_AT_LOG: Duration = Duration::from_millis(500);
 /// Flushes for the log's sake are at least this far apart.
 const FLUSH_FOR_LOG: Duration = Duration::from_secs(2);
+/// As are those that somebody waits for, who is in no hurry.
+const FLUSH_WAITED_FOR: Duration = Duration::from_secs(1);
 /// The log is purged this long after a flush: the loops compact first.
 const PURGE_AFTER: Duration = Duration::from_millis(300);
 /// And at least this often, for what was compacted later.
@@ -54,6 +57,11 @@ impl Upkeep {
     pub fn wake(&self) {
         self.flush_wanted.store(true, Ordering::Relaxed);
         self.wake.notify_all();
+    }
+
+    /// Somebody waits for the next flush.
+    pub fn flush_before_long(&self) {
+        self.waited_for.store(true, Ordering::Relaxed);
     }
 
     /// The log found no room: purge what can be purged.
@@ -155,6 +163,8 @@ pub fn run_flusher(shared: &Shared) {
         let mut due =
             shared.upkeep.is_full(Room::State) || behind || wanted || shared.kv.should_flush();
         due |= flushed_at.elapsed() >= shared.config.flush_interval;
+        due |= flushed_at.elapsed() >= FLUSH_WAITED_FOR
+            && shared.upkeep.waited_for.load(Ordering::Relaxed);
         if looked_at.elapsed() >= LOOK_AT_LOG {
             looked_at = Instant::now();
             // Not at every look: a log that a laggard keeps large would be flushed for nothing.
@@ -165,6 +175,8 @@ pub fn run_flusher(shared: &Shared) {
             continue;
         }
         flushed_at = Instant::now();
+        // Before the cut is taken: what is asked for from here on may not be in it.
+        shared.upkeep.waited_for.store(false, Ordering::Relaxed);
         match flush(shared) {
             Ok(_) => has_room(shared, Room::State),
             Err(error @ Error::DiskFull { .. }) => {

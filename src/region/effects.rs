@@ -364,6 +364,8 @@ pub struct Effects {
     pub snapshots: Vec<SnapshotSend>,
     /// Received snapshots that turned out not to be needed: remove the files.
     pub discard: Vec<SnapshotFile>,
+    /// Somebody waits for a tombstone to be durable: the state store should be flushed before long.
+    pub flush_soon: bool,
     /// Beats for other nodes.
     pub beats: Vec<(StoreId, Beat)>,
     /// The store cannot go on.
@@ -384,6 +386,7 @@ impl Effects {
             && self.asides.is_empty()
             && self.snapshots.is_empty()
             && self.discard.is_empty()
+            && !self.flush_soon
             && self.beats.is_empty()
             && self.fatal.is_none()
     }

@@ -77,7 +77,10 @@ pub fn decide(
         Error::NotLeader { leader: Some(store), .. } => {
             (Target::Store(*store), if attempt < 2 { Duration::ZERO } else { wait })
         }
-        Error::NotLeader { leader: None, .. } | Error::RegionNotFound(_) => (Target::Other, wait),
+        Error::NotLeader { leader: None, .. } => (Target::Other, wait),
+        // Its replica has moved; or it was merged into another, which has its keys now.
+        Error::RegionNotFound(_) if access == Access::Shape => (Target::Other, wait),
+        Error::RegionNotFound(_) => (Target::Reroute, wait),
         Error::EpochNotMatch { .. } if access == Access::Shape => return Decision::GiveUp,
         Error::EpochNotMatch { current } if !current.is_empty() && attempt < 4 => {
             (Target::Reroute, Duration::ZERO)

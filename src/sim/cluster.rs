@@ -333,6 +333,7 @@ impl Cluster {
             asides,
             snapshots,
             discard,
+            flush_soon: _,
             beats,
             fatal,
         } = effects;

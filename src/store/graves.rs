@@ -84,9 +84,11 @@ impl Store {
             }
             Note::Gone { epoch, by } => self.gone(envelope, peer, epoch, by),
             Note::Ask { by } => {
-                let buried = |grave: &&Grave| grave.peer >= peer && grave.durable;
-                if self.graves.graves.get(&region).filter(buried).is_some() {
-                    self.answer_buried(envelope, by);
+                let dead = |grave: &&Grave| grave.peer >= peer;
+                match self.graves.graves.get(&region).filter(dead).map(|grave| grave.durable) {
+                    Some(true) => self.answer_buried(envelope, by),
+                    Some(false) => self.pending.flush_soon = true,
+                    None => {}
                 }
             }
         }
@@ -109,7 +111,10 @@ impl Store {
                 }
                 // Never here, or about to be born: a tombstone sees to it that it never is. One that is not
                 // durable may have been overwritten by a split that another worker applied: once more, then.
-                _ => self.pending.apply.push(ApplyTask::Destroy { region, peer, epoch }),
+                _ => {
+                    self.pending.flush_soon = true;
+                    self.pending.apply.push(ApplyTask::Destroy { region, peer, epoch });
+                }
             },
         }
     }

@@ -1,0 +1,232 @@
+//! Nodes in one process whose regions are merged while clients write and read.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+use catamaran::client::Blocking;
+use catamaran::kv::Direction;
+use catamaran::store::ReadLevel;
+use catamaran::transport::Hub;
+use catamaran::types::{FIRST_REGION, KeyRange, Region, RegionId, StoreId};
+use catamaran::error::Outcome;
+use catamaran::{Node, NodeConfig};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+fn open(dir: &Path, id: u64, hub: &Hub) -> Node {
+    let cluster = (1..=3).map(|id| (id, format!("node-{id}:1"))).collect();
+    let config = NodeConfig {
+        store_id: id,
+        cluster,
+        data_dir: dir.join(id.to_string()),
+        regions: 1,
+        segment_bytes: 4 << 20,
+        ..NodeConfig::default()
+    };
+    Node::builder(config).hub(hub.clone()).open().unwrap()
+}
+
+fn key(i: u64) -> Vec<u8> {
+    format!("k{i:08}").into_bytes()
+}
+
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < Duration::from_secs(120), "waited for {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The regions that a node's replicas belong to, by range; they must cover the key space.
+fn regions_of(node: &Node) -> Vec<Region> {
+    let mut regions: Vec<Region> =
+        node.status().unwrap().into_iter().map(|status| status.region).collect();
+    regions.sort_by(|a, b| a.range.start.cmp(&b.range.start));
+    regions
+}
+
+fn covers(regions: &[Region]) -> bool {
+    let joined = regions.windows(2).all(|pair| pair[0].range.end == pair[1].range.start);
+    joined
+        && regions.first().is_some_and(|first| first.range.start.is_empty())
+        && regions.last().is_some_and(|last| last.range.end.is_empty())
+}
+
+/// What one writer did.
+#[derive(Default)]
+struct Work {
+    /// The last value of each key.
+    last: BTreeMap<u64, u64>,
+}
+
+/// Writes `key(i) = n` for growing n until told to stop, checking what it reads back.
+fn work(client: &Blocking, keys: std::ops::Range<u64>, stop: &AtomicBool) -> Work {
+    let mut done = Work::default();
+    for (n, i) in keys.cycle().enumerate() {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        // Nobody else writes the key: a write that a killed node took along is simply done again.
+        let begun = Instant::now();
+        while let Err(error) = client.put(key(i), n.to_string()) {
+            assert!(error.outcome() == Outcome::Unknown, "{error}");
+            assert!(begun.elapsed() < Duration::from_secs(60), "{error}");
+        }
+        let read = client.get_at(key(i), ReadLevel::Lease).expect("a read while regions are merged");
+        assert_eq!(read.as_deref(), Some(n.to_string().as_bytes()), "key {i}");
+        done.last.insert(i, n as u64);
+    }
+    done
+}
+
+/// The neighbours of the smallest id but the first, to be merged: (source, target).
+fn next_pair(regions: &[Region], turn: usize) -> (RegionId, RegionId) {
+    let at = turn % (regions.len() - 1);
+    let (left, right) = (&regions[at], &regions[at + 1]);
+    // Either may go into the other, but for the one that keeps the cluster's record.
+    match left.id == FIRST_REGION || turn % 2 == 0 {
+        true => (right.id, left.id),
+        false => (left.id, right.id),
+    }
+}
+
+/// From many regions down to eight, under load, while one node is killed and comes back: nothing is lost or wrong, and
+/// every node ends with the same few regions. `CATAMARAN_MERGES=1000 cargo test --release --test cluster_merge
+/// down_to_eight -- --nocapture`.
+#[test]
+fn down_to_eight_under_load() {
+    let before: u64 = std::env::var("CATAMARAN_MERGES").map_or(40, |text| text.parse().unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let hub = Hub::new();
+    let mut nodes: Vec<Node> = (1..=3).map(|id| open(dir.path(), id, &hub)).collect();
+    let operator = nodes[0].client().blocking();
+    operator.split((1..before).map(key).collect::<Vec<_>>()).unwrap();
+    for node in &nodes {
+        eventually("all regions", || regions_of(node).len() as u64 == before);
+    }
+    let stop = AtomicBool::new(false);
+    let done: Vec<Work> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..2u64)
+            .map(|at| {
+                let client = nodes[at as usize].client().blocking();
+                let stop = &stop;
+                let keys = at * before / 2..(at + 1) * before / 2;
+                scope.spawn(move || work(&client, keys, stop))
+            })
+            .collect();
+        let begun = Instant::now();
+        let third = &mut nodes[2..];
+        let mut down: Option<Instant> = None;
+        let mut turn = 0;
+        let mut took = Vec::new();
+        loop {
+            let known = operator.regions("", usize::MAX).unwrap();
+            if known.len() <= 8 {
+                break;
+            }
+            if known.len() as u64 == before / 2 && turn > 0 && down.is_none() {
+                third[0].kill();
+                third[0] = open(dir.path(), 3, &hub);
+                down = Some(Instant::now());
+            }
+            let (source, target) = next_pair(&known, turn);
+            turn += 1;
+            let asked = Instant::now();
+            match operator.merge(source, target) {
+                Ok(merged) => {
+                    assert_eq!(merged.id, target);
+                    took.push(asked.elapsed());
+                }
+                Err(error) => println!("{source} into {target}: {error}"),
+            }
+            assert!(begun.elapsed() < Duration::from_secs(600), "{} regions left", known.len());
+        }
+        took.sort_unstable();
+        println!(
+            "{before} regions down to eight in {:?}, {turn} attempts; a merge: median {:?}, longest {:?}",
+            begun.elapsed(),
+            took[took.len() / 2],
+            took.last()
+        );
+        stop.store(true, Ordering::Relaxed);
+        workers.into_iter().map(|worker| worker.join().unwrap()).collect()
+    });
+    for node in &nodes {
+        eventually("eight regions on every node", || {
+            let regions = regions_of(node);
+            regions.len() <= 8 && covers(&regions)
+        });
+        assert_eq!(node.health().map(|error| error.to_string()), None);
+    }
+    for pair in nodes.windows(2) {
+        assert_eq!(regions_of(&pair[0]), regions_of(&pair[1]));
+    }
+    // A restart finds the merges, or does them again.
+    nodes[1].kill();
+    nodes[1] = open(dir.path(), 2, &hub);
+    for node in &nodes {
+        let client = node.client().blocking();
+        for (i, value) in done.iter().flat_map(|work| &work.last) {
+            let read = client.get(key(*i)).unwrap();
+            assert_eq!(read.as_deref(), Some(value.to_string().as_bytes()), "key {i}");
+        }
+        let rows = client.scan(KeyRange::all(), Direction::Forward, ReadLevel::Linearizable);
+        let keys: Vec<_> = rows.map(|row| row.unwrap().0).collect();
+        assert_eq!(keys.len(), done.iter().map(|work| work.last.len()).sum::<usize>());
+        assert!(keys.is_sorted());
+        // What the node knows of the key space is what the leaders know.
+        for region in client.regions("", usize::MAX).unwrap() {
+            let led = client.region(region.id).unwrap();
+            assert_eq!((led.id, led.range), (region.id, region.range));
+        }
+    }
+}
+
+/// What cannot be merged is refused with a reason, and goes on as before.
+#[test]
+fn what_cannot_be_merged_is_told_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::open(NodeConfig::single(dir.path().join("data"))).unwrap();
+    let client = node.client().blocking();
+    client.split([key(1), key(2), key(3)]).unwrap();
+    eventually("four regions", || regions_of(&node).len() >= 4 && covers(&regions_of(&node)));
+    let regions = client.regions("", usize::MAX).unwrap();
+    let ids: Vec<RegionId> = regions.iter().map(|region| region.id).collect();
+    let last = ids.len() - 1;
+    let refused = |source, target| client.merge(source, target).unwrap_err().to_string();
+    assert!(refused(ids[last], ids[last - 2]).contains("no neighbour"));
+    assert!(refused(ids[last], ids[last]).contains("no neighbour"));
+    if ids[0] == FIRST_REGION {
+        assert!(refused(ids[0], ids[1]).contains("record"));
+    }
+    client.put(key(3), "x").unwrap();
+    let merged = client.merge(ids[last], ids[last - 1]).unwrap();
+    assert_eq!((merged.id, &merged.range.start[..]), (ids[last - 1], &key(2)[..]));
+    assert_eq!(client.get(key(3)).unwrap().unwrap(), "x");
+    client.put(key(3), "y").unwrap();
+    // And cut again: what was merged is a region like any other.
+    client.split([key(3)]).unwrap();
+    assert_eq!(client.get(key(3)).unwrap().unwrap(), "y");
+}
+
+/// Regions whose replicas live apart are brought together first.
+#[test]
+fn replicas_that_live_apart_are_moved_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = Hub::new();
+    let nodes: Vec<Node> = (1..=3).map(|id| open(dir.path(), id, &hub)).collect();
+    let client = nodes[0].client().blocking();
+    for i in 0..20 {
+        client.put(key(i), i.to_string()).unwrap();
+    }
+    let cut = client.split([key(10)]).unwrap();
+    let (left, right) = (&cut[0], &cut[1]);
+    client.remove_peer(right.id, StoreId(3)).unwrap();
+    let merged = client.merge(right.id, left.id).unwrap();
+    assert_eq!(merged.id, left.id);
+    for i in 0..20 {
+        assert_eq!(client.get(key(i)).unwrap().unwrap(), i.to_string());
+    }
+}
