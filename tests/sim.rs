@@ -85,3 +85,13 @@ fn a_change_made_for_another_shape_and_applied_all_the_same_is_found() {
     });
     assert!(found);
 }
+
+#[test]
+fn a_lease_that_outlives_a_merge_is_found() {
+    assert!(found_in(Workload::Regions, Planted::LeaseKept, 123).is_some());
+}
+
+#[test]
+fn a_merge_that_carries_too_little_is_found() {
+    assert!(found_in(Workload::Regions, Planted::FirstFromCommit, 38).is_some());
+}

@@ -338,6 +338,7 @@ mod tests {
             Admin::Forget { peers: vec![PeerId(1), PeerId(400)] },
             Admin::PrepareMerge(Prepare { epoch, target: region.clone(), first: 7 }),
             Admin::CommitMerge(Box::new(Commit {
+                target: RegionId(6),
                 epoch,
                 source: region,
                 at: LogPosition { index: 8, term: 6 },

@@ -5,13 +5,13 @@
 //! | payload | bytes |
 //! |---|---|
 //! | prepare | `8` (one byte), conf_ver, version, the target, first index |
-//! | commit | `9` (one byte), conf_ver, version, the source, index, term, first index, number of entries, then for each: term, length, data |
+//! | commit | `9` (one byte), target, conf_ver, version, the source, index, term, first index, number of entries, then for each: term, length, data |
 //! | roll back | `10` (one byte), index |
 
 use super::region;
 use super::{Reader, Writer};
 use crate::error::Result;
-use crate::types::{Epoch, LogPosition, Region};
+use crate::types::{Epoch, LogPosition, Region, RegionId};
 use bytes::Bytes;
 
 /// Entries that a commit carries, at most.
@@ -35,7 +35,9 @@ pub struct Prepare {
 /// Takes a frozen region in.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Commit {
-    /// The target's shape when the source was frozen; in another it refuses.
+    /// The region that is to take it in.
+    pub target: RegionId,
+    /// Its shape when the source was frozen; in another it refuses.
     pub epoch: Epoch,
     /// The source, frozen.
     pub source: Region,
@@ -54,6 +56,7 @@ pub(super) fn encode_prepare(prepare: &Prepare, out: &mut Writer<'_>) {
 }
 
 pub(super) fn encode_commit(commit: &Commit, out: &mut Writer<'_>) {
+    out.varint(commit.target.0);
     super::admin::encode_epoch(&commit.epoch, out);
     out.bytes(&region::encode(&commit.source, LogPosition::default()));
     out.varint(commit.at.index);
@@ -76,6 +79,7 @@ pub(super) fn decode_prepare(from: &mut Reader) -> Result<Prepare> {
 }
 
 pub(super) fn decode_commit(from: &mut Reader) -> Result<Commit> {
+    let target = RegionId(from.varint()?);
     let epoch = super::admin::decode_epoch(from)?;
     let source = decode_region(from)?;
     let at = LogPosition { index: from.varint()?, term: from.varint()? };
@@ -88,5 +92,5 @@ pub(super) fn decode_commit(from: &mut Reader) -> Result<Commit> {
     if first.checked_add(count as u64) != at.index.checked_add(1) {
         return Err(from.malformed("entries do not end where the region froze"));
     }
-    Ok(Commit { epoch, source, at, first, entries })
+    Ok(Commit { target, epoch, source, at, first, entries })
 }
