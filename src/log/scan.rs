@@ -134,6 +134,9 @@ impl Window<'_> {
     }
 }
 
+/// What a segment can come to: payloads begin within 32 bits, and the last is no longer than that.
+const LONGEST: u64 = 2 * (u32::MAX as u64 + 1);
+
 /// What to do about a file that vanishes or changes its name while the directory is read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Neighbour {
@@ -160,6 +163,12 @@ pub(super) fn find_segments(
             Err(_) if neighbour == Neighbour::LiveLog && !disk.exists(&path)? => continue,
             Err(error) => return Err(error),
         };
+        let len = file.len()?;
+        if len > LONGEST {
+            // Not read: whoever made it long (it may be all hole) did not write it.
+            let detail = format!("{len} bytes: no segment is that long");
+            return Err(Error::Corruption { path, offset: 0, detail });
+        }
         let block = file.read_up_to(0, BLOCK)?;
         let (header, bad_header) = SegmentHeader::decode(&block);
         let version = SegmentHeader::version(&block).unwrap_or(VERSION);
