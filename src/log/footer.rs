@@ -307,7 +307,6 @@ fn narrow(value: u64) -> Option<u32> {
     u32::try_from(value).ok()
 }
 
-#[inline]
 fn take_span(input: &mut &[u8], rel: u32) -> Option<Span> {
     let len = narrow(take(input)?)?;
     let (crc, rest) = input.split_at_checked(4)?;

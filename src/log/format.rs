@@ -450,18 +450,7 @@ fn put_position(out: &mut Vec<u8>, tag: u8, group: GroupId, position: LogPositio
     put(out, position.term);
 }
 
-#[inline]
 pub(super) fn take(input: &mut &[u8]) -> Option<u64> {
-    // Nearly always a small number: opening reads a dozen of them for each run.
-    let (&byte, rest) = input.split_first()?;
-    if byte < 0x80 {
-        *input = rest;
-        return Some(u64::from(byte));
-    }
-    take_long(input)
-}
-
-fn take_long(input: &mut &[u8]) -> Option<u64> {
     let mut value = 0u64;
     for shift in (0..64).step_by(7) {
         let (&byte, rest) = input.split_first()?;
