@@ -5,13 +5,13 @@
 
 mod log_disk;
 
-use catamaran::env::{DirLock, Disk, File, OpenMode};
 use catamaran::log::{Entry, Log, LogBatch, Options, Seq};
 use catamaran::{Error, Result};
+use log_disk::hold::{Call, HoldDisk, Rule};
 use log_disk::{Crash, Dice, Image, MemDisk, Step, Survivors};
 use std::collections::VecDeque;
-use std::io::{ErrorKind, IoSlice};
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
@@ -80,80 +80,31 @@ impl Gate {
     }
 }
 
-#[derive(Clone, Default, Debug)]
-struct GateDisk {
+impl Rule for Gate {
+    fn before(&self, call: Call, path: &Path) -> std::result::Result<(), ErrorKind> {
+        if path.extension().is_none_or(|e| e != "seg") {
+            return Ok(());
+        }
+        self.pass(if call == Call::Write { &self.writes } else { &self.syncs })
+    }
+}
+
+/// What is on the disk, and the disk with the gate before it.
+struct Gated {
     disk: MemDisk,
-    gate: Arc<Gate>,
+    gate: HoldDisk<Gate>,
 }
 
-#[derive(Debug)]
-struct GateFile {
-    file: Arc<dyn File>,
-    gate: Option<Arc<Gate>>,
-}
-
-impl Disk for GateDisk {
-    fn open(&self, path: &Path, mode: OpenMode) -> Result<Arc<dyn File>> {
-        let file = self.disk.open(path, mode)?;
-        let segment = path.extension().is_some_and(|e| e == "seg");
-        Ok(Arc::new(GateFile { file, gate: segment.then(|| Arc::clone(&self.gate)) }))
-    }
-    fn rename(&self, from: &Path, to: &Path) -> Result<()> {
-        self.disk.rename(from, to)
-    }
-    fn remove(&self, path: &Path) -> Result<()> {
-        self.disk.remove(path)
-    }
-    fn list(&self, dir: &Path) -> Result<Vec<PathBuf>> {
-        self.disk.list(dir)
-    }
-    fn exists(&self, path: &Path) -> Result<bool> {
-        self.disk.exists(path)
-    }
-    fn create_dir_all(&self, dir: &Path) -> Result<()> {
-        self.disk.create_dir_all(dir)
-    }
-    fn sync_dir(&self, dir: &Path) -> Result<()> {
-        self.disk.sync_dir(dir)
-    }
-    fn lock_dir(&self, dir: &Path) -> Result<Box<dyn DirLock>> {
-        self.disk.lock_dir(dir)
+impl Default for Gated {
+    fn default() -> Gated {
+        let disk = MemDisk::default();
+        Gated { gate: HoldDisk::over(Arc::new(disk.clone())), disk }
     }
 }
 
-impl GateFile {
-    fn failed(&self, op: &'static str, kind: ErrorKind) -> Error {
-        Error::io(op, self.file.path(), kind.into())
-    }
-}
-
-impl File for GateFile {
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
-        self.file.read_at(offset, buf)
-    }
-    fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
-        if let Some(gate) = &self.gate {
-            gate.pass(&gate.writes).map_err(|kind| self.failed("write", kind))?;
-        }
-        self.file.write_at(offset, buf)
-    }
-    fn write_vectored_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<()> {
-        self.write_at(offset, &bufs.iter().flat_map(|b| b.to_vec()).collect::<Vec<u8>>())
-    }
-    fn sync_data(&self) -> Result<()> {
-        if let Some(gate) = &self.gate {
-            gate.pass(&gate.syncs).map_err(|kind| self.failed("sync", kind))?;
-        }
-        self.file.sync_data()
-    }
-    fn len(&self) -> Result<u64> {
-        self.file.len()
-    }
-    fn set_len(&self, len: u64) -> Result<()> {
-        self.file.set_len(len)
-    }
-    fn path(&self) -> &Path {
-        self.file.path()
+impl Gated {
+    fn gate(&self) -> &Gate {
+        &self.gate.hold
     }
 }
 
@@ -167,8 +118,8 @@ fn batch(n: u64) -> LogBatch {
     batch
 }
 
-fn open(disk: &GateDisk) -> Log {
-    Log::open(Arc::new(disk.clone()), Path::new(DIR), options()).unwrap().0
+fn open(disk: &Gated) -> Log {
+    Log::open(Arc::new(disk.gate.clone()), Path::new(DIR), options()).unwrap().0
 }
 
 /// Opens what a crash left: batches 1 to some number, that number at least `acked`, and nothing else.
@@ -189,7 +140,7 @@ fn check_image(image: Image, acked: u64) -> u64 {
 }
 
 /// The image in which all that was written stays, synced or not.
-fn image_of(disk: &GateDisk) -> Image {
+fn image_of(disk: &Gated) -> Image {
     let mut crash = Crash::default();
     disk.disk.state().journal.iter().for_each(|step| crash.step(step));
     crash.image(Survivors::All)
@@ -198,33 +149,33 @@ fn image_of(disk: &GateDisk) -> Image {
 /// Two rounds from two threads; the first is held at its write, the second at its sync. Then
 /// `between`, then both go on. What the rounds return, in order.
 fn two_in_flight(
-    disk: &GateDisk,
+    disk: &Gated,
     log: &Log,
     first: Fate,
     between: impl FnOnce(),
 ) -> (Result<Option<u64>>, Result<Option<u64>>) {
-    disk.gate.writes.lock().unwrap().extend([Some(first), None]);
-    disk.gate.syncs.lock().unwrap().extend([Some(Fate::Held)]);
+    disk.gate().writes.lock().unwrap().extend([Some(first), None]);
+    disk.gate().syncs.lock().unwrap().extend([Some(Fate::Held)]);
     std::thread::scope(|scope| {
         let round = || log.write_round().map(|round| round.map(|round| round.durable.0));
         log.submit(batch(1)).unwrap();
         let one = scope.spawn(round);
-        disk.gate.held(1);
+        disk.gate().held(1);
         log.submit(batch(2)).unwrap();
         let two = scope.spawn(round);
-        disk.gate.held(2);
+        disk.gate().held(2);
         assert_eq!(log.durable(), Seq(0));
         between();
         // The gate lets the first held go first.
-        disk.gate.release();
-        disk.gate.release();
+        disk.gate().release();
+        disk.gate().release();
         (one.join().unwrap(), two.join().unwrap())
     })
 }
 
 #[test]
 fn a_later_group_on_the_disk_before_an_earlier_one() {
-    let disk = GateDisk::default();
+    let disk = Gated::default();
     let log = open(&disk);
     let rounds = two_in_flight(&disk, &log, Fate::Held, || {
         // The second group is there, the first is not: nothing was acknowledged, nothing comes back.
@@ -238,7 +189,7 @@ fn a_later_group_on_the_disk_before_an_earlier_one() {
 
 #[test]
 fn a_failed_write_takes_those_behind_it_along() {
-    let disk = GateDisk::default();
+    let disk = Gated::default();
     let log = open(&disk);
     let rounds = two_in_flight(&disk, &log, Fate::HeldThenFails(ErrorKind::Other), || {});
     assert!(rounds.0.is_err());
@@ -250,16 +201,16 @@ fn a_failed_write_takes_those_behind_it_along() {
 
 #[test]
 fn a_failed_sync_takes_those_behind_it_along() {
-    let disk = GateDisk::default();
+    let disk = Gated::default();
     let log = open(&disk);
-    disk.gate.syncs.lock().unwrap().extend([Some(Fate::HeldThenFails(ErrorKind::Other)), None]);
+    disk.gate().syncs.lock().unwrap().extend([Some(Fate::HeldThenFails(ErrorKind::Other)), None]);
     std::thread::scope(|scope| {
         log.submit(batch(1)).unwrap();
         let one = scope.spawn(|| log.write_round().map(drop));
-        disk.gate.held(1);
+        disk.gate().held(1);
         log.submit(batch(2)).unwrap();
         let two = scope.spawn(|| log.write_round().map(drop));
-        disk.gate.release();
+        disk.gate().release();
         assert!(one.join().unwrap().is_err());
         assert!(two.join().unwrap().is_err());
     });
@@ -268,7 +219,7 @@ fn a_failed_sync_takes_those_behind_it_along() {
 
 #[test]
 fn a_group_that_found_no_room_flies_again() {
-    let disk = GateDisk::default();
+    let disk = Gated::default();
     let log = open(&disk);
     let full = Fate::HeldThenFails(ErrorKind::StorageFull);
     let rounds = two_in_flight(&disk, &log, full, || {});
@@ -289,9 +240,9 @@ fn crashes_under_many_writers() {
     const BATCHES: u64 = 120;
     let mut images = 0;
     for seed in 1..=4u64 {
-        let disk = GateDisk::default();
+        let disk = Gated::default();
         let log = open(&disk);
-        disk.gate.shake.store(seed * 0x9e37_79b9, Ordering::Relaxed);
+        disk.gate().shake.store(seed * 0x9e37_79b9, Ordering::Relaxed);
         let next = Mutex::new(1);
         std::thread::scope(|scope| {
             for _ in 0..4 {

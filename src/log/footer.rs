@@ -514,6 +514,11 @@ pub(super) struct Facts {
 }
 
 impl Facts {
+    /// How many runs it adds.
+    pub fn runs(&self) -> usize {
+        self.runs.len()
+    }
+
     /// Does it to the group, which is what all segments before come to.
     pub fn apply(&self, group: &mut Group) {
         let mut dead = Dead::new();

@@ -444,7 +444,9 @@ impl Replay {
             let (damage, last_good, key) = self.index.change(id, |group| {
                 let found = fence.map(|fence| (fence.damage, fence.last_good, (fence.seq, 0)));
                 let found = found.or_else(|| {
-                    group.runs.iter().find_map(|run| {
+                    // Nearly never is anything bad.
+                    let mut runs = group.runs.iter().take_while(|_| !bad.is_empty());
+                    runs.find_map(|run| {
                         let key = (run.seq, run.body.rel);
                         bad.get(&key).map(|damage| (damage.clone(), run.from - 1, key))
                     })
@@ -505,7 +507,9 @@ impl Replay {
         let durable = self.durable.min(last);
         let mut echo = EchoDraft::new(BLOCK as u64, base);
         let segment = pool.activate(spare, base, last, |generation| {
-            let mut out = Vec::new();
+            let first = tail.records.iter().find(|(seq, ..)| *seq >= base);
+            let room = first.map_or(0, |(_, start, ..)| align(used as usize - start));
+            let mut out = Vec::with_capacity(room);
             for (seq, start, end, payload) in tail.records.iter().filter(|(seq, ..)| *seq >= base) {
                 let old = &tail.bytes[*start..*end];
                 let body = &old[super::format::RECORD_HEADER..];
@@ -578,16 +582,20 @@ impl Replay {
         active.payloads = self.places.remove(&base).unwrap_or_default();
         table.by_base.insert(base, active);
         table.set_placed(self.next_seq - 1);
+        let mut live = table.live();
+        let mut changing = self.index.changing();
         for group in self.index.groups() {
-            self.index.change(group, |g| {
+            changing.change(group, |g| {
                 g.runs.shrink_to_fit();
                 // Not a slice that holds a whole footer in memory.
                 g.state = g.state.as_ref().map(|state| Bytes::copy_from_slice(state));
                 for run in &g.runs {
-                    table.add_live(run.seq, u64::from(run.live()));
+                    live.add(run.seq, u64::from(run.live()));
                 }
             });
         }
+        drop(changing);
+        table.set_live(live);
         Ok(table)
     }
 }

@@ -10,6 +10,7 @@ use super::segment::{SEGMENT_SUFFIX, parse_name};
 use crate::env::{Disk, File, OpenMode};
 use crate::error::{Error, Result};
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -36,23 +37,40 @@ impl Found {
     }
 
     /// Reads of the last segment what may matter: not the rest of the file, which is zeros or another life.
+    /// In parts, because it takes long: these, of so many bytes each; [`pass`](Self::pass) over each, beside each
+    /// other or not; then [`read_to`](Self::read_to) the largest end that one of them found.
     ///
     /// A scan looks at the beginning of every block, at what follows each record, at the records themselves,
     /// and right behind the last one whether another was begun. All those places are looked at here, in a
     /// small window that passes over the file, and nothing behind the last of them is kept. (Where a later
     /// segment repeats headers of this one that is not enough: they may lead to records that nothing
     /// here leads to.)
-    pub fn read_live(&self) -> Result<Vec<u8>> {
+    pub fn passes(&self, bytes: usize) -> Result<Vec<Range<usize>>> {
+        let len = usize::try_from(self.file.len()?).unwrap_or(usize::MAX);
+        Ok((BLOCK..len)
+            .step_by(bytes)
+            .map(|from| from..len.min(from.saturating_add(bytes)))
+            .collect())
+    }
+
+    /// Where the last of the records ends that the blocks of a part lead to; 0 if they lead to none.
+    pub fn pass(&self, part: &Range<usize>) -> Result<usize> {
         let len = usize::try_from(self.file.len()?).unwrap_or(usize::MAX);
         let mut window = Window { file: self.file.as_ref(), start: 0, bytes: Vec::new() };
         let mut ends = BTreeSet::new();
-        let mut last = BLOCK;
-        for block in (BLOCK..len).step_by(BLOCK).chain([len]) {
-            ends.insert(block);
+        let mut last = 0;
+        for block in part.clone().step_by(BLOCK).chain([len]) {
+            if block < len {
+                ends.insert(block);
+            }
             while let Some(at) = ends.pop_first() {
                 if at > block {
                     ends.insert(at);
                     break;
+                }
+                if at >= part.end && at.is_multiple_of(BLOCK) {
+                    // Another part's.
+                    continue;
                 }
                 let head = window.read(at, RECORD_HEADER)?;
                 if let Ok(header) = RecordHeader::decode(head, self.header.generation)
@@ -63,7 +81,13 @@ impl Found {
                 }
             }
         }
-        self.file.read_up_to(0, len.min(align(last) + BLOCK))
+        Ok(last)
+    }
+
+    /// The file as far as the last record matters, which ends at `last`.
+    pub fn read_to(&self, last: usize) -> Result<Vec<u8>> {
+        let len = usize::try_from(self.file.len()?).unwrap_or(usize::MAX);
+        self.file.read_up_to(0, len.min(align(last.max(BLOCK)) + BLOCK))
     }
 
     /// Reads a segment that may be being written, block by block from the end to the beginning. A
@@ -110,6 +134,9 @@ impl Window<'_> {
     }
 }
 
+/// What a segment can come to: payloads begin within 32 bits, and the last is no longer than that.
+const LONGEST: u64 = 2 * (u32::MAX as u64 + 1);
+
 /// What to do about a file that vanishes or changes its name while the directory is read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Neighbour {
@@ -136,6 +163,12 @@ pub(super) fn find_segments(
             Err(_) if neighbour == Neighbour::LiveLog && !disk.exists(&path)? => continue,
             Err(error) => return Err(error),
         };
+        let len = file.len()?;
+        if len > LONGEST {
+            // Not read: whoever made it long (it may be all hole) did not write it.
+            let detail = format!("{len} bytes: no segment is that long");
+            return Err(Error::Corruption { path, offset: 0, detail });
+        }
         let block = file.read_up_to(0, BLOCK)?;
         let (header, bad_header) = SegmentHeader::decode(&block);
         let version = SegmentHeader::version(&block).unwrap_or(VERSION);

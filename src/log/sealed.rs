@@ -15,6 +15,9 @@ use crate::error::Result;
 /// So many segments are looked at together: their summaries are in memory at the same time.
 pub(super) const STRETCH: usize = 32;
 
+/// Bytes of the last segment that one job looks over: a few for each hand that opening has.
+const PASS: usize = 8 << 20;
+
 /// What stands behind a segment's records.
 #[derive(Debug)]
 pub(super) enum Sealed {
@@ -52,21 +55,30 @@ fn look(segment: &Found) -> Result<Looked> {
             None => Sealed::Damaged(trailer),
         },
     };
-    if segment.limit.is_none() {
-        looked.bytes = Some(segment.read_live()?);
-    }
     Ok(looked)
 }
 
 /// Looks at segments, in their order.
 pub(super) fn look_at(disk: &dyn Disk, segments: &[Found]) -> Result<Vec<Looked>> {
     let mut places: Vec<Option<Result<Looked>>> = segments.iter().map(|_| None).collect();
-    // The last one takes longest.
-    let pairs = places.iter_mut().zip(segments).rev();
-    let jobs =
+    let last = segments.iter().position(|segment| segment.limit.is_none());
+    let passes = last.map_or(Ok(Vec::new()), |n| segments[n].passes(PASS))?;
+    let mut ends: Vec<Result<usize>> = passes.iter().map(|_| Ok(0)).collect();
+    // The last one takes longest, so it comes first and in parts.
+    let parts = last.into_iter().flat_map(|n| passes.iter().map(move |part| (&segments[n], part)));
+    let parts = ends.iter_mut().zip(parts);
+    let parts = parts
+        .map(|(end, (segment, part))| -> Job<'_> { Box::new(move || *end = segment.pass(part)) });
+    let pairs = places.iter_mut().zip(segments);
+    let pairs =
         pairs.map(|(place, segment)| -> Job<'_> { Box::new(move || *place = Some(look(segment))) });
-    disk.run(jobs.collect());
-    places.into_iter().flatten().collect()
+    disk.run(parts.chain(pairs).collect());
+    let mut looked: Vec<Looked> = places.into_iter().flatten().collect::<Result<_>>()?;
+    if let Some(n) = last {
+        let ends = ends.into_iter().collect::<Result<Vec<usize>>>()?;
+        looked[n].bytes = Some(segments[n].read_to(ends.into_iter().max().unwrap_or(0))?);
+    }
+    Ok(looked)
 }
 
 /// Does to the index what these footers say that their segments, which follow each other, come to. Returns
@@ -116,6 +128,8 @@ fn merge_part(
         if mine(group) {
             index.change(group, |g| {
                 let mut floor = 0;
+                let here = cursors.iter().filter(|cursor| cursor.at == Some(group));
+                g.runs.reserve(here.map(|cursor| cursor.groups.facts.runs()).sum());
                 for cursor in cursors.iter().filter(|cursor| cursor.at == Some(group)) {
                     if cursor.floor > floor {
                         floor = cursor.floor;

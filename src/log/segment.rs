@@ -102,16 +102,46 @@ impl SegmentTable {
         }
     }
 
-    /// Counts a run that some group needs (recovery).
-    pub fn add_live(&mut self, seq: u64, len: u64) {
-        if let Some(segment) = self.holding(seq) {
-            segment.live += len;
+    /// Counts what lives of each segment (recovery): see [`set_live`](Self::set_live).
+    pub fn live(&self) -> Live {
+        let bases: Vec<u64> = self.by_base.keys().copied().collect();
+        Live { bytes: vec![0; bases.len()], bases, at: 0 }
+    }
+
+    /// What was counted is what lives.
+    pub fn set_live(&mut self, live: Live) {
+        for (segment, bytes) in self.by_base.values_mut().zip(live.bytes) {
+            segment.live = bytes;
         }
     }
 
     /// Where placed records end (set once, by recovery).
     pub fn set_placed(&mut self, seq: u64) {
         self.placed = seq;
+    }
+}
+
+/// Live bytes of each segment while they are counted. Runs of a group come in order, nearly always: the
+/// next is in the segment of the one before, or soon after.
+#[derive(Debug)]
+pub(super) struct Live {
+    bases: Vec<u64>,
+    bytes: Vec<u64>,
+    at: usize,
+}
+
+impl Live {
+    /// Counts a run that some group needs.
+    pub fn add(&mut self, seq: u64, len: u64) {
+        if self.bases.get(self.at).is_none_or(|base| *base > seq) {
+            let after = self.bases.partition_point(|base| *base <= seq);
+            let Some(at) = after.checked_sub(1) else { return };
+            self.at = at;
+        }
+        while self.bases.get(self.at + 1).is_some_and(|base| *base <= seq) {
+            self.at += 1;
+        }
+        self.bytes[self.at] += len;
     }
 }
 

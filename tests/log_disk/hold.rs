@@ -1,16 +1,32 @@
-//! A disk that holds the writes and syncs of chosen threads until the test lets each go, so that several
-//! groups are in flight and complete in an order that the test chose.
+//! A disk whose writes and syncs follow a rule: each may be held, or fail. [`Hold`] holds those of chosen
+//! threads until the test lets each go, so that several groups are in flight and complete in an order that the
+//! test chose.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so when it fails")]
 
-use catamaran::Result;
 use catamaran::env::{DirLock, Disk, File, OpenMode};
+use catamaran::{Error, Result};
 use std::cell::Cell;
 use std::collections::BTreeSet;
-use std::io::IoSlice;
+use std::io::{ErrorKind, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
+
+/// What is about to be done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Call {
+    Write,
+    Sync,
+}
+
+/// Decides over writes and syncs.
+pub trait Rule: std::fmt::Debug + Send + Sync + 'static {
+    /// Asked by the thread that is about to do it; an error is what comes of it.
+    fn before(&self, call: Call, path: &Path) -> std::result::Result<(), ErrorKind>;
+    /// A sync of this thread is done.
+    fn synced(&self) {}
+}
 
 thread_local! {
     static HELD: Cell<Option<u64>> = const { Cell::new(None) };
@@ -84,45 +100,53 @@ impl Hold {
         turns.going.insert(number);
         self.moved.notify_all();
     }
+}
 
-    fn turn(&self) -> Option<u64> {
-        let number = HELD.get()?;
+impl Rule for Hold {
+    fn before(&self, _: Call, _: &Path) -> std::result::Result<(), ErrorKind> {
+        let Some(number) = HELD.get() else { return Ok(()) };
         let mut turns = self.turns.lock().unwrap();
         turns.waiting.insert(number);
         self.moved.notify_all();
         while !turns.going.remove(&number) && !turns.free {
             turns = self.moved.wait(turns).unwrap();
         }
-        Some(number)
+        Ok(())
     }
 
-    fn synced(&self, number: Option<u64>) {
-        let Some(number) = number else { return };
+    fn synced(&self) {
+        let Some(number) = HELD.get() else { return };
         self.turns.lock().unwrap().synced.insert(number);
         self.moved.notify_all();
     }
 }
 
 /// The disk. Clones share it.
-#[derive(Clone, Debug)]
-pub struct HoldDisk {
+#[derive(Debug)]
+pub struct HoldDisk<R = Hold> {
     inner: Arc<dyn Disk>,
-    pub hold: Arc<Hold>,
+    pub hold: Arc<R>,
 }
 
 #[derive(Debug)]
-struct HoldFile {
+struct HoldFile<R> {
     file: Arc<dyn File>,
-    hold: Arc<Hold>,
+    hold: Arc<R>,
 }
 
-impl HoldDisk {
-    pub fn over(inner: Arc<dyn Disk>) -> HoldDisk {
+impl<R: Default> HoldDisk<R> {
+    pub fn over(inner: Arc<dyn Disk>) -> HoldDisk<R> {
         HoldDisk { inner, hold: Arc::default() }
     }
 }
 
-impl Disk for HoldDisk {
+impl<R> Clone for HoldDisk<R> {
+    fn clone(&self) -> HoldDisk<R> {
+        HoldDisk { inner: self.inner.clone(), hold: self.hold.clone() }
+    }
+}
+
+impl<R: Rule> Disk for HoldDisk<R> {
     fn open(&self, path: &Path, mode: OpenMode) -> Result<Arc<dyn File>> {
         let file = self.inner.open(path, mode)?;
         Ok(Arc::new(HoldFile { file, hold: self.hold.clone() }))
@@ -150,22 +174,30 @@ impl Disk for HoldDisk {
     }
 }
 
-impl File for HoldFile {
+impl<R: Rule> HoldFile<R> {
+    fn turn(&self, call: Call) -> Result<()> {
+        let what = if call == Call::Write { "write" } else { "sync" };
+        let path = self.file.path();
+        self.hold.before(call, path).map_err(|kind| Error::io(what, path, kind.into()))
+    }
+}
+
+impl<R: Rule> File for HoldFile<R> {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
         self.file.read_at(offset, buf)
     }
     fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()> {
-        self.hold.turn();
+        self.turn(Call::Write)?;
         self.file.write_at(offset, buf)
     }
     fn write_vectored_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<()> {
-        self.hold.turn();
+        self.turn(Call::Write)?;
         self.file.write_vectored_at(offset, bufs)
     }
     fn sync_data(&self) -> Result<()> {
-        let number = self.hold.turn();
+        self.turn(Call::Sync)?;
         let done = self.file.sync_data();
-        self.hold.synced(number);
+        self.hold.synced();
         done
     }
     fn len(&self) -> Result<u64> {

@@ -76,7 +76,11 @@ fn main() -> ExitCode {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "catamaran-load", &mut script);
-            match destination::print(&String::from_utf8_lossy(&script)) {
+            // clap_complete 4.6 looks for a verb of a program with a hyphen under another label than it sets.
+            let script = String::from_utf8_lossy(&script);
+            match destination::print(
+                &script.replace("catamaran__subcmd__load__", "catamaran__load__"),
+            ) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => failed(&error),
             }

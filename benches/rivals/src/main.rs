@@ -43,7 +43,7 @@ enum Command {
         /// Files written by `--json`.
         files: Vec<PathBuf>,
     },
-    /// Part of `space`, in a process of its own.
+    /// Part of `space`, in a process of its own; by hand under a profiler.
     #[command(hide = true)]
     Probe {
         probe: Probe,
@@ -253,6 +253,7 @@ fn main() -> Result<()> {
         }
         Command::Run(args) => write_rows(&args),
         Command::Space(args) => measure_space(&args),
+        Command::Probe { probe: Probe::Fill, ask } => ask.filled(),
         Command::Probe { probe: Probe::Open, ask } => {
             println!("{}", serde_json::to_string(&ask.opened()?)?);
             Ok(())

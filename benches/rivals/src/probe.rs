@@ -3,7 +3,7 @@
 
 use crate::engine::{self, Files, Setup, Which};
 use crate::machine;
-use crate::space::READ_GROUPS;
+use crate::space::{self, READ_GROUPS, Shape};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use serde::de::DeserializeOwned;
@@ -15,6 +15,8 @@ use std::time::Instant;
 /// What a child process is to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Probe {
+    /// Make the log, for a profiler to look at the others.
+    Fill,
     /// Open the log.
     Open,
     /// Open it, make it cold, read some groups back.
@@ -76,6 +78,7 @@ impl Ask {
     /// Does it in a child process: this program again.
     pub fn run<T: DeserializeOwned>(&self, probe: Probe) -> Result<T> {
         let name = match probe {
+            Probe::Fill => "fill",
             Probe::Open => "open",
             Probe::Read => "read",
         };
@@ -97,6 +100,13 @@ impl Ask {
             bail!("{}: the last group ends at {found}, not {}", self.which.name(), self.entries);
         }
         Ok(engine)
+    }
+
+    /// Makes it, as `space` does.
+    pub fn filled(&self) -> Result<()> {
+        machine::raise_limits();
+        let shape = Shape { groups: self.groups, entries: self.entries, each: 8 };
+        space::make(self.which, &self.dir, shape)
     }
 
     /// Opens the log and tells what it took.

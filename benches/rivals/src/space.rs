@@ -81,7 +81,8 @@ pub fn fill(engine: &dyn Engine, shape: Shape) -> Result<()> {
     engine.finish()
 }
 
-fn make(which: Which, dir: &Path, shape: Shape) -> Result<()> {
+/// Makes a log of this shape with an engine, which is closed again.
+pub fn make(which: Which, dir: &Path, shape: Shape) -> Result<()> {
     let engine = engine::open(which, dir, setup(shape, Files::Usual))?;
     fill(engine.as_ref(), shape)
 }

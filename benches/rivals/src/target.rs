@@ -1,14 +1,15 @@
-//! What we mean to reach, as ratios against the rivals measured in the same run. A row without a target is
-//! measured for the record.
+//! What we mean to reach, as ratios against raft-engine measured in the same run, whichever of its variants is
+//! best at the row. A row without a target is measured for the record, and so is raft-log: it syncs each group
+//! by itself, so that a ratio against it says little of either.
 
-/// A row of writing, against the fastest rival of the row.
+/// A row of writing, against the fastest raft-engine of the row.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Rate {
     /// Name of the row.
     pub work: &'static str,
-    /// Entries a second, ours for each of the rival's: at least.
+    /// Entries a second, ours for each of raft-engine's: at least.
     pub at_least: f64,
-    /// The 99th percentile, ours for each of the rival's: at most.
+    /// The 99th percentile, ours for each of raft-engine's: at most.
     pub p99_at_most: Option<f64>,
 }
 
@@ -29,7 +30,8 @@ pub fn of(work: &str) -> Option<Rate> {
     RATES.iter().copied().find(|rate| rate.work == work)
 }
 
-/// Opening a large log when none of it is in the page cache: at most so much of the best rival's time.
+/// Opening a large log when none of it is in the page cache: at most so much of raft-engine's
+/// time.
 pub const OPEN_COLD: f64 = 0.1;
 /// Opening it again.
 pub const OPEN_WARM: f64 = 0.25;

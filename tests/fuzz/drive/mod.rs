@@ -1,6 +1,7 @@
 //! What the fuzz targets do with bytes. `tests/log_fuzz.rs` does the same with random ones.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#![allow(dead_code, reason = "each target drives one of them")]
 
 #[path = "../../log_disk/mod.rs"]
 mod log_disk;

@@ -45,7 +45,10 @@ fn run(cli: &Cli, out: &mut dyn Write) -> Result<Verdict, Failure> {
         Verb::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "catamaran-dump", &mut script);
-            context.out.write_all(&script)?;
+            // clap_complete 4.6 looks for a verb of a program with a hyphen under another label than it sets.
+            let script = String::from_utf8_lossy(&script);
+            let script = script.replace("catamaran__subcmd__dump__", "catamaran__dump__");
+            context.out.write_all(script.as_bytes())?;
             context.out.flush()?;
             Ok(Verdict::Fine)
         }

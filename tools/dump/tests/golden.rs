@@ -358,6 +358,34 @@ fn exit_codes() {
     assert_eq!(dump(&["completions", "no-such-shell"]).code, 2);
 }
 
+/// What bash offers for the last of these words.
+fn bash_offers(words: &[&str]) -> Option<String> {
+    let script = dump(&["completions", "bash"]).out;
+    let (last, list) = (words.len() - 1, words.join(" "));
+    let ask = format!(
+        "{script}\nf=$(complete -p catamaran-dump | sed 's/.*-F \\([^ ]*\\).*/\\1/')\n\
+         COMP_WORDS=({list}); COMP_CWORD={last}\n\
+         $f catamaran-dump '{}' '{}'; echo \"${{COMPREPLY[@]}}\"",
+        words[last],
+        words[last - 1]
+    );
+    let run = std::process::Command::new("bash").args(["--norc", "-c", &ask]).output().ok()?;
+    Some(String::from_utf8_lossy(&run.stdout).into_owned())
+}
+
+#[test]
+fn bash_completes_verbs_and_their_options() {
+    let Some(verbs) = bash_offers(&["catamaran-dump", "re"]) else {
+        eprintln!("SKIPPED: no bash here");
+        return;
+    };
+    assert_eq!(verbs.trim(), "repair");
+    for (verb, option) in [("repair", "--out"), ("tail", "--follow"), ("diff", "--common")] {
+        let offered = bash_offers(&["catamaran-dump", verb, "--"]).unwrap();
+        assert!(offered.contains(option), "{verb}: {offered:?}");
+    }
+}
+
 #[test]
 fn a_closed_pipe_is_no_error() {
     use std::io::{BufRead, BufReader};

@@ -70,9 +70,15 @@ impl Which {
         matches!(self, Which::Catamaran | Which::CatamaranLz4)
     }
 
-    /// Whether it is what ours is measured against.
-    pub fn is_rival(self) -> bool {
-        !self.is_ours() && self != Which::Disk
+    /// Whether it is raft-engine, however set up: what the targets are ratios against.
+    pub fn is_raft_engine(self) -> bool {
+        match self {
+            Which::RaftEngine
+            | Which::RaftEngineRaw
+            | Which::RaftEngineRecycled
+            | Which::RaftEngineRecycledRaw => true,
+            Which::Catamaran | Which::CatamaranLz4 | Which::Disk | Which::RaftLog => false,
+        }
     }
 
     /// Whether it is measured in a row unless it is asked for by name.
