@@ -212,6 +212,45 @@ pub struct SnapshotSend {
     pub chunks: crate::region::snapshot::Chunks,
 }
 
+/// The way of a snapshot: which region's, from which replica to which.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SnapshotErrand {
+    /// The region.
+    pub region: RegionId,
+    /// The local replica, which leads.
+    pub from: PeerId,
+    /// The replica that lacks entries.
+    pub to: PeerId,
+}
+
+/// What a leader says about its snapshots, beside the data. See [`sending`](super::sending).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum SnapshotWord {
+    /// Raft wants to send one. May be forgotten: it is said again, as long as it is so. Answered, in time, by
+    /// `Event::SnapshotGranted`.
+    Wanted {
+        /// Whose.
+        errand: SnapshotErrand,
+        /// Where the receiver lives.
+        store: StoreId,
+        /// The region's keys: a receiver that holds some of them for other regions has no use for it.
+        range: KeyRange,
+    },
+    /// What was granted is not needed any more: no snapshot follows.
+    Declined(SnapshotErrand),
+    /// One under way is not wanted any more: end it, and report.
+    CalledOff(SnapshotErrand),
+}
+
+/// How a snapshot's delivery ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Delivered {
+    /// The receiver holds all of it.
+    Whole,
+    /// It does not; raft will try again.
+    Failed,
+}
+
 /// Permission to read from a view taken from now on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ReadGrant {
@@ -296,8 +335,10 @@ pub struct Effects {
     pub size_checks: Vec<SizeCheck>,
     /// Regions to cut.
     pub split_wishes: Vec<SplitWish>,
-    /// Snapshots to stream.
+    /// Snapshots to stream, each with an end to be told: `Event::SnapshotSent`.
     pub snapshots: Vec<SnapshotSend>,
+    /// What else there is to say about snapshots; behind `snapshots`.
+    pub snapshot_words: Vec<SnapshotWord>,
     /// Received snapshots that turned out not to be needed: remove the files.
     pub discard: Vec<SnapshotFile>,
     /// Beats for other nodes.
@@ -317,6 +358,7 @@ impl Effects {
             && self.size_checks.is_empty()
             && self.split_wishes.is_empty()
             && self.snapshots.is_empty()
+            && self.snapshot_words.is_empty()
             && self.discard.is_empty()
             && self.beats.is_empty()
             && self.fatal.is_none()

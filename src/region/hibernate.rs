@@ -107,6 +107,7 @@ impl Peer {
             && self.reshaping.is_none()
             && self.changing.is_none()
             && self.removed.is_empty()
+            && self.flights.is_idle()
             && !self.region.is_joint()
             && self.proposals.is_idle()
             && self.reads.is_idle()

@@ -130,7 +130,7 @@ impl Peer {
         }
         let kv = kv.clone();
         let mut storage =
-            PeerStorage::new(log.clone(), kv, &state.region, hard_state, config.snapshots_max);
+            PeerStorage::new(log.clone(), kv, &state.region, hard_state);
         if found.fence.is_some() {
             storage = storage.fenced();
         }
@@ -160,6 +160,7 @@ impl Peer {
             log_bytes: LogBytes::of(log.sizes(state.region.id.0)),
             received: None,
             restoring: None,
+            flights: Default::default(),
             fence: found.fence,
             votes_from,
             banned_until: votes_from,

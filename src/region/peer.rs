@@ -7,6 +7,7 @@ use super::hibernate::Rest;
 use super::propose::Proposals;
 use super::read::Reads;
 use super::ready::{Received, Restoring, Unpersisted};
+use super::sending::Flights;
 use super::share::PeerShare;
 use super::size::Size;
 use super::storage::PeerStorage;
@@ -60,6 +61,8 @@ pub struct Peer {
     /// A snapshot that raft has accepted and not yet handed out.
     pub(crate) received: Option<Received>,
     pub(crate) restoring: Option<Restoring>,
+    /// Snapshots that leave.
+    pub(crate) flights: Flights,
     pub(crate) fence: Option<String>,
     /// No vote before this instant, by promise to a leader or by the ban after a restart.
     pub(crate) votes_from: Time,
