@@ -104,6 +104,11 @@ impl Peer {
         SnapshotErrand { region: self.region.id, from: self.id, to }
     }
 
+    /// The index above which the leader keeps its log for a snapshot under way; for checkers.
+    pub fn pin(&self) -> Option<u64> {
+        self.flights.pin()
+    }
+
     /// Tells the shell to whom raft wants to send a snapshot.
     pub(crate) fn tell_wishes(&mut self, effects: &mut Effects) {
         for to in self.group.storage().take_wanted() {
@@ -117,7 +122,9 @@ impl Peer {
 
     /// There is a slot for a snapshot: it is made now, or never.
     pub(crate) fn snapshot_granted(&mut self, from: PeerId, to: PeerId, effects: &mut Effects) {
-        let ours = from == self.id && self.runs() && self.group.leads();
+        // Before it has applied an entry of its term, compactions that its predecessor proposed may lie ahead: the log
+        // above the snapshot would be cut off under it.
+        let ours = from == self.id && self.runs() && self.group.applied_in_term();
         let made = match ours && self.flights.may_begin(to) {
             true => {
                 self.group.storage().allow(Some(to));

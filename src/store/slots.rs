@@ -5,13 +5,32 @@
 //! (longer while it is restored). A sender that comes back for the same errand takes its old slot over: the
 //! connection that held it may not know yet that it is broken.
 
+use crate::error::{Error, Result};
 use crate::region::effects::SnapshotErrand;
-use crate::types::{RegionId, StoreId, Time};
+use crate::region::share::Registry;
+use crate::types::{PeerId, Region, RegionId, StoreId, Time};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// A restore may take so many times as long as a sender may be silent.
 const RESTORE_PATIENCE: u32 = 10;
+
+/// Whether a replica of the region could be made, or made good, from a snapshot here: not if other regions still hold
+/// some of its keys, or if a later replica lives here. The error says which.
+///
+/// (That the replica here has got further by itself is no reason: only its answer tells the leader so.)
+pub fn has_use(registry: &Registry, region: &Region, to: PeerId) -> Result<()> {
+    if !registry.is_free(region) {
+        let what = "another region holds keys of it here still";
+        return Err(Error::InvalidArgument(what.into()));
+    }
+    match registry.get(region.id) {
+        Some(here) if here.peer > to => {
+            Err(Error::InvalidArgument(format!("{} lives here by now", here.peer)))
+        }
+        _ => Ok(()),
+    }
+}
 
 /// Names a slot; never used again.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -105,7 +124,6 @@ impl Slots {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::PeerId;
 
     const S: u64 = 1_000_000_000;
 

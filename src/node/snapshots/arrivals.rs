@@ -7,8 +7,8 @@ use crate::env::Disk;
 use crate::error::{Error, Result};
 use crate::raft::Envelope;
 use crate::region::snapshot::SnapshotWriter;
-use crate::store::slots::{SlotId, Slots};
-use crate::store::{Event, Registry, SnapshotErrand};
+use crate::store::slots::{SlotId, Slots, has_use};
+use crate::store::{Event, SnapshotErrand};
 use crate::transport::{SnapshotRoom, SnapshotSink};
 use crate::types::{LogPosition, Region, StoreId, Time};
 use bytes::{Bytes, BytesMut};
@@ -41,6 +41,8 @@ struct Partial {
 
 struct Kept {
     partial: Arc<Mutex<Partial>>,
+    /// As the partial's: whoever comes too late finds out here without waiting for a disk.
+    owner: SlotId,
     path: PathBuf,
     /// Since when nobody writes to it.
     idle: Option<Time>,
@@ -57,7 +59,7 @@ struct State {
 ///
 /// * At most as many files as there are slots are being written or restored; as many again are kept for senders that
 ///   may come back, none of them longer than the patience.
-/// * A partial file is locked only for a write, and never before the state is.
+/// * A partial file is locked for as long as a write takes, and never while the state is.
 pub(in super::super) struct Arrivals {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
@@ -114,7 +116,7 @@ impl Arrivals {
             me.turned_away.fetch_add(1, Ordering::Relaxed);
             error
         };
-        has_use(driver.registry(), &region, errand).map_err(turned_away)?;
+        has_use(driver.registry(), &region, errand.to).map_err(turned_away)?;
         let slot = me.state.lock().slots.reserve(now, from, errand);
         let full = Error::Busy { what: "snapshots being received" };
         let slot = slot.ok_or_else(|| turned_away(full))?;
@@ -134,7 +136,7 @@ impl Arrivals {
             return Err(Error::Busy { what: "the slot: it has lapsed" });
         }
         if let Some(kept) = state.partials.get_mut(&identity) {
-            kept.idle = None;
+            (kept.idle, kept.owner) = (None, slot);
             let partial = Arc::clone(&kept.partial);
             drop(state);
             let mut held = partial.lock();
@@ -156,7 +158,7 @@ impl Arrivals {
         let opened = writer.map(|writer| {
             let partial = Partial { writer: Some(writer), owner: slot, pieces: 0, bytes: 0 };
             let partial = Arc::new(Mutex::new(partial));
-            let kept = Kept { partial: Arc::clone(&partial), path, idle: None };
+            let kept = Kept { partial: Arc::clone(&partial), owner: slot, path, idle: None };
             state.partials.insert(identity, kept);
             (partial, (0, 0))
         });
@@ -176,7 +178,7 @@ impl Arrivals {
     fn leave(&self, now: Time, identity: &Identity, slot: SlotId) {
         let mut state = self.state.lock();
         let Some(kept) = state.partials.get_mut(identity) else { return };
-        if kept.partial.lock().owner != slot {
+        if kept.owner != slot {
             return;
         }
         kept.idle = Some(now);
@@ -198,7 +200,7 @@ impl Arrivals {
     /// A file is not to be kept.
     fn discard(&self, identity: &Identity, slot: SlotId) {
         let mut state = self.state.lock();
-        let ours = state.partials.get(identity).is_some_and(|kept| kept.partial.lock().owner == slot);
+        let ours = state.partials.get(identity).is_some_and(|kept| kept.owner == slot);
         let gone = ours.then(|| state.partials.remove(identity)).flatten();
         drop(state);
         gone.iter().for_each(|kept| self.remove(kept));
@@ -245,21 +247,6 @@ impl Arrivals {
     }
 }
 
-/// Whether a replica of the region could be made, or made good, from a snapshot here: none if other regions still hold
-/// some of its keys, or a later replica lives here.
-fn has_use(registry: &Registry, region: &Region, errand: SnapshotErrand) -> Result<()> {
-    if !registry.is_free(region) {
-        let what = "another region holds keys of it here still";
-        return Err(Error::InvalidArgument(what.into()));
-    }
-    match registry.get(region.id) {
-        Some(here) if here.peer > errand.to => {
-            Err(Error::InvalidArgument(format!("{} lives here by now", here.peer)))
-        }
-        _ => Ok(()),
-    }
-}
-
 /// A slot that is given back when this goes.
 struct Hold {
     arrivals: Arc<Arrivals>,
@@ -297,7 +284,7 @@ impl SnapshotRoom for Room {
             let detail = format!("{} without {}", head.region.id, errand.to);
             return Err(Error::malformed("snapshot header", detail));
         }
-        has_use(driver.registry(), &head.region, errand)?;
+        has_use(driver.registry(), &head.region, errand.to)?;
         let meta = snapshot.get_metadata();
         let position = LogPosition { index: meta.index, term: meta.term };
         let identity = Identity { errand, from, make, position };
@@ -338,7 +325,7 @@ impl Sink {
         if !self.hold.arrivals.state.lock().slots.touch(now, self.hold.slot) {
             return Err(Error::Busy { what: "the slot: it has lapsed, or was taken over" });
         }
-        has_use(self.driver.registry(), &self.region, self.identity.errand)?;
+        has_use(self.driver.registry(), &self.region, self.identity.errand.to)?;
         debug_assert!(self.so_far.len() <= CHUNK_BYTES_MAX, "join has looked");
         let len = bytes.len() as u64;
         let whole = join(&mut self.so_far, bytes)?;
