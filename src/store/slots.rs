@@ -3,7 +3,8 @@
 //! A slot is reserved before any data flows, and is free again when the snapshot was restored or thrown away: so slots
 //! bound the files of received snapshots, not only the transfers. It lapses when nothing is heard for `patience`
 //! (longer while it is restored). A sender that comes back for the same errand takes its old slot over: the
-//! connection that held it may not know yet that it is broken.
+//! connection that held it may not know yet that it is broken. Not while its snapshot is being restored: that one
+//! need not come again.
 
 use crate::error::{Error, Result};
 use crate::region::effects::SnapshotErrand;
@@ -41,8 +42,15 @@ struct Held {
     id: SlotId,
     from: StoreId,
     errand: SnapshotErrand,
+    stage: Stage,
     /// Lapses then.
     until: Time,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    Receiving,
+    Restoring,
 }
 
 /// The slots of a node.
@@ -71,6 +79,7 @@ impl Slots {
     ) -> Option<SlotId> {
         self.held.retain(|_, held| now < held.until);
         let again = match self.held.get(&errand.region) {
+            Some(held) if held.stage == Stage::Restoring => return None,
             Some(held) if (held.from, held.errand) == (from, errand) => true,
             Some(_) => return None,
             None => false,
@@ -81,7 +90,8 @@ impl Slots {
         self.last += 1;
         let id = SlotId(self.last);
         let until = now.after(self.patience);
-        self.held.insert(errand.region, Held { id, from, errand, until });
+        let stage = Stage::Receiving;
+        self.held.insert(errand.region, Held { id, from, errand, stage, until });
         Some(id)
     }
 
@@ -106,7 +116,7 @@ impl Slots {
     pub fn restoring(&mut self, now: Time, id: SlotId) {
         let until = now.after(self.patience * RESTORE_PATIENCE);
         if let Some(held) = self.find(id) {
-            held.until = until;
+            (held.stage, held.until) = (Stage::Restoring, until);
         }
     }
 
@@ -149,7 +159,7 @@ mod tests {
         assert!(slots.reserve(Time(89 * S), StoreId(2), errand(4, 2)).is_some());
         slots.restoring(Time(100 * S), b);
         assert!(slots.reserve(Time(600 * S), StoreId(2), errand(5, 2)).is_some());
-        assert!(slots.reserve(Time(600 * S), StoreId(2), errand(2, 2)).is_none(), "restoring");
+        assert!(slots.reserve(Time(600 * S), StoreId(1), errand(2, 2)).is_none(), "restoring");
         assert!(slots.reserve(Time(700 * S), StoreId(2), errand(2, 2)).is_some());
     }
 
