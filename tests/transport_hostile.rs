@@ -219,7 +219,9 @@ fn parse(frame: Frame) -> Result<()> {
         Kind::SnapshotEnd => read_snapshot_end(p).map(drop),
         Kind::SnapshotAsk => read_snapshot_ask(p).map(drop),
         Kind::SnapshotAccept => read_snapshot_accept(p).map(drop),
-        Kind::Ping | Kind::SnapshotGrant | Kind::SnapshotCancel | Kind::SnapshotDone => read_signal(p),
+        Kind::Ping | Kind::SnapshotGrant | Kind::SnapshotCancel | Kind::SnapshotDone => {
+            read_signal(p)
+        }
     }
 }
 

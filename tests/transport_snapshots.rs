@@ -104,7 +104,8 @@ impl Handler for Receiver {
 
 fn config(store: u64, peers: &[(u64, String)]) -> Config {
     let mut config = Config::new(7, StoreId(store), 100 + store, ([127, 0, 0, 1], 0).into());
-    config.peers = peers.iter().map(|(id, at)| (StoreId(*id), at.clone())).collect::<BTreeMap<_, _>>();
+    config.peers =
+        peers.iter().map(|(id, at)| (StoreId(*id), at.clone())).collect::<BTreeMap<_, _>>();
     config.backoff_min = Duration::from_millis(5);
     config.snapshot_rate = 0;
     config
@@ -176,12 +177,7 @@ struct Sent {
     asked: Arc<AtomicU64>,
 }
 
-fn send(
-    slot: Box<dyn SnapshotSlot>,
-    header: &'static [u8],
-    chunks: u64,
-    pause: Duration,
-) -> Sent {
+fn send(slot: Box<dyn SnapshotSlot>, header: &'static [u8], chunks: u64, pause: Duration) -> Sent {
     let (tell, told) = mpsc::channel();
     let (cancel, asked) = (Cancel::default(), Arc::new(AtomicU64::new(0)));
     slot.send(SnapshotJob {
@@ -212,7 +208,9 @@ fn proxy(to: String, breaks: Vec<usize>) -> String {
     std::thread::spawn(move || {
         let mut breaks = breaks.into_iter();
         for client in listener.incoming() {
-            let (Ok(mut client), Ok(mut server)) = (client, TcpStream::connect(&to)) else { return };
+            let (Ok(mut client), Ok(mut server)) = (client, TcpStream::connect(&to)) else {
+                return;
+            };
             let (mut back_from, mut back_to) =
                 (server.try_clone().unwrap(), client.try_clone().unwrap());
             std::thread::spawn(move || {

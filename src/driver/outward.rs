@@ -37,6 +37,46 @@ pub struct SnapshotStats {
     pub kept: u64,
 }
 
+impl SnapshotStats {
+    /// All of them, in the order of their declaration.
+    pub fn figures(&self) -> [u64; 13] {
+        [
+            self.sent,
+            self.received,
+            self.sent_bytes,
+            self.received_bytes,
+            self.refused,
+            self.turned_away,
+            self.resumed,
+            self.cancelled,
+            self.failed,
+            self.waiting,
+            self.sending,
+            self.receiving,
+            self.kept,
+        ]
+    }
+
+    /// Reads them in that order.
+    pub fn read<E>(mut next: impl FnMut() -> Result<u64, E>) -> Result<SnapshotStats, E> {
+        Ok(SnapshotStats {
+            sent: next()?,
+            received: next()?,
+            sent_bytes: next()?,
+            received_bytes: next()?,
+            refused: next()?,
+            turned_away: next()?,
+            resumed: next()?,
+            cancelled: next()?,
+            failed: next()?,
+            waiting: next()?,
+            sending: next()?,
+            receiving: next()?,
+            kept: next()?,
+        })
+    }
+}
+
 /// The way out of a node, as the driver sees it. Must not block.
 pub trait Outward: Send + Sync + 'static {
     /// Sends raft messages, best effort.

@@ -147,8 +147,7 @@ impl NodeBuilder {
         let patience = Duration::from_millis(config.snapshot_patience_ms);
         let dispatch =
             Dispatch::new(Arc::clone(&transport), clock, draw(), config.snapshots, patience);
-        let arrivals =
-            Arrivals::new(Arc::clone(&disk), snap_dir, config.snapshot_slots, patience);
+        let arrivals = Arrivals::new(Arc::clone(&disk), snap_dir, config.snapshot_slots, patience);
         let outward = Outbound {
             transport: Arc::clone(&transport),
             wishes,

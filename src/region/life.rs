@@ -129,8 +129,7 @@ impl Peer {
             hard_state.commit = raft_applied;
         }
         let kv = kv.clone();
-        let mut storage =
-            PeerStorage::new(log.clone(), kv, &state.region, hard_state);
+        let mut storage = PeerStorage::new(log.clone(), kv, &state.region, hard_state);
         if found.fence.is_some() {
             storage = storage.fenced();
         }

@@ -211,8 +211,7 @@ mod tests {
         flights.ended(B, Delivered::Whole, 7);
         assert_eq!(flights.pin(), Some(30), "not acknowledged yet");
         assert!(flights.may_begin(B), "it was in vain, perhaps");
-        let acknowledged =
-            |to: PeerId, _: &Flight| if to == B { Fate::Over } else { Fate::Needed };
+        let acknowledged = |to: PeerId, _: &Flight| if to == B { Fate::Over } else { Fate::Needed };
         assert!(flights.review(acknowledged).is_empty());
         assert_eq!(flights.pin(), Some(40));
         flights.ended(A, Delivered::Failed, 9);

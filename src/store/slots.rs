@@ -71,12 +71,7 @@ impl Slots {
     }
 
     /// Reserves one; `None`: not now.
-    pub fn reserve(
-        &mut self,
-        now: Time,
-        from: StoreId,
-        errand: SnapshotErrand,
-    ) -> Option<SlotId> {
+    pub fn reserve(&mut self, now: Time, from: StoreId, errand: SnapshotErrand) -> Option<SlotId> {
         self.held.retain(|_, held| now < held.until);
         let again = match self.held.get(&errand.region) {
             Some(held) if held.stage == Stage::Restoring => return None,

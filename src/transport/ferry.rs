@@ -137,7 +137,8 @@ impl Trip {
     }
 
     fn reach(&self) -> Result<Arc<dyn super::Handler>> {
-        let cut = || Error::io("reach", self.to.to_string(), std::io::ErrorKind::NotConnected.into());
+        let cut =
+            || Error::io("reach", self.to.to_string(), std::io::ErrorKind::NotConnected.into());
         self.hub.reach(self.from, self.to).ok_or_else(cut)
     }
 }

@@ -150,7 +150,8 @@ impl Arrivals {
         let same = |other: &Identity| {
             (other.errand.region, other.errand.to) == (identity.errand.region, identity.errand.to)
         };
-        let old: Vec<Identity> = state.partials.keys().filter(|other| same(other)).copied().collect();
+        let old: Vec<Identity> =
+            state.partials.keys().filter(|other| same(other)).copied().collect();
         let mut gone: Vec<Kept> = old.iter().filter_map(|id| state.partials.remove(id)).collect();
         let number = self.files.fetch_add(1, Ordering::Relaxed);
         let path = self.dir.join(format!("{}-{number}.snap", identity.errand.region.0));
@@ -189,9 +190,7 @@ impl Arrivals {
         let over = idling.len().saturating_sub(self.keep_max);
         let gone: Vec<Kept> =
             idling[..over].iter().filter_map(|(_, id)| state.partials.remove(id)).collect();
-        let next = idling.get(over).map_or(0, |(since, _)| {
-            Time(*since).after(self.patience).0
-        });
+        let next = idling.get(over).map_or(0, |(since, _)| Time(*since).after(self.patience).0);
         self.sweep_at.store(next, Ordering::Release);
         drop(state);
         gone.iter().for_each(|kept| self.remove(kept));

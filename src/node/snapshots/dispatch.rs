@@ -64,13 +64,7 @@ impl Dispatch {
     }
 
     /// Raft wants to send a snapshot, still or for the first time.
-    pub fn want(
-        &self,
-        errand: SnapshotErrand,
-        store: StoreId,
-        range: KeyRange,
-        granted: Granted,
-    ) {
+    pub fn want(&self, errand: SnapshotErrand, store: StoreId, range: KeyRange, granted: Granted) {
         let now = self.clock.now();
         self.state.lock().departures.wish(now, errand, store, range, granted);
         self.go_on();
@@ -99,11 +93,7 @@ impl Dispatch {
         }
     }
 
-    fn answered(
-        &self,
-        departure: Departure<Granted>,
-        answer: Result<Box<dyn SnapshotSlot>>,
-    ) {
+    fn answered(&self, departure: Departure<Granted>, answer: Result<Box<dyn SnapshotSlot>>) {
         let now = self.clock.now();
         match answer {
             Ok(slot) => {
@@ -182,7 +172,8 @@ impl Dispatch {
                 me.go_on();
             }
         });
-        let source = Box::new(Source { chunks, rest: Bytes::new(), firsts: vec![0], at: 0, most: 0 });
+        let source =
+            Box::new(Source { chunks, rest: Bytes::new(), firsts: vec![0], at: 0, most: 0 });
         slot.send(SnapshotJob { header, source, cancel, done });
     }
 

@@ -59,8 +59,7 @@ fn encode_ask(errand: &SnapshotErrand, range: &KeyRange) -> Bytes {
 fn decode_ask(ask: Bytes) -> Result<(SnapshotErrand, KeyRange)> {
     let mut from = Reader::new("snapshot question", ask);
     let errand = read_errand(&mut from)?;
-    let range =
-        KeyRange { start: from.bytes(KEY_BYTES_MAX)?, end: from.bytes(KEY_BYTES_MAX)? };
+    let range = KeyRange { start: from.bytes(KEY_BYTES_MAX)?, end: from.bytes(KEY_BYTES_MAX)? };
     from.finish()?;
     Ok((errand, range))
 }

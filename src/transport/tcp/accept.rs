@@ -103,9 +103,7 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, from: SocketAddr) {
         }
     }
     let ended = match hello.purpose {
-        Purpose::Snapshot => {
-            receive::receive(&shared, hello.store, &mut reader, &mut writer).await
-        }
+        Purpose::Snapshot => receive::receive(&shared, hello.store, &mut reader, &mut writer).await,
         Purpose::Peer => serve(&shared, Some(hello.store), &mut reader, &mut writer).await,
         Purpose::Client => serve(&shared, None, &mut reader, &mut writer).await,
     };

@@ -321,7 +321,8 @@ impl Pour {
             out.clear();
             if cancel.is_cancelled() {
                 write_signal(Kind::SnapshotCancel, &mut out);
-                let _ = write(writer, &out, shared.config.handshake_timeout, &shared.counters).await;
+                let _ =
+                    write(writer, &out, shared.config.handshake_timeout, &shared.counters).await;
                 return Err(cancelled());
             }
             write_snapshot_chunk(self.totals.0, &chunk, &mut out);
