@@ -31,11 +31,14 @@ pub struct PeerStorage {
     /// For whom one may be made at this moment.
     allowed: Cell<Option<PeerId>>,
     /// What was made and not yet taken, and of which index.
-    views: RefCell<BTreeMap<PeerId, (u64, Box<dyn View>)>>,
+    views: RefCell<BTreeMap<PeerId, Made>>,
     /// Shown as empty: damaged entries have no terms, and raft-rs ends the process over the last one's.
     fenced: bool,
     fault: RefCell<Option<String>>,
 }
+
+/// The index and the data of a snapshot.
+type Made = (u64, Box<dyn View>);
 
 /// The raft configuration of a region.
 pub fn conf_state(region: &Region) -> ConfState {

@@ -39,6 +39,9 @@ struct Partial {
     bytes: u64,
 }
 
+/// A file, and the chunks and bytes that it holds already.
+type Opened = (Arc<Mutex<Partial>>, (u64, u64));
+
 struct Kept {
     partial: Arc<Mutex<Partial>>,
     /// As the partial's: whoever comes too late finds out here without waiting for a disk.
@@ -125,12 +128,7 @@ impl Arrivals {
     }
 
     /// Opens the file of a snapshot: the one that was kept of it, or a new one.
-    fn open(
-        &self,
-        now: Time,
-        slot: SlotId,
-        identity: Identity,
-    ) -> Result<(Arc<Mutex<Partial>>, (u64, u64))> {
+    fn open(&self, now: Time, slot: SlotId, identity: Identity) -> Result<Opened> {
         let mut state = self.state.lock();
         if !state.slots.touch(now, slot) {
             return Err(Error::Busy { what: "the slot: it has lapsed" });
