@@ -82,6 +82,8 @@ impl Peer {
     /// The replica is to be destroyed: it takes part in nothing any more, and everyone who waits is told.
     pub(crate) fn leave_life(&mut self, effects: &mut Effects) {
         self.leaving = true;
+        self.call_off_snapshots(effects);
+        effects.discard.extend(self.received.take().map(|received| received.file));
         self.share.set_lease(Time(0));
         self.share.set_leader(None);
         for token in self.proposals.take_pending() {

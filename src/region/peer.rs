@@ -98,6 +98,8 @@ impl Peer {
         self.share.set_lease(Time(0));
         self.share.set_leader(None);
         self.fence.get_or_insert(reason);
+        self.call_off_snapshots(effects);
+        effects.discard.extend(self.received.take().map(|received| received.file));
         for token in self.proposals.abandon() {
             let what = "the replica was fenced off";
             effects.replies.push((token, Reply::Written(Err(Error::Ambiguous { what }))));

@@ -78,11 +78,11 @@ impl Flights {
     }
 
     /// Judges every flight; gives those to be called off now.
-    fn review(&mut self, judge: impl Fn(PeerId, &Flight) -> Fate) -> Vec<PeerId> {
+    fn review(&mut self, now: u64, judge: impl Fn(PeerId, &Flight) -> Fate) -> Vec<PeerId> {
         let mut off = Vec::new();
         self.0.retain(|to, flight| match (flight.stage, judge(*to, flight)) {
             (Stage::Flying, Fate::Over) => {
-                flight.stage = Stage::CalledOff;
+                (flight.stage, flight.since) = (Stage::CalledOff, now);
                 off.push(*to);
                 true
             }
@@ -90,6 +90,13 @@ impl Flights {
             _ => true,
         });
         off
+    }
+
+    /// Forgets what was called off so many ticks ago: no report comes any more.
+    fn forget(&mut self, now: u64, most: u64) {
+        self.0.retain(|_, flight| {
+            flight.stage != Stage::CalledOff || now.saturating_sub(flight.since) < most
+        });
     }
 }
 
@@ -163,8 +170,20 @@ impl Peer {
 
     /// Leadership is gone: what flies is called off, what has landed pins nothing any more.
     pub(crate) fn call_off_snapshots(&mut self, effects: &mut Effects) {
-        for to in self.flights.review(|_, _| Fate::Over) {
-            effects.snapshot_words.push(SnapshotWord::CalledOff(self.errand(to)));
+        let off = self.flights.review(self.ticks, |_, _| Fate::Over);
+        self.call_off(off, effects);
+    }
+
+    fn call_off(&mut self, off: Vec<PeerId>, effects: &mut Effects) {
+        for to in off {
+            let errand = self.errand(to);
+            // It has not left: raft gave the leadership up with the message in hand, and no report will come.
+            if self.group.storage().take_view(to).is_some() {
+                self.flights.ended(to, Delivered::Failed, self.ticks);
+                effects.snapshot_words.push(SnapshotWord::Declined(errand));
+            } else {
+                effects.snapshot_words.push(SnapshotWord::CalledOff(errand));
+            }
         }
     }
 
@@ -187,9 +206,9 @@ impl Peer {
                 false => Fate::Needed,
             }
         };
-        for to in self.flights.review(judge) {
-            effects.snapshot_words.push(SnapshotWord::CalledOff(self.errand(to)));
-        }
+        let off = self.flights.review(now, judge);
+        self.call_off(off, effects);
+        self.flights.forget(now, most);
     }
 }
 
@@ -212,7 +231,7 @@ mod tests {
         assert_eq!(flights.pin(), Some(30), "not acknowledged yet");
         assert!(flights.may_begin(B), "it was in vain, perhaps");
         let acknowledged = |to: PeerId, _: &Flight| if to == B { Fate::Over } else { Fate::Needed };
-        assert!(flights.review(acknowledged).is_empty());
+        assert!(flights.review(8, acknowledged).is_empty());
         assert_eq!(flights.pin(), Some(40));
         flights.ended(A, Delivered::Failed, 9);
         assert!(flights.pin().is_none() && flights.is_idle());
@@ -222,10 +241,15 @@ mod tests {
     fn what_is_called_off_pins_nothing_and_blocks_the_next_until_it_is_reported() {
         let mut flights = Flights::default();
         flights.begin(A, 40, 3, 0);
-        assert_eq!(flights.review(|_, _| Fate::Over), [A]);
-        assert!(flights.review(|_, _| Fate::Over).is_empty(), "said once");
+        assert_eq!(flights.review(5, |_, _| Fate::Over), [A]);
+        assert!(flights.review(6, |_, _| Fate::Over).is_empty(), "said once");
+        flights.forget(14, 10);
         assert!(flights.pin().is_none() && !flights.may_begin(A) && !flights.is_idle());
-        flights.ended(A, Delivered::Whole, 1);
+        flights.ended(A, Delivered::Whole, 15);
         assert!(flights.may_begin(A) && flights.is_idle());
+        flights.begin(A, 50, 3, 16);
+        flights.review(17, |_, _| Fate::Over);
+        flights.forget(27, 10);
+        assert!(flights.may_begin(A), "nobody reports any more");
     }
 }
