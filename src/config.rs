@@ -107,8 +107,17 @@ pub struct NodeConfig {
     /// Bytes of messages waiting for one other node, and of answers for one client. Must hold the largest
     /// of them: what never fits is never sent, however often raft tries.
     pub peer_queue_bytes: usize,
-    /// Snapshots streaming out, and in, at once.
+    /// Snapshots being sent at once, or asked for a slot for.
     pub snapshots: usize,
+    /// Snapshots being received or restored at once: senders wait for a slot before they make one.
+    pub snapshot_slots: usize,
+    /// Bytes of snapshots that this node sends per second, all together; 0: as many as it can.
+    pub snapshot_bytes_per_s: u64,
+    /// How long a slot waits for its sender, a sender keeps a snapshot whose connection broke, and a receiver what it
+    /// has of it.
+    pub snapshot_patience_ms: u64,
+    /// How long a snapshot may be under way at most; the log above it is kept meanwhile.
+    pub snapshot_timeout_ms: u64,
     /// Seeds election timeouts; 0: drawn at start.
     pub seed: u64,
 }
@@ -151,6 +160,10 @@ impl Default for NodeConfig {
             shutdown_timeout_ms: 5_000,
             peer_queue_bytes: 64 << 20,
             snapshots: 2,
+            snapshot_slots: 4,
+            snapshot_bytes_per_s: 100 << 20,
+            snapshot_patience_ms: 60_000,
+            snapshot_timeout_ms: 600_000,
             seed: 0,
         }
     }
@@ -258,7 +271,7 @@ impl NodeConfig {
     }
 
     fn validate_bounds(&self) -> Result<()> {
-        let bounds: [(&str, u64, u64, u64); 27] = [
+        let bounds: [(&str, u64, u64, u64); 30] = [
             ("regions", self.regions, 1, 1 << 20),
             ("tick_ms", self.tick_ms, 1, 10_000),
             ("election_ticks", self.election_ticks as u64, 3, 10_000),
@@ -286,6 +299,9 @@ impl NodeConfig {
             ("shutdown_timeout_ms", self.shutdown_timeout_ms, 0, 3_600_000),
             ("peer_queue_bytes", self.peer_queue_bytes as u64, MESSAGE_BYTES_MAX as u64, 1 << 40),
             ("snapshots", self.snapshots as u64, 1, 1_000),
+            ("snapshot_slots", self.snapshot_slots as u64, 1, 1_000),
+            ("snapshot_patience_ms", self.snapshot_patience_ms, 100, 3_600_000),
+            ("snapshot_timeout_ms", self.snapshot_timeout_ms, 1_000, 1 << 40),
         ];
         for (name, value, least, most) in bounds {
             if value < least || value > most {
@@ -311,6 +327,13 @@ impl NodeConfig {
                 self.election_ticks, self.tick_ms
             ));
         }
+        // Slower, and one chunk would take longer than its receiver waits.
+        if (1..SNAPSHOT_RATE_MIN).contains(&self.snapshot_bytes_per_s) {
+            return invalid(format!(
+                "snapshot_bytes_per_s = {}: must be 0 or at least {SNAPSHOT_RATE_MIN}",
+                self.snapshot_bytes_per_s
+            ));
+        }
         for (name, value, other, least) in [
             ("region_log_bytes", self.region_log_bytes, "compact_bytes", self.compact_bytes),
             ("log_budget_bytes", self.log_budget_bytes, "segment_bytes", self.segment_bytes),
@@ -327,6 +350,9 @@ impl NodeConfig {
 /// request with that batch, or an answer of a full page and one more value; and their heads. (A queue
 /// drops what does not fit whole, and raft would send the same again for ever.)
 pub(crate) const MESSAGE_BYTES_MAX: usize = BATCH_BYTES_MAX + (1 << 20);
+
+/// The slowest that snapshots may be sent, bytes per second.
+const SNAPSHOT_RATE_MIN: u64 = 1 << 20;
 
 /// Election timeouts beyond this are a slip of the finger.
 const ELECTION_MS_MAX: u64 = 600_000;
@@ -405,6 +431,9 @@ mod tests {
         refused(|c| c.compress_above_bytes = usize::MAX, "compress_above_bytes = ");
         refused(|c| c.block_cache_bytes = u64::MAX, "block_cache_bytes = ");
         refused(|c| c.shutdown_timeout_ms = u64::MAX, "shutdown_timeout_ms = ");
+        refused(|c| c.snapshot_slots = 0, "snapshot_slots = 0");
+        refused(|c| c.snapshot_bytes_per_s = 1, "snapshot_bytes_per_s = 1");
+        taken(|c| c.snapshot_bytes_per_s = 0);
         refused(|c| c.clock_drift_percent = 51, "clock_drift_percent = 51");
         // Nothing kept in memory, and no wait at the end: slow or unkind, but sound.
         taken(|c| (c.entry_cache_bytes, c.block_cache_bytes) = (0, 0));

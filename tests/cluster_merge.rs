@@ -3,11 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use catamaran::client::Blocking;
+use catamaran::error::Outcome;
 use catamaran::kv::Direction;
 use catamaran::store::ReadLevel;
 use catamaran::transport::Hub;
 use catamaran::types::{FIRST_REGION, KeyRange, Region, RegionId, StoreId};
-use catamaran::error::Outcome;
 use catamaran::{Node, NodeConfig};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -74,7 +74,8 @@ fn work(client: &Blocking, keys: std::ops::Range<u64>, stop: &AtomicBool) -> Wor
             assert!(error.outcome() == Outcome::Unknown, "{error}");
             assert!(begun.elapsed() < Duration::from_secs(60), "{error}");
         }
-        let read = client.get_at(key(i), ReadLevel::Lease).expect("a read while regions are merged");
+        let read =
+            client.get_at(key(i), ReadLevel::Lease).expect("a read while regions are merged");
         assert_eq!(read.as_deref(), Some(n.to_string().as_bytes()), "key {i}");
         done.last.insert(i, n as u64);
     }

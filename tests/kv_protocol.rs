@@ -309,7 +309,8 @@ fn play(place: &Place, steps: &[Step]) {
             Step::BadRestore { start, end } => {
                 let range = KeyRange::new(start.clone(), end.clone());
                 let item = || Ok((Bytes::from(start.clone()), Bytes::new()));
-                let result = store.restore(&range, &mut [item(), item()].into_iter(), vec![state(1, 9)]);
+                let result =
+                    store.restore(&range, &mut [item(), item()].into_iter(), vec![state(1, 9)]);
                 assert!(result.is_err());
                 // What was active has joined the frozen cut.
                 if frozen.is_some() || dirty {

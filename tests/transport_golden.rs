@@ -107,11 +107,14 @@ fn all() -> Vec<(Kind, Vec<u8>)> {
         (Kind::Response, frame(&|out| write_call(Kind::Response, 5, b"say", out))),
         (Kind::Ping, frame(&|out| write_signal(Kind::Ping, out))),
         (Kind::SnapshotBegin, frame(&|out| write_snapshot_begin(b"head", out))),
-        (Kind::SnapshotAccept, frame(&|out| write_signal(Kind::SnapshotAccept, out))),
+        (Kind::SnapshotAccept, frame(&|out| write_snapshot_accept((3, 12), out))),
         (Kind::SnapshotChunk, frame(&|out| write_snapshot_chunk(2, b"data", out))),
         (Kind::SnapshotEnd, frame(&|out| write_snapshot_end(3, 12, out))),
         (Kind::SnapshotDone, frame(&|out| write_signal(Kind::SnapshotDone, out))),
         (Kind::Beat, frame(&|out| write_beat(&beat(), out))),
+        (Kind::SnapshotAsk, frame(&|out| write_snapshot_ask(b"ask", out))),
+        (Kind::SnapshotGrant, frame(&|out| write_signal(Kind::SnapshotGrant, out))),
+        (Kind::SnapshotCancel, frame(&|out| write_signal(Kind::SnapshotCancel, out))),
     ]
 }
 
@@ -147,7 +150,11 @@ fn every_kind_is_read_back() {
             }
             Kind::Beat => assert_eq!(read_beat(p).unwrap(), beat()),
             Kind::SnapshotEnd => assert_eq!(read_snapshot_end(p).unwrap(), (3, 12)),
-            Kind::Ping | Kind::SnapshotAccept | Kind::SnapshotDone => read_signal(p).unwrap(),
+            Kind::SnapshotAsk => assert_eq!(&read_snapshot_ask(p).unwrap()[..], b"ask"),
+            Kind::SnapshotAccept => assert_eq!(read_snapshot_accept(p).unwrap(), (3, 12)),
+            Kind::Ping | Kind::SnapshotGrant | Kind::SnapshotCancel | Kind::SnapshotDone => {
+                read_signal(p).unwrap();
+            }
         }
     }
 }

@@ -178,7 +178,11 @@ fn good(kind: Kind, rng: &mut Rng) -> Vec<u8> {
         Kind::SnapshotBegin => write_snapshot_begin(&body, &mut out),
         Kind::SnapshotChunk => write_snapshot_chunk(0, &body, &mut out),
         Kind::SnapshotEnd => write_snapshot_end(rng.next(), rng.next(), &mut out),
-        Kind::Ping | Kind::SnapshotAccept | Kind::SnapshotDone => write_signal(kind, &mut out),
+        Kind::SnapshotAsk => write_snapshot_ask(&body, &mut out),
+        Kind::SnapshotAccept => write_snapshot_accept((3, 12), &mut out),
+        Kind::Ping | Kind::SnapshotGrant | Kind::SnapshotCancel | Kind::SnapshotDone => {
+            write_signal(kind, &mut out);
+        }
     }
     out
 }
@@ -213,7 +217,11 @@ fn parse(frame: Frame) -> Result<()> {
         Kind::SnapshotBegin => read_snapshot_begin(p).map(drop),
         Kind::SnapshotChunk => read_snapshot_chunk(p, 0).map(drop),
         Kind::SnapshotEnd => read_snapshot_end(p).map(drop),
-        Kind::Ping | Kind::SnapshotAccept | Kind::SnapshotDone => read_signal(p),
+        Kind::SnapshotAsk => read_snapshot_ask(p).map(drop),
+        Kind::SnapshotAccept => read_snapshot_accept(p).map(drop),
+        Kind::Ping | Kind::SnapshotGrant | Kind::SnapshotCancel | Kind::SnapshotDone => {
+            read_signal(p)
+        }
     }
 }
 
@@ -310,7 +318,7 @@ impl Handler for Deaf {
     fn response(&self, _: StoreId, _: u64, _: Bytes) {}
     fn unreachable(&self, _: StoreId) {}
     fn connection_lost(&self, _: StoreId) {}
-    fn snapshot_begin(&self, _: StoreId, _: Bytes) -> Result<Box<dyn SnapshotSink>> {
+    fn snapshot_reserve(&self, _: StoreId, _: Bytes) -> Result<Box<dyn SnapshotRoom>> {
         Err(Error::Busy { what: "snapshot slots" })
     }
 }
@@ -466,15 +474,17 @@ fn hostile_bytes_after_a_good_handshake() {
     assert_eq!(heard(stream).unwrap().reason, Reason::Malformed);
     // A client may not send raft messages, nor ask for a snapshot.
     let client = hello_with(|h| h.purpose = Purpose::Client);
-    for kind in [Kind::Envelopes, Kind::SnapshotBegin] {
+    for kind in [Kind::Envelopes, Kind::SnapshotAsk, Kind::SnapshotBegin] {
         let bytes = [&client[..], &good(kind, &mut rng)].concat();
         assert_eq!(server.provoke(&bytes).unwrap().reason, Reason::Malformed);
     }
     // A snapshot connection that begins with something else, and one that is refused its room.
     let snapshot = hello_with(|h| h.purpose = Purpose::Snapshot);
-    let bytes = [&snapshot[..], &good(Kind::SnapshotChunk, &mut rng)].concat();
-    assert_eq!(server.provoke(&bytes).unwrap().reason, Reason::Malformed);
-    let bytes = [&snapshot[..], &good(Kind::SnapshotBegin, &mut rng)].concat();
+    for kind in [Kind::SnapshotChunk, Kind::SnapshotBegin, Kind::SnapshotEnd] {
+        let bytes = [&snapshot[..], &good(kind, &mut rng)].concat();
+        assert_eq!(server.provoke(&bytes).unwrap().reason, Reason::Malformed);
+    }
+    let bytes = [&snapshot[..], &good(Kind::SnapshotAsk, &mut rng)].concat();
     assert_eq!(server.provoke(&bytes).unwrap().reason, Reason::Busy);
     server.check();
 }

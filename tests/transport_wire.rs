@@ -135,8 +135,10 @@ fn envelope() -> impl Strategy<Value = Envelope> {
 }
 
 fn note() -> impl Strategy<Value = Envelope> {
-    let gone = (number(), number())
-        .prop_map(|(conf_ver, version)| Note::Gone { epoch: Epoch { conf_ver, version }, by: RegionId(version / 3) });
+    let gone = (number(), number()).prop_map(|(conf_ver, version)| Note::Gone {
+        epoch: Epoch { conf_ver, version },
+        by: RegionId(version / 3),
+    });
     let note = prop_oneof![gone, Just(Note::Buried)];
     (number(), number(), number(), note).prop_map(|(r, f, t, note)| Envelope {
         region: RegionId(r),

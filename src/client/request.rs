@@ -23,6 +23,7 @@ use crate::codec::admin::Admin;
 use crate::codec::command::{BATCH_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::codec::{Reader, Writer, region};
 use crate::config::MESSAGE_BYTES_MAX;
+use crate::driver::SnapshotStats;
 use crate::error::{Error, Result};
 use crate::kv::Direction;
 use crate::store::{ReadLevel, RegionStatus};
@@ -166,6 +167,8 @@ pub struct NodeWork {
     pub flushes: u64,
     /// Bytes of its tables now.
     pub table_bytes: u64,
+    /// Its snapshots.
+    pub snapshots: SnapshotStats,
 }
 
 /// An answer.
@@ -429,6 +432,7 @@ fn bytes_of(response: &Result<Response>) -> Bytes {
             {
                 out.varint(number);
             }
+            work.snapshots.figures().into_iter().for_each(|number| out.varint(number));
         }
         Ok(Response::Done) => out.u8(5),
         Ok(Response::Regions(regions)) => {
@@ -498,6 +502,7 @@ fn parse_response(from: &mut Reader) -> Result<Result<Response>> {
                 log_bytes: from.varint()?,
                 flushes: from.varint()?,
                 table_bytes: from.varint()?,
+                snapshots: SnapshotStats::read(|| from.varint())?,
             };
             Response::Status(NodeStatus { store, regions, work })
         }

@@ -184,6 +184,7 @@ impl Inner {
             log_bytes: log.bytes_written,
             flushes: kv.flushes,
             table_bytes: kv.table_bytes,
+            snapshots: self.driver.snapshot_stats(),
         }
     }
 

@@ -28,6 +28,7 @@
 mod apply;
 mod clock;
 mod inbox;
+mod outward;
 pub mod readers;
 mod round;
 pub mod timer;
@@ -36,6 +37,7 @@ pub mod waiting;
 mod writer;
 
 pub use clock::Clock;
+pub use outward::{Outward, SnapshotStats};
 pub use timer::Timer;
 pub use upkeep::FlushNow;
 pub use waiting::{Slab, Waiter};
@@ -46,10 +48,9 @@ use crate::env::Disk;
 use crate::error::{Error, Result};
 use crate::kv::StateStore;
 use crate::log::Log;
-use crate::raft::{Envelope, Lane};
+use crate::raft::Envelope;
 use crate::region::apply::Applier;
-use crate::region::effects::{MergeWish, SnapshotSend, SplitWish};
-use crate::store::{Delivered, Event, Proposal, ReadLevel, ReadRequest, Registry, Store, Token};
+use crate::store::{Event, Proposal, ReadLevel, ReadRequest, Registry, Store, Token};
 use crate::types::{RegionId, StoreId, Time};
 use apply::ApplyQueue;
 use bytes::Bytes;
@@ -62,20 +63,6 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use waiting::Desks;
 use writer::WriterQueue;
-
-/// The way out of a node, as the driver sees it. Must not block.
-pub trait Outward: Send + Sync + 'static {
-    /// Sends raft messages, best effort.
-    fn send(&self, to: StoreId, lane: Lane, envelopes: Vec<Envelope>);
-    /// Tells another node that this one is there, best effort.
-    fn beat(&self, to: StoreId, beat: Beat);
-    /// A region should be cut. May be forgotten: it is wished again.
-    fn split(&self, wish: SplitWish);
-    /// A frozen region should be merged. May be forgotten: it is wished again.
-    fn merge(&self, wish: MergeWish);
-    /// Streams a snapshot; tells the end to `done`, exactly once.
-    fn send_snapshot(&self, snapshot: SnapshotSend, done: Box<dyn FnOnce(Delivered) + Send>);
-}
 
 /// Limits and times of the driver; see `NodeConfig` for their meaning.
 #[derive(Clone, Debug)]
@@ -532,6 +519,11 @@ impl Driver {
             waiting: self.shared.desks.len() as u64,
             apply_queue_bytes: self.shared.apply_bytes.load(Ordering::Relaxed) as u64,
         }
+    }
+
+    /// What became of snapshots.
+    pub fn snapshot_stats(&self) -> SnapshotStats {
+        self.shared.outward.snapshot_stats()
     }
 
     /// Why the threads have stopped, if they have.

@@ -3,7 +3,7 @@
 use super::Shared;
 use super::inbox::Mail;
 use crate::region::size::{self, Measured};
-use crate::store::{Effects, Event, SizeCheck, Store};
+use crate::store::{Effects, Event, SizeCheck, SnapshotErrand, SnapshotWord, Store};
 use crate::types::Time;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -107,6 +107,9 @@ fn perform(shared: &Shared, at: usize, effects: &mut Effects) -> bool {
     for snapshot in effects.snapshots.drain(..) {
         send_snapshot(shared, at, snapshot);
     }
+    for word in effects.snapshot_words.drain(..) {
+        say(shared, at, word);
+    }
     if std::mem::take(&mut effects.flush_soon) {
         shared.upkeep.flush_before_long();
     }
@@ -119,6 +122,19 @@ fn perform(shared: &Shared, at: usize, effects: &mut Effects) -> bool {
             false
         }
         None => true,
+    }
+}
+
+fn say(shared: &Shared, at: usize, word: SnapshotWord) {
+    match word {
+        SnapshotWord::Wanted { errand, store, claim } => {
+            let inbox = Arc::clone(&shared.inboxes[at]);
+            let SnapshotErrand { region, from, to } = errand;
+            let granted = move || inbox.post(Event::SnapshotGranted { region, from, to });
+            shared.outward.snapshot_wanted(errand, store, claim, Box::new(granted));
+        }
+        SnapshotWord::Declined(errand) => shared.outward.snapshot_declined(errand),
+        SnapshotWord::CalledOff(errand) => shared.outward.snapshot_called_off(errand),
     }
 }
 
@@ -156,4 +172,5 @@ pub fn remove(shared: &Shared, path: &std::path::Path) {
     if let Err(error) = shared.disk.remove(path) {
         tracing::warn!(%error, "a received snapshot could not be removed");
     }
+    shared.outward.snapshot_gone(path);
 }

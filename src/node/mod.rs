@@ -39,13 +39,14 @@ mod desk;
 mod handover;
 mod open;
 mod operator;
+mod snapshots;
 
 pub use crate::config::{NodeConfig, StateKind};
 pub use open::NodeBuilder;
 
 use crate::client::local::Local;
 use crate::client::{Client, wait};
-use crate::driver::{Driver, DriverStats, FlushNow};
+use crate::driver::{Driver, DriverStats, FlushNow, SnapshotStats};
 use crate::error::{Error, Result};
 use crate::store::{RegionStatus, Reply};
 use crate::transport::Transport;
@@ -68,6 +69,8 @@ pub struct NodeStats {
     pub transport: transport::Stats,
     /// Rounds, applied entries, queues.
     pub driver: DriverStats,
+    /// Snapshots sent, received, refused, resumed, under way.
+    pub snapshots: SnapshotStats,
 }
 
 /// What a running node consists of.
@@ -235,6 +238,7 @@ impl Running {
             kv: self.driver.kv().stats(),
             transport: self.transport.stats(),
             driver: self.driver.stats(),
+            snapshots: self.driver.snapshot_stats(),
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use super::desk::{Desk, Outbound};
 use super::operator::{self, Wishes};
+use super::snapshots::arrivals::Arrivals;
+use super::snapshots::dispatch::Dispatch;
 use super::{Node, Running, Shared};
 use crate::client::local::Local;
 use crate::config::{NodeConfig, StateKind};
@@ -24,7 +26,6 @@ use std::hash::{BuildHasher, Hasher};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::Duration;
 
 /// Opens a [`Node`] with other parts than the usual ones.
@@ -143,6 +144,16 @@ impl NodeBuilder {
             Bound::Hub(local) => Arc::clone(local) as Arc<dyn Transport>,
         };
         let (wishes, wished) = Wishes::new();
+        let patience = Duration::from_millis(config.snapshot_patience_ms);
+        let dispatch =
+            Dispatch::new(Arc::clone(&transport), clock, draw(), config.snapshots, patience);
+        let arrivals = Arrivals::new(Arc::clone(&disk), snap_dir, config.snapshot_slots, patience);
+        let outward = Outbound {
+            transport: Arc::clone(&transport),
+            wishes,
+            dispatch,
+            arrivals: Arc::clone(&arrivals),
+        };
         let driver = Driver::start(Parts {
             config: driver_config(&config),
             stores,
@@ -150,8 +161,8 @@ impl NodeBuilder {
             log,
             kv: Arc::clone(&kv),
             registry,
-            disk: Arc::clone(&disk),
-            outward: Arc::new(Outbound { transport: Arc::clone(&transport), wishes }),
+            disk,
+            outward: Arc::new(outward),
             clock,
         })?;
         // What the store knows durably is at least as new as the first layout.
@@ -162,11 +173,7 @@ impl NodeBuilder {
         let desk: Arc<dyn Handler> = Arc::new(Desk {
             local: local.clone(),
             driver: driver.clone(),
-            disk,
-            snap_dir,
-            snapshots_max: config.snapshots.max(2),
-            receiving: Arc::new(AtomicUsize::new(0)),
-            files: AtomicU64::new(1),
+            arrivals,
             incarnations: Mutex::default(),
             away: Arc::clone(&away),
         });
@@ -251,7 +258,7 @@ fn open_state(
                         compacted: INITIAL_POSITION,
                         next_id: 0,
                         removed: Vec::new(),
-        merging: None,
+                        merging: None,
                     })
                 });
                 state.bootstrap(&pb::decode_ident(&ident)?, states.collect())?;
@@ -293,7 +300,7 @@ fn store_config(config: &NodeConfig) -> StoreConfig {
         entry_bytes_max: config.entry_bytes,
         compact_bytes: config.compact_bytes,
         log_bytes_max: config.region_log_bytes,
-        snapshots_max: config.snapshots,
+        snapshot_time_max: Duration::from_millis(config.snapshot_timeout_ms),
         hibernate_after: Duration::from_millis(config.hibernate_after_ms),
         split_bytes: config.region_split_bytes,
         ..StoreConfig::default()
@@ -322,7 +329,11 @@ fn resolve(address: &str) -> Result<SocketAddr> {
 fn bind(config: &NodeConfig, incarnation: u64, hub: Option<Hub>) -> Result<Bound> {
     let store = StoreId(config.store_id);
     let listen = match (hub, config.listen_addr()) {
-        (Some(hub), _) => return Ok(Bound::Hub(hub.join(store))),
+        (Some(hub), _) => {
+            let patience = Duration::from_millis(config.snapshot_patience_ms);
+            let hub = hub.join_limited(store, patience, config.snapshot_bytes_per_s);
+            return Ok(Bound::Hub(hub));
+        }
         // Nobody else to talk to: a hub of one.
         (None, None) => return Ok(Bound::Hub(Hub::new().join(store))),
         (None, Some(listen)) => resolve(&listen)?,
@@ -341,7 +352,8 @@ fn bind(config: &NodeConfig, incarnation: u64, hub: Option<Hub>) -> Result<Bound
         .map(|(id, address)| (StoreId(*id), address.clone()))
         .collect();
     tcp.peer_budget = config.peer_queue_bytes;
-    tcp.snapshot_sends = config.snapshots;
+    tcp.snapshot_timeout = Duration::from_millis(config.snapshot_patience_ms);
+    tcp.snapshot_rate = config.snapshot_bytes_per_s;
     let tcp = Tcp::bind(tcp, runtime.handle().clone())?;
     Ok(Bound::Tcp(tcp, runtime))
 }

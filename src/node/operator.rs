@@ -81,7 +81,9 @@ fn merge(client: &Client, wish: MergeWish) -> Result<()> {
     let done = wait(client.carry_out(wish));
     match &done {
         Ok(Merged::Yes) => tracing::info!(%region, %target, "a region was merged"),
-        Ok(Merged::Never) => tracing::info!(%region, %target, "a region could not be merged, and was thawed"),
+        Ok(Merged::Never) => {
+            tracing::info!(%region, %target, "a region could not be merged, and was thawed")
+        }
         Err(error) => tracing::warn!(%region, %target, %error, "a frozen region waits"),
     }
     done.map(drop)

@@ -1,5 +1,6 @@
 //! [`Group`]: the raft state machine of one peer.
 
+use super::feeding::Answer;
 use super::guard::{self, Verdict};
 use crate::codec::admin::Change;
 use crate::types::{LogPosition, PeerId};
@@ -314,8 +315,10 @@ impl<S: Storage> Group<S> {
             return Verdict::Drop;
         }
         if verdict == Verdict::Step {
+            let answer = Answer::of(&message);
             // A message from an unknown peer or to an old role is refused; nothing to do about it.
             let _ = self.node.step(message);
+            self.end_probing(answer);
             self.fix_timeout();
         }
         verdict

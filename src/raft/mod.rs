@@ -20,6 +20,7 @@
 //! Not done: priorities.
 
 pub mod envelope;
+mod feeding;
 pub mod group;
 pub mod guard;
 pub mod quiet;

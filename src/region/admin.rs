@@ -4,8 +4,8 @@
 use super::apply::FIRST_FREE_ID;
 use super::config::StoreConfig;
 use super::effects::{AdminDone, Applied, Effects, Reply, Token};
-use super::peer::Peer;
 use super::merge::{FROZEN, absorb, departed, freeze};
+use super::peer::Peer;
 use super::{membership, split};
 use crate::codec::admin::{Admin, Change};
 use crate::codec::merge::{Commit, Prepare};

@@ -83,11 +83,14 @@ pub struct Situation<'a> {
     pub bytes: u64,
     /// (peer, matched index, recently active).
     pub progress: &'a [(PeerId, u64, bool)],
+    /// The index of the oldest snapshot that is on its way to a follower, which goes on from there.
+    pub pin: Option<u64>,
 }
 
 /// The index up to which all replicas should compact, if it is time: what every replica has; over the
 /// byte limit what every *live* replica has, or half, so that a dead or slow one cannot pin the log for
-/// ever (it will get a snapshot).
+/// ever (it will get a snapshot). Never above the pin: a snapshot that is not followed by the log is in vain, and the
+/// next one would be as well. (Pins are bounded by a time, see [`sending`](super::sending).)
 pub fn target(config: &StoreConfig, s: Situation<'_>) -> Option<u64> {
     if s.bytes < config.compact_bytes {
         return None;
@@ -100,6 +103,7 @@ pub fn target(config: &StoreConfig, s: Situation<'_>) -> Option<u64> {
         let half = s.truncated + s.applied.saturating_sub(s.truncated) / 2;
         target = target.max(min(true)).max(half).min(s.applied);
     }
+    target = target.min(s.pin.unwrap_or(u64::MAX));
     (target > s.truncated).then_some(target)
 }
 
@@ -112,9 +116,26 @@ mod tests {
     }
 
     fn judge(bytes: u64, matched: [(u64, bool); 3]) -> Option<u64> {
+        judge_pinned(bytes, matched, None)
+    }
+
+    fn judge_pinned(bytes: u64, matched: [(u64, bool); 3], pin: Option<u64>) -> Option<u64> {
         let progress: Vec<_> =
             matched.iter().enumerate().map(|(i, m)| (PeerId(i as u64 + 1), m.0, m.1)).collect();
-        target(&config(), Situation { truncated: 10, applied: 50, bytes, progress: &progress })
+        let s = Situation { truncated: 10, applied: 50, bytes, progress: &progress, pin };
+        target(&config(), s)
+    }
+
+    #[test]
+    fn nothing_is_compacted_above_a_snapshot_under_way() {
+        let even = [(60, true), (60, true), (60, true)];
+        assert_eq!(judge_pinned(100, even, Some(40)), Some(40));
+        assert_eq!(judge_pinned(100, even, Some(55)), Some(50), "applied");
+        assert_eq!(judge_pinned(100, even, Some(10)), None);
+        let laggard = [(60, true), (45, true), (0, true)];
+        assert_eq!(judge(100, laggard), None, "fed from the log");
+        assert_eq!(judge(1000, laggard), Some(30), "as long as the budget allows it");
+        assert_eq!(judge_pinned(1000, laggard, Some(20)), Some(20), "a snapshot is on its way");
     }
 
     #[test]

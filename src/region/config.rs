@@ -26,8 +26,8 @@ pub struct StoreConfig {
     pub compact_bytes: u64,
     /// A region's log is compacted to half, laggards or not, once it holds this much.
     pub log_bytes_max: u64,
-    /// Snapshots streaming out of one store loop at once.
-    pub snapshots_max: usize,
+    /// How long a snapshot may be under way, and the log above it be kept for its receiver.
+    pub snapshot_time_max: Duration,
     /// A region is cut once its keys and values take more than this; 0: never by itself.
     pub split_bytes: u64,
     /// Committed and not yet applied bytes of one region above which its proposals wait.
@@ -48,7 +48,7 @@ impl Default for StoreConfig {
             entry_bytes_max: 1 << 20,
             compact_bytes: 1 << 20,
             log_bytes_max: 256 << 20,
-            snapshots_max: 2,
+            snapshot_time_max: Duration::from_secs(600),
             split_bytes: 0,
             apply_lag_bytes_max: 32 << 20,
             hibernate_after: Duration::from_secs(5),
@@ -75,6 +75,12 @@ impl StoreConfig {
         let ticks = self.hibernate_after.as_nanos() / self.tick.as_nanos().max(1);
         let ticks = u64::try_from(ticks).unwrap_or(u64::MAX).max(self.group.election_ticks as u64);
         (!self.hibernate_after.is_zero()).then_some(ticks)
+    }
+
+    /// [`snapshot_time_max`](Self::snapshot_time_max) in ticks.
+    pub fn snapshot_ticks_max(&self) -> u64 {
+        let ticks = self.snapshot_time_max.as_nanos() / self.tick.as_nanos().max(1);
+        u64::try_from(ticks).unwrap_or(u64::MAX).max(1)
     }
 
     /// The time between two beats of a node pair.

@@ -272,6 +272,54 @@ pub struct SnapshotSend {
     pub chunks: crate::region::snapshot::Chunks,
 }
 
+/// The way of a snapshot: which region's, from which replica to which.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SnapshotErrand {
+    /// The region.
+    pub region: RegionId,
+    /// The local replica, which leads.
+    pub from: PeerId,
+    /// The replica that lacks entries.
+    pub to: PeerId,
+}
+
+/// What a snapshot will take where it goes: a receiver that holds some of it for others has no use for it.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Claim {
+    /// The region's keys.
+    pub range: KeyRange,
+    /// Replicas there whose regions were merged into it: they yield to it.
+    pub merged: Vec<Departed>,
+}
+
+/// What a leader says about its snapshots, beside the data. See [`sending`](super::sending).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum SnapshotWord {
+    /// Raft wants to send one. May be forgotten: it is said again, as long as it is so. Answered, in time, by
+    /// `Event::SnapshotGranted`.
+    Wanted {
+        /// Whose.
+        errand: SnapshotErrand,
+        /// Where the receiver lives.
+        store: StoreId,
+        /// What it will take at the receiver.
+        claim: Claim,
+    },
+    /// What was granted is not needed any more: no snapshot follows.
+    Declined(SnapshotErrand),
+    /// One under way is not wanted any more: end it, and report.
+    CalledOff(SnapshotErrand),
+}
+
+/// How a snapshot's delivery ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Delivered {
+    /// The receiver holds all of it.
+    Whole,
+    /// It does not; raft will try again.
+    Failed,
+}
+
 /// Permission to read from a view taken from now on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ReadGrant {
@@ -360,8 +408,10 @@ pub struct Effects {
     pub merge_wishes: Vec<MergeWish>,
     /// For other replicas of this store, each for the loop that its region belongs to: `Event::Aside`.
     pub asides: Vec<Aside>,
-    /// Snapshots to stream.
+    /// Snapshots to stream, each with an end to be told: `Event::SnapshotSent`.
     pub snapshots: Vec<SnapshotSend>,
+    /// What else there is to say about snapshots; behind `snapshots`.
+    pub snapshot_words: Vec<SnapshotWord>,
     /// Received snapshots that turned out not to be needed: remove the files.
     pub discard: Vec<SnapshotFile>,
     /// Somebody waits for a tombstone to be durable: the state store should be flushed before long.
@@ -385,6 +435,7 @@ impl Effects {
             && self.merge_wishes.is_empty()
             && self.asides.is_empty()
             && self.snapshots.is_empty()
+            && self.snapshot_words.is_empty()
             && self.discard.is_empty()
             && !self.flush_soon
             && self.beats.is_empty()

@@ -78,9 +78,7 @@ impl Peer {
 
     /// A leader asks those on the list whether they are gone.
     pub(crate) fn ask_removed(&mut self, config: &StoreConfig, effects: &mut Effects) {
-        if self.removed.is_empty()
-            || !self.group.leads()
-            || !self.asking.is_due(self.ticks, config)
+        if self.removed.is_empty() || !self.group.leads() || !self.asking.is_due(self.ticks, config)
         {
             return;
         }
@@ -115,6 +113,7 @@ impl Peer {
 
     /// Everyone who waits is told: the replica answers nobody any more.
     pub(super) fn fall_silent(&mut self, effects: &mut Effects) {
+        self.call_off_snapshots(effects);
         self.share.set_lease(Time(0));
         self.share.set_leader(None);
         for token in self.proposals.take_pending() {

@@ -109,6 +109,7 @@ impl Peer {
             && self.removed.is_empty()
             && self.merging.is_none()
             && self.held.is_empty()
+            && self.flights.is_idle()
             && !self.region.is_joint()
             && self.proposals.is_idle()
             && self.reads.is_idle()

@@ -129,8 +129,7 @@ impl Peer {
             hard_state.commit = raft_applied;
         }
         let kv = kv.clone();
-        let mut storage =
-            PeerStorage::new(log.clone(), kv, &state.region, hard_state, config.snapshots_max);
+        let mut storage = PeerStorage::new(log.clone(), kv, &state.region, hard_state);
         if found.fence.is_some() {
             storage = storage.fenced();
         }
@@ -160,6 +159,7 @@ impl Peer {
             log_bytes: LogBytes::of(log.sizes(state.region.id.0)),
             received: None,
             restoring: None,
+            flights: Default::default(),
             fence: found.fence,
             votes_from,
             banned_until: votes_from,

@@ -68,9 +68,9 @@ pub fn change(
                 return wrong("only promotions and demotions go together");
             }
             (Change::AddLearner { peer, store }, None, _) => {
-                let used = removed.iter().any(|gone| {
-                    gone.region == region.id && gone.id >= peer && gone.store == store
-                });
+                let used = removed
+                    .iter()
+                    .any(|gone| gone.region == region.id && gone.id >= peer && gone.store == store);
                 if used || peer.0 == 0 || store.0 == 0 || region.peer_on(store).is_some() {
                     return wrong("the store has a replica, or has had this one");
                 }

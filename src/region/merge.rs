@@ -263,12 +263,7 @@ impl Peer {
 /// The source, on every store.
 impl Peer {
     /// The target's replica here waits for this one.
-    fn catch_up(
-        &mut self,
-        target: (RegionId, PeerId),
-        commit: Box<Commit>,
-        effects: &mut Effects,
-    ) {
+    fn catch_up(&mut self, target: (RegionId, PeerId), commit: Box<Commit>, effects: &mut Effects) {
         if self.leaving || self.restoring.is_some() {
             return; // asked again
         }
@@ -324,11 +319,14 @@ impl Peer {
         let from = self.progress.applied.index + 1;
         let own = self.group.storage().payloads(from, commit.first)?;
         let brought = (commit.first..).zip(&commit.entries);
-        let brought = brought.filter(|(index, _)| *index >= from).map(|(index, (term, data))| {
-            (LogPosition { index, term: *term }, data.clone())
-        });
-        let entry =
-            |(position, data): (LogPosition, Bytes)| CommittedEntry { position, data, waiting: vec![] };
+        let brought = brought
+            .filter(|(index, _)| *index >= from)
+            .map(|(index, (term, data))| (LogPosition { index, term: *term }, data.clone()));
+        let entry = |(position, data): (LogPosition, Bytes)| CommittedEntry {
+            position,
+            data,
+            waiting: vec![],
+        };
         Some(own.into_iter().chain(brought).map(entry).collect())
     }
 }

@@ -13,7 +13,7 @@
 //! [`split`] cuts a region, [`merge`] joins two, [`size`] finds out when and where; [`membership`] changes who its replicas are, and
 //! [`farewell`] is how one goes; [`read`] keeps the read-index rounds, the leader lease and freshness; [`snapshot`] turns a consistent
 //! view into chunks and chunks into a restored region; [`storage`] shows the log engine to raft-rs;
-//! [`life`] creates peers and brings them back after a restart; [`compact`] decides how far logs may go; [`hibernate`]
+//! [`sending`] is how snapshots leave; [`life`] creates peers and brings them back after a restart; [`compact`] decides how far logs may go; [`hibernate`]
 //! lets idle groups sleep, on what the node knows of its [`neighbours`].
 //!
 //! Everything here is deterministic: the disk comes through `env::Disk` (inside log and kv), time as an
@@ -37,6 +37,7 @@ pub mod peer;
 pub mod propose;
 pub mod read;
 pub mod ready;
+pub mod sending;
 pub mod share;
 pub mod size;
 pub mod snapshot;

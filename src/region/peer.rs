@@ -3,11 +3,12 @@
 use super::compact::LogBytes;
 use super::effects::{Effects, Persisted, RegionStatus, Reply, Token};
 use super::farewell::Asking;
-use super::merge::{FROZEN, Held, Lent};
 use super::hibernate::Rest;
+use super::merge::{FROZEN, Held, Lent};
 use super::propose::Proposals;
 use super::read::Reads;
 use super::ready::{Received, Restoring, Unpersisted};
+use super::sending::Flights;
 use super::share::PeerShare;
 use super::size::Size;
 use super::storage::PeerStorage;
@@ -61,6 +62,8 @@ pub struct Peer {
     /// A snapshot that raft has accepted and not yet handed out.
     pub(crate) received: Option<Received>,
     pub(crate) restoring: Option<Restoring>,
+    /// Snapshots that leave.
+    pub(crate) flights: Flights,
     pub(crate) fence: Option<String>,
     /// No vote before this instant, by promise to a leader or by the ban after a restart.
     pub(crate) votes_from: Time,
@@ -109,6 +112,8 @@ impl Peer {
         self.share.set_leader(None);
         self.fence.get_or_insert(reason);
         self.drop_held(effects);
+        self.call_off_snapshots(effects);
+        effects.discard.extend(self.received.take().map(|received| received.file));
         for token in self.proposals.abandon() {
             let what = "the replica was fenced off";
             effects.replies.push((token, Reply::Written(Err(Error::Ambiguous { what }))));

@@ -120,6 +120,7 @@ impl Peer {
             return None;
         }
         self.compact_log(pass);
+        self.tell_wishes(pass.effects);
         self.fold(config, pass.effects);
         self.start_read_round(now);
         if self.progress.applying_bytes / APPLY_LAG_FACTOR > config.apply_lag_bytes_max {
@@ -240,7 +241,10 @@ impl Peer {
             let to = PeerId(message.to);
             match self.snapshot_for(message) {
                 Ok(Some(send)) => pass.effects.snapshots.push(send),
-                Ok(None) | Err(_) => unsendable.push(to),
+                Ok(None) | Err(_) => {
+                    self.snapshot_unsendable(to, pass.effects);
+                    unsendable.push(to);
+                }
             }
         }
         self.send(plain, Wait::No, pass);
@@ -252,7 +256,7 @@ impl Peer {
             return Ok(None);
         };
         let head = codec::region::decode_head(&message.get_snapshot().data)?;
-        let chunks = Chunks::new(&*view, &head.region.range)?;
+        let chunks = Chunks::new(view, &head.region.range)?;
         Ok(self.envelope(message).map(|(to, envelope)| SnapshotSend { to, envelope, chunks }))
     }
 
@@ -267,6 +271,7 @@ impl Peer {
         if changed {
             self.share.set_lease(Time(0));
             self.reads.restart_rounds();
+            self.call_off_snapshots(effects);
             if !leads {
                 self.reshaping = None;
                 self.changing = None;

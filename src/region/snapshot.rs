@@ -31,14 +31,43 @@ pub struct SnapshotFile {
 }
 
 /// The data of a region at one applied index, in pieces.
+///
+/// * The same view is always cut in the same way: a chunk that is made again has the same bytes.
 pub struct Chunks {
+    view: Box<dyn View>,
+    range: KeyRange,
     items: Scan,
+    /// The first key of every chunk so far: where to start over.
+    starts: Vec<Bytes>,
+    /// The next chunk.
+    at: usize,
 }
 
 impl Chunks {
     /// Everything that `view` holds of `range`.
-    pub fn new(view: &dyn View, range: &KeyRange) -> Result<Chunks> {
-        Ok(Chunks { items: view.scan(range, Direction::Forward)? })
+    pub fn new(view: Box<dyn View>, range: &KeyRange) -> Result<Chunks> {
+        let items = view.scan(range, Direction::Forward)?;
+        Ok(Chunks { view, range: range.clone(), items, starts: Vec::new(), at: 0 })
+    }
+
+    /// Which chunk comes next, from 0.
+    pub fn position(&self) -> usize {
+        self.at
+    }
+
+    /// Goes back to a chunk that was given out before (or that is the next one).
+    pub fn rewind(&mut self, chunk: usize) -> Result<()> {
+        if chunk == self.at {
+            return Ok(());
+        }
+        let Some(start) = self.starts.get(chunk).filter(|_| chunk < self.at) else {
+            let what = format!("chunk {chunk} of a snapshot, of which {} were sent", self.at);
+            return Err(Error::InvalidArgument(what));
+        };
+        let rest = KeyRange { start: start.clone(), end: self.range.end.clone() };
+        self.items = self.view.scan(&rest, Direction::Forward)?;
+        self.at = chunk;
+        Ok(())
     }
 
     /// The next piece; `None` at the end.
@@ -47,12 +76,17 @@ impl Chunks {
         while out.len() < CHUNK_BYTES {
             let Some(item) = self.items.next() else { break };
             let (key, value) = item?;
+            if out.is_empty() && self.starts.len() == self.at {
+                // A copy of its own: the key may share the memory of a whole block.
+                self.starts.push(Bytes::copy_from_slice(&key));
+            }
             out.reserve(ITEM_HEAD + key.len() + value.len());
             out.put_u32_le(key.len() as u32);
             out.put_u32_le(value.len() as u32);
             out.put_slice(&key);
             out.put_slice(&value);
         }
+        self.at += usize::from(!out.is_empty());
         Ok((!out.is_empty()).then(|| out.freeze()))
     }
 }

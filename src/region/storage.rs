@@ -13,24 +13,32 @@ use crate::types::{LogPosition, PeerId, Region, RegionId, Role};
 use ::raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot};
 use ::raft::{GetEntriesContext, RaftState, Storage, StorageError};
 use bytes::Bytes;
-use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// The storage of one group.
 ///
 /// * A snapshot's position is the applied position of the very view that will be sent.
+/// * A view is taken only for whom [`allow`](Self::allow) names: whoever else wants one is noted.
 pub struct PeerStorage {
     log: Log,
     kv: Arc<dyn StateStore>,
     region: RegionId,
     start: RaftState,
-    views_max: usize,
-    views: RefCell<BTreeMap<PeerId, Box<dyn View>>>,
+    /// Whom raft wants to send a snapshot.
+    wanted: RefCell<BTreeSet<PeerId>>,
+    /// For whom one may be made at this moment.
+    allowed: Cell<Option<PeerId>>,
+    /// What was made and not yet taken, and of which index.
+    views: RefCell<BTreeMap<PeerId, Made>>,
     /// Shown as empty: damaged entries have no terms, and raft-rs ends the process over the last one's.
     fenced: bool,
     fault: RefCell<Option<String>>,
 }
+
+/// The index and the data of a snapshot.
+type Made = (u64, Box<dyn View>);
 
 /// The raft configuration of a region.
 pub fn conf_state(region: &Region) -> ConfState {
@@ -93,14 +101,14 @@ impl PeerStorage {
         kv: Arc<dyn StateStore>,
         region: &Region,
         hard_state: HardState,
-        views_max: usize,
     ) -> PeerStorage {
         PeerStorage {
             log,
             kv,
             region: region.id,
             start: RaftState::new(hard_state, conf_state(region)),
-            views_max,
+            wanted: RefCell::default(),
+            allowed: Cell::new(None),
             views: RefCell::default(),
             fenced: false,
             fault: RefCell::default(),
@@ -120,7 +128,22 @@ impl PeerStorage {
 
     /// The data of the snapshot that was last made for `to`.
     pub fn take_view(&self, to: PeerId) -> Option<Box<dyn View>> {
-        self.views.borrow_mut().remove(&to)
+        self.views.borrow_mut().remove(&to).map(|(_, view)| view)
+    }
+
+    /// Whom raft wanted to send a snapshot since the last call, in vain.
+    pub(crate) fn take_wanted(&self) -> BTreeSet<PeerId> {
+        std::mem::take(&mut *self.wanted.borrow_mut())
+    }
+
+    /// From now on a snapshot may be made for `to`, and for nobody else.
+    pub(crate) fn allow(&self, to: Option<PeerId>) {
+        self.allowed.set(to);
+    }
+
+    /// The index of the snapshot that was made for `to` and is not yet taken.
+    pub(crate) fn made(&self, to: PeerId) -> Option<u64> {
+        self.views.borrow().get(&to).map(|(index, _)| *index)
     }
 
     /// The entries `from..to` as they are applied, with their places. `None` unless all of them are there.
@@ -210,8 +233,8 @@ impl Storage for PeerStorage {
     fn snapshot(&self, request_index: u64, to: u64) -> ::raft::Result<Snapshot> {
         let unavailable = || StorageError::SnapshotTemporarilyUnavailable.into();
         let to = PeerId(to);
-        let mut views = self.views.borrow_mut();
-        if views.len() >= self.views_max && !views.contains_key(&to) {
+        if self.allowed.get() != Some(to) {
+            self.wanted.borrow_mut().insert(to);
             return Err(unavailable());
         }
         let view = self.kv.view().map_err(|_| unavailable())?;
@@ -226,7 +249,7 @@ impl Storage for PeerStorage {
         meta.term = state.applied.term;
         meta.set_conf_state(conf_state(&state.region));
         snapshot.data = codec::region::encode_head(&state);
-        views.insert(to, view);
+        self.views.borrow_mut().insert(to, (state.applied.index, view));
         Ok(snapshot)
     }
 }

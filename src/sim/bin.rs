@@ -158,7 +158,8 @@ fn print_all(reports: &[Report], failed: usize, arguments: &Arguments) -> io::Re
     writeln!(
         out,
         "{} seeds, {failed} failed, {} undecided; {} events, {} operations answered, {} unknown, {} crashes, \
-         {} elections, {} splits, {} changes, {}/{}/{} frozen/merged/thawed, {} asleep at faults, {} snapshots, {} flushes, {} reads by lease or \
+         {} elections, {} splits, {} changes, {}/{}/{} frozen/merged/thawed, {} asleep at faults, {} snapshots, \
+         {} slots refused, {} called off, {} flushes, {} reads by lease or \
          freshness, \
          {simulated:.0} s simulated, trace {hash:016x}",
         reports.len(),
@@ -175,6 +176,8 @@ fn print_all(reports: &[Report], failed: usize, arguments: &Arguments) -> io::Re
         sum(|r| r.counts.merges[2]),
         sum(|r| r.counts.asleep),
         sum(|r| r.counts.snapshots),
+        sum(|r| r.counts.refused),
+        sum(|r| r.counts.called_off),
         sum(|r| r.counts.flushes),
         sum(|r| r.counts.lease_reads),
     )?;

@@ -7,6 +7,7 @@
 
 use super::checker::{LogMatching, OneLeaderPerTerm, StateEquality, Violation};
 use super::client::{Client, Keys};
+use super::couriers::Courier;
 use super::disk::Mercy;
 use super::linear::History;
 use super::net::Net;
@@ -24,7 +25,6 @@ use crate::raft::Envelope;
 use crate::router::RangeCache;
 use crate::store::*;
 use crate::types::*;
-use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,8 +51,8 @@ pub enum Happening {
     Beat(StoreId, StoreId, Beat),
     /// A message arrives.
     Arrive(StoreId, Envelope),
-    /// A snapshot arrives: the message and its data.
-    SnapshotArrive(StoreId, StoreId, u64, Envelope, Vec<Bytes>),
+    /// A snapshot gets a step further.
+    Courier(Courier),
     /// A client asks, or asks again.
     Ask(usize, u64),
     /// The fault injector's turn.
@@ -86,6 +86,10 @@ pub struct Counts {
     pub crashes: u64,
     /// Snapshots delivered.
     pub snapshots: u64,
+    /// Questions for a snapshot's slot that were refused.
+    pub refused: u64,
+    /// Snapshots called off by their leaders.
+    pub called_off: u64,
     /// Elections won.
     pub elections: u64,
     /// Flushes made durable.
@@ -215,9 +219,7 @@ impl Cluster {
             Happening::Flush(node, life) => self.flush(now, node, life),
             Happening::Beat(node, from, beat) => self.beat_arrives(now, node, from, beat),
             Happening::Arrive(node, envelope) => self.arrive(now, node, envelope),
-            Happening::SnapshotArrive(node, from, life, envelope, chunks) => {
-                self.snapshot_arrive(now, node, from, life, envelope, chunks)
-            }
+            Happening::Courier(courier) => self.courier(now, courier),
             Happening::Ask(client, attempt) => self.ask(now, client, attempt),
             Happening::Trouble => self.trouble(now),
             Happening::Siege => self.siege(now),
@@ -332,6 +334,7 @@ impl Cluster {
             merge_wishes,
             asides,
             snapshots,
+            snapshot_words,
             discard,
             flush_soon: _,
             beats,
@@ -365,6 +368,7 @@ impl Cluster {
         for snapshot in snapshots {
             self.send_snapshot(now, id, life, snapshot);
         }
+        self.say(now, id, life, snapshot_words);
         self.discard(id, discard);
         self.answer(now, id, replies)?;
         match fatal {

@@ -20,7 +20,8 @@ impl Cluster {
         for (node, source) in led {
             for (_, target) in led {
                 let (a, b) = (&source.region.range, &target.region.range);
-                let beside = a.end == b.start && !a.end.is_empty() || b.end == a.start && !b.end.is_empty();
+                let beside =
+                    a.end == b.start && !a.end.is_empty() || b.end == a.start && !b.end.is_empty();
                 if beside {
                     pairs.push((*node, source.region.clone(), target.region.clone()));
                 }

@@ -22,6 +22,7 @@ pub mod checker;
 pub mod client;
 pub mod clock;
 pub mod cluster;
+pub mod couriers;
 pub mod disk;
 pub mod linear;
 mod members;

@@ -2,6 +2,7 @@
 //! production does in threads is done here when the cluster says so, and reported back when it says so.
 
 use super::clock::NodeClock;
+use super::couriers::Couriers;
 use super::disk::SimDisk;
 use crate::env::Disk;
 use crate::error::Result;
@@ -75,6 +76,8 @@ pub struct Running {
     pub flush: Option<Box<dyn Flush>>,
     /// Which of its activities are scheduled already.
     pub scheduled: Scheduled,
+    /// Its snapshots.
+    pub post: Couriers,
     /// When each loop gets the last completion posted so far: they keep their order.
     pub last_post: Vec<Time>,
 }
@@ -117,6 +120,8 @@ pub struct NodeOptions {
     pub log: log::Options,
     /// Memtable bytes that ask for a flush.
     pub memtable_bytes: u64,
+    /// Snapshots that a node sends at once, and receives at once.
+    pub snapshot_slots: (usize, usize),
     /// The regions of the new cluster.
     pub layout: Vec<Region>,
     /// A bug put in on purpose.
@@ -189,6 +194,7 @@ impl SimNode {
             tasks: Vec::new(),
             flush: None,
             scheduled,
+            post: Couriers::new(options.snapshot_slots),
             last_post,
         });
         Ok(())

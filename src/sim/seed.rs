@@ -96,6 +96,7 @@ fn options(rng: &mut Rng, nodes: u64, plan: &Plan) -> crate::Result<NodeOptions>
         compact_bytes: rng.range("shape.compact", 256..4096),
         log_bytes_max: rng.range("shape.log", 1024..24_000),
         entry_bytes_max: 4096,
+        snapshot_time_max: Duration::from_millis(rng.range("shape.snapshots.time", 500..20_000)),
         hibernate_after: match rng.chance("shape.hibernate", 500) {
             true => Duration::from_millis(rng.range("shape.hibernate.after", 500..1500)),
             false => Duration::ZERO,
@@ -119,6 +120,10 @@ fn options(rng: &mut Rng, nodes: u64, plan: &Plan) -> crate::Result<NodeOptions>
             ..Default::default()
         },
         memtable_bytes: 4096,
+        snapshot_slots: (
+            rng.range("shape.snapshots.out", 1..4) as usize,
+            rng.range("shape.snapshots.in", 1..4) as usize,
+        ),
         layout: bootstrap_regions(&stores, regions, replicas as usize)?,
         planted: plan.planted,
     })
@@ -223,6 +228,7 @@ fn live(cluster: &mut Cluster, plan: &Plan) -> Result<(), super::checker::Violat
         judged = cluster.look_at_replicas();
     }
     judged?;
+    cluster.look_at_couriers()?;
     cluster.sleep_and_wake()?;
     cluster.look_at_the_answers()?;
     let (now, hash) = (cluster.world.now(), cluster.trace.hash());

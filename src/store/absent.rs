@@ -78,7 +78,11 @@ impl Store {
             }
             kind => {
                 let late = now.since(missed.since) >= self.config.election_timeout();
-                if late && let Some(answer) = nothing_here(kind, &envelope.message) {
+                // What is being made of a snapshot has nothing yet, and soon all of it: said now, "nothing" would bring
+                // a second one.
+                let making = self.absent.making.contains_key(&envelope.region);
+                let speaks = late && !(making && kind == MessageType::MsgAppend);
+                if speaks && let Some(answer) = nothing_here(kind, &envelope.message) {
                     let answer = Envelope {
                         region: envelope.region,
                         from: envelope.to,

@@ -4,7 +4,7 @@ use crate::codec::admin::Admin;
 use crate::codec::beat::Beat;
 use crate::kv::Cut;
 use crate::raft::Envelope;
-use crate::region::effects::{Applied, Aside, Birth, Persisted, Token};
+use crate::region::effects::{Applied, Aside, Birth, Delivered, Persisted, Token};
 use crate::region::size::Measured;
 use crate::region::snapshot::SnapshotFile;
 use crate::types::{PeerId, RegionId, StoreId};
@@ -83,6 +83,15 @@ pub enum Event {
     Flushed(Arc<Cut>),
     /// Messages to a store do not arrive.
     Unreachable(StoreId),
+    /// There is a slot for a snapshot that was wanted. Answered by the snapshot or by a word that it is declined.
+    SnapshotGranted {
+        /// The region.
+        region: RegionId,
+        /// The local peer that wanted it.
+        from: PeerId,
+        /// The peer that it goes to.
+        to: PeerId,
+    },
     /// How streaming a snapshot ended.
     SnapshotSent {
         /// The region.
@@ -114,15 +123,6 @@ pub enum Event {
     Status(Token),
     /// Whether the disk has room for new proposals.
     DiskSpace(DiskSpace),
-}
-
-/// How a snapshot's delivery ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Delivered {
-    /// The receiver holds all of it.
-    Whole,
-    /// It does not; raft will try again.
-    Failed,
 }
 
 /// Whether the disk takes new proposals.

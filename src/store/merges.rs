@@ -2,17 +2,18 @@
 //! [`region::merge`](crate::region::merge).
 
 use super::round::Store;
+use crate::codec::merge::Prepare;
 use crate::codec::region::Head;
 use crate::error::Error;
 use crate::region::effects::*;
 use crate::region::merge::FROZEN;
-use crate::codec::merge::Prepare;
 use crate::types::*;
 
 impl Store {
     /// The replicas of this store whose regions were merged into that of a snapshot, and are not known to be gone.
     pub(super) fn merged_into(&self, head: &Head) -> Vec<Departed> {
-        let here = |gone: &&Departed| gone.store == self.config.store && gone.region != head.region.id;
+        let here =
+            |gone: &&Departed| gone.store == self.config.store && gone.region != head.region.id;
         head.removed.iter().filter(here).copied().collect()
     }
 

@@ -8,8 +8,12 @@
 //!
 //! No task, thread, timer or channel belongs to a region: a quiet one costs its memory (`sleep`): whether
 //! nodes are there is found out per node pair (`liveness`), not per group.
+//!
+//! Snapshots take turns: [`departures`] is the sender's list of who waits for a place, [`slots`] the receiver's of who
+//! has one. Both belong to a node, not to a loop.
 
 mod absent;
+pub mod departures;
 mod event;
 mod graves;
 mod liveness;
@@ -19,10 +23,11 @@ mod open;
 mod planted;
 mod round;
 mod sleep;
+pub mod slots;
 
 pub use crate::region::config::StoreConfig;
 pub use crate::region::effects::*;
 pub use crate::region::share::{PeerShare, Registry};
-pub use event::{Delivered, DiskSpace, Event, Proposal, ReadLevel, ReadRequest};
+pub use event::{DiskSpace, Event, Proposal, ReadLevel, ReadRequest};
 pub use open::{IDENT_GROUP, Recovery, Shard, bootstrap_regions, prepare};
 pub use round::Store;

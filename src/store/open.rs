@@ -143,7 +143,7 @@ fn initial_states(store: StoreId, layout: &[Region]) -> Vec<RegionState> {
                 compacted: INITIAL_POSITION,
                 next_id: 0,
                 removed: Vec::new(),
-        merging: None,
+                merging: None,
             })
         })
         .collect()

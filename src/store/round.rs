@@ -1,7 +1,7 @@
 //! The round: `handle` any number of events, then `drain` once.
 
 use super::absent::Absent;
-use super::event::{Delivered, DiskSpace, Event, Proposal, ReadRequest};
+use super::event::{DiskSpace, Event, Proposal, ReadRequest};
 use super::graves::Graves;
 use super::liveness::Liveness;
 use super::open::Shard;
@@ -20,7 +20,6 @@ use crate::region::ready::{Pass, Received};
 use crate::region::share::Registry;
 use crate::region::snapshot::SnapshotFile;
 use crate::types::*;
-use ::raft::SnapshotStatus;
 use ::raft::eraftpb::MessageType;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -174,6 +173,9 @@ impl Store {
             Event::Applied(regions) => self.applied(now, regions),
             Event::Flushed(cut) => self.flushed(&cut),
             Event::Unreachable(store) => self.unreachable(store),
+            Event::SnapshotGranted { region, from, to } => {
+                self.snapshot_granted(region, from, to);
+            }
             Event::SnapshotSent { region, from, to, delivered } => {
                 self.snapshot_sent(region, from, to, delivered);
             }
@@ -413,15 +415,20 @@ impl Store {
         }
     }
 
+    fn snapshot_granted(&mut self, region: RegionId, from: PeerId, to: PeerId) {
+        self.rouse(region);
+        if !self.peers.contains_key(&region) {
+            let errand = SnapshotErrand { region, from, to };
+            self.pending.snapshot_words.push(SnapshotWord::Declined(errand));
+        }
+        self.touch(region, |peer, effects| peer.snapshot_granted(from, to, effects));
+    }
+
     fn snapshot_sent(&mut self, region: RegionId, from: PeerId, to: PeerId, delivered: Delivered) {
         self.rouse(region);
-        let status = match delivered {
-            Delivered::Whole => SnapshotStatus::Finish,
-            Delivered::Failed => SnapshotStatus::Failure,
-        };
         self.touch(region, |peer, _| {
-            if peer.id == from && peer.runs() {
-                peer.group.snapshot_sent(to, status);
+            if peer.id == from {
+                peer.snapshot_sent(to, delivered);
             }
         });
     }

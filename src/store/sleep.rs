@@ -62,6 +62,7 @@ impl Store {
         peer.tick(now);
         peer.retry_reads(now, &self.config, &mut self.pending);
         peer.tick_membership(&self.config, &mut self.pending);
+        peer.tick_snapshots(&self.config, &mut self.pending);
         if peer.ticks.is_multiple_of(COMPACTION_CHECK_TICKS) && peer.group.leads() {
             peer.propose_compaction(&self.config);
         }

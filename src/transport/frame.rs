@@ -41,7 +41,7 @@ pub enum Kind {
     Ping = 7,
     /// A snapshot's header.
     SnapshotBegin = 8,
-    /// The receiver has reserved room.
+    /// From which chunk on the receiver wants it.
     SnapshotAccept = 9,
     /// A piece of a snapshot, numbered from 0.
     SnapshotChunk = 10,
@@ -51,11 +51,17 @@ pub enum Kind {
     SnapshotDone = 12,
     /// A peer node is there, and whom it supports.
     Beat = 13,
+    /// May a snapshot be sent?
+    SnapshotAsk = 14,
+    /// Yes: a slot is reserved.
+    SnapshotGrant = 15,
+    /// The sender gives the snapshot up: nothing is to be kept.
+    SnapshotCancel = 16,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 13] = [
+    pub const ALL: [Kind; 16] = [
         Kind::Hello,
         Kind::Welcome,
         Kind::Refused,
@@ -69,6 +75,9 @@ impl Kind {
         Kind::SnapshotEnd,
         Kind::SnapshotDone,
         Kind::Beat,
+        Kind::SnapshotAsk,
+        Kind::SnapshotGrant,
+        Kind::SnapshotCancel,
     ];
 
     fn from_wire(byte: u8) -> Option<Kind> {

@@ -1,11 +1,13 @@
 //! The network's twin inside one process: a [`Hub`] joins any number of stores, messages are handed
 //! over as they are, without bytes. For tests, demos and the consensus benchmark.
 //!
-//! Messages, requests and answers reach the other side's [`Handler`] on the caller's thread. Snapshots
-//! run on a thread of their own, a bounded number at once. Links can be cut and mended, one way or
+//! Messages, requests and answers reach the other side's [`Handler`] on the caller's thread. Each question for a
+//! snapshot's slot, and the snapshot in it, has a thread of its own (`ferry`): whoever asks keeps
+//! their number bounded. Links can be cut and mended, one way or
 //! both, to see what the node makes of it.
 
-use super::{Envelope, Handler, Lane, Origin, SnapshotJob, Stats, Transport};
+use super::ferry::{self, Ferry};
+use super::{Envelope, Handler, Lane, Origin, SlotAnswer, Stats, Transport};
 use crate::codec::beat::Beat;
 use crate::error::{Error, Result};
 use crate::types::StoreId;
@@ -13,10 +15,8 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-
-/// Snapshots that one store sends at the same time.
-const MAX_SNAPSHOTS: usize = 4;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Joins the stores of one process.
 #[derive(Clone, Default)]
@@ -48,14 +48,18 @@ impl Hub {
 
     /// The end of `store`. It receives nothing before [`Local::start`].
     pub fn join(&self, store: StoreId) -> Arc<Local> {
+        self.join_limited(store, Duration::from_secs(60), 0)
+    }
+
+    /// The same, with limits for snapshots: how long a broken transfer tries to go on, and bytes per second (0: none).
+    pub fn join_limited(&self, store: StoreId, patience: Duration, rate: u64) -> Arc<Local> {
         Arc::new(Local {
             store,
             hub: self.clone(),
             sent: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
             refused: AtomicU64::new(0),
-            snapshots: AtomicU64::new(0),
-            sending: Arc::new(AtomicUsize::new(0)),
+            ferry: Ferry::new(patience, rate),
         })
     }
 
@@ -83,7 +87,7 @@ impl Hub {
     }
 
     /// The handler of `to`, if `from` can reach it. The lock is not held while it is called.
-    fn reach(&self, from: StoreId, to: StoreId) -> Option<Arc<dyn Handler>> {
+    pub(super) fn reach(&self, from: StoreId, to: StoreId) -> Option<Arc<dyn Handler>> {
         let links = self.inner.read();
         if links.cut.contains(&(from, to)) {
             return None;
@@ -100,8 +104,7 @@ pub struct Local {
     sent: AtomicU64,
     dropped: AtomicU64,
     refused: AtomicU64,
-    snapshots: AtomicU64,
-    sending: Arc<AtomicUsize>,
+    ferry: Arc<Ferry>,
 }
 
 impl Local {
@@ -162,35 +165,8 @@ impl Transport for Local {
         }
     }
 
-    fn send_snapshot(&self, to: StoreId, job: SnapshotJob) {
-        if self.sending.fetch_add(1, Ordering::AcqRel) >= MAX_SNAPSHOTS {
-            self.sending.fetch_sub(1, Ordering::AcqRel);
-            (job.done)(Err(Error::Busy { what: "snapshots being sent" }));
-            return;
-        }
-        let SnapshotJob { header, source, done } = job;
-        let (hub, from, sending) = (self.hub.clone(), self.store, self.sending.clone());
-        // `done` must be called even if the thread cannot be had: it is shared through a slot.
-        let slot = Arc::new(parking_lot::Mutex::new(Some(done)));
-        let theirs = slot.clone();
-        let spawned = std::thread::Builder::new().name("snapshot".into()).spawn(move || {
-            let result = stream(&hub, from, to, header, source);
-            sending.fetch_sub(1, Ordering::AcqRel);
-            if let Some(done) = theirs.lock().take() {
-                done(result);
-            }
-        });
-        match spawned {
-            Ok(_) => {
-                self.snapshots.fetch_add(1, Ordering::Relaxed);
-            }
-            Err(error) => {
-                self.sending.fetch_sub(1, Ordering::AcqRel);
-                if let Some(done) = slot.lock().take() {
-                    done(Err(Error::io("spawn", "a snapshot thread", error)));
-                }
-            }
-        }
+    fn ask_snapshot(&self, to: StoreId, ask: Bytes, answer: SlotAnswer) {
+        ferry::ask(&self.ferry, &self.hub, (self.store, to), ask, answer);
     }
 
     fn shutdown(&self) {
@@ -202,27 +178,7 @@ impl Transport for Local {
             sent_envelopes: self.sent.load(Ordering::Relaxed),
             dropped_envelopes: self.dropped.load(Ordering::Relaxed),
             refused_requests: self.refused.load(Ordering::Relaxed),
-            snapshots_sent: self.snapshots.load(Ordering::Relaxed),
-            ..Stats::default()
+            ..self.ferry.stats()
         }
     }
-}
-
-/// Runs a whole transfer. The link is looked at before every chunk, so a cut breaks it off.
-fn stream(
-    hub: &Hub,
-    from: StoreId,
-    to: StoreId,
-    header: Bytes,
-    mut source: Box<dyn super::SnapshotSource>,
-) -> Result<()> {
-    let reach =
-        || hub.reach(from, to).ok_or(Error::Busy { what: "the other store is out of reach" });
-    let mut sink = reach()?.snapshot_begin(from, header)?;
-    while let Some(bytes) = source.next()? {
-        reach()?;
-        sink.chunk(bytes)?;
-    }
-    reach()?;
-    sink.finish()
 }

@@ -4,8 +4,7 @@
 //! All groups of a node pair share one connection per direction of dial: the side that dialled sends
 //! raft messages and requests on it, answers to requests come back on it. Messages of all groups are
 //! folded into large frames ([`frame`], [`payload`]); votes and heartbeats ([`Lane::Control`]) leave
-//! before appends ([`Lane::Bulk`]). Snapshots travel on connections of their own, after the receiver
-//! has reserved room.
+//! before appends ([`Lane::Bulk`]). Snapshots travel on connections of their own.
 //!
 //! Protocol:
 //! * A [`Transport`] never blocks its caller. What does not fit a peer's byte budget is dropped and
@@ -22,10 +21,20 @@
 //! [`tcp`] is the network, [`local`] its in-process twin, [`remote`] the client's end of it. The bytes
 //! are described in `format.md` beside this file, with a golden test in `tests/transport_golden.rs`.
 //!
-//! Not done: mutual TLS (needs rustls, a feature of its own), resuming a broken snapshot transfer (the
-//! header may carry an offset; today a transfer starts over), and compression of bulk frames
+//! The life of a **snapshot**: the sender asks ([`Transport::ask_snapshot`]) before it has made anything; the receiver
+//! reserves a slot ([`Handler::snapshot_reserve`]) or refuses; the sender makes the snapshot and sends its header, the
+//! receiver says how much of exactly this snapshot it holds already; chunks follow, at a rate that all transfers of a
+//! node share; the receiver says that it holds everything. A connection that breaks in between is dialled again, a
+//! slot asked for again, and the transfer goes on at the first chunk that the receiver does not hold: for as long as
+//! something was sent within the last [`snapshot_timeout`](Config::snapshot_timeout). A sender that is
+//! told to stop ([`Cancel`]) says so, and the receiver throws away what it has. Neither end resumes across its
+//! own restart: the view that a snapshot was cut from is gone then, or the file that it was going to.
+//!
+//! Not done: mutual TLS (needs rustls, a feature of its own), and compression of bulk frames
 //! (loopback and one rack do not want it).
 
+mod bucket;
+mod ferry;
 pub mod frame;
 pub mod local;
 pub mod payload;
@@ -37,6 +46,8 @@ use crate::codec::beat::Beat;
 use crate::error::Result;
 use crate::types::StoreId;
 use bytes::Bytes;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use crate::raft::{Envelope, Lane, Note};
 pub use local::{Hub, Local};
@@ -53,10 +64,12 @@ pub struct Origin {
 
 /// A snapshot to be sent.
 pub struct SnapshotJob {
-    /// What it is (region, peers, position, size): opaque here, the receiver decides by it.
+    /// What it is (region, peers, position, identity): opaque here, the receiver decides by it.
     pub header: Bytes,
     /// Where the chunks come from. At most [`payload::MAX_CHUNK`] bytes each.
     pub source: Box<dyn SnapshotSource>,
+    /// Ends it early.
+    pub cancel: Cancel,
     /// Called exactly once: `Ok` when the receiver has said that it holds all of it.
     pub done: Box<dyn FnOnce(Result<()>) + Send>,
 }
@@ -71,15 +84,79 @@ impl std::fmt::Debug for SnapshotJob {
 pub trait SnapshotSource: Send + 'static {
     /// The next chunk (not empty), `None` after the last one.
     fn next(&mut self) -> Result<Option<Bytes>>;
+
+    /// The next chunk shall be number `chunk`, from 0, which was given out before or is the next one anyway. It must
+    /// have the same bytes as the first time; an error if that cannot be.
+    fn rewind(&mut self, chunk: u64) -> Result<()>;
 }
 
-/// Where a received snapshot goes. May block. Dropped without [`finish`](Self::finish), the transfer
-/// was broken off and what came so far is worth nothing.
+/// A slot at the receiver, reserved. It lapses after a while, or at once when this is dropped.
+pub trait SnapshotSlot: Send + 'static {
+    /// Sends the snapshot that the slot was asked for. Returns at once; the end is told to `job.done`, never
+    /// on the caller's thread.
+    fn send(self: Box<Self>, job: SnapshotJob);
+}
+
+/// Takes the answer to [`Transport::ask_snapshot`].
+pub type SlotAnswer = Box<dyn FnOnce(Result<Box<dyn SnapshotSlot>>) + Send>;
+
+/// Room that a receiver has reserved. Dropped, it is free again.
+pub trait SnapshotRoom: Send + 'static {
+    /// The snapshot is about to come. May block.
+    fn begin(self: Box<Self>, header: Bytes) -> Result<Box<dyn SnapshotSink>>;
+}
+
+/// Tells a transfer to stop. Clones are one.
+#[derive(Clone, Debug, Default)]
+pub struct Cancel {
+    inner: Arc<CancelInner>,
+}
+
+#[derive(Debug, Default)]
+struct CancelInner {
+    raised: AtomicBool,
+    wake: tokio::sync::Notify,
+}
+
+impl Cancel {
+    /// Stop, soon.
+    pub fn cancel(&self) {
+        self.inner.raised.store(true, Ordering::SeqCst);
+        self.inner.wake.notify_waiters();
+    }
+
+    /// Whether it was told to.
+    pub fn is_cancelled(&self) -> bool {
+        self.inner.raised.load(Ordering::SeqCst)
+    }
+
+    /// Until it is.
+    pub(crate) async fn cancelled(&self) {
+        let woken = self.inner.wake.notified();
+        tokio::pin!(woken);
+        // Before the look, so that no call in between is missed.
+        woken.as_mut().enable();
+        if !self.is_cancelled() {
+            woken.await;
+        }
+    }
+}
+
+/// Where a received snapshot goes. May block. Dropped without [`finish`](Self::finish) or
+/// [`cancel`](Self::cancel), the connection broke: the sender may come back with the same header.
 pub trait SnapshotSink: Send + 'static {
+    /// What it holds from an earlier connection: chunks, and bytes in them. The next chunk is the one behind them.
+    fn held(&self) -> (u64, u64) {
+        (0, 0)
+    }
+
     /// The next chunk, already behind its checksum.
     fn chunk(&mut self, bytes: Bytes) -> Result<()>;
     /// All chunks have come. Returns when the receiver holds them; the sender is told then.
     fn finish(self: Box<Self>) -> Result<()>;
+
+    /// The sender has given it up: nothing is to be kept.
+    fn cancel(self: Box<Self>) {}
 }
 
 /// Sends. Object-safe; every call returns at once, whatever the state of the network.
@@ -104,8 +181,10 @@ pub trait Transport: Send + Sync + 'static {
     /// read its answers, it is closed (its other side then knows that the outcome is unknown).
     fn respond(&self, to: Origin, id: u64, body: Bytes);
 
-    /// Sends a snapshot on a connection of its own. The end is told to `job.done`.
-    fn send_snapshot(&self, to: StoreId, job: SnapshotJob);
+    /// Asks a store for a slot for one snapshot, which `ask` describes to it (at most
+    /// [`payload::MAX_SNAPSHOT_ASK`] bytes). The answer comes exactly once, never on the caller's thread:
+    /// [`Busy`](crate::Error::Busy) is "not now", [`InvalidArgument`](crate::Error::InvalidArgument) "no use for it".
+    fn ask_snapshot(&self, to: StoreId, ask: Bytes, answer: SlotAnswer);
 
     /// Stops sending, closes every connection, lets go of the handler. No call to it begins afterwards
     /// but those already under way.
@@ -164,7 +243,7 @@ pub trait Handler: Send + Sync + 'static {
     }
 
     /// A store wants to send a snapshot: reserve room for it, or refuse. May block.
-    fn snapshot_begin(&self, from: StoreId, header: Bytes) -> Result<Box<dyn SnapshotSink>>;
+    fn snapshot_reserve(&self, from: StoreId, ask: Bytes) -> Result<Box<dyn SnapshotRoom>>;
 }
 
 /// What a transport did since it was made. Counters, but for the two gauges at the end.
@@ -198,6 +277,14 @@ pub struct Stats {
     pub snapshots_sent: u64,
     /// Snapshots received to the end.
     pub snapshots_received: u64,
+    /// Bytes of snapshots' chunks sent, again after a break included.
+    pub snapshot_bytes_sent: u64,
+    /// Bytes of snapshots' chunks received.
+    pub snapshot_bytes_received: u64,
+    /// Snapshots that went on over another connection after theirs had broken.
+    pub snapshots_resumed: u64,
+    /// Snapshots that the sender, here, was told to stop.
+    pub snapshots_cancelled: u64,
     /// Gauge: bytes waiting to be written.
     pub queued_bytes: u64,
     /// Gauge: connections open.

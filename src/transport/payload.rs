@@ -20,6 +20,8 @@ pub const MAX_ENVELOPES: usize = 4096;
 pub const MAX_SHARED_FRAME: usize = 1 << 20;
 /// Longest chunk of a snapshot.
 pub const MAX_CHUNK: usize = 4 << 20;
+/// Longest question for a snapshot's slot: ids and two keys.
+pub const MAX_SNAPSHOT_ASK: usize = 128 << 10;
 /// Longest header of a snapshot.
 pub const MAX_SNAPSHOT_HEADER: usize = 1 << 20;
 /// Longest text of a refusal.
@@ -85,6 +87,8 @@ pub enum Reason {
     Silent = 6,
     /// Something failed on the refusing side.
     Failed = 7,
+    /// There is no use for it here, as things are.
+    Useless = 8,
 }
 
 /// A refusal, as sent.
@@ -104,6 +108,7 @@ impl Refusal {
             Error::Identity(_) => Reason::Store,
             Error::Malformed { .. } => Reason::Malformed,
             Error::Timeout { .. } => Reason::Silent,
+            Error::InvalidArgument(_) => Reason::Useless,
             _ => Reason::Failed,
         };
         Refusal { reason, detail: error.to_string() }
@@ -119,6 +124,7 @@ impl Refusal {
             Reason::Malformed => Error::malformed("what we sent", self.detail),
             Reason::Silent => Error::Timeout { after_ms: 0, what: "the other side heard nothing" },
             Reason::Failed => Error::Stopped { reason: self.detail },
+            Reason::Useless => Error::InvalidArgument(self.detail),
         }
     }
 }
@@ -213,6 +219,7 @@ pub fn read_refusal(payload: Bytes) -> Result<Refusal> {
         5 => Reason::Malformed,
         6 => Reason::Silent,
         7 => Reason::Failed,
+        8 => Reason::Useless,
         other => return Err(r.malformed(format_args!("reason {other}"))),
     };
     let detail = r.text(MAX_TEXT)?;
@@ -397,6 +404,50 @@ pub fn read_signal(payload: Bytes) -> Result<()> {
     Reader::new("signal", payload).finish()
 }
 
+/// Appends a question for a snapshot's slot.
+pub fn write_snapshot_ask(ask: &[u8], out: &mut Vec<u8>) {
+    frame::encode(Kind::SnapshotAsk, out, |out| out.extend_from_slice(ask));
+}
+
+/// Reads a question for a slot: all of the payload, capped.
+pub fn read_snapshot_ask(payload: Bytes) -> Result<Bytes> {
+    if payload.len() > MAX_SNAPSHOT_ASK {
+        return Err(Error::malformed("snapshot question", format!("{} bytes", payload.len())));
+    }
+    Ok(payload)
+}
+
+/// Appends the answer to a snapshot's header: how many chunks and bytes of it the receiver holds already.
+pub fn write_snapshot_accept(held: (u64, u64), out: &mut Vec<u8>) {
+    write_totals(Kind::SnapshotAccept, held, out);
+}
+
+/// Reads what the receiver holds of a snapshot, from its start.
+pub fn read_snapshot_accept(payload: Bytes) -> Result<(u64, u64)> {
+    let (chunks, bytes) = read_totals("snapshot accept", payload)?;
+    // Between one byte and the longest, each.
+    if bytes < chunks || bytes > chunks.saturating_mul(MAX_CHUNK as u64) {
+        let detail = format!("{chunks} chunks of {bytes} bytes");
+        return Err(Error::malformed("snapshot accept", detail));
+    }
+    Ok((chunks, bytes))
+}
+
+fn write_totals(kind: Kind, (chunks, bytes): (u64, u64), out: &mut Vec<u8>) {
+    frame::encode(kind, out, |out| {
+        let mut w = Writer::new(out);
+        w.u64(chunks);
+        w.u64(bytes);
+    });
+}
+
+fn read_totals(what: &'static str, payload: Bytes) -> Result<(u64, u64)> {
+    let mut r = Reader::new(what, payload);
+    let totals = (r.u64()?, r.u64()?);
+    r.finish()?;
+    Ok(totals)
+}
+
 /// Appends a snapshot's header.
 pub fn write_snapshot_begin(header: &[u8], out: &mut Vec<u8>) {
     frame::encode(Kind::SnapshotBegin, out, |out| out.extend_from_slice(header));
@@ -431,17 +482,10 @@ pub fn read_snapshot_chunk(payload: Bytes, expected: u64) -> Result<Bytes> {
 
 /// Appends the end of a snapshot.
 pub fn write_snapshot_end(chunks: u64, bytes: u64, out: &mut Vec<u8>) {
-    frame::encode(Kind::SnapshotEnd, out, |out| {
-        let mut w = Writer::new(out);
-        w.u64(chunks);
-        w.u64(bytes);
-    });
+    write_totals(Kind::SnapshotEnd, (chunks, bytes), out);
 }
 
 /// Reads the end of a snapshot: how many chunks and bytes were sent.
 pub fn read_snapshot_end(payload: Bytes) -> Result<(u64, u64)> {
-    let mut r = Reader::new("snapshot end", payload);
-    let totals = (r.u64()?, r.u64()?);
-    r.finish()?;
-    Ok(totals)
+    read_totals("snapshot end", payload)
 }

@@ -63,7 +63,16 @@ fn responses_read_back() {
         Response::Status(NodeStatus {
             store: StoreId(2),
             regions: vec![status],
-            work: NodeWork { log_syncs: 7, table_bytes: 1 << 40, ..NodeWork::default() },
+            work: NodeWork {
+                log_syncs: 7,
+                table_bytes: 1 << 40,
+                snapshots: crate::driver::SnapshotStats {
+                    sent: 300,
+                    kept: 1,
+                    ..Default::default()
+                },
+                ..NodeWork::default()
+            },
         }),
         Response::Done,
         Response::Regions(vec![Region { id: RegionId(3), ..Region::default() }]),

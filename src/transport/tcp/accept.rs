@@ -9,7 +9,7 @@ use super::super::queue::Outbox;
 use super::super::{Handler, Origin};
 use super::complaints::Complaint;
 use super::stream::{FrameReader, Patience, write, write_loop};
-use super::{Accepted, Counters, Shared, snapshot};
+use super::{Accepted, Counters, Shared, receive};
 use crate::error::{Error, Result};
 use crate::types::StoreId;
 use std::net::SocketAddr;
@@ -103,9 +103,7 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, from: SocketAddr) {
         }
     }
     let ended = match hello.purpose {
-        Purpose::Snapshot => {
-            snapshot::receive(&shared, hello.store, &mut reader, &mut writer).await
-        }
+        Purpose::Snapshot => receive::receive(&shared, hello.store, &mut reader, &mut writer).await,
         Purpose::Peer => serve(&shared, Some(hello.store), &mut reader, &mut writer).await,
         Purpose::Client => serve(&shared, None, &mut reader, &mut writer).await,
     };

@@ -1,8 +1,8 @@
 //! The network: one tokio listener, one dialled connection per peer node, snapshots apart.
 //!
 //! Rooms: `stream` reads and writes frames, `dial` keeps a connection to each peer alive,
-//! `accept` serves those who dial us, `complaints` bounds what is logged about them, `snapshot` both
-//! ends of a transfer. All tasks hang on one stop signal.
+//! `accept` serves those who dial us, `complaints` bounds what is logged about them, `ship` and `receive`
+//! the two ends of a snapshot's way. All tasks hang on one stop signal.
 //!
 //! * A task per connection and direction, none per group. Queues are in
 //!   `transport::queue`, bounded in bytes.
@@ -13,12 +13,13 @@
 mod accept;
 mod complaints;
 mod dial;
-mod snapshot;
+mod receive;
+mod ship;
 pub(crate) mod stream;
 
 use super::payload::MAX_SHARED_FRAME;
 use super::queue::Outbox;
-use super::{Envelope, Handler, Lane, Origin, SnapshotJob, Stats, Transport, frame::Kind};
+use super::{Envelope, Handler, Lane, Origin, SlotAnswer, Stats, Transport, frame::Kind};
 use crate::codec::beat::{self, Beat};
 use crate::error::{Error, Result};
 use crate::types::StoreId;
@@ -67,12 +68,11 @@ pub struct Config {
     pub backoff_min: Duration,
     /// Longest wait before dialling again.
     pub backoff_max: Duration,
-    /// Snapshots sent at the same time.
-    pub snapshot_sends: usize,
-    /// For the other side to reserve room, and to say that it holds everything.
+    /// How long a reserved slot waits for its snapshot, a transfer for its next chunk, a sender for the receiver to
+    /// hold everything, and a broken transfer for a connection that lasts.
     pub snapshot_timeout: Duration,
-    /// Bytes of snapshots sent per second, all together; `None` is as fast as it goes.
-    pub snapshot_rate: Option<u64>,
+    /// Bytes of snapshots sent per second, all together; 0 is as fast as it goes.
+    pub snapshot_rate: u64,
 }
 
 impl Config {
@@ -94,9 +94,8 @@ impl Config {
             frame_timeout: Duration::from_secs(30),
             backoff_min: Duration::from_millis(50),
             backoff_max: Duration::from_secs(1),
-            snapshot_sends: 4,
             snapshot_timeout: Duration::from_secs(60),
-            snapshot_rate: None,
+            snapshot_rate: 100 << 20,
         }
     }
 }
@@ -118,6 +117,10 @@ pub(crate) struct Counters {
     pub(crate) malformed: AtomicU64,
     pub(crate) snapshots_sent: AtomicU64,
     pub(crate) snapshots_received: AtomicU64,
+    pub(crate) snapshot_bytes_sent: AtomicU64,
+    pub(crate) snapshot_bytes_received: AtomicU64,
+    pub(crate) snapshots_resumed: AtomicU64,
+    pub(crate) snapshots_cancelled: AtomicU64,
 }
 
 impl Counters {
@@ -153,8 +156,7 @@ struct Shared {
     accepted: Mutex<HashMap<u64, Arc<Accepted>>>,
     next_connection: AtomicU64,
     open: Arc<Semaphore>,
-    sending: Arc<Semaphore>,
-    pacer: snapshot::Pacer,
+    pacer: ship::Pacer,
     budget: stream::Budget,
     counters: Arc<Counters>,
     complaints: Complaints,
@@ -257,8 +259,7 @@ impl Tcp {
             accepted: Mutex::default(),
             next_connection: AtomicU64::new(1),
             open: Arc::new(Semaphore::new(config.max_connections)),
-            sending: Arc::new(Semaphore::new(config.snapshot_sends)),
-            pacer: snapshot::Pacer::new(config.snapshot_rate),
+            pacer: ship::Pacer::new(config.snapshot_rate),
             budget: stream::Budget::new(config.receive_budget),
             counters: Arc::default(),
             complaints: Complaints::default(),
@@ -352,8 +353,8 @@ impl Transport for Tcp {
         }
     }
 
-    fn send_snapshot(&self, to: StoreId, job: SnapshotJob) {
-        snapshot::send(&self.shared, to, job);
+    fn ask_snapshot(&self, to: StoreId, ask: Bytes, answer: SlotAnswer) {
+        ship::ask(&self.shared, to, ask, answer);
     }
 
     fn shutdown(&self) {
@@ -384,6 +385,10 @@ impl Transport for Tcp {
             malformed: get(&c.malformed),
             snapshots_sent: get(&c.snapshots_sent),
             snapshots_received: get(&c.snapshots_received),
+            snapshot_bytes_sent: get(&c.snapshot_bytes_sent),
+            snapshot_bytes_received: get(&c.snapshot_bytes_received),
+            snapshots_resumed: get(&c.snapshots_resumed),
+            snapshots_cancelled: get(&c.snapshots_cancelled),
             queued_bytes: queued as u64,
             connections: self.shared.accepted.lock().len() as u64,
         }

@@ -4,6 +4,7 @@ use crate::args::{StatusArgs, StatusOutput};
 use crate::print::{self, columns, hex, readable};
 use anyhow::Result;
 use catamaran::client::{NodeStatus, RemoteClient};
+use catamaran::driver::SnapshotStats;
 use catamaran::store::RegionStatus;
 use serde::Serialize;
 use std::process::ExitCode;
@@ -46,7 +47,26 @@ struct NodeReport {
     asleep: usize,
     applied: u64,
     log_bytes: u64,
+    snapshots: Snapshots,
     replicas: Vec<Replica>,
+}
+
+/// What became of a node's snapshots since it was opened, and what is under way.
+#[derive(Serialize)]
+struct Snapshots {
+    sent: u64,
+    received: u64,
+    sent_bytes: u64,
+    received_bytes: u64,
+    refused: u64,
+    turned_away: u64,
+    resumed: u64,
+    cancelled: u64,
+    failed: u64,
+    waiting: u64,
+    sending: u64,
+    receiving: u64,
+    kept: u64,
 }
 
 /// A node that did not answer.
@@ -95,7 +115,35 @@ fn node(address: &str, status: &NodeStatus) -> NodeReport {
         asleep: status.regions.iter().filter(|region| region.asleep).count(),
         applied: status.regions.iter().map(|region| region.applied).sum(),
         log_bytes: status.regions.iter().map(|region| region.log_bytes).sum(),
+        snapshots: snapshots(&status.work.snapshots),
         replicas: status.regions.iter().map(replica).collect(),
+    }
+}
+
+fn snapshots(stats: &SnapshotStats) -> Snapshots {
+    Snapshots {
+        sent: stats.sent,
+        received: stats.received,
+        sent_bytes: stats.sent_bytes,
+        received_bytes: stats.received_bytes,
+        refused: stats.refused,
+        turned_away: stats.turned_away,
+        resumed: stats.resumed,
+        cancelled: stats.cancelled,
+        failed: stats.failed,
+        waiting: stats.waiting,
+        sending: stats.sending,
+        receiving: stats.receiving,
+        kept: stats.kept,
+    }
+}
+
+/// Out and in: what is under way now, if anything.
+fn under_way(snapshots: &Snapshots) -> String {
+    let out = snapshots.waiting + snapshots.sending;
+    match (out, snapshots.receiving + snapshots.kept) {
+        (0, 0) => "-".to_owned(),
+        (out, incoming) => format!("{out} out, {incoming} in"),
     }
 }
 
@@ -106,7 +154,7 @@ fn row<const N: usize>(cells: [&dyn ToString; N]) -> Vec<String> {
 fn table(overview: &Overview, args: &StatusArgs) -> String {
     let head = ["store", "address", "regions", "leaders", "asleep", "applied", "log bytes"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
-    rows[0].push("quarantined".to_owned());
+    rows[0].extend(["quarantined".to_owned(), "snapshots".to_owned()]);
     for node in &overview.nodes {
         let fenced = node.replicas.iter().filter(|r| r.quarantined.is_some()).count();
         rows.push(row([
@@ -118,6 +166,7 @@ fn table(overview: &Overview, args: &StatusArgs) -> String {
             &node.applied,
             &node.log_bytes,
             &fenced,
+            &under_way(&node.snapshots),
         ]));
     }
     let mut text = columns(&rows);
