@@ -444,7 +444,6 @@ impl Replay {
             let (damage, last_good, key) = self.index.change(id, |group| {
                 let found = fence.map(|fence| (fence.damage, fence.last_good, (fence.seq, 0)));
                 let found = found.or_else(|| {
-                    // Nearly never is anything bad.
                     let mut runs = group.runs.iter().take_while(|_| !bad.is_empty());
                     runs.find_map(|run| {
                         let key = (run.seq, run.body.rel);
