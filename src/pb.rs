@@ -79,6 +79,7 @@ pub fn encode_region_state(state: &RegionState) -> Bytes {
     out.set_compact_term(state.compacted.term);
     out.set_next_id(state.next_id);
     out.set_removed(state.removed.iter().map(peer_to_pb).collect());
+    out.set_directory(state.directory.to_vec());
     bytes_of(&out)
 }
 
@@ -92,6 +93,7 @@ pub fn decode_region_state(bytes: &[u8]) -> Result<RegionState> {
         compacted: LogPosition { index: state.get_compact_index(), term: state.get_compact_term() },
         next_id: state.get_next_id(),
         removed: state.get_removed().iter().map(peer_from_pb).collect(),
+        directory: Bytes::copy_from_slice(state.get_directory()),
     })
 }
 

@@ -200,6 +200,9 @@ pub struct RegionState {
     pub next_id: u64,
     /// Replicas that are no longer members and are not yet known to be gone for good.
     pub removed: Vec<Peer>,
+    /// Of [`FIRST_REGION`] alone, empty in all others: the record of the cluster's stores, as
+    /// [`Directory`](crate::codec::directory::Directory) writes it.
+    pub directory: Bytes,
 }
 
 /// The position of a dead replica: nothing of its log is needed any more.

@@ -9,11 +9,13 @@
 //! | change peers | `5` (one byte), conf_ver, version, number of changes, then for each: kind (one byte: `1` add learner, `2` promote, `3` demote, `4` remove), peer, and of a learner its store |
 //! | leave joint | `6` (one byte), conf_ver, version |
 //! | forget | `7` (one byte), number of peers, the peers |
+//! | stores | `16` (one byte), then the [change](super::directory) |
 //!
 //! *Change peers* and *leave joint* stand in the context of an entry of raft's kind for changed configurations; the
 //! entry's data is raft's own form of the same.
 
 use super::command::KEY_BYTES_MAX;
+use super::directory::StoreChange;
 use super::{Reader, Writer};
 use crate::error::Result;
 use crate::types::{Epoch, KeyRange, PeerId, RegionId, StoreId};
@@ -24,6 +26,7 @@ pub(super) const ALLOCATE: u8 = 4;
 const CHANGE_PEERS: u8 = 5;
 const LEAVE_JOINT: u8 = 6;
 const FORGET: u8 = 7;
+const STORES: u8 = 16;
 
 const ADD_LEARNER: u8 = 1;
 const PROMOTE: u8 = 2;
@@ -61,6 +64,8 @@ pub enum Admin {
         /// Which.
         peers: Vec<PeerId>,
     },
+    /// Change the record of the cluster's stores; region 1 keeps it.
+    Stores(StoreChange),
 }
 
 /// A change of one replica.
@@ -158,6 +163,10 @@ impl Admin {
                 out.varint(peers.len() as u64);
                 peers.iter().for_each(|peer| out.varint(peer.0));
             }
+            Admin::Stores(change) => {
+                out.u8(STORES);
+                change.encode(&mut out);
+            }
         }
         Bytes::from(bytes)
     }
@@ -172,6 +181,7 @@ impl Admin {
             CHANGE_PEERS => decode_change(&mut from),
             LEAVE_JOINT => decode_epoch(&mut from).map(|epoch| Admin::LeaveJoint { epoch }),
             FORGET => decode_peers(&mut from).map(|peers| Admin::Forget { peers }),
+            STORES => StoreChange::decode(&mut from).map(Admin::Stores),
             _ => return None,
         };
         Some(admin.and_then(|admin| from.finish().map(|()| admin)))
@@ -183,7 +193,7 @@ impl Admin {
         match self {
             Admin::Split(split) => split.epoch = to,
             Admin::ChangePeers { epoch, .. } | Admin::LeaveJoint { epoch } => *epoch = to,
-            Admin::Allocate { .. } | Admin::Forget { .. } => {}
+            Admin::Allocate { .. } | Admin::Forget { .. } | Admin::Stores(_) => {}
         }
     }
 
@@ -192,7 +202,7 @@ impl Admin {
         match self {
             Admin::Split(split) => Some(split.epoch),
             Admin::ChangePeers { epoch, .. } | Admin::LeaveJoint { epoch } => Some(*epoch),
-            Admin::Allocate { .. } | Admin::Forget { .. } => None,
+            Admin::Allocate { .. } | Admin::Forget { .. } | Admin::Stores(_) => None,
         }
     }
 }

@@ -51,10 +51,12 @@ pub struct Head {
     pub next_id: u64,
     /// Former members that are not yet known to be gone.
     pub removed: Vec<Peer>,
+    /// The record of the cluster's stores, if the region keeps it.
+    pub directory: Bytes,
 }
 
 /// Writes the head of a snapshot: the id counter `u64`, number of removed peers `u32`, then for each: id `u64`,
-/// store `u64`; then the region.
+/// store `u64`; the record of the stores (length `u32`, then its bytes); then the region.
 pub fn encode_head(state: &RegionState) -> Bytes {
     let mut out = BytesMut::new();
     out.put_u64_le(state.next_id);
@@ -63,6 +65,8 @@ pub fn encode_head(state: &RegionState) -> Bytes {
         out.put_u64_le(peer.id.0);
         out.put_u64_le(peer.store.0);
     }
+    out.put_u32_le(state.directory.len() as u32);
+    out.put_slice(&state.directory);
     out.put_slice(&encode(&state.region, state.compacted));
     out.freeze()
 }
@@ -83,8 +87,9 @@ pub fn decode_head(bytes: &Bytes) -> Result<Head> {
         role: Role::Learner,
     };
     let removed = (0..count).map(|_| gone(&mut bytes)).collect();
+    let directory = key(&mut bytes)?;
     let (region, compacted) = decode(&bytes)?;
-    Ok(Head { region, compacted, next_id, removed })
+    Ok(Head { region, compacted, next_id, removed, directory })
 }
 
 fn need(bytes: &Bytes, n: usize) -> Result<()> {
@@ -157,10 +162,13 @@ mod tests {
     #[test]
     fn a_head_remembers_who_was_removed() {
         let gone = Peer { id: PeerId(4), store: StoreId(2), role: Role::Learner };
-        let state = RegionState { removed: vec![gone], next_id: 9, ..Default::default() };
+        let directory = Bytes::from_static(b"stores");
+        let removed = vec![gone];
+        let state = RegionState { removed, next_id: 9, directory, ..Default::default() };
         let bytes = encode_head(&state);
         let head = decode_head(&bytes).unwrap();
         assert_eq!((head.removed, head.next_id), (vec![gone], 9));
+        assert_eq!(head.directory, state.directory);
         for cut in 0..bytes.len() {
             assert!(decode_head(&bytes.slice(..cut)).is_err());
         }

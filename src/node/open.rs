@@ -249,8 +249,7 @@ fn open_state(
                         peer: region.peer_on(store)?.id,
                         applied: INITIAL_POSITION,
                         compacted: INITIAL_POSITION,
-                        next_id: 0,
-                        removed: Vec::new(),
+                        ..RegionState::default()
                     })
                 });
                 state.bootstrap(&pb::decode_ident(&ident)?, states.collect())?;

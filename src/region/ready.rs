@@ -258,6 +258,7 @@ impl Peer {
         let changed = (status.term, leads) != (self.unpersisted.term, self.unpersisted.leads);
         (self.unpersisted.term, self.unpersisted.leads) = (status.term, leads);
         self.share.set_leader(self.leader_store());
+        self.share.set_load(status.term, self.bytes_so_far());
         self.share.set_committed(status.committed);
         if changed {
             self.share.set_lease(Time(0));
@@ -406,9 +407,9 @@ impl Peer {
             let error = Error::Ambiguous { what: "overtaken by a snapshot" };
             pass.effects.replies.push((token, Reply::Written(Err(error))));
         }
-        let codec::region::Head { region, compacted, next_id, removed } = head;
+        let codec::region::Head { region, compacted, next_id, removed, directory } = head;
         let (peer, applied) = (self.id, position);
-        let state = RegionState { region, peer, applied, compacted, next_id, removed };
+        let state = RegionState { region, peer, applied, compacted, next_id, removed, directory };
         pass.effects.apply.push(ApplyTask::Restore { state, file });
         self.restoring = Some(Restoring {
             rest: ready.rest,

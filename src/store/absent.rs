@@ -107,13 +107,13 @@ impl Store {
         });
         let dead = self.graves.refuse(envelope.region, envelope.to);
         let Some(head) = head.filter(|_| !dead) else { return self.pending.discard.push(file) };
-        let codec::region::Head { region, compacted, next_id, removed } = head;
+        let codec::region::Head { region, compacted, next_id, removed, directory } = head;
         if self.absent.making.contains_key(&region.id) || !self.registry.claim(&region) {
             return self.pending.discard.push(file);
         }
         self.absent.making.insert(region.id, envelope.to);
         let peer = envelope.to;
-        let state = RegionState { region, peer, applied, compacted, next_id, removed };
+        let state = RegionState { region, peer, applied, compacted, next_id, removed, directory };
         self.pending.apply.push(ApplyTask::Restore { state, file });
     }
 

@@ -141,8 +141,7 @@ fn initial_states(store: StoreId, layout: &[Region]) -> Vec<RegionState> {
                 peer: peer.id,
                 applied: INITIAL_POSITION,
                 compacted: INITIAL_POSITION,
-                next_id: 0,
-                removed: Vec::new(),
+                ..RegionState::default()
             })
         })
         .collect()
