@@ -44,6 +44,10 @@ pub struct NodeConfig {
     /// All members and their addresses. Empty: a cluster of this node alone.
     #[serde(deserialize_with = "cluster_map")]
     pub cluster: BTreeMap<u64, String>,
+    /// Whether this store joins a cluster that is there already: a new directory then begins without replicas, and is
+    /// given some by the operator (or placement). `cluster` names this store and some of the members; its id must
+    /// be one that the cluster has never had. Leave it set: it says how the directory began.
+    pub join: bool,
     /// Regions of a new cluster.
     pub regions: u64,
     /// Replicas of each; 0: three, or as many as there are nodes.
@@ -121,6 +125,7 @@ impl Default for NodeConfig {
             data_dir: PathBuf::from("data"),
             listen: String::new(),
             cluster: BTreeMap::new(),
+            join: false,
             regions: 1,
             replicas: 0,
             state: StateKind::Disk,
@@ -235,8 +240,11 @@ impl NodeConfig {
                 self.cluster.keys().collect::<Vec<_>>()
             ));
         }
+        if self.join && self.stores().len() < 2 {
+            return invalid("join: `cluster` must name this store and a member to ask".into());
+        }
         let nodes = self.stores().len();
-        if self.replica_count() > nodes {
+        if !self.join && self.replica_count() > nodes {
             return invalid(format!("replicas = {}: there are {nodes} nodes", self.replicas));
         }
         if !self.listen.is_empty()

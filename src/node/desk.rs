@@ -1,6 +1,7 @@
 //! The network's side of a node: what arrives goes to the driver, what the driver sends goes out.
 
 use super::handover::Away;
+use super::members::Roster;
 use super::operator::Wishes;
 use crate::client::local::Local;
 use crate::codec::beat::Beat;
@@ -14,8 +15,6 @@ use crate::store::{Delivered, Event, SnapshotSend, SplitWish};
 use crate::transport::{Handler, Origin, SnapshotJob, SnapshotSink, SnapshotSource, Transport};
 use crate::types::{PeerId, RegionId, StoreId};
 use bytes::{Bytes, BytesMut};
-use parking_lot::Mutex;
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -144,8 +143,8 @@ fn decode_header(header: Bytes, from_store: StoreId) -> Result<Envelope> {
 
 /// Everything that arrives.
 ///
-/// * A store is known by the incarnation that it first came with: one that comes back with another has
-///   lost its directory, and is kept out until this node, too, is restarted or it joins anew.
+/// * A store is known by the incarnation on record ([`Roster`]): one that comes back with another has lost its
+///   directory, and is kept out for ever. It joins anew, under a new id.
 /// * At most `snapshots_max` snapshots are received at once.
 pub(super) struct Desk {
     pub local: Local,
@@ -155,8 +154,16 @@ pub(super) struct Desk {
     pub snapshots_max: usize,
     pub receiving: Arc<AtomicUsize>,
     pub files: AtomicU64,
-    pub incarnations: Mutex<BTreeMap<StoreId, u64>>,
+    pub roster: Arc<Roster>,
     pub away: Arc<Away>,
+}
+
+impl Desk {
+    fn heard(&self, origin: Origin) {
+        if let Some(store) = origin.store {
+            self.away.heard(store);
+        }
+    }
 }
 
 impl Handler for Desk {
@@ -171,10 +178,12 @@ impl Handler for Desk {
     }
 
     fn request(&self, origin: Origin, id: u64, body: Bytes) {
+        self.heard(origin);
         self.local.serve(origin, vec![(id, body)]);
     }
 
     fn requests(&self, origin: Origin, requests: Vec<(u64, Bytes)>) {
+        self.heard(origin);
         self.local.serve(origin, requests);
     }
 
@@ -192,17 +201,9 @@ impl Handler for Desk {
     }
 
     fn hello(&self, from: StoreId, incarnation: u64) -> Result<()> {
-        let known = *self.incarnations.lock().entry(from).or_insert(incarnation);
-        match known == incarnation {
-            true => {
-                self.away.heard(from);
-                Ok(())
-            }
-            false => Err(Error::Identity(format!(
-                "{from} came back with another directory (incarnation {incarnation:x}, was \
-                 {known:x}): what it forgot it may not vote about"
-            ))),
-        }
+        self.roster.greet(from, incarnation)?;
+        self.away.heard(from);
+        Ok(())
     }
 
     fn snapshot_begin(&self, from: StoreId, header: Bytes) -> Result<Box<dyn SnapshotSink>> {

@@ -1,9 +1,13 @@
 //! Putting a node together, from the disk upwards.
 
 use super::desk::{Desk, Outbound};
+use super::directory;
+use super::handover::Away;
+use super::members::{Members, Roster};
 use super::operator::{self, Wishes};
 use super::{Node, Running, Shared};
 use crate::client::local::Local;
+use crate::codec::directory::StoreRecord;
 use crate::config::{NodeConfig, StateKind};
 use crate::driver::{Clock, Driver, DriverConfig, Parts};
 use crate::env::Disk;
@@ -104,7 +108,12 @@ impl NodeBuilder {
         if let Some(torn) = &found.torn {
             tracing::info!(?torn, "the log's torn tail was cut");
         }
-        let layout = bootstrap_regions(&config.stores(), config.regions, config.replica_count())?;
+        let members = Members::open(Arc::clone(&disk), &config.data_dir)?;
+        // The first layout is that of the stores that made the cluster.
+        let layout = match config.join {
+            true => Vec::new(),
+            false => bootstrap_regions(&config.stores(), config.regions, config.replica_count())?,
+        };
         let kv = match state {
             Some(state) => state,
             None => once_unlocked(|| open_state(&config, &log, store_id, &layout))?,
@@ -158,7 +167,12 @@ impl NodeBuilder {
         let known = layout.into_iter().chain(kv.region_states().into_iter().map(|s| s.region));
         let local =
             Local::new(store_id, driver.clone(), Arc::clone(&transport), known.collect(), draw());
-        let away = Arc::default();
+        let away: Arc<Away> = Arc::default();
+        let roster = Arc::new(Roster::default());
+        roster.learn(&members.directory);
+        let absent = Arc::clone(&away);
+        let named = config.stores();
+        local.remember(members.directory.clone(), named, Box::new(move |store| !absent.has(store)));
         let desk: Arc<dyn Handler> = Arc::new(Desk {
             local: local.clone(),
             driver: driver.clone(),
@@ -167,7 +181,7 @@ impl NodeBuilder {
             snapshots_max: config.snapshots.max(2),
             receiving: Arc::new(AtomicUsize::new(0)),
             files: AtomicU64::new(1),
-            incarnations: Mutex::default(),
+            roster: Arc::clone(&roster),
             away: Arc::clone(&away),
         });
         let (local_addr, runtime) = match bound {
@@ -180,9 +194,36 @@ impl NodeBuilder {
                 (None, None)
             }
         };
-        operator::start(wished, local.client(Duration::ZERO))?;
+        let wanted = config.replica_count();
+        let desk = operator::Desk {
+            client: local.client(Duration::ZERO),
+            local: Box::new(local.weakly()),
+            wanted,
+        };
+        operator::start(wished, desk)?;
+        let counters = Arc::new(directory::Counters::default());
+        let data_dir = config.data_dir.clone();
+        let clerk = directory::start(directory::Parts {
+            local: local.clone(),
+            driver: driver.clone(),
+            transport: Arc::clone(&transport),
+            record: StoreRecord {
+                store: store_id,
+                incarnation: recovery.ident.incarnation,
+                starts: members.starts,
+                life: draw(),
+                address: address_of(&config, local_addr),
+                ..StoreRecord::default()
+            },
+            named: config.cluster.keys().copied().map(StoreId).collect(),
+            members,
+            roster,
+            free_space: Box::new(move || fs2::available_space(&data_dir).ok()),
+            counters: Arc::clone(&counters),
+        })?;
         let client = local.client(Duration::from_millis(config.request_timeout_ms));
-        let running = Running { driver, local, transport, runtime, away };
+        let directory = counters;
+        let running = Running { driver, local, transport, runtime, away, clerk, directory };
         Ok(Node {
             shared: Arc::new(Shared {
                 config,
@@ -200,6 +241,12 @@ impl std::fmt::Debug for NodeBuilder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("NodeBuilder").field("config", &self.config).finish_non_exhaustive()
     }
+}
+
+/// Where the others find this node: as the configuration names it, or where it listens.
+fn address_of(config: &NodeConfig, local: Option<SocketAddr>) -> String {
+    let named = config.cluster.get(&config.store_id).cloned();
+    named.or(local.map(|address| address.to_string())).unwrap_or_default()
 }
 
 fn make_dirs(disk: &dyn Disk, data: &Path) -> Result<()> {

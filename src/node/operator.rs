@@ -1,19 +1,40 @@
-//! The operator: carries out what the replicas of this node wish for and cannot do alone, one thing at a time.
+//! The operator: carries out what the replicas of this node wish for and cannot do alone, and, on the node that leads
+//! region 1, what placement plans; one thing at a time.
 //!
 //! A region that has grown too large is to be cut. The ids for its parts come from region 1, which may live
 //! elsewhere, so a thread of its own does it, as any client would. A wish that fails or finds no place in the queue
 //! is forgotten: the region is measured again and wishes again.
+//!
+//! A plan's steps are carried out as far as they go now; what is refused (a learner that has not caught up, a shape that has
+//! changed) comes again with the next plan. Nothing is remembered between plans but for how long a region has been
+//! short of voters: an operator who is just replacing one by hand is not to be helped.
 
-use crate::client::{Client, wait};
+use crate::client::local::Local;
+use crate::client::{Basis, Client, wait};
+use crate::codec::admin::Change;
 use crate::error::{Error, Result};
+use crate::placement::{Action, Goal, Limits, Plan, Step};
 use crate::store::SplitWish;
-use crossbeam::channel::{Receiver, Sender, bounded};
-use std::time::Duration;
+use crate::types::{PeerId, Region, RegionId, StoreId};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 /// Wishes that wait, at most.
 const WISHES_MAX: usize = 64;
-/// How long one may take.
+/// How long a cut may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a step of a plan may take: wishes wait meanwhile.
+const STEP_PATIENCE: Duration = Duration::from_secs(2);
+/// How often there is looked whether something is to be planned.
+const LOOK: Duration = Duration::from_millis(500);
+/// The pause after a plan of which something came off.
+const BREATH: Duration = Duration::from_millis(20);
+/// Regions with a learner on its way.
+const MOVES: usize = 8;
+const STEPS: usize = 32;
+/// A region is short of voters for so long before anybody does something about it.
+const SHORT_FOR: Duration = Duration::from_secs(5);
 
 /// Where wishes go.
 #[derive(Clone, Debug)]
@@ -35,18 +56,128 @@ impl Wishes {
     }
 }
 
+/// How the operator gets at the node: it must not keep it alive.
+pub(super) struct Desk {
+    pub client: Client,
+    /// `None` once the node is closed.
+    pub local: Box<dyn Fn() -> Option<Local> + Send>,
+    /// Voters that a region should have.
+    pub wanted: usize,
+}
+
+struct Operator {
+    desk: Desk,
+    basis: Basis,
+    short: BTreeMap<RegionId, Instant>,
+}
+
 /// Starts the thread. It ends when the node stops, or its driver is gone: a moment later, nobody waits for it.
-pub(super) fn start(wishes: Receiver<SplitWish>, client: Client) -> Result<()> {
-    let client = client.with_timeout(PATIENCE);
+pub(super) fn start(wishes: Receiver<SplitWish>, desk: Desk) -> Result<()> {
+    let mut operator = Operator { desk, basis: Basis::default(), short: BTreeMap::new() };
     let body = move || {
-        for SplitWish { region, keys } in wishes {
-            match wait(client.split(keys)) {
-                Ok(cut) => tracing::info!(%region, parts = cut.len(), "a large region was cut"),
-                Err(Error::Stopped { .. }) => return,
-                Err(error) => tracing::warn!(%region, %error, "a large region could not be cut"),
+        let mut pause = LOOK;
+        loop {
+            match wishes.recv_timeout(pause) {
+                Ok(wish) => {
+                    if operator.split(wish).is_err() {
+                        return;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => match operator.look() {
+                    Some(next) => pause = next,
+                    None => return,
+                },
+                Err(RecvTimeoutError::Disconnected) => return,
             }
         }
     };
     let thread = std::thread::Builder::new().name("operator".into());
     thread.spawn(body).map(drop).map_err(|e| Error::io("spawn thread", "operator", e))
+}
+
+impl Operator {
+    fn split(&self, SplitWish { region, keys }: SplitWish) -> Result<()> {
+        match wait(self.desk.client.with_timeout(PATIENCE).split(keys)) {
+            Ok(cut) => tracing::info!(%region, parts = cut.len(), "a large region was cut"),
+            Err(stopped @ Error::Stopped { .. }) => return Err(stopped),
+            Err(error) => tracing::warn!(%region, %error, "a large region could not be cut"),
+        }
+        Ok(())
+    }
+
+    /// Plans, and carries out; gives the time until the next look, `None` when the node has gone.
+    fn look(&mut self) -> Option<Duration> {
+        let local = (self.desk.local)()?;
+        if local.stopped() {
+            return None;
+        }
+        let limits = Limits { wanted: self.desk.wanted, moves: MOVES, steps: STEPS };
+        let Some(plan) = local.plan(&mut self.basis, limits) else { return Some(LOOK) };
+        if plan.unsettled > 0 {
+            // It is looked at again, whether or not anything changes meanwhile.
+            self.basis = Basis::default();
+        }
+        let steps = self.ripe(plan);
+        // Not held over the calls: a node that is closed meanwhile lets go of its directory.
+        drop(local);
+        let mut done = false;
+        for step in steps {
+            let Step { region, ref action, ref why, .. } = step;
+            match self.carry_out(&step) {
+                Ok(shapes) => {
+                    tracing::info!(%region, ?action, why, "placement");
+                    let local = (self.desk.local)()?;
+                    done |= local.learn(&shapes);
+                }
+                Err(Error::Stopped { .. }) if (self.desk.local)().is_none_or(|l| l.stopped()) => {
+                    return None;
+                }
+                Err(error) => tracing::debug!(%region, ?action, why, %error, "not yet"),
+            }
+        }
+        Some(if done { BREATH } else { LOOK })
+    }
+
+    /// The steps whose time has come.
+    fn ripe(&mut self, plan: Plan) -> Vec<Step> {
+        let now = Instant::now();
+        let repairs: BTreeMap<RegionId, Instant> = plan
+            .steps
+            .iter()
+            .filter(|step| step.goal == Goal::Repair)
+            .map(|step| (step.region, *self.short.get(&step.region).unwrap_or(&now)))
+            .collect();
+        self.short = repairs;
+        let since = |step: &Step| self.short.get(&step.region).map(|since| now - *since);
+        let ripe = |step: &Step| since(step).is_none_or(|since| since >= SHORT_FOR);
+        plan.steps.into_iter().filter(ripe).collect()
+    }
+
+    /// One step; gives the shapes that it has brought to light.
+    fn carry_out(&self, step: &Step) -> Result<Vec<Region>> {
+        let client = self.desk.client.with_timeout(STEP_PATIENCE);
+        let changes = match &step.action {
+            Action::Transfer { to } => {
+                wait(client.transfer_leader(step.region, Some(*to)))?;
+                return Ok(Vec::new());
+            }
+            Action::AddLearner { on } => vec![self.newcomer(&client, *on)?],
+            Action::Change(changes) => changes.clone(),
+        };
+        match wait(client.change_peers(step.region, step.epoch, changes)) {
+            // It leads after all: the next plan knows.
+            Err(Error::LeaderStays { region }) => {
+                wait(client.transfer_leader(region, None))?;
+                Ok(Vec::new())
+            }
+            // Somebody was faster.
+            Err(Error::EpochNotMatch { current }) => Ok(current),
+            result => result,
+        }
+    }
+
+    fn newcomer(&self, client: &Client, store: StoreId) -> Result<Change> {
+        let peer = PeerId(wait(client.allocate_ids(1))?);
+        Ok(Change::AddLearner { peer, store })
+    }
 }

@@ -129,8 +129,8 @@ impl Reporter {
         let lost = self.told.iter().filter(|(region, _)| !here.contains(region));
         let gone: Vec<(RegionId, u64)> =
             lost.map(|(region, told)| (*region, told.term)).take(REPORT_MAX).collect();
-        let roomier =
-            far_apart(space.used, self.space.used) || space.capacity != self.space.capacity;
+        let roomier = far_apart(space.used, self.space.used)
+            || far_apart(space.capacity, self.space.capacity);
         let extent = if self.begun { Extent::Difference } else { Extent::Whole };
         if out.is_empty() && gone.is_empty() && !roomier && extent == Extent::Difference {
             return None;

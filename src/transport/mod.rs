@@ -107,6 +107,11 @@ pub trait Transport: Send + Sync + 'static {
     /// Sends a snapshot on a connection of its own. The end is told to `job.done`.
     fn send_snapshot(&self, to: StoreId, job: SnapshotJob);
 
+    /// Where a store listens from now on, for transports that dial.
+    fn set_peer(&self, store: StoreId, address: String) {
+        let _ = (store, address);
+    }
+
     /// Stops sending, closes every connection, lets go of the handler. No call to it begins afterwards
     /// but those already under way.
     fn shutdown(&self);

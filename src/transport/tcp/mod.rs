@@ -285,8 +285,10 @@ impl Tcp {
     /// Where `store` listens from now on. A live connection stays; the next dial uses it.
     pub fn set_peer(&self, store: StoreId, address: String) {
         let peer = self.shared.peer(store);
-        *peer.address.lock() = Some(address);
-        peer.alive.notify_one();
+        let before = peer.address.lock().replace(address.clone());
+        if before != Some(address) {
+            peer.alive.notify_one();
+        }
     }
 }
 
@@ -354,6 +356,10 @@ impl Transport for Tcp {
 
     fn send_snapshot(&self, to: StoreId, job: SnapshotJob) {
         snapshot::send(&self.shared, to, job);
+    }
+
+    fn set_peer(&self, store: StoreId, address: String) {
+        Tcp::set_peer(self, store, address);
     }
 
     fn shutdown(&self) {
