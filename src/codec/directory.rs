@@ -14,7 +14,7 @@
 
 use super::{Reader, Writer};
 use crate::error::{Error, Result};
-use crate::types::StoreId;
+use crate::types::{Start, StoreId};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
@@ -48,10 +48,8 @@ pub struct StoreRecord {
     pub store: StoreId,
     /// Which data directory it is: one that was wiped and made anew differs in it.
     pub incarnation: u64,
-    /// How often that directory has been opened: an old copy of it counts fewer.
-    pub starts: u64,
-    /// Drawn at the start that `starts` counts last: two copies that count alike differ in it.
-    pub life: u64,
+    /// Its latest opening: an old copy of it counts fewer.
+    pub start: Start,
     /// Where it listens, `host:port`; empty if nobody is to dial it.
     pub address: String,
     /// Whether it is to stay.
@@ -183,9 +181,8 @@ impl Directory {
             self.stores.insert(store, record);
             return Ok(());
         };
-        known.recognise(new.incarnation, Some((new.starts, new.life)))?;
-        known.starts = new.starts;
-        known.life = new.life;
+        known.recognise(new.incarnation, new.start)?;
+        known.start = new.start;
         known.address.clone_from(&new.address);
         Ok(())
     }
@@ -194,7 +191,7 @@ impl Directory {
 impl StoreRecord {
     /// Whether a directory that says so is the one on record, at its latest start or a later one. `Err` says in words
     /// why it is kept out.
-    pub fn recognise(&self, incarnation: u64, start: Option<(u64, u64)>) -> Result<()> {
+    pub fn recognise(&self, incarnation: u64, start: Start) -> Result<()> {
         let store = self.store;
         let refuse = |why: String| Err(Error::Identity(why));
         if self.state == StoreState::Left {
@@ -207,16 +204,20 @@ impl StoreRecord {
                 self.incarnation
             ));
         }
-        match start {
-            Some((starts, _)) if starts < self.starts => refuse(format!(
-                "{store} came with an old copy of its directory (opened {starts} times, on record are {}): what \
+        let (known, number) = (self.start, start.number);
+        if number < known.number {
+            return refuse(format!(
+                "{store} came with an old copy of its directory (opened {number} times, on record are {}): what \
                  it forgot it may not vote about",
-                self.starts
+                known.number
+            ));
+        }
+        match number == known.number && start.life != known.life {
+            true => refuse(format!(
+                "{store} came with a copy of its directory (opening {number} was another one): what it forgot it \
+                 may not vote about"
             )),
-            Some((starts, life)) if starts == self.starts && life != self.life => {
-                refuse(format!("{store} is there twice: its directory was copied"))
-            }
-            _ => Ok(()),
+            false => Ok(()),
         }
     }
 }
@@ -224,16 +225,15 @@ impl StoreRecord {
 fn write_identity(record: &StoreRecord, out: &mut Writer<'_>) {
     out.varint(record.store.0);
     out.u64(record.incarnation);
-    out.varint(record.starts);
-    out.u64(record.life);
+    out.varint(record.start.number);
+    out.u64(record.start.life);
 }
 
 fn read_identity(from: &mut Reader) -> Result<StoreRecord> {
     Ok(StoreRecord {
         store: StoreId(from.varint()?),
         incarnation: from.u64()?,
-        starts: from.varint()?,
-        life: from.u64()?,
+        start: Start { number: from.varint()?, life: from.u64()? },
         ..StoreRecord::default()
     })
 }
@@ -275,9 +275,10 @@ impl StoreChange {
 mod tests {
     use super::*;
 
-    fn record(store: u64, incarnation: u64, starts: u64) -> StoreRecord {
+    fn record(store: u64, incarnation: u64, number: u64) -> StoreRecord {
         let (store, address) = (StoreId(store), format!("host-{store}:1"));
-        StoreRecord { store, incarnation, starts, life: starts * 7, address, ..Default::default() }
+        let start = Start { number, life: number * 7 };
+        StoreRecord { store, incarnation, start, address, ..Default::default() }
     }
 
     fn register(store: u64, incarnation: u64, starts: u64) -> StoreChange {
@@ -335,8 +336,8 @@ mod tests {
         };
         refused(register(1, 12, 2), "another directory");
         let mut copy = record(1, 11, 1);
-        copy.life += 1;
-        refused(StoreChange::Register(copy), "there twice");
+        copy.start.life += 1;
+        refused(StoreChange::Register(copy), "opening 1 was another one");
         directory.change(&register(1, 11, 1)).unwrap();
         directory.change(&register(1, 11, 5)).unwrap();
         let error = directory.change(&register(1, 11, 4)).unwrap_err();

@@ -322,7 +322,7 @@ mod tests {
             both_ways(&verdict, |v, out| v.encode(out), Verdict::decode);
         }
         let mut directory = Directory::default();
-        let record = StoreRecord { store: StoreId(3), starts: 1, ..StoreRecord::default() };
+        let record = StoreRecord { store: StoreId(3), ..StoreRecord::default() };
         directory.change(&StoreChange::Register(record)).unwrap();
         let announcement = Announcement { session: 5, leader: StoreId(3), directory };
         both_ways(&announcement, Announcement::encode, Announcement::decode);

@@ -13,7 +13,7 @@ use crate::raft::{Envelope, Lane, wire};
 use crate::region::snapshot::{Chunks, SnapshotFile, SnapshotWriter};
 use crate::store::{Delivered, Event, SnapshotSend, SplitWish};
 use crate::transport::{Handler, Origin, SnapshotJob, SnapshotSink, SnapshotSource, Transport};
-use crate::types::{PeerId, RegionId, StoreId};
+use crate::types::{PeerId, RegionId, Start, StoreId};
 use bytes::{Bytes, BytesMut};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -143,8 +143,8 @@ fn decode_header(header: Bytes, from_store: StoreId) -> Result<Envelope> {
 
 /// Everything that arrives.
 ///
-/// * A store is known by the incarnation on record ([`Roster`]): one that comes back with another has lost its
-///   directory, and is kept out for ever. It joins anew, under a new id.
+/// * A store is known by what is on record of its directory ([`Roster`]): one that comes back with another, or with an
+///   old copy, is kept out for ever. It joins anew, under a new id.
 /// * At most `snapshots_max` snapshots are received at once.
 pub(super) struct Desk {
     pub local: Local,
@@ -200,8 +200,8 @@ impl Handler for Desk {
         self.local.connection_lost(store);
     }
 
-    fn hello(&self, from: StoreId, incarnation: u64) -> Result<()> {
-        self.roster.greet(from, incarnation)?;
+    fn hello(&self, from: StoreId, incarnation: u64, start: Start) -> Result<()> {
+        self.roster.greet(from, incarnation, start)?;
         self.away.heard(from);
         Ok(())
     }

@@ -19,7 +19,7 @@ use crate::driver::Driver;
 use crate::error::{Error, Result};
 use crate::router::reporter::Reporter;
 use crate::transport::Transport;
-use crate::types::StoreId;
+use crate::types::{Start, StoreId};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -128,7 +128,7 @@ struct Clerk {
     /// The record as far as it has been acted upon.
     version: u64,
     /// The start of each store whose address the transport has.
-    placed: BTreeMap<StoreId, (u64, u64)>,
+    placed: BTreeMap<StoreId, Start>,
 }
 
 /// The thread; ends when it is stopped.
@@ -158,9 +158,9 @@ pub(super) fn start(parts: Parts) -> Result<Handle> {
     let told = Arc::clone(&stop);
     let remembered = parts.members.directory.stores.values();
     let named = remembered.filter(|record| parts.named.contains(&record.store));
-    let placed = named.map(|record| (record.store, (record.starts, record.life))).collect();
+    let placed = named.map(|record| (record.store, record.start)).collect();
     let clerk = Clerk {
-        reporter: Reporter::new(parts.record.store, parts.record.life),
+        reporter: Reporter::new(parts.record.store, parts.record.start.life),
         parts,
         tray: Tray::default(),
         registration: Registration::Wanted,
@@ -316,7 +316,7 @@ impl Clerk {
         }
         self.parts.roster.learn(&known.directory);
         for record in known.directory.stores.values() {
-            let (store, start) = (record.store, (record.starts, record.life));
+            let (store, start) = (record.store, record.start);
             let there = record.state != StoreState::Left && !record.address.is_empty();
             if store != self.parts.record.store
                 && there

@@ -14,10 +14,10 @@
 //! remember. A damaged file is an error: who cannot say how often it was opened cannot say whether it forgot
 //! something.
 
-use crate::codec::directory::Directory;
+use crate::codec::directory::{Directory, StoreRecord};
 use crate::env::{Disk, OpenMode};
 use crate::error::{Error, Result};
-use crate::types::StoreId;
+use crate::types::{Start, StoreId};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -106,42 +106,53 @@ fn read(bytes: &[u8]) -> Result<(u64, Directory)> {
 }
 
 /// Who may talk to this node: stores are known by the incarnation on record, and one that is not on record yet by the
-/// one that it first came with.
+/// one that it first came with; each by its latest start, as the record or its own greeting says.
 #[derive(Default)]
 pub(super) struct Roster {
-    inner: Mutex<(Directory, BTreeMap<StoreId, u64>)>,
+    inner: Mutex<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    directory: Directory,
+    /// The incarnation that each store came with, and its latest start, in this node's life.
+    met: BTreeMap<StoreId, (u64, Start)>,
 }
 
 impl Roster {
     /// The record is this now.
     pub fn learn(&self, directory: &Directory) {
-        let mut inner = self.inner.lock();
-        if directory.version > inner.0.version {
-            inner.0 = directory.clone();
+        let mut seen = self.inner.lock();
+        if directory.version > seen.directory.version {
+            seen.directory = directory.clone();
         }
     }
 
-    /// A store has come with this incarnation. An error says why it is kept out.
-    pub fn greet(&self, store: StoreId, incarnation: u64) -> Result<()> {
-        let mut inner = self.inner.lock();
-        if let Some(record) = inner.0.stores.get(&store) {
-            return record.recognise(incarnation, None);
+    /// A store has come with this incarnation, at this start. An error says why it is kept out.
+    pub fn greet(&self, store: StoreId, incarnation: u64, start: Start) -> Result<()> {
+        let mut seen = self.inner.lock();
+        let Seen { directory, met } = &mut *seen;
+        let record = directory.stores.get(&store);
+        if let Some(record) = record {
+            record.recognise(incarnation, start)?;
         }
-        let first = *inner.1.entry(store).or_insert(incarnation);
-        match first == incarnation {
-            true => Ok(()),
-            false => Err(Error::Identity(format!(
-                "{store} came back with another directory (incarnation {incarnation:x}, was {first:x}): what it \
-                 forgot it may not vote about"
-            ))),
+        let first = met.entry(store).or_insert((incarnation, start));
+        if record.is_some() && first.0 != incarnation {
+            // The record decides who it is, not who came first.
+            *first = (incarnation, start);
         }
+        let known =
+            StoreRecord { store, incarnation: first.0, start: first.1, ..StoreRecord::default() };
+        known.recognise(incarnation, start)?;
+        first.1 = start;
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec::directory::{StoreChange, StoreRecord};
+    use crate::codec::directory::StoreChange;
     use crate::env::mem::MemDisk;
 
     fn stores(changes: &[StoreChange]) -> Directory {
@@ -150,10 +161,16 @@ mod tests {
         directory
     }
 
+    fn at(number: u64) -> Start {
+        Start { number, life: number + 70 }
+    }
+
     fn register(store: u64, incarnation: u64) -> StoreChange {
         let address = format!("host-{store}:1");
         let store = StoreId(store);
-        StoreChange::Register(StoreRecord { store, incarnation, address, ..Default::default() })
+        let start = at(5);
+        let record = StoreRecord { store, incarnation, address, start, ..Default::default() };
+        StoreChange::Register(record)
     }
 
     #[test]
@@ -185,16 +202,22 @@ mod tests {
     #[test]
     fn who_is_on_record_is_known_before_he_comes() {
         let roster = Roster::default();
-        roster.greet(StoreId(3), 30).unwrap();
-        assert!(roster.greet(StoreId(3), 31).is_err(), "it came first with 30");
+        roster.greet(StoreId(3), 30, at(2)).unwrap();
+        assert!(roster.greet(StoreId(3), 31, at(2)).is_err(), "it came first with 30");
+        assert!(roster.greet(StoreId(3), 30, at(1)).is_err(), "it was opened twice already");
+        roster.greet(StoreId(3), 30, at(2)).unwrap();
         let mut directory = stores(&[register(1, 10), register(2, 20), register(3, 31)]);
         roster.learn(&directory);
-        roster.greet(StoreId(1), 10).unwrap();
-        assert!(roster.greet(StoreId(1), 11).is_err());
-        roster.greet(StoreId(3), 31).unwrap();
+        roster.greet(StoreId(1), 10, at(5)).unwrap();
+        assert!(roster.greet(StoreId(1), 10, at(4)).is_err(), "an old copy");
+        assert!(roster.greet(StoreId(1), 11, at(9)).is_err());
+        assert!(roster.greet(StoreId(2), 20, at(4)).is_err(), "an old copy, by the record alone");
+        let other = Start { life: 1, ..at(5) };
+        assert!(roster.greet(StoreId(2), 20, other).is_err(), "a copy, opened as often");
+        roster.greet(StoreId(3), 31, at(5)).unwrap();
         directory.change(&StoreChange::Drain(StoreId(2))).unwrap();
         directory.change(&StoreChange::Leave(StoreId(2))).unwrap();
         roster.learn(&directory);
-        assert!(roster.greet(StoreId(2), 20).is_err(), "it has left");
+        assert!(roster.greet(StoreId(2), 20, at(9)).is_err(), "it has left");
     }
 }

@@ -22,7 +22,7 @@ use crate::region::apply::Applier;
 use crate::region::machine::{KvMachine, StateMachine};
 use crate::store::{self, IDENT_GROUP, Registry, Shard, Store, StoreConfig, bootstrap_regions};
 use crate::transport::{self, Handler, Hub, Tcp, Transport};
-use crate::types::{INITIAL_POSITION, Region, RegionState, StoreId};
+use crate::types::{INITIAL_POSITION, Region, RegionState, Start, StoreId};
 use parking_lot::Mutex;
 use std::hash::{BuildHasher, Hasher};
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -146,7 +146,8 @@ impl NodeBuilder {
             .map(|_| Applier::new(Arc::clone(&kv), Arc::clone(&machine), Arc::clone(&disk)))
             .collect();
 
-        let bound = bind(&config, recovery.ident.incarnation, hub)?;
+        let start = Start { number: members.starts, life: draw() };
+        let bound = bind(&config, recovery.ident.incarnation, start, hub)?;
         let transport: Arc<dyn Transport> = match &bound {
             Bound::Tcp(tcp, _) => Arc::new(tcp.clone()),
             Bound::Hub(local) => Arc::clone(local) as Arc<dyn Transport>,
@@ -210,8 +211,7 @@ impl NodeBuilder {
             record: StoreRecord {
                 store: store_id,
                 incarnation: recovery.ident.incarnation,
-                starts: members.starts,
-                life: draw(),
+                start,
                 address: address_of(&config, local_addr),
                 ..StoreRecord::default()
             },
@@ -364,7 +364,7 @@ fn resolve(address: &str) -> Result<SocketAddr> {
     found.next().ok_or_else(|| Error::InvalidArgument(format!("no address for {address:?}")))
 }
 
-fn bind(config: &NodeConfig, incarnation: u64, hub: Option<Hub>) -> Result<Bound> {
+fn bind(config: &NodeConfig, incarnation: u64, start: Start, hub: Option<Hub>) -> Result<Bound> {
     let store = StoreId(config.store_id);
     let listen = match (hub, config.listen_addr()) {
         (Some(hub), _) => return Ok(Bound::Hub(hub.join(store))),
@@ -379,6 +379,7 @@ fn bind(config: &NodeConfig, incarnation: u64, hub: Option<Hub>) -> Result<Bound
         .build()
         .map_err(|e| Error::io("start runtime", "network", e))?;
     let mut tcp = transport::Config::new(config.cluster_id, store, incarnation, listen);
+    tcp.start = start;
     tcp.peers = config
         .cluster
         .iter()

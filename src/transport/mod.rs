@@ -35,7 +35,7 @@ pub mod tcp;
 
 use crate::codec::beat::Beat;
 use crate::error::Result;
-use crate::types::StoreId;
+use crate::types::{Start, StoreId};
 use bytes::Bytes;
 
 pub use crate::raft::{Envelope, Lane, Note};
@@ -161,10 +161,10 @@ pub trait Handler: Send + Sync + 'static {
     /// outcome. Requests made after this call are not meant.
     fn connection_lost(&self, store: StoreId);
 
-    /// A connection to or from a store came up, which claims this incarnation. An error closes it: a
-    /// wiped store that comes back under its old id can be kept out here.
-    fn hello(&self, from: StoreId, incarnation: u64) -> Result<()> {
-        let _ = (from, incarnation);
+    /// A connection to or from a store came up, which claims this incarnation, at this start. An error closes it: a
+    /// wiped store that comes back under its old id can be kept out here, and an old copy of one.
+    fn hello(&self, from: StoreId, incarnation: u64, start: Start) -> Result<()> {
+        let _ = (from, incarnation, start);
         Ok(())
     }
 

@@ -7,11 +7,11 @@ use crate::codec::beat::{self, Beat};
 use crate::codec::{Reader, Writer};
 use crate::error::{Error, Result};
 use crate::raft::{Note, wire};
-use crate::types::{Epoch, PeerId, RegionId, StoreId};
+use crate::types::{Epoch, PeerId, RegionId, Start, StoreId};
 use bytes::Bytes;
 
 /// The protocol spoken here. Two sides talk only if theirs are equal.
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 /// Longest payload of a frame before the handshake is done.
 pub const MAX_HANDSHAKE: usize = 1024;
 /// Most messages in one frame; a writer begins another one before that.
@@ -52,6 +52,8 @@ pub struct Hello {
     pub incarnation: u64,
     /// Whom it means to reach; `None` for anyone.
     pub target: Option<StoreId>,
+    /// Which opening of its data directory it is; zeros for a client.
+    pub start: Start,
 }
 
 /// The accepting side's introduction.
@@ -65,6 +67,8 @@ pub struct Welcome {
     pub store: StoreId,
     /// The incarnation of its data directory.
     pub incarnation: u64,
+    /// Which opening of its data directory it is.
+    pub start: Start,
 }
 
 /// Why a connection or a snapshot is refused. The numbers are on the wire.
@@ -134,6 +138,8 @@ pub fn write_hello(hello: &Hello, out: &mut Vec<u8>) {
         w.u64(hello.store.0);
         w.u64(hello.incarnation);
         w.u64(hello.target.map_or(0, |s| s.0));
+        w.u64(hello.start.number);
+        w.u64(hello.start.life);
     });
 }
 
@@ -158,10 +164,11 @@ pub fn read_hello(payload: Bytes) -> Result<Hello> {
     let store = StoreId(r.u64()?);
     let incarnation = r.u64()?;
     let target = StoreId(r.u64()?);
+    let start = Start { number: r.u64()?, life: r.u64()? };
     r.finish()?;
     let cluster = (flags & 1 != 0).then_some(cluster);
     let target = (flags & 2 != 0).then_some(target);
-    Ok(Hello { protocol, purpose, cluster, store, incarnation, target })
+    Ok(Hello { protocol, purpose, cluster, store, incarnation, target, start })
 }
 
 /// Appends a welcome frame.
@@ -172,6 +179,8 @@ pub fn write_welcome(welcome: &Welcome, out: &mut Vec<u8>) {
         w.u64(welcome.cluster);
         w.u64(welcome.store.0);
         w.u64(welcome.incarnation);
+        w.u64(welcome.start.number);
+        w.u64(welcome.start.life);
     });
 }
 
@@ -185,8 +194,9 @@ pub fn read_welcome(payload: Bytes) -> Result<Welcome> {
     let cluster = r.u64()?;
     let store = StoreId(r.u64()?);
     let incarnation = r.u64()?;
+    let start = Start { number: r.u64()?, life: r.u64()? };
     r.finish()?;
-    Ok(Welcome { protocol, cluster, store, incarnation })
+    Ok(Welcome { protocol, cluster, store, incarnation, start })
 }
 
 /// Appends a refusal frame.

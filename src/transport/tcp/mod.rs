@@ -21,7 +21,7 @@ use super::queue::Outbox;
 use super::{Envelope, Handler, Lane, Origin, SnapshotJob, Stats, Transport, frame::Kind};
 use crate::codec::beat::{self, Beat};
 use crate::error::{Error, Result};
-use crate::types::StoreId;
+use crate::types::{Start, StoreId};
 use bytes::Bytes;
 use complaints::{Complaint, Complaints};
 use parking_lot::{Mutex, RwLock};
@@ -43,6 +43,8 @@ pub struct Config {
     pub store: StoreId,
     /// The incarnation of our data directory.
     pub incarnation: u64,
+    /// Which opening of it this is: others keep out a copy from before a start that they remember.
+    pub start: Start,
     /// Where to listen. Port 0 takes a free one, see [`Tcp::local_addr`].
     pub listen: SocketAddr,
     /// Where the others listen, `host:port`. More by [`Tcp::set_peer`].
@@ -82,6 +84,7 @@ impl Config {
             cluster,
             store,
             incarnation,
+            start: Start::default(),
             listen,
             peers: BTreeMap::new(),
             max_frame: 64 << 20,

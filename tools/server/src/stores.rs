@@ -61,7 +61,7 @@ pub fn directory(cluster: &Cluster) -> Directory {
             used_bytes: load.used_bytes,
             capacity_bytes: load.capacity_bytes,
             incarnation: format!("{:016x}", record.incarnation),
-            starts: record.starts,
+            starts: record.start.number,
         }
     };
     Directory {
