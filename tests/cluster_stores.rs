@@ -17,13 +17,15 @@ use std::time::{Duration, Instant};
 
 /// Store `id` of a cluster that stores 1 to `founders` have made.
 fn config(dir: &Path, id: u64, founders: u64, regions: u64) -> NodeConfig {
-    let join = id > founders;
-    let members = (1..=founders).chain(join.then_some(id));
+    let mut members: BTreeMap<u64, String> =
+        (1..=founders).map(|id| (id, format!("node-{id}:1"))).collect();
+    let joins = id > founders;
     NodeConfig {
         store_id: id,
-        cluster: members.map(|id| (id, format!("node-{id}:1"))).collect(),
+        join: if joins { std::mem::take(&mut members) } else { BTreeMap::new() },
+        cluster: members,
+        listen: if joins { format!("node-{id}:1") } else { String::new() },
         data_dir: dir.join(id.to_string()),
-        join,
         regions,
         replicas: 3,
         segment_bytes: 4 << 20,

@@ -33,12 +33,14 @@ impl World {
     /// Stores 1 to 3 make the cluster, the fourth joins.
     fn open(&self, id: u64) -> Node {
         let mut cluster = self.addresses.clone();
-        cluster.retain(|other, _| *other <= 3 || *other == id);
+        cluster.retain(|other, _| *other <= 3);
+        let joins = id == 4;
         let config = NodeConfig {
             store_id: id,
+            join: if joins { std::mem::take(&mut cluster) } else { BTreeMap::new() },
             cluster,
+            listen: if joins { self.addresses[&id].clone() } else { String::new() },
             data_dir: self.data(id),
-            join: id == 4,
             regions: 2,
             replicas: 3,
             tick_ms: 20,

@@ -336,10 +336,18 @@ impl Local {
     }
 
     /// What is to be done next, if this node reigns and anything has changed since a plan was made of `basis`.
-    pub(crate) fn plan(&self, basis: &mut Basis, limits: Limits) -> Option<Plan> {
+    /// `limits` are given for the wanted number of replicas.
+    pub(crate) fn plan(
+        &self,
+        basis: &mut Basis,
+        limits: impl FnOnce(usize) -> Limits,
+    ) -> Option<Plan> {
         let (session, changes) =
             self.inner.reign(|atlas| (atlas.session(), atlas.changes())).ok()?;
         let directory = self.inner.record().ok()?;
+        // Nobody knows yet how many replicas there should be.
+        let wanted = usize::try_from(directory.replicas).ok().filter(|wanted| *wanted > 0)?;
+        let limits = limits(wanted);
         let now = Basis { session, version: directory.version, changes };
         if std::mem::replace(basis, now) == now {
             return None;

@@ -7,8 +7,8 @@
 //!
 //! | what | bytes |
 //! |---|---|
-//! | record | layout `1` (one byte), version, number of stores, then for each: id, incarnation `u64`, starts, life `u64`, state (one byte: `0` up, `1` draining, `2` left), address |
-//! | change | kind (one byte): `1` register: id, incarnation `u64`, starts, life `u64`, address; `2` drain, `3` resume, `4` leave: id |
+//! | record | layout `1` (one byte), version, wanted replicas, number of stores, then for each: id, incarnation `u64`, starts, life `u64`, state (one byte: `0` up, `1` draining, `2` left), address |
+//! | change | kind (one byte): `1` register: id, incarnation `u64`, starts, life `u64`, address, wanted replicas (0: no opinion); `2` drain, `3` resume, `4` leave: id |
 //!
 //! An empty record is no bytes at all.
 
@@ -65,6 +65,9 @@ pub struct StoreRecord {
 pub struct Directory {
     /// How often it was changed.
     pub version: u64,
+    /// Replicas that a region should have, as the stores that made the cluster were configured; 0: none of them has
+    /// registered yet.
+    pub replicas: u64,
     /// The stores.
     pub stores: BTreeMap<StoreId, StoreRecord>,
 }
@@ -72,8 +75,14 @@ pub struct Directory {
 /// A change of the record.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum StoreChange {
-    /// A store that starts says who and where it is. The state given is not looked at.
-    Register(StoreRecord),
+    /// A store that starts says who and where it is.
+    Register {
+        /// The state given is not looked at.
+        record: StoreRecord,
+        /// How many replicas it was configured for, if it is one of those that made the cluster; else 0. The first
+        /// word counts.
+        replicas: u64,
+    },
     /// Its replicas are to go elsewhere.
     Drain(StoreId),
     /// It stays after all.
@@ -92,6 +101,7 @@ impl Directory {
         let mut out = Writer::new(&mut bytes);
         out.u8(LAYOUT);
         out.varint(self.version);
+        out.varint(self.replicas);
         out.varint(self.stores.len() as u64);
         for record in self.stores.values() {
             write_identity(record, &mut out);
@@ -115,7 +125,7 @@ impl Directory {
         if layout != LAYOUT {
             return Err(from.malformed(format_args!("layout {layout}")));
         }
-        let version = from.varint()?;
+        let (version, replicas) = (from.varint()?, from.varint()?);
         let count = from.count(20, STORES_MAX)?;
         let mut stores = BTreeMap::new();
         for _ in 0..count {
@@ -130,13 +140,18 @@ impl Directory {
             stores.insert(record.store, record);
         }
         from.finish()?;
-        Ok(Directory { version, stores })
+        Ok(Directory { version, replicas, stores })
     }
 
     /// Makes a change, or refuses it and stays as it is. Deterministic.
     pub fn change(&mut self, change: &StoreChange) -> Result<()> {
         match change {
-            StoreChange::Register(new) => self.register(new)?,
+            StoreChange::Register { record, replicas } => {
+                self.register(record)?;
+                if self.replicas == 0 {
+                    self.replicas = *replicas;
+                }
+            }
             StoreChange::Drain(store) => {
                 let others = self.stores.values().filter(|other| other.store != *store);
                 if !others.clone().any(|other| other.state == StoreState::Up) {
@@ -242,10 +257,11 @@ impl StoreChange {
     /// Appends its bytes.
     pub fn encode(&self, out: &mut Writer<'_>) {
         let (kind, store) = match self {
-            StoreChange::Register(record) => {
+            StoreChange::Register { record, replicas } => {
                 out.u8(REGISTER);
                 write_identity(record, out);
-                return out.bytes(record.address.as_bytes());
+                out.bytes(record.address.as_bytes());
+                return out.varint(*replicas);
             }
             StoreChange::Drain(store) => (DRAIN, store),
             StoreChange::Resume(store) => (RESUME, store),
@@ -261,7 +277,7 @@ impl StoreChange {
             REGISTER => {
                 let mut record = read_identity(from)?;
                 record.address = from.text(ADDRESS_BYTES_MAX)?;
-                StoreChange::Register(record)
+                StoreChange::Register { record, replicas: from.varint()? }
             }
             DRAIN => StoreChange::Drain(StoreId(from.varint()?)),
             RESUME => StoreChange::Resume(StoreId(from.varint()?)),
@@ -282,7 +298,7 @@ mod tests {
     }
 
     fn register(store: u64, incarnation: u64, starts: u64) -> StoreChange {
-        StoreChange::Register(record(store, incarnation, starts))
+        StoreChange::Register { record: record(store, incarnation, starts), replicas: 0 }
     }
 
     fn after(changes: &[StoreChange]) -> Directory {
@@ -326,6 +342,15 @@ mod tests {
     }
 
     #[test]
+    fn founders_say_how_many_replicas_there_are() {
+        let said =
+            |store, replicas| StoreChange::Register { record: record(store, 1, 1), replicas };
+        assert_eq!(after(&[said(4, 0)]).replicas, 0);
+        let directory = after(&[said(4, 0), said(1, 3), said(2, 5)]);
+        assert_eq!(Directory::decode(&directory.encode()).unwrap().replicas, 3);
+    }
+
+    #[test]
     fn an_id_belongs_to_one_directory() {
         let mut directory = after(&[register(1, 11, 1), register(2, 22, 1)]);
         let mut refused = |change: StoreChange, why: &str| {
@@ -337,7 +362,7 @@ mod tests {
         refused(register(1, 12, 2), "another directory");
         let mut copy = record(1, 11, 1);
         copy.start.life += 1;
-        refused(StoreChange::Register(copy), "opening 1 was another one");
+        refused(StoreChange::Register { record: copy, replicas: 0 }, "opening 1 was another one");
         directory.change(&register(1, 11, 1)).unwrap();
         directory.change(&register(1, 11, 5)).unwrap();
         let error = directory.change(&register(1, 11, 4)).unwrap_err();

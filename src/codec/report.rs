@@ -323,7 +323,7 @@ mod tests {
         }
         let mut directory = Directory::default();
         let record = StoreRecord { store: StoreId(3), ..StoreRecord::default() };
-        directory.change(&StoreChange::Register(record)).unwrap();
+        directory.change(&StoreChange::Register { record, replicas: 3 }).unwrap();
         let announcement = Announcement { session: 5, leader: StoreId(3), directory };
         both_ways(&announcement, Announcement::encode, Announcement::decode);
         for leader in [None, Some(StoreId(4))] {

@@ -76,6 +76,8 @@ pub(super) struct Parts {
     pub roster: Arc<Roster>,
     /// This store, as it registers.
     pub record: StoreRecord,
+    /// How many replicas it was configured for; 0 if it has joined.
+    pub replicas: u64,
     /// Whose addresses the configuration names: it is right about them until they register anew.
     pub named: BTreeSet<StoreId>,
     /// Where to look how much space is left.
@@ -286,7 +288,8 @@ impl Clerk {
         }
         self.ask_for_members();
         self.registration = Registration::Asked;
-        let change = StoreChange::Register(self.parts.record.clone());
+        let (record, replicas) = (self.parts.record.clone(), self.parts.replicas);
+        let change = StoreChange::Register { record, replicas };
         let done = self.done(Outcome::Registered);
         self.parts.local.change_record(change, PATIENCE, done);
     }

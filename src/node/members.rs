@@ -170,7 +170,7 @@ mod tests {
         let store = StoreId(store);
         let start = at(5);
         let record = StoreRecord { store, incarnation, address, start, ..Default::default() };
-        StoreChange::Register(record)
+        StoreChange::Register { record, replicas: 3 }
     }
 
     #[test]

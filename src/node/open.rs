@@ -24,6 +24,7 @@ use crate::store::{self, IDENT_GROUP, Registry, Shard, Store, StoreConfig, boots
 use crate::transport::{self, Handler, Hub, Tcp, Transport};
 use crate::types::{INITIAL_POSITION, Region, RegionState, Start, StoreId};
 use parking_lot::Mutex;
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
@@ -110,9 +111,9 @@ impl NodeBuilder {
         }
         let members = Members::open(Arc::clone(&disk), &config.data_dir)?;
         // The first layout is that of the stores that made the cluster.
-        let layout = match config.join {
-            true => Vec::new(),
-            false => bootstrap_regions(&config.stores(), config.regions, config.replica_count())?,
+        let layout = match config.join.is_empty() {
+            true => bootstrap_regions(&config.stores(), config.regions, config.replica_count())?,
+            false => Vec::new(),
         };
         let kv = match state {
             Some(state) => state,
@@ -172,8 +173,12 @@ impl NodeBuilder {
         let roster = Arc::new(Roster::default());
         roster.learn(&members.directory);
         let absent = Arc::clone(&away);
-        let named = config.stores();
-        local.remember(members.directory.clone(), named, Box::new(move |store| !absent.has(store)));
+        let named: BTreeSet<StoreId> = config.others().map(|(store, _)| store).collect();
+        local.remember(
+            members.directory.clone(),
+            named.clone(),
+            Box::new(move |store| !absent.has(store)),
+        );
         let desk: Arc<dyn Handler> = Arc::new(Desk {
             local: local.clone(),
             driver: driver.clone(),
@@ -195,11 +200,9 @@ impl NodeBuilder {
                 (None, None)
             }
         };
-        let wanted = config.replica_count();
         let desk = operator::Desk {
             client: local.client(Duration::ZERO),
             local: Box::new(local.weakly()),
-            wanted,
         };
         operator::start(wished, desk)?;
         let counters = Arc::new(directory::Counters::default());
@@ -215,7 +218,8 @@ impl NodeBuilder {
                 address: address_of(&config, local_addr),
                 ..StoreRecord::default()
             },
-            named: config.cluster.keys().copied().map(StoreId).collect(),
+            replicas: if config.join.is_empty() { config.replica_count() as u64 } else { 0 },
+            named,
             members,
             roster,
             free_space: Box::new(move || fs2::available_space(&data_dir).ok()),
@@ -246,6 +250,7 @@ impl std::fmt::Debug for NodeBuilder {
 /// Where the others find this node: as the configuration names it, or where it listens.
 fn address_of(config: &NodeConfig, local: Option<SocketAddr>) -> String {
     let named = config.cluster.get(&config.store_id).cloned();
+    let named = named.or(config.listen_addr().filter(|_| !config.join.is_empty()));
     named.or(local.map(|address| address.to_string())).unwrap_or_default()
 }
 
@@ -380,12 +385,7 @@ fn bind(config: &NodeConfig, incarnation: u64, start: Start, hub: Option<Hub>) -
         .map_err(|e| Error::io("start runtime", "network", e))?;
     let mut tcp = transport::Config::new(config.cluster_id, store, incarnation, listen);
     tcp.start = start;
-    tcp.peers = config
-        .cluster
-        .iter()
-        .filter(|(id, _)| **id != config.store_id)
-        .map(|(id, address)| (StoreId(*id), address.clone()))
-        .collect();
+    tcp.peers = config.others().map(|(store, address)| (store, address.clone())).collect();
     tcp.peer_budget = config.peer_queue_bytes;
     tcp.snapshot_sends = config.snapshots;
     let tcp = Tcp::bind(tcp, runtime.handle().clone())?;

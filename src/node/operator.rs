@@ -61,8 +61,6 @@ pub(super) struct Desk {
     pub client: Client,
     /// `None` once the node is closed.
     pub local: Box<dyn Fn() -> Option<Local> + Send>,
-    /// Voters that a region should have.
-    pub wanted: usize,
 }
 
 struct Operator {
@@ -111,8 +109,11 @@ impl Operator {
         if local.stopped() {
             return None;
         }
-        let limits = Limits { wanted: self.desk.wanted, moves: MOVES, steps: STEPS };
-        let Some(plan) = local.plan(&mut self.basis, limits) else { return Some(LOOK) };
+        let Some(plan) =
+            local.plan(&mut self.basis, |wanted| Limits { wanted, moves: MOVES, steps: STEPS })
+        else {
+            return Some(LOOK);
+        };
         if plan.unsettled > 0 {
             // It is looked at again, whether or not anything changes meanwhile.
             self.basis = Basis::default();

@@ -180,7 +180,7 @@ fn administers(admin: &Admin, show: Show) -> String {
             format!("forget {}", peers.join(", "))
         }
         Admin::Stores(change) => match change {
-            StoreChange::Register(record) => {
+            StoreChange::Register { record, .. } => {
                 format!("register {} at {:?}", record.store, record.address)
             }
             StoreChange::Drain(store) => format!("drain {store}"),
