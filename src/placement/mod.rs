@@ -1,7 +1,7 @@
 //! Placement: which replica is to go where, as a pure function of what the directory knows. It decides and explains; it
 //! changes nothing, and remembers nothing.
 //!
-//! Protocol: [`plan`] looks at all stores and regions and gives the next [`Step`] of every region that is not where it
+//! Protocol: [`plan()`] looks at all stores and regions and gives the next [`Step`] of every region that is not where it
 //! should be, each with its reason. Somebody carries the steps out (`node::operator`), in whatever order, as far as he
 //! gets, looks again, and asks again. What is on record are *goals* (a store is draining; a region has so many
 //! replicas), never steps: after a crash anywhere the next look finds the same goals, and learners that are on their way

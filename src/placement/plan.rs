@@ -1,4 +1,4 @@
-//! [`plan`]: from what is to what comes next.
+//! [`plan()`]: from what is to what comes next.
 
 use crate::codec::admin::Change;
 use crate::codec::directory::StoreState;
