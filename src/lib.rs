@@ -19,6 +19,7 @@ pub mod driver;
 pub mod kv;
 pub mod log;
 pub mod node;
+pub mod placement;
 pub mod raft;
 pub mod region;
 pub mod router;

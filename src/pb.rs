@@ -124,6 +124,7 @@ pub fn encode_region_state(state: &RegionState) -> Bytes {
     if let Some(merging) = &state.merging {
         out.set_merging(merging_to_pb(merging));
     }
+    out.set_directory(state.directory.to_vec());
     bytes_of(&out)
 }
 
@@ -140,6 +141,7 @@ pub fn decode_region_state(bytes: &[u8]) -> Result<RegionState> {
         applied: LogPosition { index: state.get_applied_index(), term: state.get_applied_term() },
         compacted: LogPosition { index: state.get_compact_index(), term: state.get_compact_term() },
         next_id: state.get_next_id(),
+        directory: Bytes::copy_from_slice(state.get_directory()),
     })
 }
 

@@ -211,6 +211,9 @@ pub struct RegionState {
     pub removed: Vec<Departed>,
     /// Set while the region is frozen, to be merged into another; of a tombstone: that it ended so.
     pub merging: Option<Merging>,
+    /// Of [`FIRST_REGION`] alone, empty in all others: the record of the cluster's stores, as
+    /// [`Directory`](crate::codec::directory::Directory) writes it.
+    pub directory: Bytes,
 }
 
 /// A former replica.
@@ -258,6 +261,16 @@ impl RegionState {
 
 /// The region that keeps the cluster's own record. It exists from the start and for ever.
 pub const FIRST_REGION: RegionId = RegionId(1);
+
+/// One opening of a data directory. An old copy of the directory counts fewer openings than others remember; two copies that
+/// count alike differ in the life.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Start {
+    /// Openings so far, this one included.
+    pub number: u64,
+    /// Drawn at this opening.
+    pub life: u64,
+}
 
 /// Who a data directory is. Kept in both engines; they must agree.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]

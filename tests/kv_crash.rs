@@ -125,15 +125,7 @@ fn state(region: u64, index: u64) -> RegionState {
     let region = Region { id: RegionId(region), range, ..Default::default() };
     let applied = LogPosition { index, term: 5 };
     let peer = PeerId(10 + region.id.0);
-    RegionState {
-        region,
-        peer,
-        applied,
-        compacted: INITIAL_POSITION,
-        next_id: 0,
-        removed: Vec::new(),
-        merging: None,
-    }
+    RegionState { region, peer, applied, compacted: INITIAL_POSITION, ..RegionState::default() }
 }
 
 fn write(store: &TableStore, i: u64) {

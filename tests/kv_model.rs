@@ -78,9 +78,7 @@ fn state(index: u64) -> RegionState {
         peer: PeerId(1),
         applied,
         compacted: INITIAL_POSITION,
-        next_id: 0,
-        removed: Vec::new(),
-        merging: None,
+        ..RegionState::default()
     }
 }
 

@@ -119,9 +119,7 @@ fn state(region: u64, index: u64) -> RegionState {
         peer: PeerId(region * 10),
         applied: LogPosition { index, term: 6 },
         compacted: LogPosition::default(),
-        next_id: 0,
-        removed: Vec::new(),
-        merging: None,
+        ..RegionState::default()
     }
 }
 

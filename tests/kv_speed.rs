@@ -47,9 +47,7 @@ fn batch(entry: Bytes, ops: usize, index: u64) -> WriteBatch {
         peer: PeerId(1),
         applied: LogPosition { index, term: 1 },
         compacted: LogPosition::default(),
-        next_id: 0,
-        removed: Vec::new(),
-        merging: None,
+        ..RegionState::default()
     });
     batch
 }

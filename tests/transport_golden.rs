@@ -9,7 +9,7 @@ use catamaran::codec::beat::{Beat, CHUNKS};
 use catamaran::transport::frame::{Decoder, HEAD, Kind};
 use catamaran::transport::payload::*;
 use catamaran::transport::{Envelope, Note};
-use catamaran::types::{Epoch, PeerId, RegionId, StoreId};
+use catamaran::types::{Epoch, PeerId, RegionId, Start, StoreId};
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
@@ -84,9 +84,11 @@ fn all() -> Vec<(Kind, Vec<u8>)> {
         store: StoreId(1),
         incarnation: 0x1122,
         target: Some(StoreId(2)),
+        start: Start { number: 0x55, life: 0x77 },
     };
-    let welcome =
-        Welcome { protocol: PROTOCOL, cluster: 7, store: StoreId(2), incarnation: 0x3344 };
+    let (cluster, store, incarnation) = (7, StoreId(2), 0x3344);
+    let start = Start { number: 0x66, life: 0x88 };
+    let welcome = Welcome { protocol: PROTOCOL, cluster, store, incarnation, start };
     let refusal = Refusal { reason: Reason::Cluster, detail: "no".into() };
     let frame = |write: &dyn Fn(&mut Vec<u8>)| {
         let mut out = Vec::new();

@@ -11,7 +11,7 @@ use catamaran::transport::frame::{self, Decoder, Frame, HEAD, Kind};
 use catamaran::transport::payload::*;
 use catamaran::transport::remote::Connection;
 use catamaran::transport::*;
-use catamaran::types::{PeerId, RegionId, StoreId};
+use catamaran::types::{PeerId, RegionId, Start, StoreId};
 use catamaran::{Error, Result};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::{Read, Write};
@@ -158,8 +158,9 @@ fn good(kind: Kind, rng: &mut Rng) -> Vec<u8> {
     match kind {
         Kind::Hello => write_hello(&hello(), &mut out),
         Kind::Welcome => {
-            let (cluster, store, incarnation) = (7, StoreId(1), 5);
-            write_welcome(&Welcome { protocol: PROTOCOL, cluster, store, incarnation }, &mut out);
+            let (cluster, store, incarnation, start) = (7, StoreId(1), 5, Start::default());
+            let welcome = Welcome { protocol: PROTOCOL, cluster, store, incarnation, start };
+            write_welcome(&welcome, &mut out);
         }
         Kind::Refused => {
             let refusal = Refusal { reason: Reason::Busy, detail: "x".repeat(body.len()) };
@@ -195,6 +196,7 @@ fn hello() -> Hello {
         store: StoreId(2),
         incarnation: 9,
         target: Some(StoreId(1)),
+        start: Start::default(),
     }
 }
 

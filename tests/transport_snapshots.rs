@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use catamaran::transport::frame::{Decoder, Kind};
 use catamaran::transport::payload::*;
 use catamaran::transport::*;
-use catamaran::types::StoreId;
+use catamaran::types::{Start, StoreId};
 use catamaran::{Error, Result};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -348,7 +348,16 @@ fn impostor(says: Vec<u8>) -> String {
             let Ok(mut stream) = stream else { return };
             let mut out = Vec::new();
             let (cluster, store, incarnation) = (7, StoreId(2), 5);
-            write_welcome(&Welcome { protocol: PROTOCOL, cluster, store, incarnation }, &mut out);
+            write_welcome(
+                &Welcome {
+                    protocol: PROTOCOL,
+                    cluster,
+                    store,
+                    incarnation,
+                    start: Start::default(),
+                },
+                &mut out,
+            );
             out.extend_from_slice(&says);
             let _ = stream.write_all(&out);
             std::thread::spawn(move || {
@@ -460,6 +469,7 @@ fn a_sender_that_does_not_keep_to_it_is_refused_and_leaves_its_slot() {
             cluster: Some(7),
             store: StoreId(1),
             incarnation: 9,
+            start: Start::default(),
             target: Some(StoreId(2)),
         };
         let mut out = Vec::new();

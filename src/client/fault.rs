@@ -16,7 +16,7 @@ const REGION_BYTES_MAX: usize = 128 << 10;
 
 /// The texts of errors whose text is static: what another node says is looked up here, so that "busy" keeps
 /// saying with what. A test compares the list with the sources.
-const BUSY: [&str; 31] = [
+const BUSY: [&str; 32] = [
     "a connection",
     "a learner that has not caught up",
     "a node cannot be reached",
@@ -35,6 +35,7 @@ const BUSY: [&str; 31] = [
     "region's proposals",
     "region's uncommitted entries",
     "region, far above its size: it is about to be cut",
+    "regions that have not been reported yet",
     "requests with other nodes",
     "restoring a snapshot",
     "snapshots being received",

@@ -6,7 +6,7 @@ use super::request::{Body, Response, Route};
 use crate::error::{Error, Result};
 use crate::router::retry::{self, Access, Decision, Target};
 use crate::store::ReadLevel;
-use crate::types::{StoreId, Time};
+use crate::types::{FIRST_REGION, StoreId, Time};
 use std::sync::Arc;
 
 /// A request for one region that has not been answered yet.
@@ -22,6 +22,7 @@ pub(super) struct Job {
     avoid: Option<StoreId>,
     /// Why it is tried again.
     last: Option<Error>,
+    aim: Aim,
     pub done: Done<Response>,
 }
 
@@ -34,6 +35,15 @@ pub(super) enum Reach {
     Refused,
 }
 
+/// Where a request may go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Aim {
+    /// To whoever may be able to answer it, and again.
+    Answerer,
+    /// To one store, once.
+    Pinned,
+}
+
 impl Job {
     pub fn new(
         body: Body,
@@ -43,7 +53,14 @@ impl Job {
         attempt: u32,
         done: Done<Response>,
     ) -> Job {
-        Job { body, route, started, deadline, attempt, target: None, avoid: None, last: None, done }
+        let (target, avoid, last, aim) = (None, None, None, Aim::Answerer);
+        Job { body, route, started, deadline, attempt, target, avoid, last, aim, done }
+    }
+
+    /// It is for the store that it is sent to, and for nobody else.
+    pub fn pinned(mut self) -> Job {
+        self.aim = Aim::Pinned;
+        self
     }
 
     fn access(&self) -> Access {
@@ -54,7 +71,8 @@ impl Job {
             | Body::Scan { .. }
             | Body::Status
             | Body::Transfer { .. }
-            | Body::Regions { .. } => Access::Read,
+            | Body::Regions { .. }
+            | Body::Directory(_) => Access::Read,
         }
     }
 
@@ -100,12 +118,28 @@ impl Inner {
             }
         }
         let routes = self.routes.read();
-        let Some(route) = routes.get(job.route.region) else { return self.store };
+        let Some(route) = routes.get(job.route.region) else {
+            drop(routes);
+            return self.aim_blindly(job, fresh);
+        };
         if let Some(leader) = route.leader.filter(fresh) {
             return leader;
         }
         let others: Vec<StoreId> =
             route.region.peers.iter().map(|peer| peer.store).filter(fresh).collect();
+        match others.len() {
+            0 => self.store,
+            n => others[job.attempt as usize % n],
+        }
+    }
+
+    /// Nothing is known of the region: whoever answers knows more, or whom to ask.
+    fn aim_blindly(&self, job: &Job, fresh: impl Fn(&StoreId) -> bool) -> StoreId {
+        let first = job.route.region == FIRST_REGION;
+        if let Some(leader) = self.sovereign().filter(|store| first && fresh(store)) {
+            return leader;
+        }
+        let others: Vec<StoreId> = self.others().into_iter().filter(fresh).collect();
         match others.len() {
             0 => self.store,
             n => others[job.attempt as usize % n],
@@ -130,6 +164,9 @@ impl Inner {
             Err(error) if at == self.store => self.with_neighbours(error),
             Err(error) => error,
         };
+        if job.aim == Aim::Pinned {
+            return job.done.call(Err(error));
+        }
         let now = self.now();
         let error = match error {
             Error::Timeout { after_ms: 0, what } => {

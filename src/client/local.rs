@@ -1,5 +1,7 @@
 //! [`Local`]: a node's own backend. Routes, executes what this node can, forwards the rest.
 
+use super::ask::Answer;
+use super::directory::Bureau;
 use super::job::{Job, Reach};
 use super::request::{self, Body, Request, Response, Route};
 use super::{Backend, Client, Done};
@@ -22,6 +24,7 @@ pub(super) struct Inner {
     pub driver: Driver,
     pub transport: Arc<dyn Transport>,
     pub routes: RwLock<RangeCache>,
+    pub bureau: Bureau,
     outstanding: Mutex<Slab<Outstanding>>,
     jitter: AtomicU64,
 }
@@ -60,6 +63,7 @@ impl Local {
             driver,
             transport,
             routes: RwLock::new(routes),
+            bureau: Bureau::default(),
             outstanding: Mutex::default(),
             jitter: AtomicU64::new(seed),
         });
@@ -198,6 +202,7 @@ impl Inner {
                 done.call(Ok(Response::Regions(self.regions(&start, count))));
             }
             Body::Status => self.status(deadline, done),
+            Body::Directory(ask) => done.call(self.answer(ask)),
         }
     }
 }
@@ -214,6 +219,9 @@ fn administered(reply: Result<Reply>) -> Result<Response> {
     match reply {
         Ok(Reply::Admin(Ok(AdminDone::Shaped(regions)))) => Ok(Response::Regions(regions)),
         Ok(Reply::Admin(Ok(AdminDone::Ids { first }))) => Ok(Response::Ids(first)),
+        Ok(Reply::Admin(Ok(AdminDone::Stores(record)))) => {
+            Ok(Response::Directory(Answer::Record(record)))
+        }
         Ok(Reply::Admin(Err(error)) | Reply::Written(Err(error))) => Err(error),
         other => Err(unexpected(other)),
     }

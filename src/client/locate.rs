@@ -2,14 +2,16 @@
 //!
 //! What a node knows of the regions comes from three places: the replicas that live on it (the registry, always
 //! newer than the routes), the errors of those that refuse a request (a refusal for another shape carries the
-//! shapes that cover its keys now), and, for a key that nobody here has heard of, from asking other nodes.
+//! shapes that cover its keys now), and, for a key that nobody here has heard of, from asking the leader of region 1,
+//! which knows what all leaders have reported (see [`directory`](super::directory)), or any other node.
 
 use super::Done;
+use super::ask::{Answer, Ask};
 use super::job::Job;
 use super::local::Inner;
 use super::request::{Body, REGIONS_MAX, Response, Route};
 use crate::error::Error;
-use crate::types::{Region, RegionId, StoreId, Time};
+use crate::types::{FIRST_REGION, Region, RegionId, StoreId, Time};
 use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -84,12 +86,30 @@ impl Inner {
         if self.now().after(pause) >= deadline {
             return done.call(Err(Error::NoRoute { key }));
         }
-        if let Some(store) = self.somebody(attempt) {
-            self.ask_regions(store, key, deadline);
-        }
+        self.ask_directory(&key, attempt, deadline);
         let back = Arc::clone(self);
         let again = Box::new(move || back.start(body, started, deadline, attempt + 1, done));
         self.driver.timer().after(pause, again);
+    }
+
+    /// Asks whoever may know which region owns a key: the leader of region 1, which all leaders report to, and now
+    /// and then somebody else, for it may have been told a moment too late.
+    fn ask_directory(self: &Arc<Self>, key: &Bytes, attempt: u32, deadline: Time) {
+        if attempt.is_multiple_of(2)
+            && let Some(store) = self.somebody(attempt)
+        {
+            return self.ask_regions(store, key.clone(), deadline);
+        }
+        let back = Arc::clone(self);
+        let done = Done::new(move |result| {
+            if let Ok(Response::Directory(Answer::Located(infos))) = result {
+                back.learn_infos(&infos);
+            }
+        });
+        let now = self.now();
+        let deadline = deadline.min(now.after(PATIENCE));
+        let ask = Ask::Locate { start: key.clone(), count: NEIGHBOURS };
+        self.start(Body::Directory(ask), now, deadline, 0, done);
     }
 
     fn ask_regions(self: &Arc<Self>, store: StoreId, start: Bytes, deadline: Time) {
@@ -100,7 +120,7 @@ impl Inner {
             }
         });
         // Executed where it arrives, whatever region it names.
-        let route = Route { region: crate::types::FIRST_REGION, version: 0 };
+        let route = Route { region: FIRST_REGION, version: 0 };
         let body = Body::Regions { start, count: NEIGHBOURS };
         let now = self.now();
         let deadline = deadline.min(now.after(PATIENCE));
@@ -109,18 +129,18 @@ impl Inner {
 
     /// Asks another node what it knows of a region that was not where it was looked for.
     pub fn ask_around(self: &Arc<Self>, region: RegionId, attempt: u32, deadline: Time) {
+        if region == FIRST_REGION {
+            return; // the directory stands there itself
+        }
         let start = self.routes.read().get(region).map(|route| route.region.range.start.clone());
-        if let (Some(store), Some(start)) = (self.somebody(attempt), start) {
-            self.ask_regions(store, start, deadline);
+        if let Some(start) = start {
+            self.ask_directory(&start, attempt + 1, deadline);
         }
     }
 
     /// Another store, each in turn.
     fn somebody(&self, attempt: u32) -> Option<StoreId> {
-        let routes = self.routes.read();
-        let peers = routes.routes().flat_map(|route| &route.region.peers);
-        let stores: BTreeSet<StoreId> =
-            peers.map(|peer| peer.store).filter(|store| *store != self.store).collect();
+        let stores = self.others();
         let at = attempt as usize % stores.len().max(1);
         stores.into_iter().nth(at)
     }

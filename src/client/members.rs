@@ -36,6 +36,7 @@ impl Client {
         if known.peer_on(store).is_some() {
             return Ok(known);
         }
+        self.may_take(store).await?;
         let peer = PeerId(self.allocate_ids(1).await?);
         self.reach(region, |now| match now.peer_on(store) {
             Some(_) => Ok(Vec::new()),
@@ -100,6 +101,20 @@ impl Client {
         })
         .await?;
         self.remove_peer(region, from).await
+    }
+
+    /// One change of a region's replicas, made for one shape of it.
+    pub(crate) async fn change_peers(
+        &self,
+        region: RegionId,
+        epoch: Epoch,
+        changes: Vec<Change>,
+    ) -> Result<Vec<Region>> {
+        let admin = Admin::ChangePeers { epoch, changes };
+        match self.call(Body::Admin { region, admin }).await? {
+            Response::Regions(regions) => Ok(regions),
+            _ => Err(odd()),
+        }
     }
 
     /// Changes the region until `missing` finds nothing to change.

@@ -23,7 +23,9 @@
 
 mod admin;
 mod api;
+pub mod ask;
 mod block;
+mod directory;
 pub mod fault;
 mod job;
 pub mod local;
@@ -36,10 +38,12 @@ pub mod remote;
 pub mod request;
 mod serve;
 mod spread;
+mod stores;
 
 pub use crate::codec::command::{BatchBuilder as Batch, Swap};
 pub use api::{Blocking, Client};
 pub use block::wait;
+pub(crate) use directory::Basis;
 pub use pages::{Pages, Rows};
 pub use remote::RemoteClient;
 pub use request::{NodeStatus, NodeWork};

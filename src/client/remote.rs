@@ -109,7 +109,8 @@ fn access(body: &Body) -> Access {
         | Body::Scan { .. }
         | Body::Status
         | Body::Transfer { .. }
-        | Body::Regions { .. } => Access::Read,
+        | Body::Regions { .. }
+        | Body::Directory(_) => Access::Read,
     }
 }
 

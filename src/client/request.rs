@@ -11,13 +11,15 @@
 //! | 6 transfer | region, store (0 = any) |
 //! | 7 admin | region, then the command (see [`admin`](crate::codec::admin)) to the end |
 //! | 8 regions | start key, how many at most |
+//! | 9 directory | see [`ask`](super::ask) |
 //!
 //! A level is `0` linearizable, `1` lease, `2` stale and then its bound in ms. A response is version
 //! `u8` = 1, kind `u8` (0 = error, see [`fault`]), then the result: 1 written (to the end), 2
 //! values (count, each `0` or `1` and bytes), 3 page (count, keys and values, `0` or `1` and the range that is
 //! left), 4 status (store, count, regions, five counters), 5 done, 6 regions (count, each its length and bytes), 7 ids (the
-//! first). Numbers and lengths are varints unless said otherwise.
+//! first), 8 [directory](super::ask). Numbers and lengths are varints unless said otherwise.
 
+use super::ask::{Answer, Ask};
 use super::fault;
 use crate::codec::admin::Admin;
 use crate::codec::command::{BATCH_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
@@ -129,6 +131,8 @@ pub enum Body {
         /// How many, at most.
         count: usize,
     },
+    /// Stores, and who leads what.
+    Directory(Ask),
 }
 
 /// A request as it crosses the network.
@@ -193,6 +197,8 @@ pub enum Response {
     Regions(Vec<Region>),
     /// Fresh ids, from this one on.
     Ids(u64),
+    /// Of stores, and who leads what.
+    Directory(Answer),
 }
 
 fn write_level(level: &ReadLevel, out: &mut Writer<'_>) {
@@ -240,6 +246,7 @@ impl Request {
             Body::Transfer { .. } => 6,
             Body::Admin { .. } => 7,
             Body::Regions { .. } => 8,
+            Body::Directory(_) => 9,
         });
         out.varint(self.timeout.as_millis() as u64);
         out.varint(self.route.map_or(0, |route| route.region.0));
@@ -277,6 +284,7 @@ impl Request {
                 out.bytes(start);
                 out.varint(*count as u64);
             }
+            Body::Directory(ask) => ask.encode(&mut out),
         }
         Bytes::from(bytes)
     }
@@ -327,6 +335,7 @@ impl Request {
                 start: from.bytes(BOUND_BYTES_MAX)?,
                 count: from.varint()?.clamp(1, REGIONS_MAX as u64) as usize,
             },
+            9 => Body::Directory(Ask::decode(&mut from)?),
             kind => return Err(from.malformed(format_args!("unknown request kind {kind}"))),
         };
         from.finish()?;
@@ -358,7 +367,7 @@ impl Body {
             Body::Execute { key, command } => key.len() + command.len(),
             Body::Read { keys, .. } => keys.iter().map(|key| key.len() + 3).sum(),
             Body::Scan { range, .. } => range.start.len() + range.end.len(),
-            Body::Admin { .. } => 1 << 10,
+            Body::Admin { .. } | Body::Directory(_) => 1 << 10,
             Body::Regions { start, .. } => start.len(),
             Body::Status | Body::Transfer { .. } => 0,
         }
@@ -446,6 +455,10 @@ fn bytes_of(response: &Result<Response>) -> Bytes {
             out.u8(7);
             out.varint(*first);
         }
+        Ok(Response::Directory(answer)) => {
+            out.u8(8);
+            answer.encode(&mut out);
+        }
     }
     Bytes::from(bytes)
 }
@@ -513,6 +526,7 @@ fn parse_response(from: &mut Reader) -> Result<Result<Response>> {
             Response::Regions((0..count).map(|_| one(from)).collect::<Result<_>>()?)
         }
         7 => Response::Ids(from.varint()?),
+        8 => Response::Directory(Answer::decode(from)?),
         kind => return Err(from.malformed(format_args!("unknown response kind {kind}"))),
     }))
 }

@@ -4,7 +4,7 @@ use super::Done;
 use super::local::{Inner, written};
 use super::request::{Body, Request, Response, encode_response};
 use crate::driver::Submission;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::transport::Origin;
 use crate::types::{RegionId, Time};
 use bytes::Bytes;
@@ -32,6 +32,11 @@ pub(super) fn serve(inner: &Arc<Inner>, origin: Origin, requests: Vec<(u64, Byte
                 continue;
             }
         };
+        if matches!(&body, Body::Directory(ask) if ask.is_among_stores() && origin.store.is_none())
+        {
+            answer(Err(Error::InvalidArgument("only stores report and announce".into())));
+            continue;
+        }
         let deadline = now.after(timeout.min(TIMEOUT_MAX));
         match (route, body) {
             (Some(route), Body::Write { command } | Body::Execute { command, .. }) => {

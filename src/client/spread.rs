@@ -1,6 +1,7 @@
 //! Unrouted requests: split by region, gathered again.
 
 use super::Done;
+use super::ask::Ask;
 use super::fault;
 use super::job::Job;
 use super::local::{Inner, unexpected};
@@ -11,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::kv::Direction;
 use crate::router;
 use crate::store::Reply;
-use crate::types::{KeyRange, RegionId, Time};
+use crate::types::{FIRST_REGION, KeyRange, RegionId, Time};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -137,6 +138,10 @@ impl Inner {
                         self.start_elsewhere(body, key, started, deadline, attempt, done);
                     }
                 }
+            }
+            Body::Directory(Ask::Members) => done.call(self.answer(Ask::Members)),
+            Body::Directory(_) => {
+                self.run(job(body, Route { region: FIRST_REGION, version: 0 }, done));
             }
             Body::Transfer { region, .. } | Body::Admin { region, .. } => {
                 self.run(job(body, Route { region, version: 0 }, done));

@@ -9,6 +9,7 @@
 //! | change peers | `5` (one byte), conf_ver, version, number of changes, then for each: kind (one byte: `1` add learner, `2` promote, `3` demote, `4` remove), peer, and of a learner its store |
 //! | leave joint | `6` (one byte), conf_ver, version |
 //! | forget | `7` (one byte), number of peers, the peers |
+//! | stores | `16` (one byte), then the [change](super::directory) |
 //!
 //! Those of a merge stand in [`merge`](super::merge).
 //!
@@ -16,6 +17,7 @@
 //! entry's data is raft's own form of the same.
 
 use super::command::KEY_BYTES_MAX;
+use super::directory::StoreChange;
 use super::merge::{self, Commit, Prepare};
 use super::{Reader, Writer};
 use crate::error::Result;
@@ -30,6 +32,7 @@ const FORGET: u8 = 7;
 const PREPARE_MERGE: u8 = 8;
 const COMMIT_MERGE: u8 = 9;
 const ROLL_BACK_MERGE: u8 = 10;
+const STORES: u8 = 16;
 
 const ADD_LEARNER: u8 = 1;
 const PROMOTE: u8 = 2;
@@ -76,6 +79,8 @@ pub enum Admin {
         /// The entry that froze it: not another, later one.
         at: u64,
     },
+    /// Change the record of the cluster's stores; region 1 keeps it.
+    Stores(StoreChange),
 }
 
 /// A change of one replica.
@@ -196,6 +201,10 @@ impl Admin {
                 out.u8(ROLL_BACK_MERGE);
                 out.varint(*at);
             }
+            Admin::Stores(change) => {
+                out.u8(STORES);
+                change.encode(&mut out);
+            }
         }
         Bytes::from(bytes)
     }
@@ -213,6 +222,7 @@ impl Admin {
             PREPARE_MERGE => merge::decode_prepare(&mut from).map(Admin::PrepareMerge),
             COMMIT_MERGE => merge::decode_commit(&mut from).map(Box::new).map(Admin::CommitMerge),
             ROLL_BACK_MERGE => from.varint().map(|at| Admin::RollBackMerge { at }),
+            STORES => StoreChange::decode(&mut from).map(Admin::Stores),
             _ => return None,
         };
         Some(admin.and_then(|admin| from.finish().map(|()| admin)))
@@ -226,7 +236,10 @@ impl Admin {
             Admin::ChangePeers { epoch, .. } | Admin::LeaveJoint { epoch } => *epoch = to,
             Admin::PrepareMerge(prepare) => prepare.epoch = to,
             Admin::CommitMerge(commit) => commit.epoch = to,
-            Admin::Allocate { .. } | Admin::Forget { .. } | Admin::RollBackMerge { .. } => {}
+            Admin::Allocate { .. }
+            | Admin::Forget { .. }
+            | Admin::Stores(_)
+            | Admin::RollBackMerge { .. } => {}
         }
     }
 
@@ -237,7 +250,10 @@ impl Admin {
             Admin::ChangePeers { epoch, .. } | Admin::LeaveJoint { epoch } => Some(*epoch),
             Admin::PrepareMerge(prepare) => Some(prepare.epoch),
             Admin::CommitMerge(commit) => Some(commit.epoch),
-            Admin::Allocate { .. } | Admin::Forget { .. } | Admin::RollBackMerge { .. } => None,
+            Admin::Allocate { .. }
+            | Admin::Forget { .. }
+            | Admin::Stores(_)
+            | Admin::RollBackMerge { .. } => None,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! How the house turns words into bytes and back, below every room that has a format: [`bytes`] is
 //! the bounded little-endian cursor pair, [`command`], [`admin`] and [`merge`] what stands in log entries, [`region`] a
-//! region's description on the wire, [`beat`] the heartbeat of a node pair.
+//! region's description on the wire, [`beat`] the heartbeat of a node pair, [`directory`] the record of the
+//! cluster's stores, [`report`] what they tell of their regions.
 //!
 //! Protocol: a format is written with a [`bytes::Writer`] and read with a [`bytes::Reader`]; a reader
 //! never trusts a length or a count before it has compared it with what is really there, never
@@ -14,7 +15,9 @@ pub mod admin;
 pub mod beat;
 pub mod bytes;
 pub mod command;
+pub mod directory;
 pub mod merge;
 pub mod region;
+pub mod report;
 
 pub use bytes::{Reader, Writer};

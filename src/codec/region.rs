@@ -53,20 +53,22 @@ pub struct Head {
     pub removed: Vec<Departed>,
     /// Set while the region is frozen, to be merged into another.
     pub merging: Option<Merging>,
+    /// The record of the cluster's stores, if the region keeps it.
+    pub directory: Bytes,
 }
 
 impl Head {
     /// The state of the replica `peer` that holds the snapshot, which was taken at `applied`.
     pub fn state(self, peer: PeerId, applied: LogPosition) -> RegionState {
-        let Head { region, compacted, next_id, removed, merging } = self;
-        RegionState { region, peer, applied, compacted, next_id, removed, merging }
+        let Head { region, compacted, next_id, removed, merging, directory } = self;
+        RegionState { region, peer, applied, compacted, next_id, removed, merging, directory }
     }
 }
 
 /// Writes the head of a snapshot: the id counter `u64`, number of former replicas `u32`, then for each: region `u64`,
 /// id `u64`, store `u64`; whether it is merging `u8` (0 or 1), and if so: target `u64`, the target's conf_ver and
 /// version `u64`, first index `u64`, index and term of the freezing entry `u64`, the target's start length `u32` and
-/// start; then the region.
+/// start; the record of the stores (length `u32`, then its bytes); then the region.
 pub fn encode_head(state: &RegionState) -> Bytes {
     let mut out = BytesMut::new();
     out.put_u64_le(state.next_id);
@@ -86,6 +88,8 @@ pub fn encode_head(state: &RegionState) -> Bytes {
         out.put_u32_le(merging.start.len() as u32);
         out.put_slice(&merging.start);
     }
+    out.put_u32_le(state.directory.len() as u32);
+    out.put_slice(&state.directory);
     out.put_slice(&encode(&state.region, state.compacted));
     out.freeze()
 }
@@ -111,8 +115,9 @@ pub fn decode_head(bytes: &Bytes) -> Result<Head> {
         1 => Some(decode_merging(&mut bytes)?),
         _ => return Err(Error::malformed("region", "neither merging nor not")),
     };
+    let directory = key(&mut bytes)?;
     let (region, compacted) = decode(&bytes)?;
-    Ok(Head { region, compacted, next_id, removed, merging })
+    Ok(Head { region, compacted, next_id, removed, merging, directory })
 }
 
 fn decode_merging(bytes: &mut Bytes) -> Result<Merging> {
@@ -206,6 +211,7 @@ mod tests {
             removed: vec![gone],
             next_id: 9,
             merging: Some(merging),
+            directory: Bytes::from_static(b"stores"),
             ..Default::default()
         };
         let bytes = encode_head(&state);

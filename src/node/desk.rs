@@ -1,20 +1,19 @@
 //! The network's side of a node: what arrives goes to the driver, what the driver sends goes out.
 
 use super::handover::Away;
+use super::members::Roster;
 use super::operator::Wishes;
 use super::snapshots::arrivals::Arrivals;
 use super::snapshots::dispatch::Dispatch;
 use crate::client::local::Local;
 use crate::codec::beat::Beat;
 use crate::driver::{Driver, Outward, SnapshotStats};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::raft::{Envelope, Lane};
 use crate::store::{Claim, Delivered, MergeWish, SnapshotErrand, SnapshotSend, SplitWish};
 use crate::transport::{Handler, Origin, SnapshotRoom, Transport};
-use crate::types::StoreId;
+use crate::types::{Start, StoreId};
 use bytes::Bytes;
-use parking_lot::Mutex;
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -77,14 +76,22 @@ impl Outward for Outbound {
 
 /// Everything that arrives.
 ///
-/// * A store is known by the incarnation that it first came with: one that comes back with another has
-///   lost its directory, and is kept out until this node, too, is restarted or it joins anew.
+/// * A store is known by what is on record of its directory ([`Roster`]): one that comes back with another, or with an
+///   old copy, is kept out for ever. It joins anew, under a new id.
 pub(super) struct Desk {
     pub local: Local,
     pub driver: Driver,
     pub arrivals: Arc<Arrivals>,
-    pub incarnations: Mutex<BTreeMap<StoreId, u64>>,
+    pub roster: Arc<Roster>,
     pub away: Arc<Away>,
+}
+
+impl Desk {
+    fn heard(&self, origin: Origin) {
+        if let Some(store) = origin.store {
+            self.away.heard(store);
+        }
+    }
 }
 
 impl Handler for Desk {
@@ -100,10 +107,12 @@ impl Handler for Desk {
     }
 
     fn request(&self, origin: Origin, id: u64, body: Bytes) {
+        self.heard(origin);
         self.local.serve(origin, vec![(id, body)]);
     }
 
     fn requests(&self, origin: Origin, requests: Vec<(u64, Bytes)>) {
+        self.heard(origin);
         self.local.serve(origin, requests);
     }
 
@@ -120,18 +129,10 @@ impl Handler for Desk {
         self.local.connection_lost(store);
     }
 
-    fn hello(&self, from: StoreId, incarnation: u64) -> Result<()> {
-        let known = *self.incarnations.lock().entry(from).or_insert(incarnation);
-        match known == incarnation {
-            true => {
-                self.away.heard(from);
-                Ok(())
-            }
-            false => Err(Error::Identity(format!(
-                "{from} came back with another directory (incarnation {incarnation:x}, was \
-                 {known:x}): what it forgot it may not vote about"
-            ))),
-        }
+    fn hello(&self, from: StoreId, incarnation: u64, start: Start) -> Result<()> {
+        self.roster.greet(from, incarnation, start)?;
+        self.away.heard(from);
+        Ok(())
     }
 
     fn snapshot_reserve(&self, from: StoreId, ask: Bytes) -> Result<Box<dyn SnapshotRoom>> {

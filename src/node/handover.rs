@@ -35,6 +35,11 @@ impl Away {
         self.count.store(stores.len(), Ordering::Release);
     }
 
+    /// Whether messages to `store` do not arrive.
+    pub fn has(&self, store: StoreId) -> bool {
+        self.count.load(Ordering::Acquire) > 0 && self.stores.lock().contains(&store)
+    }
+
     /// All of them now.
     pub fn now(&self) -> BTreeSet<StoreId> {
         self.stores.lock().clone()

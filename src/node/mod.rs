@@ -33,15 +33,22 @@
 //! are still held. A node that hits a failed sync or an apply error stops by itself:
 //! [`Node::health`] says why.
 //!
-//! Not done: nodes that join a running cluster (membership brings them).
+//! A store [registers](crate::codec::directory) with the cluster when its node starts; one that [joins](NodeConfig::join) a
+//! running cluster begins empty and is given replicas. What it knows of the others it keeps in the file `members`.
+//!
+//! Not done: a joining node must be told the addresses of some members (by its `cluster`); a cluster cannot be
+//! asked for an id.
 
 mod desk;
+mod directory;
 mod handover;
+mod members;
 mod open;
 mod operator;
 mod snapshots;
 
 pub use crate::config::{NodeConfig, StateKind};
+pub use directory::DirectoryStats;
 pub use open::NodeBuilder;
 
 use crate::client::local::Local;
@@ -71,6 +78,8 @@ pub struct NodeStats {
     pub driver: DriverStats,
     /// Snapshots sent, received, refused, resumed, under way.
     pub snapshots: SnapshotStats,
+    /// Reports and announcements.
+    pub directory: DirectoryStats,
 }
 
 /// What a running node consists of.
@@ -80,6 +89,8 @@ struct Running {
     transport: Arc<dyn Transport>,
     runtime: Option<tokio::runtime::Runtime>,
     away: Arc<Away>,
+    clerk: directory::Handle,
+    directory: Arc<directory::Counters>,
 }
 
 struct Shared {
@@ -239,6 +250,7 @@ impl Running {
             transport: self.transport.stats(),
             driver: self.driver.stats(),
             snapshots: self.driver.snapshot_stats(),
+            directory: self.directory.stats(),
         }
     }
 }
@@ -251,6 +263,7 @@ impl Shared {
         let Some(running) = self.running.lock().take() else { return };
         *self.last_words.lock() = (running.stats(), running.driver.stop_reason());
         running.driver.stop(why);
+        running.clerk.stop();
         running.local.close();
         running.transport.shutdown();
         running.driver.join();

@@ -1,11 +1,15 @@
 //! Putting a node together, from the disk upwards.
 
 use super::desk::{Desk, Outbound};
+use super::directory;
+use super::handover::Away;
+use super::members::{Members, Roster};
 use super::operator::{self, Wishes};
 use super::snapshots::arrivals::Arrivals;
 use super::snapshots::dispatch::Dispatch;
 use super::{Node, Running, Shared};
 use crate::client::local::Local;
+use crate::codec::directory::StoreRecord;
 use crate::config::{NodeConfig, StateKind};
 use crate::driver::{Clock, Driver, DriverConfig, Parts};
 use crate::env::Disk;
@@ -20,8 +24,9 @@ use crate::region::apply::Applier;
 use crate::region::machine::{KvMachine, StateMachine};
 use crate::store::{self, IDENT_GROUP, Registry, Shard, Store, StoreConfig, bootstrap_regions};
 use crate::transport::{self, Handler, Hub, Tcp, Transport};
-use crate::types::{INITIAL_POSITION, Region, RegionState, StoreId};
+use crate::types::{INITIAL_POSITION, Region, RegionState, Start, StoreId};
 use parking_lot::Mutex;
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
@@ -105,7 +110,12 @@ impl NodeBuilder {
         if let Some(torn) = &found.torn {
             tracing::info!(?torn, "the log's torn tail was cut");
         }
-        let layout = bootstrap_regions(&config.stores(), config.regions, config.replica_count())?;
+        let members = Members::open(Arc::clone(&disk), &config.data_dir)?;
+        // The first layout is that of the stores that made the cluster.
+        let layout = match config.join.is_empty() {
+            true => bootstrap_regions(&config.stores(), config.regions, config.replica_count())?,
+            false => Vec::new(),
+        };
         let kv = match state {
             Some(state) => state,
             None => once_unlocked(|| open_state(&config, &log, store_id, &layout))?,
@@ -138,7 +148,8 @@ impl NodeBuilder {
             .map(|_| Applier::new(Arc::clone(&kv), Arc::clone(&machine), Arc::clone(&disk)))
             .collect();
 
-        let bound = bind(&config, recovery.ident.incarnation, hub)?;
+        let start = Start { number: members.starts, life: draw() };
+        let bound = bind(&config, recovery.ident.incarnation, start, hub)?;
         let transport: Arc<dyn Transport> = match &bound {
             Bound::Tcp(tcp, _) => Arc::new(tcp.clone()),
             Bound::Hub(local) => Arc::clone(local) as Arc<dyn Transport>,
@@ -169,12 +180,21 @@ impl NodeBuilder {
         let known = layout.into_iter().chain(kv.region_states().into_iter().map(|s| s.region));
         let local =
             Local::new(store_id, driver.clone(), Arc::clone(&transport), known.collect(), draw());
-        let away = Arc::default();
+        let away: Arc<Away> = Arc::default();
+        let roster = Arc::new(Roster::default());
+        roster.learn(&members.directory);
+        let absent = Arc::clone(&away);
+        let named: BTreeSet<StoreId> = config.others().map(|(store, _)| store).collect();
+        local.remember(
+            members.directory.clone(),
+            named.clone(),
+            Box::new(move |store| !absent.has(store)),
+        );
         let desk: Arc<dyn Handler> = Arc::new(Desk {
             local: local.clone(),
             driver: driver.clone(),
             arrivals,
-            incarnations: Mutex::default(),
+            roster: Arc::clone(&roster),
             away: Arc::clone(&away),
         });
         let (local_addr, runtime) = match bound {
@@ -187,9 +207,34 @@ impl NodeBuilder {
                 (None, None)
             }
         };
-        operator::start(wished, local.client(Duration::ZERO))?;
+        let desk = operator::Desk {
+            client: local.client(Duration::ZERO),
+            local: Box::new(local.weakly()),
+        };
+        operator::start(wished, desk)?;
+        let counters = Arc::new(directory::Counters::default());
+        let data_dir = config.data_dir.clone();
+        let clerk = directory::start(directory::Parts {
+            local: local.clone(),
+            driver: driver.clone(),
+            transport: Arc::clone(&transport),
+            record: StoreRecord {
+                store: store_id,
+                incarnation: recovery.ident.incarnation,
+                start,
+                address: address_of(&config, local_addr),
+                ..StoreRecord::default()
+            },
+            replicas: if config.join.is_empty() { config.replica_count() as u64 } else { 0 },
+            named,
+            members,
+            roster,
+            free_space: Box::new(move || fs2::available_space(&data_dir).ok()),
+            counters: Arc::clone(&counters),
+        })?;
         let client = local.client(Duration::from_millis(config.request_timeout_ms));
-        let running = Running { driver, local, transport, runtime, away };
+        let directory = counters;
+        let running = Running { driver, local, transport, runtime, away, clerk, directory };
         Ok(Node {
             shared: Arc::new(Shared {
                 config,
@@ -207,6 +252,13 @@ impl std::fmt::Debug for NodeBuilder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("NodeBuilder").field("config", &self.config).finish_non_exhaustive()
     }
+}
+
+/// Where the others find this node: as the configuration names it, or where it listens.
+fn address_of(config: &NodeConfig, local: Option<SocketAddr>) -> String {
+    let named = config.cluster.get(&config.store_id).cloned();
+    let named = named.or(config.listen_addr().filter(|_| !config.join.is_empty()));
+    named.or(local.map(|address| address.to_string())).unwrap_or_default()
 }
 
 fn make_dirs(disk: &dyn Disk, data: &Path) -> Result<()> {
@@ -256,9 +308,7 @@ fn open_state(
                         peer: region.peer_on(store)?.id,
                         applied: INITIAL_POSITION,
                         compacted: INITIAL_POSITION,
-                        next_id: 0,
-                        removed: Vec::new(),
-                        merging: None,
+                        ..RegionState::default()
                     })
                 });
                 state.bootstrap(&pb::decode_ident(&ident)?, states.collect())?;
@@ -326,7 +376,7 @@ fn resolve(address: &str) -> Result<SocketAddr> {
     found.next().ok_or_else(|| Error::InvalidArgument(format!("no address for {address:?}")))
 }
 
-fn bind(config: &NodeConfig, incarnation: u64, hub: Option<Hub>) -> Result<Bound> {
+fn bind(config: &NodeConfig, incarnation: u64, start: Start, hub: Option<Hub>) -> Result<Bound> {
     let store = StoreId(config.store_id);
     let listen = match (hub, config.listen_addr()) {
         (Some(hub), _) => {
@@ -345,12 +395,8 @@ fn bind(config: &NodeConfig, incarnation: u64, hub: Option<Hub>) -> Result<Bound
         .build()
         .map_err(|e| Error::io("start runtime", "network", e))?;
     let mut tcp = transport::Config::new(config.cluster_id, store, incarnation, listen);
-    tcp.peers = config
-        .cluster
-        .iter()
-        .filter(|(id, _)| **id != config.store_id)
-        .map(|(id, address)| (StoreId(*id), address.clone()))
-        .collect();
+    tcp.start = start;
+    tcp.peers = config.others().map(|(store, address)| (store, address.clone())).collect();
     tcp.peer_budget = config.peer_queue_bytes;
     tcp.snapshot_timeout = Duration::from_millis(config.snapshot_patience_ms);
     tcp.snapshot_rate = config.snapshot_bytes_per_s;

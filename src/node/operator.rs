@@ -1,20 +1,41 @@
-//! The operator: carries out what the replicas of this node wish for and cannot do alone, one thing at a time.
+//! The operator: carries out what the replicas of this node wish for and cannot do alone, and, on the node that leads
+//! region 1, what placement plans; one thing at a time.
 //!
 //! A region that has grown too large is to be cut; a frozen one is to be merged into its neighbour. The ids for the
 //! parts come from region 1, the neighbour may be led elsewhere, so a thread of its own does it, as any client would. A
 //! wish that fails or finds no place in the queue is forgotten: it is wished again.
+//!
+//! A plan's steps are carried out as far as they go now; what is refused (a learner that has not caught up, a shape that has
+//! changed) comes again with the next plan. Nothing is remembered between plans but for how long a region has been
+//! short of voters: an operator who is just replacing one by hand is not to be helped.
 
+use crate::client::local::Local;
 use crate::client::merge::Merged;
-use crate::client::{Client, wait};
+use crate::client::{Basis, Client, wait};
+use crate::codec::admin::Change;
 use crate::error::{Error, Result};
+use crate::placement::{Action, Goal, Limits, Plan, Step};
 use crate::store::{MergeWish, SplitWish};
-use crossbeam::channel::{Receiver, Sender, bounded};
-use std::time::Duration;
+use crate::types::{PeerId, Region, RegionId, StoreId};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 /// Wishes that wait, at most.
 const WISHES_MAX: usize = 64;
-/// How long one may take.
+/// How long a cut may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a step of a plan may take: wishes wait meanwhile.
+const STEP_PATIENCE: Duration = Duration::from_secs(2);
+/// How often there is looked whether something is to be planned.
+const LOOK: Duration = Duration::from_millis(500);
+/// The pause after a plan of which something came off.
+const BREATH: Duration = Duration::from_millis(20);
+/// Regions with a learner on its way.
+const MOVES: usize = 8;
+const STEPS: usize = 32;
+/// A region is short of voters for so long before anybody does something about it.
+const SHORT_FOR: Duration = Duration::from_secs(5);
 
 /// Something to be carried out.
 #[derive(Debug)]
@@ -48,17 +69,40 @@ impl Wishes {
     }
 }
 
+/// How the operator gets at the node: it must not keep it alive.
+pub(super) struct Desk {
+    pub client: Client,
+    /// `None` once the node is closed.
+    pub local: Box<dyn Fn() -> Option<Local> + Send>,
+}
+
+struct Operator {
+    desk: Desk,
+    basis: Basis,
+    short: BTreeMap<RegionId, Instant>,
+}
+
 /// Starts the thread. It ends when the node stops, or its driver is gone: a moment later, nobody waits for it.
-pub(super) fn start(wishes: Receiver<Wish>, client: Client) -> Result<()> {
-    let client = client.with_timeout(PATIENCE);
+pub(super) fn start(wishes: Receiver<Wish>, desk: Desk) -> Result<()> {
+    let mut operator = Operator { desk, basis: Basis::default(), short: BTreeMap::new() };
     let body = move || {
-        for wish in wishes {
-            let done = match wish {
-                Wish::Split(wish) => split(&client, wish),
-                Wish::Merge(wish) => merge(&client, wish),
-            };
-            if matches!(done, Err(Error::Stopped { .. })) {
-                return;
+        let mut pause = LOOK;
+        loop {
+            match wishes.recv_timeout(pause) {
+                Ok(wish) => {
+                    let done = match wish {
+                        Wish::Split(wish) => operator.split(wish),
+                        Wish::Merge(wish) => operator.merge(wish),
+                    };
+                    if done.is_err() {
+                        return;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => match operator.look() {
+                    Some(next) => pause = next,
+                    None => return,
+                },
+                Err(RecvTimeoutError::Disconnected) => return,
             }
         }
     };
@@ -66,25 +110,105 @@ pub(super) fn start(wishes: Receiver<Wish>, client: Client) -> Result<()> {
     thread.spawn(body).map(drop).map_err(|e| Error::io("spawn thread", "operator", e))
 }
 
-fn split(client: &Client, wish: SplitWish) -> Result<()> {
-    let SplitWish { region, keys } = wish;
-    let cut = wait(client.split(keys));
-    match &cut {
-        Ok(cut) => tracing::info!(%region, parts = cut.len(), "a large region was cut"),
-        Err(error) => tracing::warn!(%region, %error, "a large region could not be cut"),
-    }
-    cut.map(drop)
-}
-
-fn merge(client: &Client, wish: MergeWish) -> Result<()> {
-    let (region, target) = (wish.source, wish.merging.target);
-    let done = wait(client.carry_out(wish));
-    match &done {
-        Ok(Merged::Yes) => tracing::info!(%region, %target, "a region was merged"),
-        Ok(Merged::Never) => {
-            tracing::info!(%region, %target, "a region could not be merged, and was thawed")
+impl Operator {
+    fn split(&self, SplitWish { region, keys }: SplitWish) -> Result<()> {
+        match wait(self.desk.client.with_timeout(PATIENCE).split(keys)) {
+            Ok(cut) => tracing::info!(%region, parts = cut.len(), "a large region was cut"),
+            Err(stopped @ Error::Stopped { .. }) => return Err(stopped),
+            Err(error) => tracing::warn!(%region, %error, "a large region could not be cut"),
         }
-        Err(error) => tracing::warn!(%region, %target, %error, "a frozen region waits"),
+        Ok(())
     }
-    done.map(drop)
+
+    fn merge(&self, wish: MergeWish) -> Result<()> {
+        let (region, target) = (wish.source, wish.merging.target);
+        match wait(self.desk.client.with_timeout(PATIENCE).carry_out(wish)) {
+            Ok(Merged::Yes) => tracing::info!(%region, %target, "a region was merged"),
+            Ok(Merged::Never) => {
+                tracing::info!(%region, %target, "a region could not be merged, and was thawed");
+            }
+            Err(stopped @ Error::Stopped { .. }) => return Err(stopped),
+            Err(error) => tracing::warn!(%region, %target, %error, "a frozen region waits"),
+        }
+        Ok(())
+    }
+
+    /// Plans, and carries out; gives the time until the next look, `None` when the node has gone.
+    fn look(&mut self) -> Option<Duration> {
+        let local = (self.desk.local)()?;
+        if local.stopped() {
+            return None;
+        }
+        let Some(plan) =
+            local.plan(&mut self.basis, |wanted| Limits { wanted, moves: MOVES, steps: STEPS })
+        else {
+            return Some(LOOK);
+        };
+        if plan.unsettled > 0 {
+            // It is looked at again, whether or not anything changes meanwhile.
+            self.basis = Basis::default();
+        }
+        let steps = self.ripe(plan);
+        // Not held over the calls: a node that is closed meanwhile lets go of its directory.
+        drop(local);
+        let mut done = false;
+        for step in steps {
+            let Step { region, ref action, ref why, .. } = step;
+            match self.carry_out(&step) {
+                Ok(shapes) => {
+                    tracing::info!(%region, ?action, why, "placement");
+                    let local = (self.desk.local)()?;
+                    done |= local.learn(&shapes);
+                }
+                Err(Error::Stopped { .. }) if (self.desk.local)().is_none_or(|l| l.stopped()) => {
+                    return None;
+                }
+                Err(error) => tracing::debug!(%region, ?action, why, %error, "not yet"),
+            }
+        }
+        Some(if done { BREATH } else { LOOK })
+    }
+
+    /// The steps whose time has come.
+    fn ripe(&mut self, plan: Plan) -> Vec<Step> {
+        let now = Instant::now();
+        let repairs: BTreeMap<RegionId, Instant> = plan
+            .steps
+            .iter()
+            .filter(|step| step.goal == Goal::Repair)
+            .map(|step| (step.region, *self.short.get(&step.region).unwrap_or(&now)))
+            .collect();
+        self.short = repairs;
+        let since = |step: &Step| self.short.get(&step.region).map(|since| now - *since);
+        let ripe = |step: &Step| since(step).is_none_or(|since| since >= SHORT_FOR);
+        plan.steps.into_iter().filter(ripe).collect()
+    }
+
+    /// One step; gives the shapes that it has brought to light.
+    fn carry_out(&self, step: &Step) -> Result<Vec<Region>> {
+        let client = self.desk.client.with_timeout(STEP_PATIENCE);
+        let changes = match &step.action {
+            Action::Transfer { to } => {
+                wait(client.transfer_leader(step.region, Some(*to)))?;
+                return Ok(Vec::new());
+            }
+            Action::AddLearner { on } => vec![self.newcomer(&client, *on)?],
+            Action::Change(changes) => changes.clone(),
+        };
+        match wait(client.change_peers(step.region, step.epoch, changes)) {
+            // It leads after all: the next plan knows.
+            Err(Error::LeaderStays { region }) => {
+                wait(client.transfer_leader(region, None))?;
+                Ok(Vec::new())
+            }
+            // Somebody was faster.
+            Err(Error::EpochNotMatch { current }) => Ok(current),
+            result => result,
+        }
+    }
+
+    fn newcomer(&self, client: &Client, store: StoreId) -> Result<Change> {
+        let peer = PeerId(wait(client.allocate_ids(1))?);
+        Ok(Change::AddLearner { peer, store })
+    }
 }

@@ -8,6 +8,7 @@ use super::merge::{FROZEN, absorb, departed, freeze};
 use super::peer::Peer;
 use super::{membership, split};
 use crate::codec::admin::{Admin, Change};
+use crate::codec::directory::Directory;
 use crate::codec::merge::{Commit, Prepare};
 use crate::error::{Error, Result};
 use crate::kv::{View, WriteBatch};
@@ -89,10 +90,12 @@ impl Peer {
             }
             Admin::ChangePeers { epoch, changes } => self.propose_change(*epoch, changes),
             Admin::LeaveJoint { epoch } => self.propose_leave(*epoch),
-            Admin::Allocate { .. } if self.region.id != FIRST_REGION => {
-                Err(Error::InvalidArgument(format!("{FIRST_REGION} hands out ids")))
+            Admin::Allocate { .. } | Admin::Stores(_) if self.region.id != FIRST_REGION => {
+                let why =
+                    format!("{FIRST_REGION} hands out ids and keeps the record of the stores");
+                Err(Error::InvalidArgument(why))
             }
-            Admin::Allocate { .. } => {
+            Admin::Allocate { .. } | Admin::Stores(_) => {
                 self.fold(config, effects);
                 self.put_admin(admin)
             }
@@ -209,6 +212,12 @@ fn administer_alone(
             state.removed.retain(|gone| !peers.contains(&gone.id));
             applied.removed = Some(state.removed.clone());
             Ok(AdminDone::Shaped(vec![state.region.clone()]))
+        }
+        Admin::Stores(change) => {
+            let mut directory = Directory::decode(&state.directory)?;
+            directory.change(change)?;
+            state.directory = directory.encode();
+            Ok(AdminDone::Stores(directory))
         }
         Admin::Allocate { count } => {
             let first = state.next_id.max(FIRST_FREE_ID);

@@ -3,6 +3,7 @@
 
 use crate::codec::admin::Change;
 use crate::codec::beat::Beat;
+use crate::codec::directory::Directory;
 use crate::codec::merge::Commit;
 use crate::error::{Error, Result};
 use crate::log::Seq;
@@ -370,6 +371,8 @@ pub enum AdminDone {
         /// The first.
         first: u64,
     },
+    /// The record of the stores is this now.
+    Stores(Directory),
 }
 
 /// An answer to whoever waits under a token.

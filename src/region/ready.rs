@@ -267,6 +267,7 @@ impl Peer {
         let changed = (status.term, leads) != (self.unpersisted.term, self.unpersisted.leads);
         (self.unpersisted.term, self.unpersisted.leads) = (status.term, leads);
         self.share.set_leader(self.leader_store());
+        self.share.set_load(status.term, self.bytes_so_far());
         self.share.set_committed(status.committed);
         if changed {
             self.share.set_lease(Time(0));

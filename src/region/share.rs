@@ -27,6 +27,8 @@ pub struct PeerShare {
     epoch_version: AtomicU64,
     leader: AtomicU64,
     still: AtomicBool,
+    term: AtomicU64,
+    bytes: AtomicU64,
     region: RwLock<Arc<Region>>,
 }
 
@@ -43,6 +45,8 @@ impl PeerShare {
             epoch_version: AtomicU64::new(epoch.version),
             leader: AtomicU64::new(0),
             still: AtomicBool::new(false),
+            term: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
             region: RwLock::new(Arc::new(region.clone())),
         }
     }
@@ -83,6 +87,21 @@ impl PeerShare {
             0 => None,
             id => Some(StoreId(id)),
         }
+    }
+
+    /// The replica's term, as of its last round.
+    pub fn term(&self) -> u64 {
+        self.term.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of the region's keys and values, about: as last measured here, and what was written since.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_load(&self, term: u64, bytes: u64) {
+        self.term.store(term, Ordering::Relaxed);
+        self.bytes.store(bytes, Ordering::Relaxed);
     }
 
     pub(crate) fn set_lease(&self, until: Time) {
@@ -188,6 +207,13 @@ impl Registry {
     /// Every region with a replica here.
     pub fn regions(&self) -> Vec<RegionId> {
         self.replicas.read().by_region.keys().copied().collect()
+    }
+
+    /// The replicas here that lead, as far as they know, in order of their regions.
+    pub fn led_by(&self, store: StoreId) -> Vec<(RegionId, Arc<PeerShare>)> {
+        let replicas = self.replicas.read();
+        let led = replicas.by_region.iter().filter(|(_, share)| share.leader() == Some(store));
+        led.map(|(region, share)| (*region, Arc::clone(share))).collect()
     }
 
     /// The region that owns `key`, if a replica of it lives here.

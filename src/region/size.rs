@@ -160,6 +160,11 @@ impl Peer {
         self.size = Size::default();
     }
 
+    /// Bytes of keys and values as last measured, and what was written since.
+    pub(crate) fn bytes_so_far(&self) -> u64 {
+        self.size.measured + self.size.written
+    }
+
     /// Bytes of keys and values, about; 0 until it was measured for the first time.
     pub(crate) fn about_bytes(&self) -> u64 {
         self.size.measured

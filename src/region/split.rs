@@ -86,9 +86,7 @@ pub fn newborn(child: Region, parent: &RegionState) -> Option<RegionState> {
         region: child,
         applied: INITIAL_POSITION,
         compacted: INITIAL_POSITION,
-        next_id: 0,
-        removed: Vec::new(),
-        merging: None,
+        ..RegionState::default()
     })
 }
 

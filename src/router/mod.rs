@@ -9,12 +9,18 @@
 //!    newer regions or a leader are first fed back by [`RangeCache::update`] and
 //!    [`RangeCache::set_leader`].
 //!
+//! Beside that: the directory. Leaders [report](reporter) to the leader of region 1, which keeps the [`Atlas`] and
+//! says where a key lives whose region nobody here has heard of.
+//!
 //! Not done: the cache of a node holds every region of the cluster (a few hundred bytes each). When
 //! placement brings millions, it becomes bounded and asks the directory on a miss.
 
+mod atlas;
 mod cache;
+pub mod reporter;
 pub mod retry;
 mod split;
 
+pub use atlas::{Atlas, Sender};
 pub use cache::{RangeCache, Route};
 pub use split::{Part, split_batch};

@@ -267,6 +267,9 @@ impl Cluster {
                 self.counts.splits += regions.len() as u64 - 1;
                 self.trace.line(now, format_args!("{region} is {} regions", regions.len()));
             }
+            Ok(AdminDone::Stores(directory)) => {
+                self.trace.line(now, format_args!("{} stores on record", directory.stores.len()));
+            }
             Err(error) => self.trace.line(now, format_args!("{region} not changed: {error}")),
         }
         Ok(())

@@ -141,9 +141,7 @@ fn initial_states(store: StoreId, layout: &[Region]) -> Vec<RegionState> {
                 peer: peer.id,
                 applied: INITIAL_POSITION,
                 compacted: INITIAL_POSITION,
-                next_id: 0,
-                removed: Vec::new(),
-                merging: None,
+                ..RegionState::default()
             })
         })
         .collect()

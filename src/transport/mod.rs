@@ -44,7 +44,7 @@ pub mod tcp;
 
 use crate::codec::beat::Beat;
 use crate::error::Result;
-use crate::types::StoreId;
+use crate::types::{Start, StoreId};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -186,6 +186,11 @@ pub trait Transport: Send + Sync + 'static {
     /// [`Busy`](crate::Error::Busy) is "not now", [`InvalidArgument`](crate::Error::InvalidArgument) "no use for it".
     fn ask_snapshot(&self, to: StoreId, ask: Bytes, answer: SlotAnswer);
 
+    /// Where a store listens from now on, for transports that dial.
+    fn set_peer(&self, store: StoreId, address: String) {
+        let _ = (store, address);
+    }
+
     /// Stops sending, closes every connection, lets go of the handler. No call to it begins afterwards
     /// but those already under way.
     fn shutdown(&self);
@@ -235,10 +240,10 @@ pub trait Handler: Send + Sync + 'static {
     /// outcome. Requests made after this call are not meant.
     fn connection_lost(&self, store: StoreId);
 
-    /// A connection to or from a store came up, which claims this incarnation. An error closes it: a
-    /// wiped store that comes back under its old id can be kept out here.
-    fn hello(&self, from: StoreId, incarnation: u64) -> Result<()> {
-        let _ = (from, incarnation);
+    /// A connection to or from a store came up, which claims this incarnation, at this start. An error closes it: a
+    /// wiped store that comes back under its old id can be kept out here, and an old copy of one.
+    fn hello(&self, from: StoreId, incarnation: u64, start: Start) -> Result<()> {
+        let _ = (from, incarnation, start);
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use crate::codec::beat::{self, Beat};
 use crate::codec::{Reader, Writer};
 use crate::error::{Error, Result};
 use crate::raft::{Note, wire};
-use crate::types::{Epoch, PeerId, RegionId, StoreId};
+use crate::types::{Epoch, PeerId, RegionId, Start, StoreId};
 use bytes::Bytes;
 
 /// The protocol spoken here. Two sides talk only if theirs are equal.
@@ -54,6 +54,8 @@ pub struct Hello {
     pub incarnation: u64,
     /// Whom it means to reach; `None` for anyone.
     pub target: Option<StoreId>,
+    /// Which opening of its data directory it is; zeros for a client.
+    pub start: Start,
 }
 
 /// The accepting side's introduction.
@@ -67,6 +69,8 @@ pub struct Welcome {
     pub store: StoreId,
     /// The incarnation of its data directory.
     pub incarnation: u64,
+    /// Which opening of its data directory it is.
+    pub start: Start,
 }
 
 /// Why a connection or a snapshot is refused. The numbers are on the wire.
@@ -140,6 +144,8 @@ pub fn write_hello(hello: &Hello, out: &mut Vec<u8>) {
         w.u64(hello.store.0);
         w.u64(hello.incarnation);
         w.u64(hello.target.map_or(0, |s| s.0));
+        w.u64(hello.start.number);
+        w.u64(hello.start.life);
     });
 }
 
@@ -164,10 +170,11 @@ pub fn read_hello(payload: Bytes) -> Result<Hello> {
     let store = StoreId(r.u64()?);
     let incarnation = r.u64()?;
     let target = StoreId(r.u64()?);
+    let start = Start { number: r.u64()?, life: r.u64()? };
     r.finish()?;
     let cluster = (flags & 1 != 0).then_some(cluster);
     let target = (flags & 2 != 0).then_some(target);
-    Ok(Hello { protocol, purpose, cluster, store, incarnation, target })
+    Ok(Hello { protocol, purpose, cluster, store, incarnation, target, start })
 }
 
 /// Appends a welcome frame.
@@ -178,6 +185,8 @@ pub fn write_welcome(welcome: &Welcome, out: &mut Vec<u8>) {
         w.u64(welcome.cluster);
         w.u64(welcome.store.0);
         w.u64(welcome.incarnation);
+        w.u64(welcome.start.number);
+        w.u64(welcome.start.life);
     });
 }
 
@@ -191,8 +200,9 @@ pub fn read_welcome(payload: Bytes) -> Result<Welcome> {
     let cluster = r.u64()?;
     let store = StoreId(r.u64()?);
     let incarnation = r.u64()?;
+    let start = Start { number: r.u64()?, life: r.u64()? };
     r.finish()?;
-    Ok(Welcome { protocol, cluster, store, incarnation })
+    Ok(Welcome { protocol, cluster, store, incarnation, start })
 }
 
 /// Appends a refusal frame.

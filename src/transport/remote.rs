@@ -9,7 +9,7 @@ use super::queue::Outbox;
 use super::tcp::stream::{Budget, FrameReader, Pace, Patience, write, write_loop};
 use super::tcp::{Config, Counters};
 use crate::error::{Error, Result};
-use crate::types::StoreId;
+use crate::types::{Start, StoreId};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -165,6 +165,7 @@ async fn shake_hands(
         store: StoreId(0),
         incarnation: 0,
         target: None,
+        start: Start::default(),
     };
     let mut out = Vec::new();
     write_hello(&hello, &mut out);

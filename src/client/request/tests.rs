@@ -100,7 +100,7 @@ fn an_answer_too_large_for_a_message_is_answered_as_an_error() {
 
 proptest! {
     #[test]
-    fn any_bytes_are_read_or_refused(mut bytes: Vec<u8>, kind in 0u8..8) {
+    fn any_bytes_are_read_or_refused(mut bytes: Vec<u8>, kind in 0u8..10) {
         if let Some(first) = bytes.first_mut() { *first = VERSION; }
         if let Some(second) = bytes.get_mut(1) { *second = kind; }
         let bytes = Bytes::from(bytes);

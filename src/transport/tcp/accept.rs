@@ -88,6 +88,7 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, from: SocketAddr) {
             cluster: shared.config.cluster,
             store: shared.config.store,
             incarnation: shared.config.incarnation,
+            start: shared.config.start,
         },
         &mut out,
     );
@@ -174,7 +175,7 @@ async fn greet(shared: &Shared, reader: &mut Reader) -> Result<Hello, Refusal> {
         let Some(handler) = shared.handler() else {
             return refuse(Reason::Failed, "shutting down".into());
         };
-        if let Err(error) = handler.hello(hello.store, hello.incarnation) {
+        if let Err(error) = handler.hello(hello.store, hello.incarnation, hello.start) {
             return Err(Refusal::of(&error));
         }
     }

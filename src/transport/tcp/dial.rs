@@ -95,6 +95,7 @@ pub(super) async fn dial(shared: &Arc<Shared>, peer: &Peer, purpose: Purpose) ->
         store: shared.config.store,
         incarnation: shared.config.incarnation,
         target: Some(peer.store),
+        start: shared.config.start,
     };
     let mut out = Vec::new();
     write_hello(&hello, &mut out);
@@ -112,7 +113,7 @@ pub(super) async fn dial(shared: &Arc<Shared>, peer: &Peer, purpose: Purpose) ->
         )));
     }
     if let Some(handler) = shared.handler() {
-        handler.hello(peer.store, welcome.incarnation)?;
+        handler.hello(peer.store, welcome.incarnation, welcome.start)?;
     }
     reader.relax(shared.config.max_frame, shared.patience());
     Ok(Dialled { reader, writer })

@@ -22,7 +22,7 @@ use super::queue::Outbox;
 use super::{Envelope, Handler, Lane, Origin, SlotAnswer, Stats, Transport, frame::Kind};
 use crate::codec::beat::{self, Beat};
 use crate::error::{Error, Result};
-use crate::types::StoreId;
+use crate::types::{Start, StoreId};
 use bytes::Bytes;
 use complaints::{Complaint, Complaints};
 use parking_lot::{Mutex, RwLock};
@@ -44,6 +44,8 @@ pub struct Config {
     pub store: StoreId,
     /// The incarnation of our data directory.
     pub incarnation: u64,
+    /// Which opening of it this is: others keep out a copy from before a start that they remember.
+    pub start: Start,
     /// Where to listen. Port 0 takes a free one, see [`Tcp::local_addr`].
     pub listen: SocketAddr,
     /// Where the others listen, `host:port`. More by [`Tcp::set_peer`].
@@ -82,6 +84,7 @@ impl Config {
             cluster,
             store,
             incarnation,
+            start: Start::default(),
             listen,
             peers: BTreeMap::new(),
             max_frame: 64 << 20,
@@ -286,8 +289,10 @@ impl Tcp {
     /// Where `store` listens from now on. A live connection stays; the next dial uses it.
     pub fn set_peer(&self, store: StoreId, address: String) {
         let peer = self.shared.peer(store);
-        *peer.address.lock() = Some(address);
-        peer.alive.notify_one();
+        let before = peer.address.lock().replace(address.clone());
+        if before != Some(address) {
+            peer.alive.notify_one();
+        }
     }
 }
 
@@ -355,6 +360,10 @@ impl Transport for Tcp {
 
     fn ask_snapshot(&self, to: StoreId, ask: Bytes, answer: SlotAnswer) {
         ship::ask(&self.shared, to, ask, answer);
+    }
+
+    fn set_peer(&self, store: StoreId, address: String) {
+        Tcp::set_peer(self, store, address);
     }
 
     fn shutdown(&self) {

@@ -3,6 +3,7 @@
 use crate::cli::{EntryFilter, EntryType, Keys};
 use catamaran::codec::admin::{Admin, Change, Child};
 use catamaran::codec::command::{Op, Payload, ops};
+use catamaran::codec::directory::StoreChange;
 use catamaran::log::Entry;
 use serde::Serialize;
 
@@ -186,6 +187,14 @@ fn administers(admin: &Admin, show: Show) -> String {
             format!("take in {source}, frozen at {at}, with {} entries", commit.entries.len())
         }
         Admin::RollBackMerge { at } => format!("thaw what {at} froze"),
+        Admin::Stores(change) => match change {
+            StoreChange::Register { record, .. } => {
+                format!("register {} at {:?}", record.store, record.address)
+            }
+            StoreChange::Drain(store) => format!("drain {store}"),
+            StoreChange::Resume(store) => format!("{store} stays"),
+            StoreChange::Leave(store) => format!("{store} has left"),
+        },
         Admin::Split(split) => {
             let child = |c: &Child| format!("{} from {}", c.region, render(&c.start, show.keys));
             let children: Vec<String> = split.children.iter().map(child).collect();

@@ -51,13 +51,41 @@ Examples:
     catamaran kv scan --prefix gr --limit 10 --reverse
     catamaran kv delete greeting";
 
+const REGION_EXAMPLES: &str = "\
+Examples:
+    catamaran ctl region list
+    catamaran ctl region get 3 --output json
+    catamaran ctl region get --key greeting
+    catamaran ctl region split g n t
+    catamaran ctl region transfer 3 --to 2
+    catamaran ctl region add-peer 3 --to 4
+    catamaran ctl region add-peer 3 --to 5 --learner
+    catamaran ctl region remove-peer 3 --from 1";
+
+const STORE_EXAMPLES: &str = "\
+Examples:
+    catamaran ctl store list
+    catamaran ctl store drain 4
+    catamaran ctl store drain 4 --wait --timeout 10m
+    catamaran ctl store drain 4 --cancel
+    catamaran ctl store remove 4
+
+To replace a machine: start the new one (serve with `join`, under a new id), drain the old one, wait until it
+is empty, remove it, stop it.";
+
 const CTL_EXAMPLES: &str = "\
 Examples:
     catamaran ctl region list
     catamaran ctl region get --key greeting --output json
     catamaran ctl region split g n t
     catamaran ctl region split --hex 80000000 c0000000
-    catamaran ctl region transfer 3 --to 2";
+    catamaran ctl region transfer 3 --to 2
+    catamaran ctl region add-peer 3 --to 4
+    catamaran ctl store list
+    catamaran ctl store drain 4 --wait --timeout 10m
+    catamaran ctl store remove 4
+
+Each subcommand has examples of its own: `catamaran ctl region --help`.";
 
 /// A multi-Raft sharded key-value store: one node, a demo, and the tools to use them.
 #[derive(Parser, Debug)]
@@ -232,10 +260,41 @@ pub struct CtlArgs {
 #[derive(Subcommand, Debug)]
 pub enum CtlCommand {
     /// Regions.
+    #[command(after_help = REGION_EXAMPLES)]
     Region {
         /// What to do.
         #[command(subcommand)]
         command: RegionCommand,
+    },
+    /// Stores.
+    #[command(after_help = STORE_EXAMPLES)]
+    Store {
+        /// What to do.
+        #[command(subcommand)]
+        command: StoreCommand,
+    },
+}
+
+/// What is done to stores.
+#[derive(Subcommand, Debug)]
+pub enum StoreCommand {
+    /// All of them: where they are, whether they stay, what they hold.
+    List,
+    /// Empty a store: its leaderships and replicas go to others, in the background. It may be down.
+    Drain {
+        /// The store.
+        store: u64,
+        /// Come back when it holds nothing any more (after `--timeout` with exit code 1; the work goes on).
+        #[arg(long, conflicts_with = "cancel")]
+        wait: bool,
+        /// Take the drain back.
+        #[arg(long)]
+        cancel: bool,
+    },
+    /// Strike an empty store off, for good: its id is never used again.
+    Remove {
+        /// The store.
+        store: u64,
     },
 }
 
@@ -259,6 +318,26 @@ pub enum RegionCommand {
         /// The keys.
         #[arg(required = true)]
         keys: Vec<OsString>,
+    },
+    /// Give a region a replica on a store, and print the region. It votes as soon as it has caught up.
+    AddPeer {
+        /// The region.
+        region: u64,
+        /// On which store.
+        #[arg(long)]
+        to: u64,
+        /// It never votes: it only receives the data.
+        #[arg(long)]
+        learner: bool,
+    },
+    /// Remove a region's replica from a store, with its data, and print the region. (If voters are missing then
+    /// and another store has room, it gets a new one some seconds later.)
+    RemovePeer {
+        /// The region.
+        region: u64,
+        /// From which store.
+        #[arg(long)]
+        from: u64,
     },
     /// Start handing the leadership of a region over.
     Transfer {

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `args`, `settings` | the command line and the configuration file |
 //! | `serve` | nodes: opening, waiting, stopping |
-//! | `kv`, `ctl`, `status` | a running cluster from outside |
+//! | `kv`, `ctl`, `stores`, `status` | a running cluster from outside |
 //! | `print` | bytes for people, JSON and pipes |
 
 mod args;
@@ -14,6 +14,7 @@ mod print;
 mod serve;
 mod settings;
 mod status;
+mod stores;
 
 use args::{Cli, Command};
 use clap::{CommandFactory, Parser};

@@ -2,12 +2,14 @@
 
 use crate::args::{StatusArgs, StatusOutput};
 use crate::print::{self, columns, hex, readable};
+use crate::stores;
 use anyhow::Result;
 use catamaran::client::{NodeStatus, RemoteClient};
 use catamaran::driver::SnapshotStats;
 use catamaran::store::RegionStatus;
 use serde::Serialize;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// One replica.
 #[derive(Serialize)]
@@ -81,6 +83,8 @@ struct Silent {
 struct Overview {
     nodes: Vec<NodeReport>,
     unreachable: Vec<Silent>,
+    /// What the directory knows; none while nobody leads region 1.
+    directory: Option<stores::Directory>,
 }
 
 fn replica(status: &RegionStatus) -> Replica {
@@ -173,6 +177,9 @@ fn table(overview: &Overview, args: &StatusArgs) -> String {
     for silent in &overview.unreachable {
         text.push_str(&format!("{}: {}\n", silent.address, silent.error));
     }
+    if let Some(directory) = &overview.directory {
+        text.push_str(&stores::brief(directory));
+    }
     if args.regions {
         let head = ["region", "store", "role", "term", "committed", "applied", "flushed"];
         let mut rows = vec![head.map(str::to_owned).to_vec()];
@@ -209,15 +216,25 @@ fn table(overview: &Overview, args: &StatusArgs) -> String {
     text
 }
 
+/// How long the directory may take to answer.
+const DIRECTORY_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Asks every node named; an error only if none answers.
 pub fn run(args: &StatusArgs) -> Result<ExitCode> {
-    let mut overview = Overview { nodes: Vec::new(), unreachable: Vec::new() };
+    let mut overview = Overview { nodes: Vec::new(), unreachable: Vec::new(), directory: None };
     for address in &args.connect.connect {
         let one = std::slice::from_ref(address);
         let asked = RemoteClient::new(one, None, args.connect.timeout)
-            .and_then(|remote| remote.client().blocking().status());
+            .and_then(|remote| Ok((remote.client().blocking().status()?, remote.client())));
         match asked {
-            Ok(status) => overview.nodes.push(node(address, &status)),
+            Ok((status, client)) => {
+                overview.nodes.push(node(address, &status));
+                if overview.directory.is_none() {
+                    // A cluster without a majority is not waited for long.
+                    let client = client.with_timeout(DIRECTORY_PATIENCE).blocking();
+                    overview.directory = client.cluster().ok().as_ref().map(stores::directory);
+                }
+            }
             Err(error) => overview
                 .unreachable
                 .push(Silent { address: address.clone(), error: error.to_string() }),

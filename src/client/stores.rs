@@ -1,0 +1,159 @@
+//! What operators ask: stores that join, drain and leave; who leads what.
+
+use super::ask::{Answer, Ask};
+use super::request::{Body, REGIONS_MAX, Response};
+use super::{Client, odd};
+use crate::codec::admin::Admin;
+use crate::codec::directory::{Directory, StoreChange, StoreRecord, StoreState};
+use crate::codec::report::{Cluster, RegionInfo};
+use crate::error::{Error, Result};
+use crate::types::{FIRST_REGION, StoreId};
+use bytes::Bytes;
+
+impl Client {
+    async fn ask(&self, ask: Ask) -> Result<Answer> {
+        match self.call(Body::Directory(ask)).await? {
+            Response::Directory(answer) => Ok(answer),
+            _ => Err(odd()),
+        }
+    }
+
+    /// The stores of the cluster, what they hold, and what stands in the way of draining them, as the leader of region 1
+    /// knows it. Any node can be asked. What stores hold is as they have last reported it, about half a second ago.
+    pub async fn cluster(&self) -> Result<Cluster> {
+        match self.ask(Ask::Cluster).await? {
+            Answer::Cluster(cluster) => Ok(cluster),
+            _ => Err(odd()),
+        }
+    }
+
+    /// The record of the stores, those that have left included.
+    pub async fn stores(&self) -> Result<Vec<StoreRecord>> {
+        Ok(self.cluster().await?.directory.stores.into_values().collect())
+    }
+
+    /// The regions from the one that owns `start` on, at most `count` (and at most 256) of them, with leader and size, as
+    /// they have been reported to the leader of region 1. Any node can be asked.
+    pub async fn locate(&self, start: impl Into<Bytes>, count: usize) -> Result<Vec<RegionInfo>> {
+        let (start, count) = (start.into(), count.clamp(1, REGIONS_MAX));
+        match self.ask(Ask::Locate { start, count }).await? {
+            Answer::Located(regions) => Ok(regions),
+            _ => Err(odd()),
+        }
+    }
+
+    async fn change_record(&self, change: StoreChange) -> Result<Directory> {
+        let admin = Admin::Stores(change);
+        match self.call(Body::Admin { region: FIRST_REGION, admin }).await? {
+            Response::Directory(Answer::Record(directory)) => Ok(directory),
+            _ => Err(odd()),
+        }
+    }
+
+    /// Empties a store: it gets no more replicas, its leaderships go to others, and each of its replicas is replaced by
+    /// one on the store with the fewest. Returns as soon as that is on record; the work is done in the background by the
+    /// node that leads region 1, a few regions at a time, and goes on after any crash. [`cluster`](Self::cluster) shows
+    /// how far it got. The store serves meanwhile; it may as well be down. Asking again changes nothing.
+    ///
+    /// A learner that is on the store beyond the wanted replicas goes without being replaced.
+    pub async fn drain_store(&self, store: StoreId) -> Result<()> {
+        self.change_record(StoreChange::Drain(store)).await.map(drop)
+    }
+
+    /// Takes a drain back: the store may get replicas again. What has gone does not come back by itself.
+    pub async fn resume_store(&self, store: StoreId) -> Result<()> {
+        self.change_record(StoreChange::Resume(store)).await.map(drop)
+    }
+
+    /// Strikes a store off for good: it must have been drained and hold no replica any more. Its id is never used again,
+    /// and its directory is kept out from then on. Done already if it has left.
+    ///
+    /// Errors: [`InvalidArgument`](Error::InvalidArgument) if it is not draining or regions still have replicas on it,
+    /// [`Busy`](Error::Busy) while not every region has been reported.
+    pub async fn remove_store(&self, store: StoreId) -> Result<()> {
+        let record = self.cluster().await?.directory.stores.remove(&store);
+        match record.map(|record| record.state) {
+            None => return Err(Error::InvalidArgument(format!("there is no {store}"))),
+            Some(StoreState::Left) => return Ok(()),
+            Some(StoreState::Up) => {
+                return Err(Error::InvalidArgument(format!(
+                    "{store} is not draining: drain it first"
+                )));
+            }
+            Some(StoreState::Draining) => {}
+        }
+        let (mut at, mut held) = (Bytes::new(), 0);
+        loop {
+            let page = self.locate(at.clone(), REGIONS_MAX).await?;
+            for info in &page {
+                // A gap: nobody knows who holds these keys.
+                if info.region.range.start != at || info.leader.is_none() {
+                    return Err(Error::Busy { what: "regions that have not been reported yet" });
+                }
+                at = info.region.range.end.clone();
+                held += usize::from(info.region.peer_on(store).is_some());
+            }
+            if page.is_empty() {
+                return Err(Error::Busy { what: "regions that have not been reported yet" });
+            }
+            if at.is_empty() {
+                break;
+            }
+        }
+        if held > 0 {
+            let why = format!("{held} regions still have a replica on {store}");
+            return Err(Error::InvalidArgument(why));
+        }
+        self.change_record(StoreChange::Leave(store)).await.map(drop)
+    }
+
+    /// Refuses a store that is to get no more replicas. One that nobody has registered is let pass: it may be about to.
+    pub(super) async fn may_take(&self, store: StoreId) -> Result<()> {
+        let cluster = match self.cluster().await {
+            Ok(cluster) => cluster,
+            // Who cannot be asked now forbids nothing.
+            Err(_) => return Ok(()),
+        };
+        match cluster.directory.stores.get(&store).map(|record| record.state) {
+            Some(StoreState::Draining) => Err(Error::InvalidArgument(format!(
+                "{store} is draining: it gets no more replicas"
+            ))),
+            Some(StoreState::Left) => {
+                Err(Error::InvalidArgument(format!("{store} has left for good")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl super::Blocking {
+    /// See [`Client::cluster`].
+    pub fn cluster(&self) -> Result<Cluster> {
+        super::wait(self.client.cluster())
+    }
+
+    /// See [`Client::stores`].
+    pub fn stores(&self) -> Result<Vec<StoreRecord>> {
+        super::wait(self.client.stores())
+    }
+
+    /// See [`Client::locate`].
+    pub fn locate(&self, start: impl Into<Bytes>, count: usize) -> Result<Vec<RegionInfo>> {
+        super::wait(self.client.locate(start, count))
+    }
+
+    /// See [`Client::drain_store`].
+    pub fn drain_store(&self, store: StoreId) -> Result<()> {
+        super::wait(self.client.drain_store(store))
+    }
+
+    /// See [`Client::resume_store`].
+    pub fn resume_store(&self, store: StoreId) -> Result<()> {
+        super::wait(self.client.resume_store(store))
+    }
+
+    /// See [`Client::remove_store`].
+    pub fn remove_store(&self, store: StoreId) -> Result<()> {
+        super::wait(self.client.remove_store(store))
+    }
+}

@@ -1,0 +1,381 @@
+//! The clerk: one thread of a node that keeps it in the directory. It registers the store when the node starts, reports what
+//! is led here, and, on the node that leads region 1, announces the reign and the record to everybody.
+//!
+//! It looks twice a second, and at once when something is announced. A look at an idle node compares what is led with
+//! what was acknowledged and finds nothing to say: no message leaves, no group is touched. Everything that it asks for is
+//! asked without waiting; one question of a kind (and one announcement to a store) is under way at a time.
+//!
+//! A store that the record refuses (a directory that was wiped, put back from a copy, or struck off) stops its node: what it
+//! forgot it must not vote about.
+
+use super::members::{Members, Roster};
+use crate::client::Done;
+use crate::client::ask::{Answer, Ask};
+use crate::client::local::Local;
+use crate::client::request::Response;
+use crate::codec::directory::{StoreChange, StoreRecord, StoreState};
+use crate::codec::report::{Announcement, Verdict};
+use crate::driver::Driver;
+use crate::error::{Error, Result};
+use crate::router::reporter::Reporter;
+use crate::transport::Transport;
+use crate::types::{Start, StoreId};
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// How often a clerk looks.
+const LOOK: Duration = Duration::from_millis(500);
+/// How long the leader of region 1 may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a store may take that something is announced to.
+const STORE_PATIENCE: Duration = Duration::from_secs(2);
+/// The longest pause before somebody who did not answer is told again.
+const PAUSE_MAX: Duration = Duration::from_secs(8);
+/// How often free space is looked up.
+const SPACE_EVERY: Duration = Duration::from_secs(10);
+
+/// What the directory cost so far: messages that the clerk sent.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct DirectoryStats {
+    /// Reports to the leader of region 1.
+    pub reports: u64,
+    /// Regions in them.
+    pub regions: u64,
+    /// Announcements to other stores.
+    pub announcements: u64,
+}
+
+#[derive(Default)]
+pub(super) struct Counters {
+    reports: AtomicU64,
+    regions: AtomicU64,
+    announcements: AtomicU64,
+}
+
+impl Counters {
+    pub fn stats(&self) -> DirectoryStats {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        DirectoryStats {
+            reports: load(&self.reports),
+            regions: load(&self.regions),
+            announcements: load(&self.announcements),
+        }
+    }
+}
+
+/// What a clerk is made of.
+pub(super) struct Parts {
+    pub local: Local,
+    pub driver: Driver,
+    pub transport: Arc<dyn Transport>,
+    pub members: Members,
+    pub roster: Arc<Roster>,
+    /// This store, as it registers.
+    pub record: StoreRecord,
+    /// How many replicas it was configured for; 0 if it has joined.
+    pub replicas: u64,
+    /// Whose addresses the configuration names: it is right about them until they register anew.
+    pub named: BTreeSet<StoreId>,
+    /// Where to look how much space is left.
+    pub free_space: Box<dyn Fn() -> Option<u64> + Send>,
+    pub counters: Arc<Counters>,
+}
+
+/// A question that was answered, or not.
+enum Outcome {
+    Registered(Result<Response>),
+    Reported { number: u64, result: Result<Response> },
+    Announced { store: StoreId, session: u64, version: u64, result: Result<Response> },
+    Members(Result<Response>),
+}
+
+/// Where answers are put: at most one of each kind, and of each store.
+#[derive(Clone, Default)]
+struct Tray(Arc<Mutex<Vec<Outcome>>>);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Registration {
+    Wanted,
+    Asked,
+    Done,
+}
+
+/// How far a store has been told.
+#[derive(Default)]
+struct Told {
+    session: u64,
+    version: u64,
+    asked: bool,
+    failures: u32,
+    again: Option<Instant>,
+}
+
+struct Clerk {
+    parts: Parts,
+    tray: Tray,
+    reporter: Reporter,
+    registration: Registration,
+    again: Instant,
+    failures: u32,
+    told: BTreeMap<StoreId, Told>,
+    /// Who is asked next for what was announced, by a node that knows nobody.
+    turn: usize,
+    asked_members: bool,
+    free: Option<u64>,
+    free_as_of: Option<Instant>,
+    /// The record as far as it has been acted upon.
+    version: u64,
+    /// The start of each store whose address the transport has.
+    placed: BTreeMap<StoreId, Start>,
+}
+
+/// The thread; ends when it is stopped.
+pub(super) struct Handle {
+    stop: Arc<AtomicBool>,
+    local: Local,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Handle {
+    /// Ends the thread, and waits for it: afterwards it writes nothing any more.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.local.ring();
+        if let Some(thread) = self.thread.lock().take()
+            && thread.thread().id() != std::thread::current().id()
+        {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Starts the thread.
+pub(super) fn start(parts: Parts) -> Result<Handle> {
+    let local = parts.local.clone();
+    let stop = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&stop);
+    let remembered = parts.members.directory.stores.values();
+    let named = remembered.filter(|record| parts.named.contains(&record.store));
+    let placed = named.map(|record| (record.store, record.start)).collect();
+    let clerk = Clerk {
+        reporter: Reporter::new(parts.record.store, parts.record.start.life),
+        parts,
+        tray: Tray::default(),
+        registration: Registration::Wanted,
+        again: Instant::now(),
+        failures: 0,
+        told: BTreeMap::new(),
+        turn: 0,
+        asked_members: false,
+        free: None,
+        free_as_of: None,
+        version: 0,
+        placed,
+    };
+    let thread = std::thread::Builder::new().name("directory".into());
+    let thread = thread
+        .spawn(move || clerk.run(&told))
+        .map_err(|e| Error::io("spawn thread", "directory", e))?;
+    Ok(Handle { stop, local, thread: Mutex::new(Some(thread)) })
+}
+
+fn pause(failures: u32) -> Duration {
+    LOOK.saturating_mul(1 << failures.min(8)).min(PAUSE_MAX)
+}
+
+impl Clerk {
+    fn run(mut self, stop: &AtomicBool) {
+        while !stop.load(Ordering::Acquire) && !self.parts.local.stopped() {
+            self.collect();
+            self.act_upon_announcement();
+            self.register();
+            if let Some(announcement) = self.parts.local.reign() {
+                self.announce(&announcement);
+            } else {
+                self.told.clear();
+            }
+            self.report();
+            self.parts.local.wait_for_news(LOOK);
+        }
+    }
+
+    /// A way for an answer to get to the tray. Whoever is told nothing would wait for ever: `Done` sees to it.
+    fn done(
+        &self,
+        outcome: impl FnOnce(Result<Response>) -> Outcome + Send + 'static,
+    ) -> Done<Response> {
+        let (tray, local) = (self.tray.clone(), self.parts.local.clone());
+        Done::new(move |result| {
+            tray.0.lock().push(outcome(result));
+            local.ring();
+        })
+    }
+
+    fn collect(&mut self) {
+        let outcomes = std::mem::take(&mut *self.tray.0.lock());
+        for outcome in outcomes {
+            match outcome {
+                Outcome::Registered(result) => self.registered(result),
+                Outcome::Reported { number, result } => match result {
+                    Ok(Response::Directory(Answer::Reported { session, verdict })) => {
+                        self.failures = 0;
+                        self.reporter.answered(number, session, verdict);
+                        if verdict == Verdict::Again {
+                            tracing::debug!("the directory wants to hear everything again");
+                        }
+                    }
+                    _ => {
+                        // Whoever reigns next will say so.
+                        self.reporter.failed(number);
+                        self.failures += 1;
+                        self.again = Instant::now() + pause(self.failures);
+                    }
+                },
+                Outcome::Announced { store, session, version, result } => {
+                    let told = self.told.entry(store).or_default();
+                    told.asked = false;
+                    match result {
+                        Ok(_) => {
+                            (told.session, told.version) = (session, version);
+                            (told.failures, told.again) = (0, None);
+                        }
+                        Err(_) => {
+                            told.failures += 1;
+                            told.again = Some(Instant::now() + pause(told.failures));
+                        }
+                    }
+                }
+                Outcome::Members(result) => {
+                    self.asked_members = false;
+                    if let Ok(Response::Directory(Answer::Members(members))) = result {
+                        self.parts.local.take_members(members);
+                    }
+                }
+            }
+        }
+    }
+
+    fn registered(&mut self, result: Result<Response>) {
+        match result {
+            Ok(Response::Directory(Answer::Record(directory))) => {
+                self.registration = Registration::Done;
+                self.failures = 0;
+                let (session, leader) = (0, StoreId(0));
+                self.parts.local.take_members(Announcement { session, leader, directory });
+            }
+            Err(Error::Identity(why)) => {
+                tracing::error!(why, "the cluster does not know this directory: the node stops");
+                self.parts.driver.stop(&format!("kept out of the cluster: {why}"));
+            }
+            other => {
+                if let Err(error) = other {
+                    tracing::debug!(%error, "not registered yet");
+                }
+                self.registration = Registration::Wanted;
+                self.failures += 1;
+                self.again = Instant::now() + pause(self.failures.min(3));
+            }
+        }
+    }
+
+    fn register(&mut self) {
+        if self.registration != Registration::Wanted || Instant::now() < self.again {
+            return;
+        }
+        self.ask_for_members();
+        self.registration = Registration::Asked;
+        let (record, replicas) = (self.parts.record.clone(), self.parts.replicas);
+        let change = StoreChange::Register { record, replicas };
+        let done = self.done(Outcome::Registered);
+        self.parts.local.change_record(change, PATIENCE, done);
+    }
+
+    /// A node that has just come asks those that it knows who else there is.
+    fn ask_for_members(&mut self) {
+        let others = self.parts.local.others();
+        if others.is_empty() || self.asked_members {
+            return;
+        }
+        self.turn += 1;
+        self.asked_members = true;
+        let to = others[self.turn % others.len()];
+        let done = self.done(Outcome::Members);
+        self.parts.local.ask_store(to, Ask::Members, STORE_PATIENCE, done);
+    }
+
+    /// Takes what was announced to heart: keeps it, lets the transport know where everybody is.
+    fn act_upon_announcement(&mut self) {
+        let known = self.parts.local.announcement();
+        if known.session != 0 {
+            self.reporter.announced(known.session);
+        }
+        let version = known.directory.version;
+        if version <= self.version {
+            return;
+        }
+        self.parts.roster.learn(&known.directory);
+        for record in known.directory.stores.values() {
+            let (store, start) = (record.store, record.start);
+            let there = record.state != StoreState::Left && !record.address.is_empty();
+            if store != self.parts.record.store
+                && there
+                && self.placed.insert(store, start) != Some(start)
+            {
+                self.parts.transport.set_peer(store, record.address.clone());
+            }
+        }
+        match self.parts.members.keep(&known.directory) {
+            Ok(()) => self.version = version,
+            // Tried again at the next look.
+            Err(error) => tracing::warn!(%error, "the record of the stores could not be kept"),
+        }
+    }
+
+    fn announce(&mut self, announcement: &Announcement) {
+        let (session, version) = (announcement.session, announcement.directory.version);
+        let now = Instant::now();
+        let present = announcement.directory.stores.values();
+        let present = present.filter(|record| record.state != StoreState::Left);
+        let others: BTreeSet<StoreId> =
+            present.map(|record| record.store).filter(|s| *s != self.parts.record.store).collect();
+        self.told.retain(|store, _| others.contains(store));
+        for store in others {
+            let told = self.told.entry(store).or_default();
+            let knows = (told.session, told.version) == (session, version);
+            if knows || told.asked || told.again.is_some_and(|again| now < again) {
+                continue;
+            }
+            told.asked = true;
+            self.parts.counters.announcements.fetch_add(1, Ordering::Relaxed);
+            let done =
+                self.done(move |result| Outcome::Announced { store, session, version, result });
+            let ask = Ask::Announce(announcement.clone());
+            self.parts.local.ask_store(store, ask, STORE_PATIENCE, done);
+        }
+    }
+
+    fn report(&mut self) {
+        let now = Instant::now();
+        if self.reporter.session() == 0 || (self.failures > 0 && now < self.again) {
+            return;
+        }
+        if self.free_as_of.is_none_or(|as_of| now - as_of > SPACE_EVERY) {
+            self.free = (self.parts.free_space)();
+            self.free_as_of = Some(now);
+        }
+        let local = &self.parts.local;
+        let (led, space) = (local.led(), local.space(self.free));
+        let shape = |region| local.shape(region);
+        let Some(report) = self.reporter.next(&led, space, shape) else { return };
+        let number = report.number;
+        self.parts.counters.reports.fetch_add(1, Ordering::Relaxed);
+        let regions = (report.led.len() + report.gone.len()) as u64;
+        self.parts.counters.regions.fetch_add(regions, Ordering::Relaxed);
+        let done = self.done(move |result| Outcome::Reported { number, result });
+        self.parts.local.ask(Ask::Report(report), PATIENCE, done);
+    }
+}
