@@ -320,7 +320,7 @@ impl Sink {
     fn take(&mut self, bytes: Bytes) -> Result<()> {
         let now = self.driver.clock().now();
         if !self.hold.arrivals.state.lock().slots.touch(now, self.hold.slot) {
-            return Err(Error::Busy { what: "the slot: it has lapsed, or was taken over" });
+            return Err(Error::Busy { what: "the slot: it has lapsed" });
         }
         has_use(self.driver.registry(), &self.region, self.identity.errand.to)?;
         debug_assert!(self.so_far.len() <= CHUNK_BYTES_MAX, "join has looked");
@@ -330,10 +330,10 @@ impl Sink {
         let Some(chunk) = whole else { return Ok(()) };
         let mut partial = self.partial.lock();
         if partial.owner != self.hold.slot {
-            return Err(Error::Busy { what: "the slot: it was taken over" });
+            return Err(Error::Busy { what: "the slot: it has lapsed" });
         }
         let Some(writer) = &mut partial.writer else {
-            return Err(Error::Busy { what: "the file: it was given up" });
+            return Err(Error::Busy { what: "the slot: it has lapsed" });
         };
         writer.chunk(&chunk)?;
         let (pieces, bytes) = std::mem::take(&mut self.pending);
@@ -375,7 +375,7 @@ impl SnapshotSink for Sink {
             let mut partial = self.partial.lock();
             if partial.owner == self.hold.slot { partial.writer.take() } else { None }
         };
-        let lost = Error::Busy { what: "the slot: it was taken over" };
+        let lost = Error::Busy { what: "the slot: it has lapsed" };
         let file = match writer.ok_or(lost).and_then(SnapshotWriter::finish) {
             Ok(file) => file,
             Err(error) => {
