@@ -73,7 +73,7 @@ impl SnapshotSlot for Slot {
             let (std::sync::mpsc::TrySendError::Full(job)
             | std::sync::mpsc::TrySendError::Disconnected(job)) = error;
             let done = job.done;
-            let late = move || done(Err(Error::Busy { what: "the other side's slot, by now" }));
+            let late = move || done(Err(Error::Busy { what: "the slot: it has lapsed" }));
             let _ = std::thread::Builder::new().name("snapshot".into()).spawn(late);
         }
     }
@@ -185,7 +185,7 @@ impl Carry<'_> {
             self.trip.ferry.pass(bytes.len());
             if (self.stop)() {
                 sink.cancel();
-                return Err(Error::Busy { what: "nothing: the snapshot was called off" });
+                return Err(Error::Busy { what: "a snapshot that was called off" });
             }
             self.trip.reach()?;
             self.trip.ferry.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);

@@ -320,7 +320,7 @@ impl Sink {
     fn take(&mut self, bytes: Bytes) -> Result<()> {
         let now = self.driver.clock().now();
         if !self.hold.arrivals.state.lock().slots.touch(now, self.hold.slot) {
-            return Err(Error::Busy { what: "the slot: it has lapsed, or was taken over" });
+            return Err(Error::Busy { what: "the slot: it has lapsed" });
         }
         let SnapshotErrand { region, to, .. } = self.identity.errand;
         has_use(self.driver.registry(), region, to, &self.claim)?;
@@ -331,10 +331,10 @@ impl Sink {
         let Some(chunk) = whole else { return Ok(()) };
         let mut partial = self.partial.lock();
         if partial.owner != self.hold.slot {
-            return Err(Error::Busy { what: "the slot: it was taken over" });
+            return Err(Error::Busy { what: "the slot: it has lapsed" });
         }
         let Some(writer) = &mut partial.writer else {
-            return Err(Error::Busy { what: "the file: it was given up" });
+            return Err(Error::Busy { what: "the slot: it has lapsed" });
         };
         writer.chunk(&chunk)?;
         let (pieces, bytes) = std::mem::take(&mut self.pending);
@@ -376,7 +376,7 @@ impl SnapshotSink for Sink {
             let mut partial = self.partial.lock();
             if partial.owner == self.hold.slot { partial.writer.take() } else { None }
         };
-        let lost = Error::Busy { what: "the slot: it was taken over" };
+        let lost = Error::Busy { what: "the slot: it has lapsed" };
         let file = match writer.ok_or(lost).and_then(SnapshotWriter::finish) {
             Ok(file) => file,
             Err(error) => {

@@ -82,7 +82,7 @@ impl SnapshotSlot for Slot {
         if let Err(filling) = self.fill.send(filling) {
             // The task has ended: too late, or shut down. Not on the caller's thread: it may hold its own locks.
             self.shared.spawn(async move {
-                filling.done.call(Err(Error::Busy { what: "the other side's slot, by now" }));
+                filling.done.call(Err(Error::Busy { what: "the slot: it has lapsed" }));
             });
         }
     }
@@ -160,7 +160,7 @@ pub(super) async fn blocking<T: Send + 'static>(
 }
 
 fn cancelled() -> Error {
-    Error::Busy { what: "nothing: the snapshot was called off" }
+    Error::Busy { what: "a snapshot that was called off" }
 }
 
 /// Long enough to be never.
