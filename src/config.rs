@@ -41,9 +41,14 @@ pub struct NodeConfig {
     pub data_dir: PathBuf,
     /// Where to listen, `host:port`. Empty: the address that `cluster` names for this store.
     pub listen: String,
-    /// All members and their addresses. Empty: a cluster of this node alone.
+    /// All members of a new cluster and their addresses. Empty: a cluster of this node alone, unless it joins one.
     #[serde(deserialize_with = "cluster_map")]
     pub cluster: BTreeMap<u64, String>,
+    /// The running nodes that this one joins, in place of `cluster`: all of them, for nobody else tells it where they
+    /// are. It starts without a region, introduces itself to them under `listen`, and gets its replicas by
+    /// membership changes. To be given again at every start. Its store id must be one that no store has had.
+    #[serde(deserialize_with = "cluster_map")]
+    pub join: BTreeMap<u64, String>,
     /// Regions of a new cluster.
     pub regions: u64,
     /// Replicas of each; 0: three, or as many as there are nodes.
@@ -121,6 +126,7 @@ impl Default for NodeConfig {
             data_dir: PathBuf::from("data"),
             listen: String::new(),
             cluster: BTreeMap::new(),
+            join: BTreeMap::new(),
             regions: 1,
             replicas: 0,
             state: StateKind::Disk,
@@ -164,9 +170,9 @@ fn cluster_map<'de, D: serde::Deserializer<'de>>(
     map.into_iter()
         .map(|(id, addr)| match id.parse() {
             Ok(id) => Ok((id, addr)),
-            Err(_) => Err(serde::de::Error::custom(format!(
-                "cluster: {id:?} is not a store id (a number from 1)"
-            ))),
+            Err(_) => {
+                Err(serde::de::Error::custom(format!("{id:?} is not a store id (a number from 1)")))
+            }
         })
         .collect()
 }
@@ -181,7 +187,7 @@ impl NodeConfig {
         NodeConfig { data_dir: data_dir.into(), ..NodeConfig::default() }
     }
 
-    /// The members' ids, in order; this store alone when `cluster` is empty.
+    /// The ids of the members of a new cluster, in order; this store alone when `cluster` is empty.
     pub fn stores(&self) -> Vec<StoreId> {
         match self.cluster.is_empty() {
             true => vec![StoreId(self.store_id)],
@@ -195,6 +201,12 @@ impl NodeConfig {
             0 => self.stores().len().min(3),
             n => n,
         }
+    }
+
+    /// The other nodes that the settings name, with their addresses.
+    pub fn others(&self) -> impl Iterator<Item = (StoreId, &String)> {
+        let named = self.cluster.iter().chain(&self.join);
+        named.filter(|(id, _)| **id != self.store_id).map(|(id, address)| (StoreId(*id), address))
     }
 
     /// The address to listen at, if the node is to be reached by others.
@@ -225,8 +237,11 @@ impl NodeConfig {
     }
 
     fn validate_members(&self) -> Result<()> {
-        if self.store_id == 0 || self.cluster.contains_key(&0) {
+        if self.store_id == 0 || self.cluster.contains_key(&0) || self.join.contains_key(&0) {
             return invalid("store_id: ids start at 1".into());
+        }
+        if !self.join.is_empty() {
+            self.validate_join()?;
         }
         if !self.cluster.is_empty() && !self.cluster.contains_key(&self.store_id) {
             return invalid(format!(
@@ -236,7 +251,7 @@ impl NodeConfig {
             ));
         }
         let nodes = self.stores().len();
-        if self.replica_count() > nodes {
+        if self.join.is_empty() && self.replica_count() > nodes {
             return invalid(format!("replicas = {}: there are {nodes} nodes", self.replicas));
         }
         if !self.listen.is_empty()
@@ -244,15 +259,38 @@ impl NodeConfig {
         {
             return invalid(format!("listen = {:?}: {why}", self.listen));
         }
-        let mut known = BTreeMap::new();
-        for (id, address) in &self.cluster {
-            // The others must know it, so it cannot be drawn at start.
-            if let Err(why) = check_address(address, Port::Fixed) {
-                return invalid(format!("cluster: {id} = {address:?}: {why}"));
+        for (name, nodes) in [("cluster", &self.cluster), ("join", &self.join)] {
+            let mut known = BTreeMap::new();
+            for (id, address) in nodes {
+                // The others must know it, so it cannot be drawn at start.
+                if let Err(why) = check_address(address, Port::Fixed) {
+                    return invalid(format!("{name}: {id} = {address:?}: {why}"));
+                }
+                if let Some(other) = known.insert(address, id) {
+                    return invalid(format!("{name}: {other} and {id} both have {address:?}"));
+                }
             }
-            if let Some(other) = known.insert(address, id) {
-                return invalid(format!("cluster: {other} and {id} both have {address:?}"));
-            }
+        }
+        Ok(())
+    }
+
+    fn validate_join(&self) -> Result<()> {
+        if !self.cluster.is_empty() {
+            return invalid(
+                "join: `cluster` names the members of a new cluster, this joins one".into(),
+            );
+        }
+        if self.join.contains_key(&self.store_id) {
+            let id = self.store_id;
+            return invalid(format!("join: {id} is this store, not one that runs already"));
+        }
+        // Its port may not be drawn at start: it introduces itself by it, again after every restart.
+        if let Err(why) = check_address(&self.listen, Port::Fixed) {
+            return invalid(format!("listen = {:?}: {why}, which `join` needs", self.listen));
+        }
+        if self.state == StateKind::Memory {
+            // After a restart the log is replayed into the first layout, and there is none.
+            return invalid("join: a store with state = \"memory\" cannot join".into());
         }
         Ok(())
     }
@@ -446,6 +484,32 @@ mod tests {
         for right in ["127.0.0.1:0", "[::1]:7001", "node-1.example:7001", "localhost:65535"] {
             taken(|c| c.listen = right.into());
         }
+    }
+
+    #[test]
+    fn who_joins_says_where_it_listens_and_founds_nothing() {
+        let joining = || NodeConfig {
+            store_id: 4,
+            listen: "h4:1".into(),
+            join: BTreeMap::from([(1, "h1:1".to_owned()), (2, "h2:1".to_owned())]),
+            ..NodeConfig::default()
+        };
+        let config = joining();
+        config.validate().unwrap();
+        let others: Vec<u64> = config.others().map(|(store, _)| store.0).collect();
+        assert_eq!((others, config.listen_addr().as_deref()), (vec![1, 2], Some("h4:1")));
+        let refused = |change: &dyn Fn(&mut NodeConfig), message: &str| {
+            let mut config = joining();
+            change(&mut config);
+            let found = config.validate().unwrap_err().to_string();
+            assert!(found.contains(message), "{found:?} does not say {message:?}");
+        };
+        refused(&|c| c.listen.clear(), "which `join` needs");
+        refused(&|c| c.listen = "h4:0".into(), "which `join` needs");
+        refused(&|c| c.store_id = 2, "2 is this store");
+        refused(&|c| c.cluster = BTreeMap::from([(4, "h4:1".to_owned())]), "join: `cluster`");
+        refused(&|c| c.state = StateKind::Memory, "memory");
+        refused(&|c| drop(c.join.insert(3, "h1:1".into())), "join: 1 and 3 both have");
     }
 
     #[test]

@@ -84,6 +84,7 @@ fn all() -> Vec<(Kind, Vec<u8>)> {
         store: StoreId(1),
         incarnation: 0x1122,
         target: Some(StoreId(2)),
+        address: None,
     };
     let welcome =
         Welcome { protocol: PROTOCOL, cluster: 7, store: StoreId(2), incarnation: 0x3344 };

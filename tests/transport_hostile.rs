@@ -191,6 +191,7 @@ fn hello() -> Hello {
         store: StoreId(2),
         incarnation: 9,
         target: Some(StoreId(1)),
+        address: None,
     }
 }
 

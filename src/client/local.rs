@@ -11,7 +11,7 @@ use crate::transport::{Origin, Transport};
 use crate::types::{Region, RegionId, StoreId, Time};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -22,6 +22,8 @@ pub(super) struct Inner {
     pub driver: Driver,
     pub transport: Arc<dyn Transport>,
     pub routes: RwLock<RangeCache>,
+    /// The other nodes that the settings name: whoever knows no region asks them.
+    pub named: BTreeSet<StoreId>,
     outstanding: Mutex<Slab<Outstanding>>,
     jitter: AtomicU64,
 }
@@ -30,6 +32,15 @@ pub(super) struct Inner {
 struct Outstanding {
     to: StoreId,
     job: Job,
+}
+
+/// What a node knows of its cluster when it is opened.
+#[derive(Default, Debug)]
+pub struct Known {
+    /// Regions, perhaps in shapes that they no longer have.
+    pub regions: Vec<Region>,
+    /// Other nodes.
+    pub stores: BTreeSet<StoreId>,
 }
 
 /// The way from requests to replicas. Clones share it.
@@ -43,16 +54,16 @@ const GRACE: Duration = Duration::from_millis(100);
 const EXPIRE_EVERY: Duration = Duration::from_millis(50);
 
 impl Local {
-    /// A backend over a running driver; `layout` is what is known of the cluster's regions.
+    /// A backend over a running driver, and what is known of the cluster before anybody was asked.
     pub fn new(
         store: StoreId,
         driver: Driver,
         transport: Arc<dyn Transport>,
-        layout: Vec<Region>,
+        known: Known,
         seed: u64,
     ) -> Local {
         let mut routes = RangeCache::new();
-        for region in layout {
+        for region in known.regions {
             routes.update(region);
         }
         let inner = Arc::new(Inner {
@@ -60,6 +71,7 @@ impl Local {
             driver,
             transport,
             routes: RwLock::new(routes),
+            named: known.stores,
             outstanding: Mutex::default(),
             jitter: AtomicU64::new(seed),
         });

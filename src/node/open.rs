@@ -3,7 +3,7 @@
 use super::desk::{Desk, Outbound};
 use super::operator::{self, Wishes};
 use super::{Node, Running, Shared};
-use crate::client::local::Local;
+use crate::client::local::{Known, Local};
 use crate::config::{NodeConfig, StateKind};
 use crate::driver::{Clock, Driver, DriverConfig, Parts};
 use crate::env::Disk;
@@ -104,7 +104,11 @@ impl NodeBuilder {
         if let Some(torn) = &found.torn {
             tracing::info!(?torn, "the log's torn tail was cut");
         }
-        let layout = bootstrap_regions(&config.stores(), config.regions, config.replica_count())?;
+        // Who joins has no region until it is given one.
+        let layout = match config.join.is_empty() {
+            true => bootstrap_regions(&config.stores(), config.regions, config.replica_count())?,
+            false => Vec::new(),
+        };
         let kv = match state {
             Some(state) => state,
             None => once_unlocked(|| open_state(&config, &log, store_id, &layout))?,
@@ -156,8 +160,14 @@ impl NodeBuilder {
         })?;
         // What the store knows durably is at least as new as the first layout.
         let known = layout.into_iter().chain(kv.region_states().into_iter().map(|s| s.region));
-        let local =
-            Local::new(store_id, driver.clone(), Arc::clone(&transport), known.collect(), draw());
+        let named = config.others().map(|(store, _)| store).collect();
+        let local = Local::new(
+            store_id,
+            driver.clone(),
+            Arc::clone(&transport),
+            Known { regions: known.collect(), stores: named },
+            draw(),
+        );
         let away = Arc::default();
         let desk: Arc<dyn Handler> = Arc::new(Desk {
             local: local.clone(),
@@ -173,6 +183,10 @@ impl NodeBuilder {
         let (local_addr, runtime) = match bound {
             Bound::Tcp(tcp, runtime) => {
                 tcp.start(desk);
+                // They are dialled at once, not when there is something to say: they do not know us yet.
+                for (id, address) in &config.join {
+                    tcp.set_peer(StoreId(*id), address.clone());
+                }
                 (Some(tcp.local_addr()), Some(runtime))
             }
             Bound::Hub(hub) => {
@@ -333,12 +347,8 @@ fn bind(config: &NodeConfig, incarnation: u64, hub: Option<Hub>) -> Result<Bound
         .build()
         .map_err(|e| Error::io("start runtime", "network", e))?;
     let mut tcp = transport::Config::new(config.cluster_id, store, incarnation, listen);
-    tcp.peers = config
-        .cluster
-        .iter()
-        .filter(|(id, _)| **id != config.store_id)
-        .map(|(id, address)| (StoreId(*id), address.clone()))
-        .collect();
+    tcp.peers = config.others().map(|(store, address)| (store, address.clone())).collect();
+    tcp.advertise = config.listen_addr().filter(|_| !config.join.is_empty());
     tcp.peer_budget = config.peer_queue_bytes;
     tcp.snapshot_sends = config.snapshots;
     let tcp = Tcp::bind(tcp, runtime.handle().clone())?;

@@ -165,6 +165,7 @@ async fn shake_hands(
         store: StoreId(0),
         incarnation: 0,
         target: None,
+        address: None,
     };
     let mut out = Vec::new();
     write_hello(&hello, &mut out);

@@ -95,6 +95,7 @@ pub(super) async fn dial(shared: &Arc<Shared>, peer: &Peer, purpose: Purpose) ->
         store: shared.config.store,
         incarnation: shared.config.incarnation,
         target: Some(peer.store),
+        address: shared.config.advertise.clone(),
     };
     let mut out = Vec::new();
     write_hello(&hello, &mut out);
