@@ -1,6 +1,7 @@
 //! [`Local`]: a node's own backend. Routes, executes what this node can, forwards the rest.
 
 use super::job::{Job, Reach};
+use super::parked::Parked;
 use super::request::{self, Body, Request, Response, Route};
 use super::{Backend, Client, Done};
 use crate::driver::{Driver, Slab, Submission};
@@ -24,6 +25,7 @@ pub(super) struct Inner {
     pub routes: RwLock<RangeCache>,
     /// The other nodes that the settings name: whoever knows no region asks them.
     pub named: BTreeSet<StoreId>,
+    pub parked: Parked,
     outstanding: Mutex<Slab<Outstanding>>,
     jitter: AtomicU64,
 }
@@ -72,6 +74,7 @@ impl Local {
             transport,
             routes: RwLock::new(routes),
             named: known.stores,
+            parked: Parked::default(),
             outstanding: Mutex::default(),
             jitter: AtomicU64::new(seed),
         });
@@ -116,8 +119,9 @@ impl Local {
         self.inner.routes.read().routes().map(|route| route.region.as_ref().clone()).collect()
     }
 
-    /// Sends everybody home whose request is with another node.
+    /// Sends everybody home whose request is with another node, or waits for another try.
     pub fn close(&self) {
+        self.inner.parked.close();
         let mut all = Vec::new();
         self.inner.outstanding.lock().take_where(Time(u64::MAX), |_| true, &mut all);
         for Outstanding { job, .. } in all {

@@ -30,6 +30,7 @@ pub mod local;
 mod locate;
 mod members;
 mod pages;
+mod parked;
 mod read;
 pub mod remote;
 pub mod request;

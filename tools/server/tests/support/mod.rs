@@ -182,7 +182,7 @@ impl Servers {
         &self.plan.addresses[&id]
     }
 
-    fn stderr_file(&self, id: u64) -> PathBuf {
+    pub fn stderr_file(&self, id: u64) -> PathBuf {
         self.dir.path().join(format!("server{id}.err"))
     }
 
