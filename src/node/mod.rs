@@ -33,7 +33,13 @@
 //! are still held. A node that hits a failed sync or an apply error stops by itself:
 //! [`Node::health`] says why.
 //!
-//! Not done: nodes that join a running cluster (membership brings them).
+//! A node with [`join`](NodeConfig::join) founds nothing: it starts without a region and dials the nodes named,
+//! saying where it listens, so that they can dial it, too. It is a member of a region once
+//! [`Client::replace_peer`] (or `add_learner`) has given it a replica, and it routes requests at once: what it does
+//! not know it asks the others.
+//!
+//! Not done: nodes that learn of each other through a third. Whoever joins names all that are there, at every
+//! start; of two nodes that came later than the cluster, the later one introduces itself to the earlier.
 
 mod desk;
 mod handover;

@@ -1,7 +1,8 @@
 //! Three real server processes, each in a network namespace of its own. Clients read and write through
-//! different nodes while ways between nodes are cut (both ways, one way), nodes are taken off the network, paused for
-//! longer than a lease, killed and started again. What the clients saw must be linearizable, and at the end
-//! everything acknowledged must be there, whichever node is asked.
+//! different nodes while ways between nodes are cut (both ways, one way), nodes are taken off the network,
+//! paused for longer than a lease, made to hand their leaderships over, killed and started again. What the
+//! clients saw must be linearizable, and at the end everything acknowledged must be there, whichever node is
+//! asked.
 //!
 //! `CATAMARAN_HOSTILE_SECONDS` says how long (default 30), `CATAMARAN_SEED` repeats the choices of a run, not
 //! their timing.
@@ -14,6 +15,7 @@ use catamaran::client::{Blocking, RemoteClient};
 use catamaran::error::{Error, Outcome};
 use catamaran::sim::linear::{Answer, Effort, History, Op, Value, Verdict};
 use catamaran::store::ReadLevel;
+use catamaran::types::StoreId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -162,9 +164,11 @@ enum Fault {
     Paused,
     /// It is killed, and started again.
     Killed,
+    /// It is told to hand all its leaderships to one of the others.
+    Deposed,
 }
 
-const FAULTS: [Fault; 8] = [
+const FAULTS: [Fault; 9] = [
     Fault::Mute,
     Fault::Deaf,
     Fault::OneWay,
@@ -173,6 +177,7 @@ const FAULTS: [Fault; 8] = [
     Fault::Unplugged,
     Fault::Paused,
     Fault::Killed,
+    Fault::Deposed,
 ];
 
 /// Does faults to a cluster, and takes them back.
@@ -216,7 +221,7 @@ impl Injector {
             Fault::OneWay => vec![(at, next)],
             Fault::Pair => vec![(at, next), (next, at)],
             Fault::Alone => vec![(at, next), (at, last), (next, at), (last, at)],
-            Fault::Unplugged | Fault::Paused | Fault::Killed => Vec::new(),
+            Fault::Unplugged | Fault::Paused | Fault::Killed | Fault::Deposed => Vec::new(),
         };
         for (from, to) in ways {
             if self.cuts.insert((from, to)) {
@@ -227,7 +232,17 @@ impl Injector {
             Fault::Unplugged => self.net.unplug(at),
             Fault::Paused => self.servers.pause(at),
             Fault::Killed => self.servers.kill(at),
+            Fault::Deposed => self.depose(at, next),
             _ => {}
+        }
+    }
+
+    /// As far as they can be reached.
+    fn depose(&self, at: u64, heir: u64) {
+        let Some(status) = status(self.servers.address(at)) else { return };
+        let asked = client(&[self.servers.address(at).to_owned()], Duration::from_millis(500));
+        for led in status.regions.iter().filter(|region| region.leads) {
+            let _ = asked.transfer_leader(led.region.id, Some(StoreId(heir)));
         }
     }
 
