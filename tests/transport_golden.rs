@@ -85,6 +85,7 @@ fn all() -> Vec<(Kind, Vec<u8>)> {
         incarnation: 0x1122,
         target: Some(StoreId(2)),
         start: Start { number: 0x55, life: 0x77 },
+        address: None,
     };
     let (cluster, store, incarnation) = (7, StoreId(2), 0x3344);
     let start = Start { number: 0x66, life: 0x88 };

@@ -197,6 +197,7 @@ fn hello() -> Hello {
         incarnation: 9,
         target: Some(StoreId(1)),
         start: Start::default(),
+        address: None,
     }
 }
 

@@ -470,6 +470,7 @@ fn a_sender_that_does_not_keep_to_it_is_refused_and_leaves_its_slot() {
             store: StoreId(1),
             incarnation: 9,
             start: Start::default(),
+            address: None,
             target: Some(StoreId(2)),
         };
         let mut out = Vec::new();

@@ -157,6 +157,43 @@ fn runtime() -> Runtime {
 }
 
 #[test]
+fn who_introduces_itself_is_reached_unless_its_address_was_configured() {
+    let rt = runtime();
+    let none = BTreeMap::new();
+    let nowhere = BTreeMap::from([(StoreId(4), "127.0.0.1:1".to_owned())]);
+    let (old, old_node) = start(config(1, 0, &nowhere), &rt, false);
+    let newcomer = |store: u64, address: &dyn Fn(u16) -> String| {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = socket.local_addr().unwrap().port();
+        drop(socket);
+        let mut config = config(store, port, &none);
+        config.advertise = Some(address(port));
+        let (tcp, node) = start(config, &rt, false);
+        tcp.set_peer(StoreId(1), old.local_addr().to_string());
+        (tcp, node)
+    };
+    // It says which host it is, or that it listens everywhere.
+    let _two = newcomer(2, &|port| format!("127.0.0.1:{port}"));
+    let _three = newcomer(3, &|port| format!("0.0.0.0:{port}"));
+    let _four = newcomer(4, &|port| format!("127.0.0.1:{port}"));
+    wait("all three have come", || old.stats().accepted >= 3);
+    for (id, store) in [(1, 2), (2, 3)] {
+        wait("a request to the newcomer", || {
+            old.request(StoreId(store), id, Bytes::from_static(b"hi")).is_ok()
+        });
+        wait("its answer", || {
+            old_node.answers.lock().iter().any(|(from, one, _)| (from.0, *one) == (store, id))
+        });
+    }
+    let _ = old.request(StoreId(4), 3, Bytes::from_static(b"hi"));
+    wait("the configured address is dialled", || {
+        old_node.unreachable.lock().iter().any(|(store, _)| store.0 == 4)
+    });
+    assert!(old_node.answers.lock().iter().all(|(from, ..)| from.0 != 4));
+    old.shutdown();
+}
+
+#[test]
 fn messages_arrive_in_order_and_requests_are_answered() {
     let rt = runtime();
     let nodes = cluster(&rt, 3, false);

@@ -2,6 +2,7 @@
 
 use super::Done;
 use super::local::Inner;
+use super::parked::{LOOK_EVERY, Waiting};
 use super::request::{Body, Response, Route};
 use crate::error::{Error, Result};
 use crate::router::retry::{self, Access, Decision, Target};
@@ -23,6 +24,8 @@ pub(super) struct Job {
     /// Why it is tried again.
     last: Option<Error>,
     aim: Aim,
+    /// Who led the region when it was last tried, as far as the replica here knew.
+    led: Option<StoreId>,
     pub done: Done<Response>,
 }
 
@@ -53,14 +56,20 @@ impl Job {
         attempt: u32,
         done: Done<Response>,
     ) -> Job {
-        let (target, avoid, last, aim) = (None, None, None, Aim::Answerer);
-        Job { body, route, started, deadline, attempt, target, avoid, last, aim, done }
+        let (target, avoid, last, led) = (None, None, None, None);
+        let aim = Aim::Answerer;
+        Job { body, route, started, deadline, attempt, target, avoid, last, aim, led, done }
     }
 
     /// It is for the store that it is sent to, and for nobody else.
     pub fn pinned(mut self) -> Job {
         self.aim = Aim::Pinned;
         self
+    }
+
+    /// Forgets where the next attempt was to go.
+    pub fn aim_anew(&mut self) {
+        (self.target, self.avoid) = (None, None);
     }
 
     fn access(&self) -> Access {
@@ -94,6 +103,7 @@ impl Inner {
             let error = job.last.take().unwrap_or(late);
             return job.done.call(Err(error));
         }
+        job.led = self.driver.registry().get(job.route.region).and_then(|share| share.leader());
         let to = self.aim(&job);
         if to != self.store {
             return self.forward(to, job);
@@ -198,19 +208,25 @@ impl Inner {
             Target::Store(store) => job.target = Some(store),
             Target::Reroute => {}
         }
-        let again = {
+        if after.is_zero() {
+            self.again(job, target);
+        } else if after <= LOOK_EVERY {
             let back = Arc::clone(self);
-            move || match target {
-                Target::Reroute => {
-                    let Job { body, started, deadline, attempt, done, .. } = job;
-                    back.start(body, started, deadline, attempt, done);
-                }
-                _ => back.run(job),
+            self.driver.timer().after(after, Box::new(move || back.again(job, target)));
+        } else {
+            let led = job.led;
+            self.wait(Waiting { job, target, until: now.after(after), led });
+        }
+    }
+
+    /// The next try.
+    pub fn again(self: &Arc<Self>, job: Job, target: Target) {
+        match target {
+            Target::Reroute => {
+                let Job { body, started, deadline, attempt, done, .. } = job;
+                self.start(body, started, deadline, attempt, done);
             }
-        };
-        match after.is_zero() {
-            true => again(),
-            false => self.driver.timer().after(after, Box::new(again)),
+            _ => self.run(job),
         }
     }
 

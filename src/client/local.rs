@@ -3,6 +3,7 @@
 use super::ask::Answer;
 use super::directory::Bureau;
 use super::job::{Job, Reach};
+use super::parked::Parked;
 use super::request::{self, Body, Request, Response, Route};
 use super::{Backend, Client, Done};
 use crate::driver::{Driver, Slab, Submission};
@@ -25,6 +26,7 @@ pub(super) struct Inner {
     pub transport: Arc<dyn Transport>,
     pub routes: RwLock<RangeCache>,
     pub bureau: Bureau,
+    pub parked: Parked,
     outstanding: Mutex<Slab<Outstanding>>,
     jitter: AtomicU64,
 }
@@ -46,16 +48,16 @@ const GRACE: Duration = Duration::from_millis(100);
 const EXPIRE_EVERY: Duration = Duration::from_millis(50);
 
 impl Local {
-    /// A backend over a running driver; `layout` is what is known of the cluster's regions.
+    /// A backend over a running driver. `known`: regions, perhaps in shapes that they no longer have.
     pub fn new(
         store: StoreId,
         driver: Driver,
         transport: Arc<dyn Transport>,
-        layout: Vec<Region>,
+        known: Vec<Region>,
         seed: u64,
     ) -> Local {
         let mut routes = RangeCache::new();
-        for region in layout {
+        for region in known {
             routes.update(region);
         }
         let inner = Arc::new(Inner {
@@ -64,6 +66,7 @@ impl Local {
             transport,
             routes: RwLock::new(routes),
             bureau: Bureau::default(),
+            parked: Parked::default(),
             outstanding: Mutex::default(),
             jitter: AtomicU64::new(seed),
         });
@@ -108,8 +111,9 @@ impl Local {
         self.inner.routes.read().routes().map(|route| route.region.as_ref().clone()).collect()
     }
 
-    /// Sends everybody home whose request is with another node.
+    /// Sends everybody home whose request is with another node, or waits for another try.
     pub fn close(&self) {
+        self.inner.parked.close();
         let mut all = Vec::new();
         self.inner.outstanding.lock().take_where(Time(u64::MAX), |_| true, &mut all);
         for Outstanding { job, .. } in all {

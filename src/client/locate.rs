@@ -11,6 +11,7 @@ use super::job::Job;
 use super::local::Inner;
 use super::request::{Body, REGIONS_MAX, Response, Route};
 use crate::error::Error;
+use crate::router::RangeCache;
 use crate::types::{FIRST_REGION, Region, RegionId, StoreId, Time};
 use bytes::Bytes;
 use std::collections::BTreeSet;
@@ -121,18 +122,23 @@ impl Inner {
         });
         // Executed where it arrives, whatever region it names.
         let route = Route { region: FIRST_REGION, version: 0 };
-        let body = Body::Regions { start, count: NEIGHBOURS };
+        let body = Body::Regions { start, count: REGIONS_MAX };
         let now = self.now();
         let deadline = deadline.min(now.after(PATIENCE));
         self.forward(store, Job::new(body, route, now, deadline, 0, done));
     }
 
-    /// Asks another node what it knows of a region that was not where it was looked for.
+    /// Asks another node what it knows of a region that was not where it was looked for. If this node does not even
+    /// know its keys, the other one tells what it knows of the first keys that nobody is known to own.
     pub fn ask_around(self: &Arc<Self>, region: RegionId, attempt: u32, deadline: Time) {
         if region == FIRST_REGION {
             return; // the directory stands there itself
         }
-        let start = self.routes.read().get(region).map(|route| route.region.range.start.clone());
+        let start = {
+            let routes = self.routes.read();
+            let found = routes.get(region).map(|route| route.region.range.start.clone());
+            found.or_else(|| first_gap(&routes))
+        };
         if let Some(start) = start {
             self.ask_directory(&start, attempt + 1, deadline);
         }
@@ -143,5 +149,41 @@ impl Inner {
         let stores = self.others();
         let at = attempt as usize % stores.len().max(1);
         stores.into_iter().nth(at)
+    }
+}
+
+/// The first key that no known region owns.
+fn first_gap(routes: &RangeCache) -> Option<Bytes> {
+    let mut at = Bytes::new();
+    for route in routes.routes() {
+        let range = &route.region.range;
+        if range.start > at {
+            break;
+        }
+        if range.end.is_empty() {
+            return None;
+        }
+        at = range.end.clone();
+    }
+    Some(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::KeyRange;
+
+    #[test]
+    fn gaps_are_found_in_order() {
+        let mut routes = RangeCache::new();
+        let mut learn = |id: u64, start: &'static str, end: &'static str| {
+            let range = KeyRange::new(start, end);
+            routes.update(Region { id: RegionId(id), range, ..Region::default() });
+            first_gap(&routes)
+        };
+        assert_eq!(learn(1, "f", "m"), Some(Bytes::new()));
+        assert_eq!(learn(2, "", "f"), Some(Bytes::from("m")));
+        assert_eq!(learn(3, "t", ""), Some(Bytes::from("m")));
+        assert_eq!(learn(4, "m", "t"), None);
     }
 }

@@ -33,6 +33,7 @@ mod locate;
 mod members;
 pub(crate) mod merge;
 mod pages;
+mod parked;
 mod read;
 pub mod remote;
 pub mod request;

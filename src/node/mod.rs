@@ -36,8 +36,7 @@
 //! A store [registers](crate::codec::directory) with the cluster when its node starts; one that [joins](NodeConfig::join) a
 //! running cluster begins empty and is given replicas. What it knows of the others it keeps in the file `members`.
 //!
-//! Not done: a joining node must be told the addresses of some members (by its `cluster`); a cluster cannot be
-//! asked for an id.
+//! Not done: a joining node must be told the addresses of some members; a cluster cannot be asked for an id.
 
 mod desk;
 mod directory;

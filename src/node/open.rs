@@ -200,6 +200,10 @@ impl NodeBuilder {
         let (local_addr, runtime) = match bound {
             Bound::Tcp(tcp, runtime) => {
                 tcp.start(desk);
+                // They are dialled at once, not when there is something to say: they do not know us yet.
+                for (id, address) in &config.join {
+                    tcp.set_peer(StoreId(*id), address.clone());
+                }
                 (Some(tcp.local_addr()), Some(runtime))
             }
             Bound::Hub(hub) => {
@@ -397,6 +401,8 @@ fn bind(config: &NodeConfig, incarnation: u64, start: Start, hub: Option<Hub>) -
     let mut tcp = transport::Config::new(config.cluster_id, store, incarnation, listen);
     tcp.start = start;
     tcp.peers = config.others().map(|(store, address)| (store, address.clone())).collect();
+    tcp.peers = config.others().map(|(store, address)| (store, address.clone())).collect();
+    tcp.advertise = config.listen_addr().filter(|_| !config.join.is_empty());
     tcp.peer_budget = config.peer_queue_bytes;
     tcp.snapshot_timeout = Duration::from_millis(config.snapshot_patience_ms);
     tcp.snapshot_rate = config.snapshot_bytes_per_s;

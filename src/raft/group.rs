@@ -2,6 +2,7 @@
 
 use super::feeding::Answer;
 use super::guard::{self, Verdict};
+use super::turn::Turn;
 use crate::codec::admin::Change;
 use crate::types::{LogPosition, PeerId};
 use ::raft::eraftpb::{
@@ -126,7 +127,7 @@ impl Ready {
 /// The raft state machine of one peer.
 ///
 /// * Between [`ready`](Self::ready) and [`advance`](Self::advance) nothing else may be called.
-/// * Its election timeout depends on (seed, peer, term) only.
+/// * Its election timeout depends on (seed, peer, term, voters, known leader) only.
 /// * While rounds with entries or a snapshot wait for the disk (`written > durable`) it does not become
 ///   leader, and while the log starts above what raft knows to be applied it does not campaign: raft-rs
 ///   stops the process on both.
@@ -206,13 +207,6 @@ pub fn sort(state: &mut ConfState) {
     }
 }
 
-fn mix(mut x: u64) -> u64 {
-    // splitmix64's finaliser (Steele, Lea, Flood 2014).
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
-}
-
 impl<S: Storage> Group<S> {
     /// Brings a peer to life from its storage; `applied` is what its state machine holds.
     ///
@@ -245,12 +239,12 @@ impl<S: Storage> Group<S> {
         Ok(group)
     }
 
-    /// Replaces raft-rs's draw: deterministic, spread over [election, 2 * election), new every term.
+    /// Replaces raft-rs's draw: see [`turn`](super::turn).
     pub(super) fn fix_timeout(&mut self) {
         let raft = &mut self.node.raft;
         let base = raft.election_timeout();
-        let draw = mix(mix(mix(self.seed) ^ raft.id) ^ raft.term);
-        let timeout = base + (draw % base as u64) as usize;
+        let turn = Turn { own: raft.id, leader: raft.leader_id, term: raft.term, seed: self.seed };
+        let timeout = turn.timeout(base, raft.prs().conf().voters().ids().iter());
         if raft.randomized_election_timeout() != timeout {
             raft.set_randomized_election_timeout(timeout);
         }

@@ -12,8 +12,8 @@
 //!    may be stepped in between;
 //! 4. [`Group::persisted`] reports the durable number, in order; [`Group::applied`] the apply index.
 //!
-//! Three properties are added here. Election timeouts are a pure function of (seed, peer, term)
-//! instead of a draw from a thread's generator, so that a simulation can be repeated. Every message
+//! Three properties are added here. Election timeouts are a pure function of (seed, peer, term,
+//! voters, known leader: see `turn`) instead of a draw from a thread's generator, so that a simulation can be repeated. Every message
 //! passes the [`guard`] first, because raft-rs panics on messages that parse well and are wrong. And
 //! proposals to a non-leader are refused rather than silently forwarded.
 //!
@@ -24,6 +24,7 @@ mod feeding;
 pub mod group;
 pub mod guard;
 pub mod quiet;
+mod turn;
 pub mod wire;
 
 pub use envelope::{Envelope, Lane, Note};

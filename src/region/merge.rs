@@ -43,6 +43,7 @@ use super::peer::Peer;
 use crate::codec::admin::commit_in;
 use crate::codec::merge::{Commit, Prepare};
 use crate::error::{Error, Result};
+use crate::log::LogBatch;
 use crate::types::*;
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -74,6 +75,8 @@ pub(crate) struct Held {
     /// When the source is asked again.
     asking: Asking,
     asked: bool,
+    /// To be written down as committed.
+    unrecorded: Option<u64>,
 }
 
 impl Held {
@@ -381,6 +384,16 @@ impl Peer {
         let word = Word::CatchUp { target: (self.region.id, self.id), commit: commit.clone() };
         effects.asides.push(Aside { region: commit.source.id, peer: source.id, word });
         self.held.asked = true;
+        // What the source applies now it may never find in its own log: this log must say, before anything comes of
+        // it, that the commit is committed (seed 84 of the simulator's regions).
+        self.held.unrecorded = self.held.entries.front().map(|entry| entry.position.index);
+    }
+
+    /// Writes down what a source's replica is about to rely on.
+    pub(super) fn record_held(&mut self, batch: &mut LogBatch) {
+        if let Some(index) = self.held.unrecorded.take() {
+            self.record_commit(index, batch);
+        }
     }
 
     /// Whether it waits for a source: then no snapshot may take that one's place.

@@ -120,6 +120,7 @@ impl Peer {
             return None;
         }
         self.compact_log(pass);
+        self.record_held(&mut pass.batch);
         self.tell_wishes(pass.effects);
         self.fold(config, pass.effects);
         self.start_read_round(now);

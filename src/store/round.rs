@@ -360,7 +360,8 @@ impl Store {
             let births = std::mem::take(&mut applied.births);
             if let Some(peer) = self.peers.get_mut(&applied.region) {
                 self.touched.insert(applied.region);
-                if !births.is_empty() {
+                // (A replica that stands still for a merge has them from the target's log, which says so.)
+                if !births.is_empty() && peer.lent.is_none() {
                     // A child that has sworn anything must be found again after a crash, by replay of the split: a
                     // parent that does not know it to be committed may be overtaken by a snapshot instead, and
                     // where voters are few the child's group would wait for that vote for ever (seed 304).

@@ -26,6 +26,8 @@ pub const MAX_SNAPSHOT_ASK: usize = 128 << 10;
 pub const MAX_SNAPSHOT_HEADER: usize = 1 << 20;
 /// Longest text of a refusal.
 const MAX_TEXT: usize = 512;
+/// Longest address in a hello: the longest host name and a port.
+const MAX_ADDRESS: usize = 264;
 
 /// What a dialling side wants of the connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,7 +42,7 @@ pub enum Purpose {
 }
 
 /// The dialling side's introduction.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Hello {
     /// Its protocol, [`PROTOCOL`].
     pub protocol: u32,
@@ -56,6 +58,8 @@ pub struct Hello {
     pub target: Option<StoreId>,
     /// Which opening of its data directory it is; zeros for a client.
     pub start: Start,
+    /// Where it listens, `host:port` of at most 264 bytes, if the others may not know it yet.
+    pub address: Option<String>,
 }
 
 /// The accepting side's introduction.
@@ -139,13 +143,17 @@ pub fn write_hello(hello: &Hello, out: &mut Vec<u8>) {
         let mut w = Writer::new(out);
         w.u32(hello.protocol);
         w.u8(hello.purpose as u8);
-        w.u8(u8::from(hello.cluster.is_some()) | u8::from(hello.target.is_some()) << 1);
+        let given = [hello.cluster.is_some(), hello.target.is_some(), hello.address.is_some()];
+        w.u8((0..).zip(given).map(|(bit, given)| u8::from(given) << bit).sum());
         w.u64(hello.cluster.unwrap_or(0));
         w.u64(hello.store.0);
         w.u64(hello.incarnation);
         w.u64(hello.target.map_or(0, |s| s.0));
         w.u64(hello.start.number);
         w.u64(hello.start.life);
+        if let Some(address) = &hello.address {
+            w.bytes(address.as_bytes());
+        }
     });
 }
 
@@ -163,7 +171,7 @@ pub fn read_hello(payload: Bytes) -> Result<Hello> {
         other => return Err(r.malformed(format_args!("purpose {other}"))),
     };
     let flags = r.u8()?;
-    if flags > 3 {
+    if flags > 7 {
         return Err(r.malformed(format_args!("flags {flags:#04x}")));
     }
     let cluster = r.u64()?;
@@ -171,10 +179,11 @@ pub fn read_hello(payload: Bytes) -> Result<Hello> {
     let incarnation = r.u64()?;
     let target = StoreId(r.u64()?);
     let start = Start { number: r.u64()?, life: r.u64()? };
+    let address = if flags & 4 != 0 { Some(r.text(MAX_ADDRESS)?) } else { None };
     r.finish()?;
     let cluster = (flags & 1 != 0).then_some(cluster);
     let target = (flags & 2 != 0).then_some(target);
-    Ok(Hello { protocol, purpose, cluster, store, incarnation, target, start })
+    Ok(Hello { protocol, purpose, cluster, store, incarnation, target, start, address })
 }
 
 /// Appends a welcome frame.

@@ -166,6 +166,7 @@ async fn shake_hands(
         incarnation: 0,
         target: None,
         start: Start::default(),
+        address: None,
     };
     let mut out = Vec::new();
     write_hello(&hello, &mut out);

@@ -67,7 +67,7 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, from: SocketAddr) {
     let counters = shared.counters.clone();
     let mut reader =
         FrameReader::new(reader, MAX_HANDSHAKE, patience, shared.budget.clone(), counters);
-    let hello = match greet(&shared, &mut reader).await {
+    let hello = match greet(&shared, &mut reader, from).await {
         Ok(hello) => hello,
         Err(refusal) => {
             Counters::add(&shared.counters.refused_connections, 1);
@@ -139,7 +139,11 @@ async fn farewell(
 }
 
 /// The dialling side's hello, if we want to talk to it.
-async fn greet(shared: &Shared, reader: &mut Reader) -> Result<Hello, Refusal> {
+async fn greet(
+    shared: &Arc<Shared>,
+    reader: &mut Reader,
+    from: SocketAddr,
+) -> Result<Hello, Refusal> {
     let refuse = |reason, detail: String| Err(Refusal { reason, detail });
     // One clock for the whole of it: a byte now and then does not prolong it.
     let frame = match tokio::time::timeout(shared.config.handshake_timeout, reader.next()).await {
@@ -177,6 +181,9 @@ async fn greet(shared: &Shared, reader: &mut Reader) -> Result<Hello, Refusal> {
         };
         if let Err(error) = handler.hello(hello.store, hello.incarnation, hello.start) {
             return Err(Refusal::of(&error));
+        }
+        if let Some(address) = hello.address.clone() {
+            shared.introduced(hello.store, address, from);
         }
     }
     Ok(hello)

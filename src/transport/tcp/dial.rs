@@ -96,6 +96,7 @@ pub(super) async fn dial(shared: &Arc<Shared>, peer: &Peer, purpose: Purpose) ->
         incarnation: shared.config.incarnation,
         target: Some(peer.store),
         start: shared.config.start,
+        address: shared.config.advertise.clone(),
     };
     let mut out = Vec::new();
     write_hello(&hello, &mut out);

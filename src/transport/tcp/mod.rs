@@ -35,6 +35,9 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
 
+/// Stores that may introduce themselves, of all that are known.
+const INTRODUCED_MAX: usize = 1024;
+
 /// Who we are, whom we know, and every limit.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -48,8 +51,10 @@ pub struct Config {
     pub start: Start,
     /// Where to listen. Port 0 takes a free one, see [`Tcp::local_addr`].
     pub listen: SocketAddr,
-    /// Where the others listen, `host:port`. More by [`Tcp::set_peer`].
+    /// Where the others listen, `host:port`. More by [`Tcp::set_peer`], and by those who introduce themselves.
     pub peers: BTreeMap<StoreId, String>,
+    /// Where we listen, told to whomever we dial: for a node whose address the others were not given.
+    pub advertise: Option<String>,
     /// Longest frame, bytes. The same on every node.
     pub max_frame: usize,
     /// Bytes that may wait for one peer node or for one connection's answers.
@@ -87,6 +92,7 @@ impl Config {
             start: Start::default(),
             listen,
             peers: BTreeMap::new(),
+            advertise: None,
             max_frame: 64 << 20,
             peer_budget: 64 << 20,
             receive_budget: 512 << 20,
@@ -192,6 +198,27 @@ impl Shared {
             max_frame: self.config.max_frame,
             ping: self.config.ping,
             stall: self.config.frame_timeout,
+        }
+    }
+
+    /// A store has said where it listens. What the configuration says of it stands.
+    fn introduced(self: &Arc<Self>, store: StoreId, address: String, from: SocketAddr) {
+        let known = self.peers.lock();
+        let full = known.len() >= INTRODUCED_MAX && !known.contains_key(&store);
+        drop(known);
+        if full || self.config.peers.contains_key(&store) {
+            return;
+        }
+        // Whoever listens everywhere does not know under which address we see it.
+        let address = match address.parse::<SocketAddr>() {
+            Ok(at) if at.ip().is_unspecified() => SocketAddr::new(from.ip(), at.port()).to_string(),
+            _ => address,
+        };
+        let peer = self.peer(store);
+        let before = peer.address.lock().replace(address.clone());
+        if before.as_ref() != Some(&address) {
+            tracing::info!(%store, address, "introduced itself");
+            peer.alive.notify_one();
         }
     }
 

@@ -29,6 +29,8 @@ Examples:
     catamaran serve --store-id 1 --data-dir d1 --listen 127.0.0.1:7001 \\
       --cluster 1=127.0.0.1:7001,2=127.0.0.1:7002,3=127.0.0.1:7003 --regions 16
     catamaran serve --config node1.toml --set memtable_bytes=67108864
+    catamaran serve --store-id 4 --data-dir d4 --listen 127.0.0.1:7004 \\
+      --join 1=127.0.0.1:7001,2=127.0.0.1:7002,3=127.0.0.1:7003
 
 A configuration file holds the same settings and more, as TOML:
     store_id = 1
@@ -134,6 +136,17 @@ pub struct ServeArgs {
     /// All members: `1=host:port,2=host:port,3=host:port`.
     #[arg(long, value_delimiter = ',', value_name = "ID=HOST:PORT,..", value_parser = member)]
     pub cluster: Vec<(u64, String)>,
+    /// Join these running nodes (name all of them) instead of beginning a cluster: the node starts without a
+    /// region, until replicas are moved to it. Needs --listen, and a store id that none has had. To be given at
+    /// every start.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "ID=HOST:PORT,..",
+        value_parser = member,
+        conflicts_with = "cluster"
+    )]
+    pub join: Vec<(u64, String)>,
     /// Regions of a new cluster.
     #[arg(long)]
     pub regions: Option<u64>,

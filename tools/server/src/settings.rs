@@ -120,15 +120,14 @@ pub fn load(args: &ServeArgs) -> Result<NodeConfig> {
         anyhow::Ok(Value::String(dir.to_owned()))
     });
     flag("data_dir", dir.transpose()?);
-    let members: Table = args
-        .cluster
-        .iter()
-        .map(|(id, address)| (id.to_string(), Value::String(address.clone())))
-        .collect();
-    if members.len() != args.cluster.len() {
-        bail!("--cluster: a store id appears twice");
+    for (name, nodes) in [("cluster", &args.cluster), ("join", &args.join)] {
+        let member = |(id, address): &(u64, String)| (id.to_string(), address.clone().into());
+        let members: Table = nodes.iter().map(member).collect();
+        if members.len() != nodes.len() {
+            bail!("--{name}: a store id appears twice");
+        }
+        flag(name, (!members.is_empty()).then_some(Value::Table(members)));
     }
-    flag("cluster", (!members.is_empty()).then_some(Value::Table(members)));
     let mut set = Table::new();
     for text in &args.set {
         let (key, value) = assignment(text)?;
@@ -146,14 +145,18 @@ pub fn load(args: &ServeArgs) -> Result<NodeConfig> {
 
 /// The settings as a TOML file.
 pub fn print(config: &NodeConfig) -> Result<String> {
-    // TOML's keys are strings, those of `cluster` are numbers; and tables come last in TOML, or they
-    // would swallow the keys after them.
-    let mut text = toml::to_string(&NodeConfig { cluster: BTreeMap::new(), ..config.clone() })?;
-    text = text.replace("[cluster]\n", "");
-    if !config.cluster.is_empty() {
-        let members: BTreeMap<String, &String> =
-            config.cluster.iter().map(|(id, address)| (id.to_string(), address)).collect();
-        text = format!("{}\n\n[cluster]\n{}", text.trim_end(), toml::to_string(&members)?);
+    // TOML's keys are strings, those of `cluster` and `join` are numbers; and tables come last in TOML, or
+    // they would swallow the keys after them.
+    let none = BTreeMap::new;
+    let mut text =
+        toml::to_string(&NodeConfig { cluster: none(), join: none(), ..config.clone() })?;
+    for (name, nodes) in [("cluster", &config.cluster), ("join", &config.join)] {
+        text = text.replace(&format!("[{name}]\n"), "");
+        if !nodes.is_empty() {
+            let members: BTreeMap<String, &String> =
+                nodes.iter().map(|(id, address)| (id.to_string(), address)).collect();
+            text = format!("{}\n\n[{name}]\n{}", text.trim_end(), toml::to_string(&members)?);
+        }
     }
     Ok(text)
 }
@@ -185,6 +188,18 @@ mod tests {
         assert_eq!(config.cluster[&2], "b:2");
         let printed = print(&config).unwrap();
         assert_eq!(toml::from_str::<NodeConfig>(&printed).unwrap(), config);
+    }
+
+    #[test]
+    fn who_joins_names_the_others() {
+        let line = ["--store-id", "4", "--data-dir", "d", "--join", "1=a:1,2=b:2"];
+        let config = load_from(&[&line[..], &["--listen", "d:4"]].concat()).unwrap();
+        assert_eq!((config.cluster.len(), config.join[&2].as_str()), (0, "b:2"));
+        let printed = print(&config).unwrap();
+        assert_eq!(toml::from_str::<NodeConfig>(&printed).unwrap(), config);
+        let message = |flags: &[&str]| format!("{:#}", load_from(flags).unwrap_err());
+        assert!(message(&line).contains("listen"), "{}", message(&line));
+        assert!(message(&["--join", "1=a:1,1=b:1"]).contains("--join: a store id appears twice"));
     }
 
     #[test]

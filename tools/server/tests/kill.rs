@@ -9,82 +9,22 @@
 
 mod support;
 
-use catamaran::client::{Blocking, RemoteClient};
+use catamaran::client::Blocking;
 use catamaran::store::RegionStatus;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use support::Servers;
+use support::load::{self, Targets};
+use support::{Draw, Servers, client, number};
 
 const REGIONS: u64 = 8;
 const WRITERS: u64 = 4;
-const KEYS: u64 = 64;
 const PATIENCE: Duration = Duration::from_secs(30);
-
-struct Draw(u64);
-
-impl Draw {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % n
-    }
-}
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
-
-/// Keys go round the regions: a new cluster is cut by the first eight bytes.
-fn key(region: u64, name: &str) -> Vec<u8> {
-    let mut key = vec![(region % REGIONS * (256 / REGIONS)) as u8];
-    key.extend_from_slice(name.as_bytes());
-    key
-}
-
-fn client(addresses: &[String], timeout: Duration) -> Blocking {
-    RemoteClient::new(addresses, None, timeout).unwrap().client().blocking()
-}
-
-/// What one writer knows of a key: versions up to `acked` were acknowledged, up to `issued` tried.
-#[derive(Clone, Copy, Default)]
-struct Versions {
-    acked: u64,
-    issued: u64,
-}
-
-fn name(writer: u64, at: u64) -> String {
-    format!("writer{writer}/key{at:03}")
-}
-
-fn write_until(stop: &AtomicBool, addresses: &[String], writer: u64) -> (Vec<Versions>, u64, u64) {
-    let client = client(addresses, Duration::from_secs(2));
-    let mut versions = vec![Versions::default(); KEYS as usize];
-    let (mut acked, mut failed) = (0, 0);
-    for turn in 0.. {
-        if stop.load(Ordering::Relaxed) {
-            break;
-        }
-        let at = turn % KEYS;
-        let slot = &mut versions[at as usize];
-        slot.issued += 1;
-        let value = format!("{}={}", name(writer, at), slot.issued);
-        match client.put(key(at, &name(writer, at)), value) {
-            Ok(()) => {
-                slot.acked = slot.issued;
-                acked += 1;
-            }
-            Err(_) => failed += 1,
-        }
-    }
-    (versions, acked, failed)
-}
 
 /// Waits until every region has taken a write; gives the time since `since`.
 fn recovery(client: &Blocking, since: Instant, round: u64) -> Option<Duration> {
     for region in 0..REGIONS {
-        while let Err(error) = client.put(key(region, "probe"), round.to_string()) {
+        while let Err(error) = client.put(load::key(REGIONS, region, "probe"), round.to_string()) {
             if since.elapsed() > PATIENCE {
                 eprintln!("region {region} takes no writes: {error}");
                 return None;
@@ -95,8 +35,7 @@ fn recovery(client: &Blocking, since: Instant, round: u64) -> Option<Duration> {
 }
 
 fn status(address: &str) -> Option<BTreeMap<u64, RegionStatus>> {
-    let one = [address.to_owned()];
-    let status = client(&one, Duration::from_secs(1)).status().ok()?;
+    let status = support::status(address)?;
     Some(status.regions.into_iter().map(|region| (region.region.id.0, region)).collect())
 }
 
@@ -135,9 +74,8 @@ fn caught_up(servers: &Servers, id: u64) {
 #[test]
 fn killed_servers_lose_nothing_and_the_cluster_writes_again_soon() {
     let kills = number("CATAMARAN_KILLS").unwrap_or(20);
-    let seed = number("CATAMARAN_SEED").unwrap_or(u64::from(std::process::id())).max(1);
-    let mut draw = Draw(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    println!("{kills} kills, seed {seed}");
+    let mut draw = Draw::start();
+    println!("{kills} kills");
 
     let mut servers = Servers::start(3, REGIONS);
     let addresses = servers.addresses();
@@ -145,13 +83,13 @@ fn killed_servers_lose_nothing_and_the_cluster_writes_again_soon() {
     let started = recovery(&probe, Instant::now(), 0).expect("the cluster never started");
     println!("first writes after {started:?}");
 
-    let stop = AtomicBool::new(false);
+    let (stop, targets) = (AtomicBool::new(false), Targets::new(addresses.clone()));
     let mut recoveries = Vec::new();
     let written = std::thread::scope(|scope| {
         let writers: Vec<_> = (0..WRITERS)
             .map(|writer| {
-                let (stop, addresses) = (&stop, &addresses);
-                scope.spawn(move || write_until(stop, addresses, writer))
+                let (stop, targets) = (&stop, &targets);
+                scope.spawn(move || load::write_until(stop, targets, REGIONS, writer))
             })
             .collect();
         // A failing kill round must not leave the writers running: catch, stop them, go on failing.
@@ -180,34 +118,7 @@ fn killed_servers_lose_nothing_and_the_cluster_writes_again_soon() {
         written
     });
 
-    let reader = client(&addresses, Duration::from_secs(10));
-    let (mut checked, mut acknowledged, mut failed) = (0, 0, 0);
-    let (mut missing, mut wrong) = (Vec::new(), Vec::new());
-    for (writer, (versions, acked, errors)) in (0..).zip(written) {
-        acknowledged += acked;
-        failed += errors;
-        for (at, slot) in (0..).zip(versions).filter(|(_, slot)| slot.acked > 0) {
-            checked += 1;
-            let name = name(writer, at);
-            let Some(value) = reader.get(key(at, &name)).unwrap() else {
-                missing.push(name);
-                continue;
-            };
-            let value = String::from_utf8_lossy(&value).into_owned();
-            let version = value.strip_prefix(&format!("{name}=")).and_then(|v| v.parse().ok());
-            if !version.is_some_and(|version| (slot.acked..=slot.issued).contains(&version)) {
-                wrong.push(format!("{name}: {value}, wanted {}..={}", slot.acked, slot.issued));
-            }
-        }
-    }
-    println!(
-        "{acknowledged} writes acknowledged, {failed} failed, {checked} keys checked, {} missing, \
-         {} wrong",
-        missing.len(),
-        wrong.len()
-    );
-    assert!(acknowledged > 0 && checked > 0, "nothing was written");
-    assert!(missing.is_empty() && wrong.is_empty(), "missing {missing:?}, wrong {wrong:?}");
+    load::verify(&addresses, REGIONS, &written);
     let slowest = recoveries.iter().max().copied().unwrap_or_default();
     println!("the slowest recovery took {slowest:.2?}");
     if let Some(limit) = number("CATAMARAN_RECOVERY_MS").map(Duration::from_millis) {
