@@ -22,7 +22,9 @@
 pub mod envelope;
 pub mod group;
 pub mod guard;
+mod look;
 pub mod quiet;
+pub mod rest;
 pub mod wire;
 
 pub use envelope::{Envelope, Lane, Note};

@@ -59,7 +59,7 @@ pub struct Peer {
     pub(crate) log_bytes: LogBytes,
     /// A snapshot that raft has accepted and not yet handed out.
     pub(crate) received: Option<Received>,
-    pub(crate) restoring: Option<Restoring>,
+    pub(crate) restoring: Option<Box<Restoring>>,
     pub(crate) fence: Option<String>,
     /// No vote before this instant, by promise to a leader or by the ban after a restart.
     pub(crate) votes_from: Time,

@@ -114,6 +114,10 @@ impl Peer {
         if self.restoring.is_some() {
             return self.collect_restored(pass);
         }
+        if self.group.has_lost() {
+            self.quarantine("the log lost entries while the group rested".into(), pass.effects);
+            return None;
+        }
         self.compact_log(pass);
         self.fold(config, pass.effects);
         self.start_read_round(now);
@@ -410,19 +414,19 @@ impl Peer {
         let (peer, applied) = (self.id, position);
         let state = RegionState { region, peer, applied, compacted, next_id, removed };
         pass.effects.apply.push(ApplyTask::Restore { state, file });
-        self.restoring = Some(Restoring {
+        self.restoring = Some(Box::new(Restoring {
             rest: ready.rest,
             entries: ready.entries,
             messages: ready.send_after_persist,
             position,
             restored: None,
-        });
+        }));
     }
 
     /// The data is in place: reset the log and let the round go on.
     fn collect_restored(&mut self, pass: &mut Pass<'_>) -> Option<Collected> {
         let state = self.restoring.as_mut()?.restored.take()?;
-        let held = self.restoring.take()?;
+        let held = *self.restoring.take()?;
         let group = self.region.id.0;
         self.progress.compacted = state.compacted;
         self.progress.applying_bytes = 0;

@@ -24,7 +24,8 @@ pub struct PeerStorage {
     log: Log,
     kv: Arc<dyn StateStore>,
     region: RegionId,
-    start: RaftState,
+    /// Until raft has started.
+    start: Option<Box<RaftState>>,
     views_max: usize,
     views: RefCell<BTreeMap<PeerId, Box<dyn View>>>,
     /// Shown as empty: damaged entries have no terms, and raft-rs ends the process over the last one's.
@@ -99,7 +100,7 @@ impl PeerStorage {
             log,
             kv,
             region: region.id,
-            start: RaftState::new(hard_state, conf_state(region)),
+            start: Some(Box::new(RaftState::new(hard_state, conf_state(region)))),
             views_max,
             views: RefCell::default(),
             fenced: false,
@@ -111,6 +112,11 @@ impl PeerStorage {
     pub fn fenced(mut self) -> PeerStorage {
         self.fenced = true;
         self
+    }
+
+    /// Raft has started, and keeps its own state.
+    pub fn started(&mut self) {
+        self.start = None;
     }
 
     /// Damage met since the last call.
@@ -149,7 +155,8 @@ impl PeerStorage {
 
 impl Storage for PeerStorage {
     fn initial_state(&self) -> ::raft::Result<RaftState> {
-        Ok(self.start.clone())
+        let start = self.start.as_ref().ok_or(StorageError::Unavailable)?;
+        Ok((**start).clone())
     }
 
     fn entries(
