@@ -201,6 +201,8 @@ impl Peer {
     fn lie_down(&mut self, neighbours: &Neighbours, on: Vec<(StoreId, End)>) {
         let mark = mark(self.region.id, self.group.mark());
         self.group.rest();
+        self.group.storage().rest();
+        self.log_bytes.free();
         self.proposals.free();
         self.reads.free();
         self.rest.asleep = Some(neighbours.lie_down(self.region.id, mark, on));

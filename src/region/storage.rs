@@ -148,6 +148,11 @@ impl PeerStorage {
         self.log.trim_cache(self.region.0, applied);
     }
 
+    /// Nobody is going to use the group for long.
+    pub fn rest(&self) {
+        self.log.rest(self.region.0);
+    }
+
     fn fail(&self, what: String) {
         self.fault.borrow_mut().get_or_insert(what);
     }
