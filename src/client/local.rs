@@ -58,7 +58,9 @@ impl Local {
     ) -> Local {
         let mut routes = RangeCache::new();
         for region in known {
-            routes.update(region);
+            // What lives here is known already, and better: one copy is enough.
+            let here = driver.registry().get(region.id).map(|share| share.region());
+            routes.update(here.unwrap_or_else(|| Arc::new(region)));
         }
         let inner = Arc::new(Inner {
             store,

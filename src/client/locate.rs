@@ -41,7 +41,7 @@ impl Inner {
         here.extend(registry.lookup(start));
         let mut routes = self.routes.write();
         for region in here {
-            routes.update((*region).clone());
+            routes.update(region);
         }
     }
 

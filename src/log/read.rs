@@ -108,6 +108,20 @@ impl Log {
     pub fn trim_cache(&self, group: GroupId, applied: u64) {
         self.shared.index.change_existing(group, |g| g.applied = g.applied.max(applied));
     }
+
+    /// Nobody is going to use a group for long: gives back what memory it does not need, and evicts what is applied and
+    /// durable from the cache.
+    pub fn rest(&self, group: GroupId) {
+        let shared = &self.shared;
+        let durable = shared.durable.load(Acquire);
+        let freed = shared.index.change_existing(group, |group| {
+            let freed = group.evict(durable);
+            group.runs.shrink_to_fit();
+            group.terms.shrink_to_fit();
+            freed
+        });
+        shared.cache_bytes.fetch_sub(freed.unwrap_or(0), Relaxed);
+    }
 }
 
 fn quarantined(group: GroupId, damage: Option<&Damage>) -> Result<()> {

@@ -37,7 +37,7 @@ impl<S: Storage> Group<S> {
     /// Raft has taken an answer: see the head of this file.
     pub(super) fn end_probing(&mut self, answer: Option<Answer>) {
         let Some(Answer { from, term, index }) = answer else { return };
-        let raft = &mut self.node.raft;
+        let raft = &mut self.node().raft;
         if raft.state != StateRole::Leader || term != raft.term || from == raft.id {
             return;
         }
@@ -56,7 +56,7 @@ impl<S: Storage> Group<S> {
     /// A leader sends `peer` what it lacks at once, a snapshot if the storage lets it: without waiting for the
     /// next answer to a heartbeat.
     pub fn feed(&mut self, peer: PeerId) {
-        let raft = &mut self.node.raft;
+        let raft = &mut self.node().raft;
         if raft.state != StateRole::Leader || peer.0 == raft.id {
             return;
         }
@@ -69,6 +69,6 @@ impl<S: Storage> Group<S> {
 
     /// The last entry that `peer` is known to share; for leaders.
     pub fn matched(&self, peer: PeerId) -> Option<u64> {
-        self.node.raft.prs().get(peer.0).map(|progress| progress.matched)
+        self.far().into_iter().find(|far| far.peer == peer).map(|far| far.matched)
     }
 }

@@ -2,6 +2,7 @@
 
 use super::feeding::Answer;
 use super::guard::{self, Verdict};
+use super::rest::{Resting, Shown};
 use super::turn::Turn;
 use crate::codec::admin::Change;
 use crate::types::{LogPosition, PeerId};
@@ -108,12 +109,15 @@ pub struct Ready {
 
 /// Proof that a [`Ready`] is being handled.
 #[derive(Debug)]
-pub struct ReadyRest(::raft::Ready);
+pub struct ReadyRest {
+    ready: ::raft::Ready,
+    number: u64,
+}
 
 impl ReadyRest {
     /// The number by which [`Group::persisted`] is told.
     pub fn number(&self) -> u64 {
-        self.0.number()
+        self.number
     }
 }
 
@@ -131,14 +135,23 @@ impl Ready {
 /// * While rounds with entries or a snapshot wait for the disk (`written > durable`) it does not become
 ///   leader, and while the log starts above what raft knows to be applied it does not campaign: raft-rs
 ///   stops the process on both.
+/// * Exactly one of `node` and `resting` is there. Whatever changes the state finds a node: a group at rest
+///   rises for it (see [`rest`](super::rest)).
+/// * Rounds are numbered on when a node is made anew: `base` is the last number before its first.
 pub struct Group<S: Storage> {
-    pub(super) node: RawNode<S>,
-    seed: u64,
-    append_bytes_max: u64,
+    pub(super) node: Option<Box<RawNode<Shown<S>>>>,
+    pub(super) resting: Option<Box<Resting<S>>>,
+    pub(super) config: GroupConfig,
+    pub(super) id: PeerId,
+    pub(super) base: u64,
+    /// The last round handed out.
+    pub(super) number: u64,
     /// The last round with entries or a snapshot.
     pub(super) written: u64,
     /// The last round known to be durable.
     pub(super) durable: u64,
+    /// Whether the storage held less than it should when the group rose.
+    pub(super) lost: bool,
 }
 
 /// What an entry weighs in a message, about.
@@ -207,33 +220,52 @@ pub fn sort(state: &mut ConfState) {
     }
 }
 
+impl GroupConfig {
+    /// A node of raft-rs's on a storage.
+    pub(super) fn node<S: Storage>(
+        &self,
+        id: PeerId,
+        applied: u64,
+        storage: S,
+    ) -> ::raft::Result<RawNode<S>> {
+        let config = Config {
+            id: id.0,
+            election_tick: self.election_ticks,
+            heartbeat_tick: self.heartbeat_ticks,
+            applied,
+            max_size_per_msg: self.append_bytes_max,
+            max_inflight_msgs: self.inflight_messages_max,
+            check_quorum: true,
+            pre_vote: true,
+            batch_append: true,
+            max_uncommitted_size: self.uncommitted_bytes_max,
+            max_committed_size_per_ready: self.committed_bytes_max,
+            ..Default::default()
+        };
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let mut node = RawNode::new(&config, storage, &logger)?;
+        // Only a leader that appends needs them, and gets them again then.
+        node.raft.maybe_free_inflight_buffers();
+        Ok(node)
+    }
+}
+
 impl<S: Storage> Group<S> {
     /// Brings a peer to life from its storage; `applied` is what its state machine holds.
     ///
     /// Errors when the storage does not hold a consistent raft state.
     pub fn new(id: PeerId, config: &GroupConfig, applied: u64, storage: S) -> ::raft::Result<Self> {
-        let raft_config = Config {
-            id: id.0,
-            election_tick: config.election_ticks,
-            heartbeat_tick: config.heartbeat_ticks,
-            applied,
-            max_size_per_msg: config.append_bytes_max,
-            max_inflight_msgs: config.inflight_messages_max,
-            check_quorum: true,
-            pre_vote: true,
-            batch_append: true,
-            max_uncommitted_size: config.uncommitted_bytes_max,
-            max_committed_size_per_ready: config.committed_bytes_max,
-            ..Default::default()
-        };
-        let logger = slog::Logger::root(slog::Discard, slog::o!());
-        let node = RawNode::new(&raft_config, storage, &logger)?;
+        let node = config.node(id, applied, Shown::as_it_is(storage))?;
         let mut group = Group {
-            node,
-            seed: config.seed,
-            append_bytes_max: config.append_bytes_max,
+            node: Some(Box::new(node)),
+            resting: None,
+            config: config.clone(),
+            id,
+            base: 0,
+            number: 0,
             written: 0,
             durable: 0,
+            lost: false,
         };
         group.fix_timeout();
         Ok(group)
@@ -241,37 +273,49 @@ impl<S: Storage> Group<S> {
 
     /// Replaces raft-rs's draw: see [`turn`](super::turn).
     pub(super) fn fix_timeout(&mut self) {
-        let raft = &mut self.node.raft;
-        let base = raft.election_timeout();
-        let turn = Turn { own: raft.id, leader: raft.leader_id, term: raft.term, seed: self.seed };
-        let timeout = turn.timeout(base, raft.prs().conf().voters().ids().iter());
+        let timeout = self.timeout();
+        let raft = &mut self.node().raft;
         if raft.randomized_election_timeout() != timeout {
             raft.set_randomized_election_timeout(timeout);
+        }
+    }
+
+    /// How long it waits for its leader, in ticks.
+    pub(super) fn timeout(&self) -> usize {
+        let status = self.status();
+        let leader = status.leader.map_or(0, |leader| leader.0);
+        let turn = Turn { own: self.id.0, leader, term: status.term, seed: self.config.seed };
+        let base = self.config.election_ticks;
+        match self.raft() {
+            Some(raft) => turn.timeout(base, raft.prs().conf().voters().ids().iter()),
+            // At rest there is one configuration only.
+            None => turn.timeout(base, self.configuration().voters.into_iter()),
         }
     }
 
     /// One tick of the logical clock. A follower whose election is due waits while elections are held back
     /// (or while its disk is behind).
     pub fn tick(&mut self, elections: Elections) {
-        let raft = &self.node.raft;
+        let raft = &self.node().raft;
         let due = raft.election_elapsed + 1 >= raft.randomized_election_timeout();
         // A learner's time goes on: held back one tick before its election it would follow a leader that is gone for
         // ever, and refuse the vote that those who have made it a voter wait for (seed 41).
-        let free = !raft.promotable() || (elections == Elections::Free && self.may_campaign());
-        if raft.state != StateRole::Leader && due && !free {
+        let (waits, promotable) = (raft.state != StateRole::Leader && due, raft.promotable());
+        if waits && promotable && !(elections == Elections::Free && self.may_campaign()) {
             return;
         }
-        self.node.tick();
+        self.node().tick();
         self.fix_timeout();
     }
 
     /// Whether raft-rs survives a campaign now. It reads the entries from what it knows to be applied on,
     /// which a restored snapshot that is not durable yet has cut off; and the only voter wins at once.
-    fn may_campaign(&self) -> bool {
-        let raft = &self.node.raft;
+    fn may_campaign(&mut self) -> bool {
+        let (written, durable) = (self.written, self.durable);
+        let raft = &self.node().raft;
         let log = &raft.raft_log;
         let from = log.unstable.maybe_first_index().unwrap_or(log.applied() + 1);
-        let in_flight = self.written > self.durable || log.persisted < log.last_index();
+        let in_flight = written > durable || log.persisted < log.last_index();
         let conf = raft.prs().conf().to_conf_state();
         // Of both halves, if there are two.
         let alone = conf.voters.iter().chain(&conf.voters_outgoing).all(|id| *id == raft.id);
@@ -280,12 +324,13 @@ impl<S: Storage> Group<S> {
 
     /// Whether a message would make raft-rs campaign or lead at a moment at which it stops the process:
     /// a vote may be heard of before the round that asked for it is known to be durable here.
-    fn too_early(&self, message: &Message) -> bool {
+    fn too_early(&mut self, message: &Message) -> bool {
         match message.get_msg_type() {
             MessageType::MsgTimeoutNow => !self.may_campaign(),
             MessageType::MsgRequestVoteResponse | MessageType::MsgRequestPreVoteResponse => {
-                let log = &self.node.raft.raft_log;
-                !message.reject && (self.written > self.durable || log.persisted < log.last_index())
+                let behind = self.written > self.durable;
+                let log = &self.node().raft.raft_log;
+                !message.reject && (behind || log.persisted < log.last_index())
             }
             _ => false,
         }
@@ -294,7 +339,7 @@ impl<S: Storage> Group<S> {
     /// Takes a message from a peer, if the [`guard`] lets it.
     pub fn step(&mut self, message: Message) -> Verdict {
         let verdict = {
-            let raft = &self.node.raft;
+            let raft = &self.node().raft;
             let view = guard::View {
                 id: raft.id,
                 term: raft.term,
@@ -311,7 +356,7 @@ impl<S: Storage> Group<S> {
         if verdict == Verdict::Step {
             let answer = Answer::of(&message);
             // A message from an unknown peer or to an old role is refused; nothing to do about it.
-            let _ = self.node.step(message);
+            let _ = self.node().step(message);
             self.end_probing(answer);
             self.fix_timeout();
         }
@@ -320,18 +365,25 @@ impl<S: Storage> Group<S> {
 
     /// Appends one entry to the leader's log and returns where it stands.
     pub fn propose(&mut self, data: Bytes) -> Result<LogPosition, ProposeError> {
-        if self.node.raft.state != StateRole::Leader {
-            return Err(ProposeError::NotLeader);
+        self.may_propose()?;
+        self.put(Entry { data, ..Default::default() })
+    }
+
+    fn may_propose(&self) -> Result<(), ProposeError> {
+        match (self.leads(), self.transferring()) {
+            (false, _) => Err(ProposeError::NotLeader),
+            (true, true) => Err(ProposeError::Transferring),
+            (true, false) => Ok(()),
         }
-        if self.node.raft.lead_transferee.is_some() {
-            return Err(ProposeError::Transferring);
-        }
-        let mut message = Message { from: self.node.raft.id, ..Default::default() };
+    }
+
+    fn put(&mut self, entry: Entry) -> Result<LogPosition, ProposeError> {
+        let raft = &mut self.node().raft;
+        let mut message = Message { from: raft.id, ..Default::default() };
         message.set_msg_type(MessageType::MsgPropose);
-        message.mut_entries().push(Entry { data, ..Default::default() });
-        self.node.raft.step(message).map_err(|_| ProposeError::Full)?;
-        let index = self.node.raft.raft_log.last_index();
-        Ok(LogPosition { index, term: self.node.raft.term })
+        message.mut_entries().push(entry);
+        raft.step(message).map_err(|_| ProposeError::Full)?;
+        Ok(LogPosition { index: raft.raft_log.last_index(), term: raft.term })
     }
 
     /// Appends a change of the configuration to the leader's log; no changes: the end of a joint one. What replicas
@@ -342,12 +394,7 @@ impl<S: Storage> Group<S> {
         changes: &[Change],
         said: Bytes,
     ) -> Result<LogPosition, ProposeError> {
-        if self.node.raft.state != StateRole::Leader {
-            return Err(ProposeError::NotLeader);
-        }
-        if self.node.raft.lead_transferee.is_some() {
-            return Err(ProposeError::Transferring);
-        }
+        self.may_propose()?;
         let joint = !self.configuration().voters_outgoing.is_empty();
         if self.change_pending() || joint != changes.is_empty() {
             return Err(ProposeError::Changing);
@@ -356,25 +403,16 @@ impl<S: Storage> Group<S> {
         let data = protobuf::Message::write_to_bytes(&form).map_err(|_| ProposeError::Full)?;
         let mut entry = Entry { data: data.into(), context: said, ..Default::default() };
         entry.set_entry_type(EntryType::EntryConfChangeV2);
-        let mut message = Message { from: self.node.raft.id, ..Default::default() };
-        message.set_msg_type(MessageType::MsgPropose);
-        message.mut_entries().push(entry);
-        self.node.raft.step(message).map_err(|_| ProposeError::Full)?;
-        let index = self.node.raft.raft_log.last_index();
-        Ok(LogPosition { index, term: self.node.raft.term })
-    }
-
-    /// Whether a change of the configuration may be in the log and not applied, as far as the leader knows.
-    pub fn change_pending(&self) -> bool {
-        self.node.raft.has_pending_conf()
+        self.put(entry)
     }
 
     /// A change of the configuration was applied, in order and before [`applied`](Self::applied) of its index. A
     /// leader that does not vote any more steps down. Nothing is to be called for one that was refused: raft-rs
     /// 0.7 takes an empty change for the end of a joint configuration.
     pub fn reconfigure(&mut self, changes: &[Change]) -> ::raft::Result<()> {
-        self.node.apply_conf_change(&form_of(changes))?;
-        let raft = &mut self.node.raft;
+        let node = self.node();
+        node.apply_conf_change(&form_of(changes))?;
+        let raft = &mut node.raft;
         if raft.state == StateRole::Leader && !raft.promotable() {
             let term = raft.term;
             raft.become_follower(term, ::raft::INVALID_ID);
@@ -383,17 +421,10 @@ impl<S: Storage> Group<S> {
         Ok(())
     }
 
-    /// Who votes and who listens, sorted.
-    pub fn configuration(&self) -> ConfState {
-        let mut state = self.node.raft.prs().conf().to_conf_state();
-        sort(&mut state);
-        state
-    }
-
     /// Asks for a read index under `context`, which must be unique in the group. May be dropped
     /// silently (no leader, nothing committed in the term): retry under a new context.
     pub fn read_index(&mut self, context: Vec<u8>) {
-        self.node.read_index(context);
+        self.node().read_index(context);
     }
 
     /// Starts an election at once.
@@ -401,45 +432,42 @@ impl<S: Storage> Group<S> {
         if !self.may_campaign() {
             return;
         }
-        let _ = self.node.campaign();
+        let _ = self.node().campaign();
         self.fix_timeout();
     }
 
     /// Hands leadership to `to`, if it is a voter that can catch up.
     pub fn transfer_leader(&mut self, to: PeerId) {
-        self.node.transfer_leader(to.0);
-    }
-
-    /// Whether leadership is being handed over (the lease is suspended then).
-    pub fn transferring(&self) -> bool {
-        self.node.raft.lead_transferee.is_some()
+        self.node().transfer_leader(to.0);
     }
 
     /// Tells that messages to `peer` do not arrive.
     pub fn unreachable(&mut self, peer: PeerId) {
-        self.node.report_unreachable(peer.0);
+        self.node().report_unreachable(peer.0);
     }
 
     /// Tells how sending a snapshot to `peer` ended.
     pub fn snapshot_sent(&mut self, peer: PeerId, status: SnapshotStatus) {
-        self.node.report_snapshot(peer.0, status);
+        self.node().report_snapshot(peer.0, status);
     }
 
     /// Takes what the changes so far ask for, if anything.
     pub fn ready(&mut self) -> Option<Ready> {
-        if !self.node.has_ready() {
+        if !self.has_ready() {
             return None;
         }
-        let mut ready = self.node.ready();
+        let mut ready = self.node().ready();
+        let number = self.base + ready.number();
+        self.number = number;
         if !ready.entries().is_empty() || !ready.snapshot().is_empty() {
-            self.written = ready.number();
+            self.written = number;
         }
         let snapshot = ready.snapshot();
         let snapshot = (snapshot.get_metadata().index > 0).then(|| snapshot.clone());
         let mut send_now = Vec::new();
         for mut message in ready.take_messages() {
             if self.rejoin(&mut message) {
-                cut(message, self.append_bytes_max, &mut send_now);
+                cut(message, self.config.append_bytes_max, &mut send_now);
             }
         }
         Some(Ready {
@@ -455,7 +483,7 @@ impl<S: Storage> Group<S> {
                 .collect(),
             snapshot,
             changed_role: ready.ss().map(|state| state.raft_state),
-            rest: ReadyRest(ready),
+            rest: ReadyRest { ready, number },
         })
     }
 
@@ -466,7 +494,7 @@ impl<S: Storage> Group<S> {
     /// index; after the follower's next index moved in between (a rejection, an unreachable report) they do
     /// not. A follower that takes such a message acknowledges entries it does not have. Found by seed 1 of
     /// the simulator, see `tests/raft_batch_append.rs`.
-    fn rejoin(&self, message: &mut Message) -> bool {
+    fn rejoin(&mut self, message: &mut Message) -> bool {
         if message.get_msg_type() != MessageType::MsgAppend {
             return true;
         }
@@ -475,7 +503,7 @@ impl<S: Storage> Group<S> {
             return true;
         }
         let before = first - 1;
-        match self.node.raft.raft_log.term(before) {
+        match self.node().raft.raft_log.term(before) {
             Ok(term) => {
                 message.index = before;
                 message.log_term = term;
@@ -487,97 +515,31 @@ impl<S: Storage> Group<S> {
 
     /// Ends the round: its entries can be read from the storage now.
     pub fn advance(&mut self, rest: ReadyRest) {
-        self.node.advance_append_async(rest.0);
+        self.node().advance_append_async(rest.ready);
     }
 
     /// All rounds up to `number` are durable.
     pub fn persisted(&mut self, number: u64) {
         self.durable = self.durable.max(number);
-        self.node.on_persist_ready(number);
+        // Of before a rest: that it was durable is known.
+        if number <= self.base {
+            return;
+        }
+        let number = number - self.base;
+        self.node().on_persist_ready(number);
         self.fix_timeout();
     }
 
     /// The state machine has applied everything up to `index`. Ignored when raft knows more already, or
     /// does not know yet that the log is persisted so far (say it again later then).
     pub fn applied(&mut self, index: u64) {
-        let log = &self.node.raft.raft_log;
+        if self.resting.is_some() {
+            return; // everything was applied before
+        }
+        let node = self.node();
+        let log = &node.raft.raft_log;
         if index > log.applied() && index <= log.committed.min(log.persisted) {
-            self.node.advance_apply_to(index);
+            node.advance_apply_to(index);
         }
-    }
-
-    /// The snapshot raft has accepted and not yet handed out.
-    pub fn pending_snapshot(&self) -> Option<LogPosition> {
-        let meta = self.node.snap()?.get_metadata();
-        Some(LogPosition { index: meta.index, term: meta.term })
-    }
-
-    /// Where the group stands.
-    pub fn status(&self) -> Status {
-        let raft = &self.node.raft;
-        Status {
-            term: raft.term,
-            role: raft.state,
-            leader: (raft.leader_id != 0).then_some(PeerId(raft.leader_id)),
-            committed: raft.raft_log.committed,
-            last_index: raft.raft_log.last_index(),
-        }
-    }
-
-    /// Whether this peer leads its group, in its own eyes.
-    pub fn leads(&self) -> bool {
-        self.node.raft.state == StateRole::Leader
-    }
-
-    /// Whether the leader has committed an entry of its own term, and so knows the commit index.
-    pub fn committed_in_term(&self) -> bool {
-        self.node.raft.commit_to_current_term()
-    }
-
-    /// Whether the leader has applied an entry of its own term.
-    pub fn applied_in_term(&self) -> bool {
-        self.node.raft.apply_to_current_term()
-    }
-
-    /// (peer, matched index, recently active) of every replica, by peer id; for leaders.
-    pub fn progress(&self) -> Vec<(PeerId, u64, bool)> {
-        let mut progress: Vec<_> = self
-            .node
-            .raft
-            .prs()
-            .iter()
-            .map(|(id, p)| (PeerId(*id), p.matched, p.recent_active || *id == self.node.raft.id))
-            .collect();
-        progress.sort_unstable();
-        progress
-    }
-
-    /// Whether a learner takes entries as they come and lacks `gap` of them at most, as the leader sees it.
-    pub fn has_caught_up(&self, peer: PeerId, gap: u64) -> bool {
-        let raft = &self.node.raft;
-        raft.prs().get(peer.0).is_some_and(|progress| {
-            progress.recent_active
-                && progress.state == ::raft::ProgressState::Replicate
-                && progress.matched + gap >= raft.raft_log.committed
-        })
-    }
-
-    /// Whether every other replica, as the leader sees it, is alive and takes entries as they come.
-    pub fn all_replicate(&self) -> bool {
-        let raft = &self.node.raft;
-        raft.prs().iter().all(|(id, progress)| {
-            *id == raft.id
-                || (progress.recent_active && progress.state == ::raft::ProgressState::Replicate)
-        })
-    }
-
-    /// The storage below.
-    pub fn storage(&self) -> &S {
-        self.node.store()
-    }
-
-    /// The storage below, to change it.
-    pub fn storage_mut(&mut self) -> &mut S {
-        self.node.mut_store()
     }
 }

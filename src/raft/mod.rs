@@ -17,13 +17,17 @@
 //! passes the [`guard`] first, because raft-rs panics on messages that parse well and are wrong. And
 //! proposals to a non-leader are refused rather than silently forwarded.
 //!
+//! A group that has nothing to do gives its memory back and is made anew when it has ([`rest`]).
+//!
 //! Not done: priorities.
 
 pub mod envelope;
 mod feeding;
 pub mod group;
 pub mod guard;
+mod look;
 pub mod quiet;
+pub mod rest;
 mod turn;
 pub mod wire;
 

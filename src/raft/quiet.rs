@@ -7,7 +7,7 @@
 
 use super::group::{Group, Status};
 use crate::types::PeerId;
-use ::raft::{ProgressState, StateRole, Storage};
+use ::raft::{StateRole, Storage};
 
 /// How a leader sees one of its followers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -24,7 +24,8 @@ impl<S: Storage> Group<S> {
     /// Whether nothing is under way here: everything in the log is durable, committed and applied, nobody waits,
     /// leadership stays where it is and so does the configuration. For a follower: as far as it knows.
     pub fn settled(&self) -> bool {
-        let raft = &self.node.raft;
+        let Some(node) = &self.node else { return true };
+        let raft = &node.raft;
         let log = &raft.raft_log;
         let last = log.last_index();
         let whole = log.committed == last && log.persisted == last && log.applied() == last;
@@ -34,68 +35,56 @@ impl<S: Storage> Group<S> {
             && raft.pending_read_count() == 0
             && raft.ready_read_count() == 0
             && !raft.has_pending_conf()
-            && !self.node.has_ready()
+            && !node.has_ready()
             && (raft.state != StateRole::Leader || !self.is_joint())
     }
 
-    fn is_joint(&self) -> bool {
-        let conf = self.node.raft.prs().conf().to_conf_state();
-        !conf.voters_outgoing.is_empty()
+    pub(super) fn is_joint(&self) -> bool {
+        !self.configuration().voters_outgoing.is_empty()
     }
 
     /// Whether a round would hand anything out.
     pub fn has_ready(&self) -> bool {
-        self.node.has_ready()
+        self.node.as_ref().is_some_and(|node| node.has_ready())
     }
 
     /// The followers, by peer id; for leaders.
     pub fn standings(&self) -> Vec<Standing> {
-        let raft = &self.node.raft;
-        let last = raft.raft_log.last_index();
-        let others = raft.prs().iter().filter(|(id, _)| **id != raft.id);
-        let mut standings: Vec<_> = others
-            .map(|(id, progress)| Standing {
-                peer: PeerId(*id),
-                even: progress.matched == last
-                    && progress.committed_index == last
-                    // Probing counts: raft-rs leaves that state, after a snapshot, with the next entry only.
-                    && progress.state != ProgressState::Snapshot,
-                active: progress.recent_active,
+        let last = self.status().last_index;
+        let others = self.far().into_iter().filter(|far| far.peer != self.id);
+        others
+            .map(|far| Standing {
+                peer: far.peer,
+                // Probing counts: raft-rs leaves that state, after a snapshot, with the next entry only.
+                even: far.matched == last && far.committed == last && !far.restores,
+                active: far.active,
             })
-            .collect();
-        standings.sort_unstable_by_key(|standing| standing.peer);
-        standings
-    }
-
-    /// Gives back the memory that only a working group needs.
-    pub fn free_buffers(&mut self) {
-        self.node.raft.maybe_free_inflight_buffers();
-        self.node.raft.msgs.shrink_to_fit();
+            .collect()
     }
 
     /// A leader speaks to all followers at once, as a heartbeat would.
     pub fn ping(&mut self) {
-        self.node.ping();
+        self.node().ping();
     }
 
     /// A follower learns that its leader is gone: it follows nobody, and its election is due after `ticks`
     /// more. (Whether it may campaign then is another question: see [`Elections`](super::Elections).)
     pub fn lose_leader(&mut self, ticks: usize) {
-        let raft = &mut self.node.raft;
+        let raft = &mut self.node().raft;
         if raft.state != StateRole::Follower {
             return;
         }
         raft.become_follower(raft.term, 0);
         self.fix_timeout();
-        let raft = &mut self.node.raft;
+        let raft = &mut self.node().raft;
         raft.election_elapsed = raft.randomized_election_timeout().saturating_sub(ticks.max(1));
     }
 
     /// A number of ticks below `most` that differs between the replicas of a group and between terms.
     pub fn spread(&self, most: usize) -> usize {
-        let raft = &self.node.raft;
-        let beyond = raft.randomized_election_timeout().saturating_sub(raft.election_timeout());
-        beyond * most / raft.election_timeout().max(1)
+        let base = self.config.election_ticks;
+        let beyond = self.timeout().saturating_sub(base);
+        beyond * most / base.max(1)
     }
 
     /// Term and length: whoever follows the same leader to the same end says the same.

@@ -33,6 +33,9 @@ pub const FIRST_FREE_ID: u64 = 1 << 20;
 /// out their previous values.
 const ANSWER_BYTES: usize = 64 << 20;
 
+/// Regions whose states are kept from one round of applying to the next, about: most regions are idle.
+const REGIONS_KEPT: usize = 1 << 10;
+
 /// What a round of applying led to.
 #[derive(Default, Debug)]
 pub struct ApplyOutcome {
@@ -53,6 +56,7 @@ pub struct Applier {
     kv: Arc<dyn StateStore>,
     machine: Arc<dyn StateMachine>,
     disk: Arc<dyn Disk>,
+    /// What it has worked on, as published; the state store has them all.
     regions: BTreeMap<RegionId, RegionState>,
     /// What answers may still take in this round.
     answer_room: usize,
@@ -77,15 +81,14 @@ struct Publishing {
 }
 
 impl Applier {
-    /// An applier over what the state store holds now.
+    /// An applier over a state store.
     pub fn new(
         kv: Arc<dyn StateStore>,
         machine: Arc<dyn StateMachine>,
         disk: Arc<dyn Disk>,
     ) -> Applier {
-        let regions =
-            kv.region_states().into_iter().map(|state| (state.region.id, state)).collect();
-        Applier { kv, machine, disk, regions, answer_room: ANSWER_BYTES, epochs: Epochs::Checked }
+        let (regions, answer_room, epochs) = (BTreeMap::new(), ANSWER_BYTES, Epochs::Checked);
+        Applier { kv, machine, disk, regions, answer_room, epochs }
     }
 
     /// A planted bug of the simulator's: what was made for another shape is applied all the same.
@@ -121,7 +124,11 @@ impl Applier {
                 }
             }
         }
-        self.publish(publishing, out)
+        self.publish(publishing, out)?;
+        if self.regions.len() > REGIONS_KEPT {
+            self.regions.clear();
+        }
+        Ok(())
     }
 
     fn begin(&self) -> Result<Publishing> {
@@ -158,7 +165,8 @@ impl Applier {
         publishing: &mut Publishing,
     ) -> Result<()> {
         if !self.regions.contains_key(&region) {
-            // Cut out of another region since, by another worker perhaps: what that one has published.
+            // Not met for long; or cut out of another region since, by another worker perhaps: what that one has
+            // published.
             let born = publishing.view.region(region).or(self.kv.view()?.region(region));
             self.regions.insert(region, born.ok_or(Error::RegionNotFound(region))?);
         }

@@ -66,6 +66,11 @@ impl LogBytes {
         }
     }
 
+    /// Gives back the memory that is not used.
+    pub(crate) fn free(&mut self) {
+        self.buckets.shrink_to_fit();
+    }
+
     /// Bytes held.
     pub fn total(&self) -> u64 {
         self.total

@@ -30,7 +30,8 @@
 //! overlooks the watchdog finds (`store::liveness`): now and then the ends of a node pair compare sums over what
 //! sleeps in each chunk of groups, and chunks that stay different are woken at both ends.
 //!
-//! Not done: dropping the raft state itself of a sleeping replica.
+//! **What stays.** The replica itself, small; raft's node goes ([`rest`](crate::raft::rest)) and is made anew by
+//! whatever wakes it.
 
 use super::config::StoreConfig;
 use super::effects::Outbox;
@@ -201,10 +202,12 @@ impl Peer {
     }
 
     fn lie_down(&mut self, neighbours: &Neighbours, on: Vec<(StoreId, End)>) {
-        self.group.free_buffers();
+        let mark = mark(self.region.id, self.group.mark());
+        self.group.rest();
+        self.group.storage().rest();
+        self.log_bytes.free();
         self.proposals.free();
         self.reads.free();
-        let mark = mark(self.region.id, self.group.mark());
         self.rest.asleep = Some(neighbours.lie_down(self.region.id, mark, on));
     }
 

@@ -135,6 +135,7 @@ impl Peer {
         }
         let mut group = Group::new(state.peer, &config.group, raft_applied, storage)
             .map_err(|e| Error::malformed("raft state", e.to_string()))?;
+        group.storage_mut().started();
         if found.fence.is_none() && campaign == Campaign::Now {
             group.campaign();
         }

@@ -85,6 +85,22 @@ impl Neighbours {
         });
     }
 
+    /// Whether a node was met, and not forgotten since.
+    pub fn knows(&self, store: StoreId) -> bool {
+        self.known.lock().contains_key(&store)
+    }
+
+    /// A node that no region shares any more is forgotten: no beats for it. `false`: something sleeps on it.
+    pub fn forget(&self, store: StoreId) -> bool {
+        let mut known = self.known.lock();
+        let empty = |sums: &Sums| sums.iter().all(|sum| *sum == 0);
+        let free = known.get(&store).is_none_or(|known| empty(&known.follow) && empty(&known.lead));
+        if free {
+            known.remove(&store);
+        }
+        free
+    }
+
     /// Who is known.
     pub fn stores(&self) -> Vec<StoreId> {
         self.known.lock().keys().copied().collect()
@@ -175,6 +191,16 @@ mod tests {
         assert_eq!(sum(a, End::Leads), u64::MAX);
         drop(two);
         assert_eq!(sum(a, End::Leads), 0);
+    }
+
+    #[test]
+    fn who_is_slept_on_is_not_forgotten() {
+        let neighbours = Neighbours::default();
+        neighbours.meet(StoreId(1));
+        let bed = neighbours.lie_down(RegionId(3), 5, vec![(StoreId(1), End::Follows)]);
+        assert!(!neighbours.forget(StoreId(1)) && neighbours.knows(StoreId(1)));
+        drop(bed);
+        assert!(neighbours.forget(StoreId(1)) && !neighbours.knows(StoreId(1)));
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub struct Peer {
     pub(crate) log_bytes: LogBytes,
     /// A snapshot that raft has accepted and not yet handed out.
     pub(crate) received: Option<Received>,
-    pub(crate) restoring: Option<Restoring>,
+    pub(crate) restoring: Option<Box<Restoring>>,
     /// Snapshots that leave.
     pub(crate) flights: Flights,
     pub(crate) fence: Option<String>,

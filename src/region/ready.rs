@@ -119,6 +119,10 @@ impl Peer {
         if self.lent.is_some() {
             return None;
         }
+        if self.group.has_lost() {
+            self.quarantine("the log lost entries while the group rested".into(), pass.effects);
+            return None;
+        }
         self.compact_log(pass);
         self.record_held(&mut pass.batch);
         self.tell_wishes(pass.effects);
@@ -423,19 +427,19 @@ impl Peer {
         self.handed = position.index;
         let state = head.state(self.id, position);
         pass.effects.apply.push(ApplyTask::Restore { state, file, swallow });
-        self.restoring = Some(Restoring {
+        self.restoring = Some(Box::new(Restoring {
             rest: ready.rest,
             entries: ready.entries,
             messages: ready.send_after_persist,
             position,
             restored: None,
-        });
+        }));
     }
 
     /// The data is in place: reset the log and let the round go on.
     fn collect_restored(&mut self, pass: &mut Pass<'_>) -> Option<Collected> {
         let state = self.restoring.as_mut()?.restored.take()?;
-        let held = self.restoring.take()?;
+        let held = *self.restoring.take()?;
         let group = self.region.id.0;
         self.progress.compacted = state.compacted;
         self.progress.applying_bytes = 0;

@@ -204,6 +204,12 @@ impl Registry {
         self.replicas.read().by_region.get(&region).cloned()
     }
 
+    /// Whether any region with a replica here has one on that store, too. Looks at all of them if there is none.
+    pub fn shares_with(&self, store: StoreId) -> bool {
+        let replicas = self.replicas.read();
+        replicas.by_region.values().any(|share| share.region.read().peer_on(store).is_some())
+    }
+
     /// Every region with a replica here.
     pub fn regions(&self) -> Vec<RegionId> {
         self.replicas.read().by_region.keys().copied().collect()

@@ -25,13 +25,14 @@ pub struct PeerStorage {
     log: Log,
     kv: Arc<dyn StateStore>,
     region: RegionId,
-    start: RaftState,
     /// Whom raft wants to send a snapshot.
     wanted: RefCell<BTreeSet<PeerId>>,
     /// For whom one may be made at this moment.
     allowed: Cell<Option<PeerId>>,
     /// What was made and not yet taken, and of which index.
     views: RefCell<BTreeMap<PeerId, Made>>,
+    /// Until raft has started.
+    start: Option<Box<RaftState>>,
     /// Shown as empty: damaged entries have no terms, and raft-rs ends the process over the last one's.
     fenced: bool,
     fault: RefCell<Option<String>>,
@@ -106,9 +107,9 @@ impl PeerStorage {
             log,
             kv,
             region: region.id,
-            start: RaftState::new(hard_state, conf_state(region)),
             wanted: RefCell::default(),
             allowed: Cell::new(None),
+            start: Some(Box::new(RaftState::new(hard_state, conf_state(region)))),
             views: RefCell::default(),
             fenced: false,
             fault: RefCell::default(),
@@ -119,6 +120,11 @@ impl PeerStorage {
     pub fn fenced(mut self) -> PeerStorage {
         self.fenced = true;
         self
+    }
+
+    /// Raft has started, and keeps its own state.
+    pub fn started(&mut self) {
+        self.start = None;
     }
 
     /// Damage met since the last call.
@@ -180,6 +186,11 @@ impl PeerStorage {
         self.log.trim_cache(self.region.0, applied);
     }
 
+    /// Nobody is going to use the group for long.
+    pub fn rest(&self) {
+        self.log.rest(self.region.0);
+    }
+
     fn fail(&self, what: String) {
         self.fault.borrow_mut().get_or_insert(what);
     }
@@ -187,7 +198,8 @@ impl PeerStorage {
 
 impl Storage for PeerStorage {
     fn initial_state(&self) -> ::raft::Result<RaftState> {
-        Ok(self.start.clone())
+        let start = self.start.as_ref().ok_or(StorageError::Unavailable)?;
+        Ok((**start).clone())
     }
 
     fn entries(

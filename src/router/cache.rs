@@ -96,7 +96,8 @@ impl RangeCache {
 
     /// Learns of a region. Older ones that overlap it go; `false` when it is itself the older one and
     /// nothing changed. A leader hint survives as long as the leader's store has a replica.
-    pub fn update(&mut self, region: Region) -> bool {
+    pub fn update(&mut self, region: impl Into<Arc<Region>>) -> bool {
+        let region = region.into();
         let rivals = self.overlapping(&region.range);
         let known = self.get(region.id).cloned();
         if known.as_ref().is_some_and(|known| older(region.epoch, known.region.epoch))
@@ -114,7 +115,7 @@ impl RangeCache {
             known.and_then(|known| known.leader).filter(|store| region.peer_on(*store).is_some());
         let start = region.range.start.clone();
         self.starts.insert(region.id, start.clone());
-        self.by_start.insert(start, Route { region: Arc::new(region), leader });
+        self.by_start.insert(start, Route { region, leader });
         true
     }
 

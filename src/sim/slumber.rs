@@ -128,6 +128,20 @@ impl Cluster {
             }
         }
         self.trace.line(self.world.now(), format_args!("all asleep"));
+        self.look_at_memory()
+    }
+
+    /// Whoever sleeps has given its raft state back.
+    fn look_at_memory(&self) -> Step {
+        for (id, node) in &self.nodes {
+            let stores = node.running.iter().flat_map(|running| &running.stores);
+            for peer in stores.flat_map(Store::peers) {
+                if !peer.group.rests() {
+                    let detail = format!("{id} {} {}", peer.region.id, peer.id);
+                    return Err(violation("who sleeps needs little memory", detail));
+                }
+            }
+        }
         Ok(())
     }
 

@@ -160,7 +160,7 @@ impl Store {
         };
         let peer = Peer::start(&self.config, &self.log, &self.kv, state, found, campaign, now)?;
         self.registry.insert(region, peer.share.clone());
-        self.peers.insert(region, peer);
+        self.peers.insert(region, Box::new(peer));
         self.touched.insert(region);
         self.watch.awake.insert(region);
         let missed = self.absent.regions.remove(&region);

@@ -16,7 +16,8 @@
 //! stuck: the neighbour wakes its part of the chunk, and asks for ours in its next beats.
 //!
 //! One per node: the first store loop has it and publishes what it finds in
-//! [`Neighbours`]. It speaks to whomever groups want to sleep with, and to whoever speaks to it.
+//! [`Neighbours`]. It speaks to whomever groups want to sleep with, and to whoever speaks to it, as long as some
+//! region has a replica at both ends: now and then it looks, and forgets with whom it shares nothing any more.
 
 use crate::codec::beat::{Beat, CHUNKS, Sums};
 use crate::region::config::StoreConfig;
@@ -27,6 +28,8 @@ use std::time::Duration;
 
 /// Every so many beats carry sums.
 const SUMS_EVERY: u64 = 8;
+/// Every so many beats it is looked whom we share regions with still.
+const FORGET_EVERY: u64 = 32;
 /// A chunk is asked to be roused in so many beats: some may be lost.
 const ROUSE_BEATS: u8 = 3;
 
@@ -59,6 +62,8 @@ pub(super) struct Liveness {
     support: Duration,
     next: Time,
     number: u64,
+    /// The number of the beat at which strangers were looked for last.
+    looked: u64,
     /// A planted bug of the simulator's: silence is not noticed.
     deaf_to_silence: bool,
 }
@@ -76,6 +81,7 @@ impl Liveness {
             support: config.election_timeout(),
             next: now,
             number: 0,
+            looked: 0,
             deaf_to_silence: false,
         })
     }
@@ -131,6 +137,25 @@ impl Liveness {
                 *count = count.wrapping_add((doubts >> chunk & 1) as u32);
             }
         });
+    }
+
+    /// Whether a beat of that node is to be heard: it is known, or regions are shared with it.
+    pub fn hears(&self, from: StoreId, shares: impl Fn(StoreId) -> bool) -> bool {
+        self.neighbours.knows(from) || shares(from)
+    }
+
+    /// Forgets whom we share no region with, when it is time to look. No beats go there any more; should it come to
+    /// share one again, it is somebody new.
+    pub fn forget(&mut self, shares: impl Fn(StoreId) -> bool) {
+        if self.number < self.looked + FORGET_EVERY {
+            return;
+        }
+        self.looked = self.number;
+        for store in self.neighbours.stores() {
+            if !shares(store) && self.neighbours.forget(store) {
+                self.others.remove(&store);
+            }
+        }
     }
 
     /// Looks at the clock; puts the beats that are due into `out`.
@@ -271,6 +296,26 @@ mod tests {
             pair.seen(1).supports_us && pair.seen(1).returns > 1,
             "its followers may have left"
         );
+    }
+
+    #[test]
+    fn whoever_shares_nothing_any_more_is_sent_no_beats() {
+        let mut pair = Pair::new();
+        pair.run(Duration::ZERO, T * 20, &[]);
+        let liveness = &mut pair.nodes[0].2;
+        liveness.forget(|_| true);
+        assert!(liveness.hears(StoreId(2), |_| false), "it is known");
+        pair.run(T * 20, T * 40, &[]);
+        let liveness = &mut pair.nodes[0].2;
+        liveness.forget(|store| store != StoreId(2));
+        let mut sent = Vec::new();
+        liveness.tick(Time(0).after(T * 41), &mut sent);
+        assert_eq!(sent, vec![]);
+        assert!(!liveness.hears(StoreId(2), |_| false) && liveness.hears(StoreId(2), |_| true));
+        // It comes to share one again: nobody was lost, nobody has come back.
+        pair.run(T * 41, T * 42, &[]);
+        let seen = pair.seen(0);
+        assert_eq!((seen.support, seen.losses, seen.returns), (true, 0, 0));
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use super::round::Store;
 use crate::region::life::Found;
-use crate::region::peer::Peer;
 use crate::sim::node::Planted;
 
 /// Those that events meet later.
@@ -24,7 +23,9 @@ impl Store {
     /// Called before each event: what the bug needs must hold for replicas that came since.
     pub(crate) fn plant(&mut self, planted: Planted) {
         match planted {
-            Planted::ForgottenPromise => self.peers.values_mut().for_each(Peer::forget_promise),
+            Planted::ForgottenPromise => {
+                self.peers.values_mut().for_each(|peer| peer.forget_promise())
+            }
             Planted::SupportKept => {
                 if let Some(liveness) = &mut self.watch.liveness {
                     liveness.keep_support();

@@ -36,7 +36,8 @@ pub struct Store {
     pub(super) log: Log,
     pub(super) kv: Arc<dyn StateStore>,
     pub(super) registry: Registry,
-    pub(super) peers: BTreeMap<RegionId, Peer>,
+    /// Boxed: a map's nodes are half empty, and a replica is large.
+    pub(super) peers: BTreeMap<RegionId, Box<Peer>>,
     pub(super) touched: BTreeSet<RegionId>,
     /// Regions that others think have a replica here, and that have none.
     pub(super) absent: Absent,
@@ -88,7 +89,7 @@ impl Store {
             };
             let peer = Peer::start(&config, &log, &kv, state, found, campaign, now)?;
             registry.insert(region, peer.share.clone());
-            peers.insert(region, peer);
+            peers.insert(region, Box::new(peer));
         }
         let touched: BTreeSet<RegionId> = peers.keys().copied().collect();
         let liveness = match shard.index {
@@ -101,7 +102,7 @@ impl Store {
         let removed: Vec<(RegionId, Epoch)> = peers
             .values()
             .filter(|peer| !member(peer))
-            .map(|peer: &Peer| (peer.region.id, peer.region.epoch))
+            .map(|peer| (peer.region.id, peer.region.epoch))
             .collect();
         let mut store = Store {
             config,
@@ -214,12 +215,12 @@ impl Store {
 
     /// Where all replicas stand, by region.
     pub fn status(&self) -> Vec<RegionStatus> {
-        self.peers.values().map(Peer::status).collect()
+        self.peers.values().map(|peer| peer.status()).collect()
     }
 
     /// The replicas, for checkers and tools.
     pub fn peers(&self) -> impl Iterator<Item = &Peer> {
-        self.peers.values()
+        self.peers.values().map(|peer| &**peer)
     }
 
     fn pass(&mut self, now: Time, effects: &mut Effects) -> Result<()> {

@@ -46,6 +46,7 @@ impl Store {
     pub(super) fn tick(&mut self, now: Time) {
         if let Some(liveness) = &mut self.watch.liveness {
             liveness.tick(now, &mut self.pending.beats);
+            liveness.forget(|store| self.registry.shares_with(store));
         }
         self.heed_neighbours();
         self.wake_some();
@@ -75,7 +76,8 @@ impl Store {
 
     /// A beat of another node; for the loop that has the beats.
     pub(super) fn beat(&mut self, now: Time, from: StoreId, beat: Beat) {
-        if let Some(liveness) = &mut self.watch.liveness {
+        let shares = |store| self.registry.shares_with(store);
+        if let Some(liveness) = self.watch.liveness.as_mut().filter(|own| own.hears(from, shares)) {
             liveness.heard(now, from, beat);
         }
     }
