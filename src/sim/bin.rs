@@ -21,7 +21,8 @@ usage: catamaran-sim [--workload kv|regions] --seeds A..B [--steps N]
   --steps N      end the faults of a seed after N events (default 30000)
   --trace        write every line of the trace of --seed to stdout
   --planted BUG  run with a bug put in on purpose: ack-before-sync, forgotten-vote,
-                 flush-reported-early, forgotten-promise, ignored-epoch or support-kept; seeds must fail
+                 flush-reported-early, forgotten-promise, ignored-epoch, support-kept, lease-kept or
+                 first-from-commit; seeds must fail
   --workload W   kv: reads, writes, swaps and range deletes over a few keys (the default);
                  regions: the same while regions are cut up and their replicas change
 

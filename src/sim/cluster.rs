@@ -276,23 +276,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// Posts what one loop has for another, or for itself.
-    pub(super) fn post_soon(
-        &mut self,
-        now: Time,
-        id: StoreId,
-        life: u64,
-        to: RegionId,
-        event: Event,
-    ) {
-        let pause = self.pause("birth.pause", 2_000);
-        let Some(running) = self.running(id) else { return };
-        let at = running.loop_of(to);
-        self.post_later(now, id, life, at, pause, event);
-    }
-
     /// Posts a completion after a pause, behind those posted before: production's queues keep their order.
-    fn post_later(
+    pub(super) fn post_later(
         &mut self,
         now: Time,
         id: StoreId,

@@ -41,6 +41,21 @@ impl Cluster {
         self.administer(now, node, source.id, Admin::PrepareMerge(prepare))
     }
 
+    /// Posts what one loop has for another, or for itself.
+    pub(super) fn post_soon(
+        &mut self,
+        now: Time,
+        id: StoreId,
+        life: u64,
+        to: RegionId,
+        event: Event,
+    ) {
+        let pause = self.pause("birth.pause", 2_000);
+        let Some(running) = self.running(id) else { return };
+        let at = running.loop_of(to);
+        self.post_later(now, id, life, at, pause, event);
+    }
+
     /// Words between the replicas of a node.
     pub(super) fn say_aside(&mut self, now: Time, id: StoreId, life: u64, asides: Vec<Aside>) {
         for aside in asides {

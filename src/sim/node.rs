@@ -37,13 +37,11 @@ pub enum Planted {
     LeaseKept,
     /// What a merge carries begins behind what is committed, not behind what every replica has.
     FirstFromCommit,
-    /// A replica that is born, or made from a snapshot, forgets how it voted before a crash took its birth back.
-    ChildForgets,
 }
 
 impl Planted {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Planted); 9] = [
+    pub const ALL: [(&'static str, Planted); 8] = [
         ("ack-before-sync", Planted::AckBeforeSync),
         ("forgotten-vote", Planted::ForgottenVote),
         ("flush-reported-early", Planted::FlushReportedEarly),
@@ -52,7 +50,6 @@ impl Planted {
         ("support-kept", Planted::SupportKept),
         ("lease-kept", Planted::LeaseKept),
         ("first-from-commit", Planted::FirstFromCommit),
-        ("child-forgets", Planted::ChildForgets),
     ];
 }
 

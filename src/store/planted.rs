@@ -1,23 +1,7 @@
 //! Bugs put into a store on purpose, to see that the simulator finds them.
 
 use super::round::Store;
-use crate::region::life::Found;
 use crate::sim::node::Planted;
-
-/// Those that events meet later.
-#[derive(Clone, Copy, Default, Debug)]
-pub(super) struct Bugs {
-    child_forgets: bool,
-}
-
-impl Bugs {
-    /// How a replica is found that begins its life.
-    pub fn found(self, found: &mut Found) {
-        if self.child_forgets {
-            found.hard_state.vote = 0;
-        }
-    }
-}
 
 impl Store {
     /// Called before each event: what the bug needs must hold for replicas that came since.
@@ -37,7 +21,6 @@ impl Store {
             Planted::FirstFromCommit => {
                 self.peers.values_mut().for_each(|peer| peer.planted.first_from_commit = true);
             }
-            Planted::ChildForgets => self.planted.child_forgets = true,
             Planted::AckBeforeSync
             | Planted::ForgottenVote
             | Planted::FlushReportedEarly

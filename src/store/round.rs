@@ -45,8 +45,6 @@ pub struct Store {
     pub(super) shard: Shard,
     disk: DiskSpace,
     pub(super) watch: Watch,
-    #[cfg(any(test, feature = "sim"))]
-    pub(super) planted: crate::store::planted::Bugs,
     /// Effects of events, handed out by the next drain.
     pub(super) pending: Effects,
 }
@@ -116,8 +114,6 @@ impl Store {
             shard,
             disk: DiskSpace::Enough,
             watch,
-            #[cfg(any(test, feature = "sim"))]
-            planted: Default::default(),
             pending: Effects::default(),
         };
         for (region, epoch) in removed {

@@ -59,6 +59,7 @@ Examples:
     catamaran ctl region get 3 --output json
     catamaran ctl region get --key greeting
     catamaran ctl region split g n t
+    catamaran ctl region merge 9 --into 3
     catamaran ctl region transfer 3 --to 2
     catamaran ctl region add-peer 3 --to 4
     catamaran ctl region add-peer 3 --to 5 --learner
@@ -331,6 +332,15 @@ pub enum RegionCommand {
         /// The keys.
         #[arg(required = true)]
         keys: Vec<OsString>,
+    },
+    /// Merge a region into its neighbour, which then has the keys of both, and print that one. If their replicas live
+    /// on different stores, those of the first are moved before. What cannot be merged is left as it is.
+    Merge {
+        /// The region that goes.
+        region: u64,
+        /// Its neighbour on either side.
+        #[arg(long)]
+        into: u64,
     },
     /// Give a region a replica on a store, and print the region. It votes as soon as it has caught up.
     AddPeer {

@@ -174,6 +174,10 @@ fn region(args: &CtlArgs, client: &Blocking, command: &RegionCommand) -> Result<
         RegionCommand::Split { keys } => {
             client.split(parse(spelling, keys)?).context("region split")?
         }
+        RegionCommand::Merge { region, into } => {
+            let (source, target) = (RegionId(*region), RegionId(*into));
+            vec![client.merge(source, target).context("region merge")?]
+        }
         RegionCommand::AddPeer { region, to, learner } => {
             let (region, to) = (RegionId(*region), StoreId(*to));
             let with_learner = client.add_learner(region, to).context("region add-peer")?;
