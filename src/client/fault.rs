@@ -16,8 +16,9 @@ const REGION_BYTES_MAX: usize = 128 << 10;
 
 /// The texts of errors whose text is static: what another node says is looked up here, so that "busy" keeps
 /// saying with what. A test compares the list with the sources.
-const BUSY: [&str; 32] = [
+const BUSY: [&str; 34] = [
     "a connection",
+    "a former replica that is not known to be gone",
     "a learner that has not caught up",
     "a node cannot be reached",
     "a replica that is behind",
@@ -36,17 +37,18 @@ const BUSY: [&str; 32] = [
     "region's proposals",
     "region's uncommitted entries",
     "region, far above its size: it is about to be cut",
+    "region, frozen: it is being merged",
     "regions that have not been reported yet",
     "requests with other nodes",
     "restoring a snapshot",
     "snapshots being received",
     "state store (flush is behind)",
-    "store inbox (reads)",
     "store inbox",
+    "store inbox (reads)",
     "the connection is closed or full: nothing was sent",
     "the other side has no room",
-    "the other store is out of reach or its queue is full",
     "the other store is out of reach",
+    "the other store is out of reach or its queue is full",
     "the slot: it has lapsed",
     "waiting callers",
 ];
@@ -60,8 +62,9 @@ const TIMEOUT: [&str; 8] = [
     "the other side heard nothing",
     "the region's answer",
 ];
-const AMBIGUOUS: [&str; 9] = [
+const AMBIGUOUS: [&str; 10] = [
     "a batch over several regions was applied in part",
+    "a merge that is under way",
     "an answer of another kind than the request",
     "it was applied, but its answer is too large to be sent",
     "overtaken by a snapshot",
