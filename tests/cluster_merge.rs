@@ -87,7 +87,7 @@ fn next_pair(regions: &[Region], turn: usize) -> (RegionId, RegionId) {
     let at = turn % (regions.len() - 1);
     let (left, right) = (&regions[at], &regions[at + 1]);
     // Either may go into the other, but for the one that keeps the cluster's record.
-    match left.id == FIRST_REGION || turn % 2 == 0 {
+    match left.id == FIRST_REGION || turn.is_multiple_of(2) {
         true => (right.id, left.id),
         false => (left.id, right.id),
     }

@@ -218,15 +218,16 @@ fn hostile_notes_are_refused() {
     let read = |payload: &[u8]| {
         read_envelopes(Bytes::copy_from_slice(payload), StoreId(9), &mut Vec::new())
     };
-    let gone: &[u8] = &[3, 3, 11, 12, 1, 5, 6];
+    let gone: &[u8] = &[3, 3, 11, 12, 1, 5, 6, 9];
     read(gone).unwrap();
     read(&[3, 3, 11, 12, 2]).unwrap();
+    read(&[3, 3, 11, 12, 3, 9]).unwrap();
     for cut in 1..gone.len() {
         assert!(read(&gone[..cut]).is_err(), "cut at {cut}");
     }
     assert!(read(&[2, 3, 11, 12, 2]).is_err(), "replicas not spelled out");
     assert!(read(&[4, 3, 11, 12, 2]).is_err() && read(&[7, 3, 11, 12, 2]).is_err(), "flags");
-    assert!(read(&[3, 3, 11, 12, 0]).is_err() && read(&[3, 3, 11, 12, 3]).is_err(), "kinds");
+    assert!(read(&[3, 3, 11, 12, 0]).is_err() && read(&[3, 3, 11, 12, 4]).is_err(), "kinds");
 }
 
 #[test]

@@ -11,7 +11,7 @@
 //! | forget | `7` (one byte), number of peers, the peers |
 //! | stores | `16` (one byte), then the [change](super::directory) |
 //!
-//! Those of a merge stand in [`merge`](super::merge).
+//! Those of a merge stand in [`merge`].
 //!
 //! *Change peers* and *leave joint* stand in the context of an entry of raft's kind for changed configurations; the
 //! entry's data is raft's own form of the same.

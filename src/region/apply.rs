@@ -114,7 +114,7 @@ impl Applier {
                 }
                 ApplyTask::Restore { state, file, swallow } => {
                     self.publish(publishing, out)?;
-                    self.restore(state, file, swallow, out)?;
+                    self.restore(*state, file, swallow, out)?;
                     publishing = self.begin()?;
                 }
                 ApplyTask::Destroy { region, peer, epoch } => {

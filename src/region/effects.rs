@@ -93,7 +93,7 @@ pub enum ApplyTask {
     /// Replace the region's data by a received snapshot, durably.
     Restore {
         /// What the region becomes.
-        state: RegionState,
+        state: Box<RegionState>,
         /// Its data.
         file: SnapshotFile,
         /// Replicas here whose regions were merged into it: they end in the same step.

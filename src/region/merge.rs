@@ -362,7 +362,7 @@ impl Peer {
             }
             out.extend(self.next_held());
         }
-        self.to_applier(out, effects);
+        self.hand_on(out, effects);
     }
 
     fn next_held(&mut self) -> Option<CommittedEntry> {
@@ -371,7 +371,7 @@ impl Peer {
         self.held.entries.pop_front()
     }
 
-    fn to_applier(&mut self, entries: Vec<CommittedEntry>, effects: &mut Effects) {
+    fn hand_on(&mut self, entries: Vec<CommittedEntry>, effects: &mut Effects) {
         let Some(last) = entries.last() else { return };
         self.handed = last.position.index;
         let (region, peer) = (self.region.id, self.id);
@@ -408,7 +408,7 @@ impl Peer {
         let asked = commit.is_some_and(|commit| commit.source.id == source && commit.at == at);
         if asked && next == Some(self.progress.applied.index + 1) && self.restoring.is_none() {
             let entry = self.next_held();
-            self.to_applier(entry.into_iter().collect(), effects);
+            self.hand_on(entry.into_iter().collect(), effects);
         }
     }
 

@@ -426,7 +426,7 @@ impl Peer {
         self.drop_held(pass.effects);
         self.handed = position.index;
         let state = head.state(self.id, position);
-        pass.effects.apply.push(ApplyTask::Restore { state, file, swallow });
+        pass.effects.apply.push(ApplyTask::Restore { state: Box::new(state), file, swallow });
         self.restoring = Some(Box::new(Restoring {
             rest: ready.rest,
             entries: ready.entries,

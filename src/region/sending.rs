@@ -4,7 +4,7 @@
 //!    notes the wish, and the round tells the shell ([`SnapshotWord::Wanted`]). Raft asks again at every answer to
 //!    a heartbeat, so a wish may be forgotten by anybody.
 //! 2. **Granted.** The shell has a place of its own and a slot at the receiver, and says so
-//!    ([`snapshot_granted`](Peer::snapshot_granted)). Only now a view of the state store is taken, if raft still
+//!    (`snapshot_granted`). Only now a view of the state store is taken, if raft still
 //!    wants it; otherwise the slot goes back ([`SnapshotWord::Declined`]). So a thousand groups that
 //!    wait for their turn hold nothing.
 //! 3. **Flying.** At most one for each follower. While it flies, and until the follower has acknowledged its

@@ -20,7 +20,7 @@ use std::sync::Arc;
 /// The storage of one group.
 ///
 /// * A snapshot's position is the applied position of the very view that will be sent.
-/// * A view is taken only for whom [`allow`](Self::allow) names: whoever else wants one is noted.
+/// * A view is taken only for whom `allow` names: whoever else wants one is noted.
 pub struct PeerStorage {
     log: Log,
     kv: Arc<dyn StateStore>,

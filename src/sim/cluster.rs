@@ -267,7 +267,7 @@ impl Cluster {
         let local = node.now(now);
         let Some(running) = node.running.as_mut() else { return Ok(()) };
         if let Some(planted) = planted {
-            running.stores[at].plant(planted);
+            planted.act(&mut running.stores[at]);
         }
         running.stores[at].handle(local, event);
         if !std::mem::replace(&mut running.scheduled.drain[at], true) {

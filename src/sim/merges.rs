@@ -160,8 +160,8 @@ impl Cluster {
     /// At the end: nobody is frozen.
     pub(super) fn look_at_the_frozen(&self) -> Step {
         for (id, node) in &self.nodes {
-            let states = node.running.iter().flat_map(|running| running.kv.region_states());
-            for state in states.filter(|state| state.merging.is_some()) {
+            let mut states = node.running.iter().flat_map(|running| running.kv.region_states());
+            if let Some(state) = states.find(|state| state.merging.is_some()) {
                 let detail = format!("{id} {}: {:?}", state.region.id, state.merging);
                 return Err(violation("a frozen region is merged or thawed in the end", detail));
             }

@@ -53,6 +53,22 @@ impl Planted {
     ];
 }
 
+impl Planted {
+    /// Before an event of a store.
+    pub(super) fn act(self, store: &mut Store) {
+        match self {
+            Planted::ForgottenPromise => store.forget_promises(),
+            Planted::SupportKept => store.keep_support(),
+            Planted::LeaseKept => store.keep_leases(),
+            Planted::FirstFromCommit => store.carry_too_little(),
+            Planted::AckBeforeSync
+            | Planted::ForgottenVote
+            | Planted::FlushReportedEarly
+            | Planted::IgnoredEpoch => {}
+        }
+    }
+}
+
 /// Everything a node has while it runs; all of it is gone with a crash.
 pub struct Running {
     /// Its store loops.

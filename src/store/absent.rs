@@ -119,7 +119,7 @@ impl Store {
         }
         self.absent.making.insert(id, envelope.to);
         let state = head.state(envelope.to, applied);
-        self.pending.apply.push(ApplyTask::Restore { state, file, swallow });
+        self.pending.apply.push(ApplyTask::Restore { state: Box::new(state), file, swallow });
     }
 
     /// The data of a snapshot is in place.

@@ -1,6 +1,6 @@
 //! Who waits to send a snapshot, and whose turn it is: the sender's half of taking turns, one for a node.
 //!
-//! A leader's wish ([`SnapshotWord::Wanted`]) waits here in the line of the store it goes to. When one of `sends`
+//! A leader's wish ([`SnapshotWord::Wanted`](crate::region::effects::SnapshotWord::Wanted)) waits here in the line of the store it goes to. When one of `sends`
 //! places is free, the next line whose store may be asked is asked for a slot, with the wish at its front. "Not now"
 //! puts the wish back where it was and lets the store rest for a while that doubles; "no use" lets the one wish rest;
 //! a store out of reach loses the wish (raft repeats it) and rests. A granted slot goes to the leader, who makes the

@@ -1,30 +1,28 @@
-//! Bugs put into a store on purpose, to see that the simulator finds them.
+//! Bugs put into a store on purpose, to see that the simulator finds them. Each is called before every event: what it
+//! needs must hold for replicas that came since.
 
 use super::round::Store;
-use crate::sim::node::Planted;
 
 impl Store {
-    /// Called before each event: what the bug needs must hold for replicas that came since.
-    pub(crate) fn plant(&mut self, planted: Planted) {
-        match planted {
-            Planted::ForgottenPromise => {
-                self.peers.values_mut().for_each(|peer| peer.forget_promise())
-            }
-            Planted::SupportKept => {
-                if let Some(liveness) = &mut self.watch.liveness {
-                    liveness.keep_support();
-                }
-            }
-            Planted::LeaseKept => {
-                self.peers.values_mut().for_each(|peer| peer.planted.lease_kept = true);
-            }
-            Planted::FirstFromCommit => {
-                self.peers.values_mut().for_each(|peer| peer.planted.first_from_commit = true);
-            }
-            Planted::AckBeforeSync
-            | Planted::ForgottenVote
-            | Planted::FlushReportedEarly
-            | Planted::IgnoredEpoch => {}
+    /// No replica keeps the promises that leases rest on.
+    pub(crate) fn forget_promises(&mut self) {
+        self.peers.values_mut().for_each(|peer| peer.forget_promise());
+    }
+
+    /// Nobody is given up, however silent.
+    pub(crate) fn keep_support(&mut self) {
+        if let Some(liveness) = &mut self.watch.liveness {
+            liveness.keep_support();
         }
+    }
+
+    /// A frozen region goes on with reads and lease.
+    pub(crate) fn keep_leases(&mut self) {
+        self.peers.values_mut().for_each(|peer| peer.planted.lease_kept = true);
+    }
+
+    /// A merge carries what is not committed, instead of what some replica may lack.
+    pub(crate) fn carry_too_little(&mut self) {
+        self.peers.values_mut().for_each(|peer| peer.planted.first_from_commit = true);
     }
 }

@@ -222,7 +222,7 @@ fn a_cluster_is_used_inspected_and_stopped() {
     let last = cut[2]["region"].to_string();
     let merged = &list(&["region", "merge", &last, "--into", &id, "--output", "json"])[0];
     assert_eq!((&merged["region"], &merged["end_hex"]), (&cut[1]["region"], &cut[2]["end_hex"]));
-    assert_eq!(code(&["ctl", "--connect", &all, "region", "merge", &id, "--into", &id]), Some(1));
+    assert_eq!(code(&["ctl", "--connect", &all, "region", "merge", &id, "--into", &id]), Some(2));
     assert_eq!(code(&["ctl", "--connect", &all, "region", "get", "999"]), Some(1));
     assert_eq!(code(&["ctl", "region", "get"]), Some(2));
     assert_eq!(ok(&["get", "hull"]), "twin\n");
