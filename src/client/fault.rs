@@ -16,7 +16,7 @@ const REGION_BYTES_MAX: usize = 128 << 10;
 
 /// The texts of errors whose text is static: what another node says is looked up here, so that "busy" keeps
 /// saying with what. A test compares the list with the sources.
-const BUSY: [&str; 34] = [
+const BUSY: [&str; 35] = [
     "a connection",
     "a former replica that is not known to be gone",
     "a learner that has not caught up",
@@ -29,6 +29,7 @@ const BUSY: [&str; 34] = [
     "apply queue",
     "bytes being received",
     "every node",
+    "former replicas that are not known to be gone",
     "live replicas: too few would be left to agree",
     "log segments",
     "log writer",

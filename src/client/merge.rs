@@ -123,11 +123,6 @@ impl Client {
                 let known = current.iter().find(|region| region.id == target);
                 known.is_some_and(|region| is_later(region.epoch, merging.epoch))
             }
-            Error::RegionNotFound(_) | Error::NoRoute { .. } => {
-                // Who owns its first key now, in a later shape, has taken it in.
-                let owner = self.region_of(merging.start.clone()).await?;
-                owner.id != target && self.owns_later(&owner, &merging).await?
-            }
             _ => false,
         };
         if !never {
@@ -136,12 +131,6 @@ impl Client {
         let admin = Admin::RollBackMerge { at: merging.at.index };
         self.call(Body::Admin { region: source, admin }).await?;
         Ok(Merged::Never)
-    }
-
-    /// Asks the owner's leader: what it has applied is a fact of its log.
-    async fn owns_later(&self, owner: &Region, merging: &crate::types::Merging) -> Result<bool> {
-        let owner = self.region(owner.id).await?;
-        Ok(owner.range.contains(&merging.start) && owner.epoch.version > merging.epoch.version)
     }
 }
 

@@ -10,6 +10,7 @@ use super::{membership, split};
 use crate::codec::admin::{Admin, Change};
 use crate::codec::directory::Directory;
 use crate::codec::merge::{Commit, Prepare};
+use crate::codec::region::REMOVED_MAX;
 use crate::error::{Error, Result};
 use crate::kv::{View, WriteBatch};
 use crate::raft::ProposeError;
@@ -83,7 +84,9 @@ impl Peer {
                 self.put_alone(config, &Admin::PrepareMerge(prepare), effects)
             }
             Admin::CommitMerge(_) => {
-                if self.reshaping.is_some() || self.changing.is_some() {
+                // A commit of an earlier leader may be under way still.
+                let settled = self.group.applied_in_term();
+                if !settled || self.reshaping.is_some() || self.changing.is_some() {
                     return Err(Error::Busy { what: "another change of the region's shape" });
                 }
                 self.put_alone(config, admin, effects)
@@ -245,6 +248,14 @@ fn merge_in(
     batch: &mut WriteBatch,
     view: &dyn View,
 ) -> Result<Result<AdminDone>> {
+    let accepted = state.removed.iter().any(|gone| gone.region == commit.source.id);
+    if accepted && commit.target == state.region.id {
+        // Once more: proposed by a leader that had not applied the first. Refusing it would thaw the source.
+        return Ok(Ok(AdminDone::Shaped(vec![state.region.clone()])));
+    }
+    if state.removed.len() + commit.source.peers.len() > REMOVED_MAX {
+        return Ok(Err(Error::Busy { what: "former replicas that are not known to be gone" }));
+    }
     let after = match absorb(&state.region, commit) {
         Ok(after) => after,
         Err(refused) => return Ok(Err(refused)),

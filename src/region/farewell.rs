@@ -107,6 +107,7 @@ impl Peer {
     /// The replica is to be destroyed: it takes part in nothing any more, and everyone who waits is told.
     pub(crate) fn leave_life(&mut self, effects: &mut Effects) {
         self.leaving = true;
+        self.share.move_on();
         self.drop_held(effects);
         self.fall_silent(effects);
     }

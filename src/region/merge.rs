@@ -19,8 +19,9 @@
 //!    no replica of the target lives (any more) is one told to go; elsewhere that one takes it over.
 //!
 //! **Rolling back.** The source thaws only on a fact that is replicated: the target has another, later shape and does not
-//! list the source, so no commit can be accepted any more; or the target was itself merged away. Shapes only grow, and
-//! the target cannot forget the source while the source's leader lives. Who does not know waits.
+//! list the source, so no commit can be accepted any more; or the target was itself merged away, which its tombstone on
+//! the store of the source's leader says. Shapes only grow, and the target cannot forget the source while the source's
+//! leader lives. Who does not know waits.
 //!
 //! **Reads.** The target takes writes to the source's keys as soon as one of its leaders has applied the commit. By then
 //! no replica of the source answers anybody: commits come from wishes, a wish from a leader that has applied its own
@@ -40,7 +41,7 @@ use super::config::StoreConfig;
 use super::effects::*;
 use super::farewell::Asking;
 use super::peer::Peer;
-use crate::codec::admin::commit_in;
+use crate::codec::admin::{Admin, commit_in};
 use crate::codec::merge::{Commit, Prepare};
 use crate::error::{Error, Result};
 use crate::log::LogBatch;
@@ -251,6 +252,13 @@ impl Peer {
         });
         let (source, merging) = (self.region.id, merging.clone());
         effects.merge_wishes.push(MergeWish { source, merging, commit });
+    }
+
+    /// Proposes to thaw. Not proposed: it is tried again.
+    pub(crate) fn thaw(&mut self) {
+        if let Some(merging) = &self.merging {
+            let _ = self.group.propose(Admin::RollBackMerge { at: merging.at.index }.encode());
+        }
     }
 
     /// A tick of a merge: wishes and questions are repeated.

@@ -210,6 +210,17 @@ impl Registry {
         replicas.by_region.values().any(|share| share.region.read().peer_on(store).is_some())
     }
 
+    /// Whether a replica of the region lives here, or is about to.
+    pub(crate) fn is_here(&self, region: RegionId) -> bool {
+        let replicas = self.replicas.read();
+        replicas.by_region.contains_key(&region) || replicas.claims.contains_key(&region)
+    }
+
+    /// Whether a replica of the region is about to be here, and is not yet.
+    pub(crate) fn is_coming(&self, region: RegionId) -> bool {
+        self.replicas.read().claims.contains_key(&region)
+    }
+
     /// Every region with a replica here.
     pub fn regions(&self) -> Vec<RegionId> {
         self.replicas.read().by_region.keys().copied().collect()

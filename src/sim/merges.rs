@@ -70,12 +70,7 @@ impl Cluster {
     pub(super) fn wish_to_merge(&mut self, now: Time, wishes: Vec<MergeWish>) -> Step {
         for wish in wishes {
             let target = wish.merging.target;
-            let Some((node, _)) = self.leader_of(target) else {
-                if self.is_no_more(&wish) {
-                    self.thaw(now, &wish)?;
-                }
-                continue;
-            };
+            let Some((node, _)) = self.leader_of(target) else { continue };
             let commit = Admin::CommitMerge(wish.commit.clone());
             if let Some(token) = self.administer_as(now, node, target, commit)? {
                 self.operator.commits.insert(token, wish);
@@ -88,18 +83,6 @@ impl Cluster {
         let all = self.nodes.keys().flat_map(|id| self.statuses(*id).into_iter().map(|s| (*id, s)));
         let led = all.filter(|(_, status)| status.leads && status.region.id == region);
         led.max_by_key(|(_, status)| status.term)
-    }
-
-    /// Whether the target was itself merged away: another region owns its first key, in a later shape.
-    fn is_no_more(&self, wish: &MergeWish) -> bool {
-        let MergeWish { merging, .. } = wish;
-        let mut all = self.nodes.keys().flat_map(|id| self.statuses(*id));
-        all.any(|status| {
-            let region = &status.region;
-            region.id != merging.target
-                && region.range.contains(&merging.start)
-                && region.epoch.version > merging.epoch.version
-        })
     }
 
     fn thaw(&mut self, now: Time, wish: &MergeWish) -> Step {

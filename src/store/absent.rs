@@ -114,7 +114,12 @@ impl Store {
         let swallow = self.merged_into(&head);
         let id = head.region.id;
         let ready = !self.absent.making.contains_key(&id) && self.ask_to_yield(&swallow);
-        if !ready || !self.registry.claim(&head.region, &swallow) {
+        let held = swallow.iter().filter_map(|gone| self.registry.get(gone.region));
+        let range =
+            held.fold(head.region.range.clone(), |all, share| all.hull(&share.region().range));
+        let all = Region { range, ..head.region.clone() };
+        let free = ready && self.registry.is_free(&all, &swallow);
+        if !free || !self.registry.claim(&head.region, &swallow) {
             return self.pending.discard.push(file);
         }
         self.absent.making.insert(id, envelope.to);

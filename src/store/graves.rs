@@ -96,6 +96,9 @@ impl Store {
 
     fn gone(&mut self, envelope: &Envelope, peer: PeerId, epoch: Epoch, by: RegionId) {
         let region = envelope.region;
+        if by != region && self.registry.is_here(by) {
+            return; // that one takes it over, or goes itself first; asked again
+        }
         match self.peers.get(&region) {
             Some(here) if here.id > peer => self.answer_buried(envelope, by),
             Some(here) => {

@@ -21,6 +21,8 @@ impl Store {
     pub(super) fn ask_to_yield(&mut self, swallow: &[Departed]) -> bool {
         let mut still = true;
         for gone in swallow {
+            // It is about to be born.
+            still &= !self.registry.is_coming(gone.region);
             let living = self.registry.get(gone.region).filter(|share| share.peer == gone.id);
             if living.is_some_and(|share| !share.is_still()) {
                 still = false;
@@ -29,6 +31,22 @@ impl Store {
             }
         }
         still
+    }
+
+    /// A frozen region whose target was itself merged away, which its tombstone here says, thaws. That one had no former
+    /// replicas when it was frozen: so it had not taken this region in, whose leader lives.
+    pub(super) fn give_up_merge(&mut self, region: RegionId) {
+        let of = |wish: &MergeWish| wish.source == region;
+        let Some(at) = self.pending.merge_wishes.iter().position(of) else { return };
+        let target = self.pending.merge_wishes[at].merging.target;
+        let record = self.kv.view().ok().and_then(|view| view.record(target));
+        if record.is_some_and(|dead| dead.is_tombstone() && dead.merging.is_some()) {
+            self.pending.merge_wishes.remove(at);
+            if let Some(peer) = self.peers.get_mut(&region) {
+                peer.thaw();
+                self.touched.insert(region);
+            }
+        }
     }
 
     /// Replicas whose data another one has taken over are gone: their loops hear of it from the appliers.
