@@ -94,12 +94,15 @@ impl Job {
     }
 }
 
+/// Said of a request whose time ran out on its way.
+const LATE: &str = "no replica took the request in time";
+
 impl Inner {
     /// Sends the next attempt.
     pub fn run(self: &Arc<Self>, mut job: Job) {
         if self.now() >= job.deadline {
             // A pause may end late: what it was for says more.
-            let late = Error::Busy { what: "no replica took the request in time" };
+            let late = Error::Busy { what: LATE };
             let error = job.last.take().unwrap_or(late);
             return job.done.call(Err(error));
         }
@@ -188,7 +191,10 @@ impl Inner {
         let left = job.deadline.since(now);
         let decision = retry::decide(job.access(), &error, job.attempt, left, self.jitter());
         let Decision::Again { at: target, after } = decision else {
-            return job.done.call(Err(error));
+            // Another node whose time had run out says less than what was heard before.
+            let late = matches!(error, Error::Busy { what: LATE });
+            let told = job.last.take().filter(|_| late);
+            return job.done.call(Err(told.unwrap_or(error)));
         };
         if self.driver.stop_reason().is_some() {
             return job.done.call(Err(error));
