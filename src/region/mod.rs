@@ -19,7 +19,7 @@
 //! Everything here is deterministic: the disk comes through `env::Disk` (inside log and kv), time as an
 //! argument, answers leave as values.
 //!
-//! Not done: merging regions whose replicas live on different stores: they are moved together first.
+//! Not done: regions merge when they are asked to, not by themselves when they are small.
 
 pub mod admin;
 pub mod apply;
