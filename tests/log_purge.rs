@@ -7,7 +7,7 @@ mod log_disk;
 
 use catamaran::Error;
 use catamaran::env::os::OsDisk;
-use catamaran::log::{Entry, Log, LogBatch, Options};
+use catamaran::log::{Entry, Log, LogBatch, Options, Purged};
 use catamaran::types::LogPosition;
 use log_disk::Dice;
 use std::collections::BTreeMap;
@@ -207,4 +207,42 @@ fn rot_blocks_purge_and_nobody_else() {
     log.write(batch).unwrap();
     assert!(log.purge().unwrap().segments > 0);
     assert_eq!((log.last_index(2), log.last_index(3)), (200, 1));
+}
+
+/// A store that falls behind with purging catches up in steps of a known size, and loses nothing on the way.
+#[test]
+fn a_call_gives_back_eight_segments_at_most() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = Log::open(Arc::new(OsDisk), dir.path(), options()).unwrap();
+    let put = |group: u64, index: u64| {
+        let mut batch = LogBatch::new();
+        let entry = Entry { index, term: 1, kind: 0, data: vec![7; 16 << 10].into() };
+        batch.append(group, [entry]);
+        log.write(batch).unwrap();
+    };
+    // One that lives on, and thirty segments of what dies.
+    put(2, 1);
+    (1..=240).for_each(|index| put(1, index));
+    let segments = log.stats().segments;
+    assert!(segments > 3 * Purged::MOST, "{segments}");
+    let mut batch = LogBatch::new();
+    batch.compact_to(1, LogPosition { index: 239, term: 1 });
+    log.write(batch).unwrap();
+
+    let mut calls = Vec::new();
+    loop {
+        let purged = log.purge().unwrap();
+        assert_eq!(purged.more, purged.segments == Purged::MOST, "{purged:?}");
+        assert!(purged.moved_bytes <= options().segment_bytes, "{purged:?}");
+        calls.push(purged.segments);
+        if !purged.more {
+            break;
+        }
+    }
+    assert!(calls.len() > 3 && calls.iter().all(|segments| *segments <= Purged::MOST), "{calls:?}");
+    assert!(log.stats().segments <= 4, "{:?}", log.stats());
+    drop(log);
+    let (log, _) = Log::open(Arc::new(OsDisk), dir.path(), options()).unwrap();
+    assert_eq!(log.entries(2, 1, 2, 0).unwrap().len(), 1);
+    assert_eq!((log.first_index(1), log.last_index(1)), (240, 240));
 }

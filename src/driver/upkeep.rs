@@ -227,6 +227,10 @@ pub fn run_keeper(shared: &Shared) {
             // It writes rounds itself.
             super::writer::release_all(shared);
             match purged {
+                // After the next look at the spares: what came back may be among them.
+                Ok(purged) if purged.more => {
+                    shared.upkeep.purge_wanted.store(true, Ordering::Relaxed)
+                }
                 Ok(_) | Err(Error::DiskFull { .. }) => {}
                 Err(Error::Stopped { .. }) => return,
                 Err(error) => return shared.fail("log purge", error),

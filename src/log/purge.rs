@@ -26,6 +26,13 @@ pub struct Purged {
     /// Whether live entries that cannot be read held it up: they stay where they are, and with them
     /// all that is newer. The log tells of file and offset when it meets them first.
     pub blocked: bool,
+    /// Whether as many went as go in one call ([`Purged::MOST`]): call again, there may be more.
+    pub more: bool,
+}
+
+impl Purged {
+    /// The most segments that one call gives back, and the most that it gives footers.
+    pub const MOST: u64 = 8;
 }
 
 /// Runs are moved in records of about this size, so that submitters are not held up for long.
@@ -85,6 +92,10 @@ impl Log {
     /// (or garbage outweighs it by far), moves it forward first, at most a segment's worth a call.
     /// Never touches what a group still needs, nor segments that hold evidence of damage.
     ///
+    /// The work of a call is bounded: copies of a segment's worth, [`Purged::MOST`] segments given back and
+    /// as many sealed, and one restatement (state and position, some dozens of bytes) of each group that
+    /// said nothing since.
+    ///
     /// Blocks for disk IO and runs the writer's rounds itself. On
     /// [`DiskFull`](crate::Error::DiskFull) nothing is lost.
     pub fn purge(&self) -> Result<Purged> {
@@ -93,7 +104,11 @@ impl Log {
         shared.check_running()?;
         let purged = shared.purge_once(&mut watch)?;
         // Only now: what went needs no footer.
-        while shared.seal_one()? {}
+        for _ in 0..Purged::MOST {
+            if !shared.seal_one()? {
+                break;
+            }
+        }
         Ok(purged)
     }
 }
@@ -124,6 +139,7 @@ impl Shared {
             std::mem::replace(&mut table.by_base, kept)
         };
         purged.segments = doomed.len() as u64;
+        purged.more = purged.segments == Purged::MOST;
         purged.bytes = doomed.values().map(|segment| segment.size).sum();
         self.counters.purged_segments.fetch_add(purged.segments, Relaxed);
         let files = doomed.into_values().map(|segment| (segment.path, segment.file)).collect();
@@ -149,7 +165,8 @@ impl Shared {
         let mut floor = None;
         let bases = segments.by_base.keys().skip(1);
         let mut settled = true;
-        for ((base, segment), next) in segments.by_base.iter().zip(bases) {
+        let oldest = segments.by_base.iter().zip(bases).take(Purged::MOST as usize);
+        for ((base, segment), next) in oldest {
             // A call moves a segment's worth at most.
             if *next > pinned || moved + segment.live > segment_bytes {
                 break;
