@@ -151,13 +151,15 @@ impl Cluster {
         self.look_at_members(&regions)?;
         for region in regions {
             let mut seen: Option<(StoreId, u64, u64)> = None;
+            let mut record: Option<RegionState> = None;
             for peer in &region.peers {
                 let store = peer.store;
                 let Some(running) = self.nodes.get(&store).and_then(|n| n.running.as_ref()) else {
                     return Err(violation("every node is back", store.to_string()));
                 };
                 let view = running.kv.view().map_err(|e| violation("a view", e.to_string()))?;
-                let applied = view.region(region.id).unwrap_or_default().applied;
+                let state = view.region(region.id).unwrap_or_default();
+                let applied = state.applied;
                 if !holds(&running.log, region.id, applied) {
                     let detail = format!("{store} {}: {applied:?}", region.id);
                     return Err(violation("the log reaches what is applied", detail));
@@ -174,6 +176,12 @@ impl Cluster {
                         all.collect::<Vec<_>>()
                     );
                     return Err(violation("replicas are equal in the end", detail));
+                }
+                // What they know of themselves, too: shape, ids, record of stores, who is gone.
+                let known = RegionState { peer: PeerId(0), ..state };
+                if *record.get_or_insert_with(|| known.clone()) != known {
+                    let detail = format!("{record:?}, but {known:?} on {store}");
+                    return Err(violation("replicas know the same in the end", detail));
                 }
             }
         }
