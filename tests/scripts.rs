@@ -10,6 +10,7 @@
 //! | `get k`, `get k at 2`, `get k by lease`, `get k at 3 within 500` | a read: linearizable, by lease, or at most so many milliseconds stale |
 //! | `split 1 at m as 4` | cuts region 1; from `m` on it is region 4 |
 //! | `merge 2 into 1` | freezes region 2 |
+//! | `begin merge 2 into 1` | the same, and nobody waits for what comes of it |
 //! | `wish 2` | what the frozen region asks for |
 //! | `commit 2` | carries its wish out: takes it in, or has it thawed |
 //! | `transfer 1 to 2` | leadership goes to a store |
@@ -79,11 +80,12 @@ fn act(stage: &mut Stage, words: &[&str]) -> Outcome<String> {
         }
         ["wish", id] => {
             let (target, entries) = stage.wish(region(id))?;
-            return Ok(format!("into {target}, with {entries} entries"));
+            return Ok(format!("into {target}; entries: {entries}"));
         }
         ["split", id, "at", key, "as", child] => stage.split(region(id), key, region(child)),
         ["merge", id, "into", target] => stage.merge(region(id), region(target)),
-        ["commit", id] => stage.commit(region(id)),
+        ["begin", "merge", id, "into", target] => stage.begin_merge(region(id), region(target)),
+        ["commit", id] => return stage.commit(region(id)).map(|()| "done".into()),
         ["transfer", id, "to", to] => stage.transfer(region(id), store(to)),
         ["crash", id] => stage.crash(store(id)),
         ["restart", id] => stage.restart(store(id)),
@@ -135,7 +137,8 @@ impl Runner for Script {
                 .map(|()| String::new()),
         };
         match outcome {
-            Ok(said) => Ok(said),
+            Ok(said) if said.is_empty() || said.contains('\n') => Ok(said),
+            Ok(said) => Ok(format!("{}: {said}", words.join(" "))),
             Err(broken @ Setback::Broken(_)) => Err(broken.to_string().into()),
             Err(refused) => Ok(format!("{}: {refused}", words.join(" "))),
         }

@@ -39,6 +39,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const FOR_GOOD: Duration = Duration::from_secs(1 << 20);
 /// Between two looks at what should come about by itself.
 const LOOK: Duration = Duration::from_millis(100);
+/// Between two attempts of a client.
+const RETRY: Duration = Duration::from_millis(10);
+const LEADERLESS: &str = "nobody leads its region";
 const SEED: u64 = 1;
 
 /// Why a verb did not do what it says.
@@ -242,7 +245,7 @@ impl Stage {
     }
 
     fn leader(&self, region: RegionId) -> Outcome<(StoreId, Region)> {
-        let leader = self.cluster.leader_of(region).ok_or(Setback::Silence("nobody leads it"))?;
+        let leader = self.cluster.leader_of(region).ok_or(Setback::Silence(LEADERLESS))?;
         Ok((leader.0, leader.1.region))
     }
 
@@ -253,8 +256,28 @@ impl Stage {
             ids.iter().flat_map(|id| self.cluster.statuses(*id).into_iter().map(|s| (*id, s)));
         let owns = all.filter(|(_, s)| s.leads && s.region.range.contains(key));
         let newest = owns.max_by_key(|(_, s)| (s.region.epoch.version, s.term));
-        let (id, status) = newest.ok_or(Setback::Silence("nobody leads its region"))?;
+        let (id, status) = newest.ok_or(Setback::Silence(LEADERLESS))?;
         Ok((id, status.region))
+    }
+
+    /// Tries again, as clients do, while leader or shape of a region are not what they were, or not known.
+    fn patiently<T>(&mut self, mut act: impl FnMut(&mut Stage) -> Outcome<T>) -> Outcome<T> {
+        let end = self.now().after(PATIENCE);
+        loop {
+            let again = match act(self) {
+                Err(
+                    again @ (Setback::Silence(LEADERLESS)
+                    | Setback::Refused(
+                        Error::EpochNotMatch { .. } | Error::NotLeader { .. },
+                    )),
+                ) => again,
+                done => return done,
+            };
+            if self.now() >= end {
+                return Err(again);
+            }
+            self.run(RETRY)?;
+        }
     }
 
     fn admin(&mut self, region: RegionId, admin: Admin) -> Outcome<AdminDone> {
@@ -270,19 +293,17 @@ impl Stage {
 impl Stage {
     /// Writes to the leader of the key's region.
     pub fn put(&mut self, key: &str, value: &str) -> Outcome<()> {
-        let (id, region) = self.owner(key.as_bytes())?;
-        self.put_at(id, &region, key, value)
-    }
-
-    fn put_at(&mut self, id: StoreId, region: &Region, key: &str, value: &str) -> Outcome<()> {
-        let mut batch = BatchBuilder::new();
-        batch.put(key.as_bytes(), value.as_bytes())?;
-        let (region, version, command) = (region.id, region.epoch.version, batch.finish());
-        let event = |token| Event::Propose(vec![Proposal { token, region, version, command }]);
-        match self.ask(id, region, event)? {
-            Reply::Written(done) => Ok(done.map(drop)?),
-            _ => Err(Setback::Silence("an answer to something else")),
-        }
+        self.patiently(|stage| {
+            let (id, known) = stage.owner(key.as_bytes())?;
+            let mut batch = BatchBuilder::new();
+            batch.put(key.as_bytes(), value.as_bytes())?;
+            let (region, version, command) = (known.id, known.epoch.version, batch.finish());
+            let event = |token| Event::Propose(vec![Proposal { token, region, version, command }]);
+            match stage.ask(id, region, event)? {
+                Reply::Written(done) => Ok(done.map(drop)?),
+                _ => Err(Setback::Silence("an answer to something else")),
+            }
+        })
     }
 
     /// Reads at a node, or at the leader: as clients do, by lease or freshness at once where these allow it, otherwise by a
@@ -293,16 +314,27 @@ impl Stage {
         at: Option<StoreId>,
         level: ReadLevel,
     ) -> Outcome<(RegionId, Option<Bytes>)> {
-        let (id, region) = match at {
-            None => self.owner(key.as_bytes())?,
-            Some(id) => {
-                let running = self.cluster.running(id).ok_or(Setback::Silence("it is down"))?;
-                let known = running.registry.lookup(key.as_bytes());
-                let none = || Error::NoRoute { key: Bytes::copy_from_slice(key.as_bytes()) };
-                (id, (*known.ok_or_else(none)?).clone())
-            }
+        let Some(id) = at else {
+            return self.patiently(|stage| {
+                let (id, region) = stage.owner(key.as_bytes())?;
+                stage.read(id, &region, key, level)
+            });
         };
-        if !self.cluster.serves_at_once(self.now(), id, &region, level) {
+        let running = self.cluster.running(id).ok_or(Setback::Silence("it is down"))?;
+        let known = running.registry.lookup(key.as_bytes());
+        let none = || Error::NoRoute { key: Bytes::copy_from_slice(key.as_bytes()) };
+        let known = known.ok_or_else(none)?;
+        self.read(id, &known, key, level)
+    }
+
+    fn read(
+        &mut self,
+        id: StoreId,
+        region: &Region,
+        key: &str,
+        level: ReadLevel,
+    ) -> Outcome<(RegionId, Option<Bytes>)> {
+        if !self.cluster.serves_at_once(self.now(), id, region, level) {
             let (region, version) = (region.id, region.epoch.version);
             let event = |token| Event::Read(vec![ReadRequest { token, region, version, level }]);
             match self.ask(id, region, event)? {
@@ -310,7 +342,7 @@ impl Stage {
                 _ => return Err(Setback::Silence("an answer to something else")),
             }
         }
-        Ok((region.id, self.cluster.value_at(id, &region, key.as_bytes())??))
+        Ok((region.id, self.cluster.value_at(id, region, key.as_bytes())??))
     }
 
     /// Cuts a region at a key; the part from there on is a region of the given id.
@@ -324,9 +356,24 @@ impl Stage {
 
     /// Freezes a region for its neighbour.
     pub fn merge(&mut self, source: RegionId, target: RegionId) -> Outcome<()> {
+        let prepare = self.prepare(source, target)?;
+        self.admin(source, prepare).map(drop)
+    }
+
+    /// The same, without waiting for what comes of it.
+    pub fn begin_merge(&mut self, source: RegionId, target: RegionId) -> Outcome<()> {
+        let admin = self.prepare(source, target)?;
+        let ((id, _), now) = (self.leader(source)?, self.now());
+        let (life, at) = self.cluster.place(id, source).ok_or(Setback::Silence(LEADERLESS))?;
+        let event = Event::Admin { token: Token(0), region: source, admin };
+        Ok(self.cluster.post(now, id, life, at, event)?)
+    }
+
+    fn prepare(&mut self, source: RegionId, target: RegionId) -> Outcome<Admin> {
         let (epoch, target) = (self.leader(source)?.1.epoch, self.leader(target)?.1);
-        let prepare = Prepare { epoch, target, first: 0 };
-        self.admin(source, Admin::PrepareMerge(prepare)).map(drop)
+        // What it wished for when it was frozen before is past.
+        self.hand().wishes.remove(&source);
+        Ok(Admin::PrepareMerge(Prepare { epoch, target, first: 0 }))
     }
 
     /// What a frozen region wishes for, once it does: its neighbour, and how many entries go with it.
