@@ -37,11 +37,13 @@ pub enum Planted {
     LeaseKept,
     /// What a merge carries begins behind what is committed, not behind what every replica has.
     FirstFromCommit,
-    /// The log is compacted above a snapshot that is under way.
+    /// The log is compacted above a snapshot that is under way. Seeds hardly ever have one that takes long enough; the
+    /// stage has.
     PinIgnored,
     /// A replica counts as fresh as soon as a round of reads is confirmed, applied or not.
     FreshUnapplied,
-    /// A request for the vote of a replica that is not here yet is not kept until it is.
+    /// A request for the vote of a replica that is not here yet is not kept until it is. (There is no replica without a
+    /// state that could vote before it is born.) It breaks no promise: the candidate asks again, an election timeout later.
     RequestDropped,
 }
 

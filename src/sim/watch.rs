@@ -4,6 +4,7 @@ use super::checker::state_hash;
 use super::cluster::{Cluster, Step, violation};
 use super::linear::{Effort, Verdict};
 use crate::kv::{Direction, StateStore, View};
+use crate::region::peer::Peer;
 use crate::region::storage::{holds, last_index};
 use crate::store::*;
 use crate::types::*;
@@ -22,6 +23,18 @@ fn crc_of(entry: crate::log::Entry) -> u32 {
     }
 }
 
+/// A leader's log is whole above every snapshot that is on its way.
+fn look_at_pin(id: StoreId, peer: &Peer) -> Step {
+    let Some(pin) = peer.pin() else { return Ok(()) };
+    let truncated = peer.status().first_index - 1;
+    if truncated > pin {
+        let region = peer.region.id;
+        let what = format!("{id} {region}: compacted to {truncated}, pinned at {pin}");
+        return Err(violation("the log above a snapshot under way is kept", what));
+    }
+    Ok(())
+}
+
 impl Cluster {
     /// Where a node's replicas stand; nothing while it is down.
     pub fn statuses(&self, id: StoreId) -> Vec<RegionStatus> {
@@ -29,7 +42,7 @@ impl Cluster {
         running.map_or(Vec::new(), |r| r.stores.iter().flat_map(Store::status).collect())
     }
 
-    /// After a drain: one leader per term, a lease only with the newest of them, and a new leader's log holds
+    /// After a drain: the log above snapshots is kept, one leader per term, a lease only with the newest of them, and a new leader's log holds
     /// everything committed.
     pub(super) fn look_at_leaders(&mut self, now: Time, id: StoreId, at: usize) -> Step {
         let Some(node) = self.nodes.get(&id) else { return Ok(()) };
@@ -41,6 +54,7 @@ impl Cluster {
                 let detail = format!("{id} {region} {}: {reason}", peer.id);
                 return Err(violation("no replica is fenced without damage", detail));
             }
+            look_at_pin(id, peer)?;
             let leads = peer.leads_term();
             let newest = self.led.get(&region).copied().unwrap_or(0);
             // A lease that is taken, or kept, after the newer leader has come: `look_at_leases` saw none then.
