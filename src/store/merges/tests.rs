@@ -206,8 +206,7 @@ impl Bench {
     fn takes(&mut self, region: &Region, removed: Vec<Departed>) -> bool {
         let at = LogPosition { index: 40, term: 9 };
         let head = RegionState { region: region.clone(), removed, ..RegionState::default() };
-        let mut snapshot = Snapshot::default();
-        snapshot.data = encode_head(&head);
+        let mut snapshot = Snapshot { data: encode_head(&head), ..Snapshot::default() };
         let meta = snapshot.mut_metadata();
         (meta.index, meta.term) = (at.index, at.term);
         meta.set_conf_state(conf_state(region));
