@@ -358,4 +358,6 @@ pub fn drive(
 }
 
 #[cfg(test)]
+mod stall_tests;
+#[cfg(test)]
 mod tests;
