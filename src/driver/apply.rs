@@ -18,11 +18,17 @@ pub struct ApplyQueue {
     wake: Condvar,
 }
 
+/// What waits for a worker.
 #[derive(Default)]
-struct State {
+struct Waiting {
     tasks: Vec<ApplyTask>,
     /// When how many batches in them were committed that somebody waits for here.
     committed: Vec<(Time, usize)>,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: Waiting,
     sleeping: bool,
     closed: bool,
 }
@@ -34,9 +40,9 @@ impl ApplyQueue {
         if state.closed {
             return;
         }
-        state.tasks.extend(tasks);
+        state.waiting.tasks.extend(tasks);
         if waited_for > 0 {
-            state.committed.push((now, waited_for));
+            state.waiting.committed.push((now, waited_for));
         }
         let wake = std::mem::replace(&mut state.sleeping, false);
         drop(state);
@@ -45,22 +51,20 @@ impl ApplyQueue {
         }
     }
 
-    fn take(&self) -> Option<(Vec<ApplyTask>, Vec<(Time, usize)>)> {
+    fn take(&self) -> Option<Waiting> {
         let mut state = self.state.lock();
-        while state.tasks.is_empty() && !state.closed {
+        while state.waiting.tasks.is_empty() && !state.closed {
             state.sleeping = true;
             self.wake.wait(&mut state);
         }
-        let state = &mut *state;
-        let taken = || (std::mem::take(&mut state.tasks), std::mem::take(&mut state.committed));
-        (!state.closed).then(taken)
+        (!state.closed).then(|| std::mem::take(&mut state.waiting))
     }
 
     /// Ends the worker; what it has not begun is dropped (the log has it).
     pub fn close(&self) {
         let mut state = self.state.lock();
         state.closed = true;
-        state.tasks.clear();
+        state.waiting = Waiting::default();
         drop(state);
         self.wake.notify_all();
     }
@@ -112,7 +116,7 @@ fn pace(shared: &Shared) {
 /// The thread.
 pub fn run(shared: &Shared, at: usize, mut applier: Applier) {
     let stages = &shared.stages;
-    while let Some((tasks, committed)) = shared.apply[at].take() {
+    while let Some(Waiting { tasks, committed }) = shared.apply[at].take() {
         let began = shared.clock.now();
         for (since, batches) in &committed {
             stages.record(Stage::ApplyWait, *since, began, *batches);

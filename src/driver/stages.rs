@@ -83,7 +83,8 @@ impl Stage {
 /// [give](Self::since) what happened in between; those of several nodes [add up](Self::plus).
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct StageStats {
-    stages: [Histogram; Stage::ALL.len()],
+    /// Boxed: it travels in answers that are small otherwise.
+    stages: Box<[Histogram; Stage::ALL.len()]>,
 }
 
 impl std::ops::Index<Stage> for StageStats {
@@ -97,18 +98,18 @@ impl std::ops::Index<Stage> for StageStats {
 impl StageStats {
     /// Every stage, in the order of the way.
     pub fn iter(&self) -> impl Iterator<Item = (Stage, &Histogram)> {
-        Stage::ALL.into_iter().zip(&self.stages)
+        Stage::ALL.into_iter().zip(self.stages.iter())
     }
 
     /// What was counted since `before` was read, of the same node.
     pub fn since(&self, before: &StageStats) -> StageStats {
         let stages = Stage::ALL.map(|stage| self[stage].since(&before[stage]));
-        StageStats { stages }
+        StageStats { stages: Box::new(stages) }
     }
 
     /// Both together.
     pub fn plus(&self, other: &StageStats) -> StageStats {
-        StageStats { stages: Stage::ALL.map(|stage| self[stage].plus(&other[stage])) }
+        StageStats { stages: Box::new(Stage::ALL.map(|stage| self[stage].plus(&other[stage]))) }
     }
 
     /// All of it as numbers, for [`read`](Self::read).
@@ -119,7 +120,7 @@ impl StageStats {
     /// Reads them in that order.
     pub fn read<E>(mut next: impl FnMut() -> Result<u64, E>) -> Result<StageStats, E> {
         let mut stats = StageStats::default();
-        for stage in &mut stats.stages {
+        for stage in stats.stages.iter_mut() {
             *stage = Histogram::read(&mut next)?;
         }
         Ok(stats)
@@ -140,7 +141,7 @@ impl Stages {
 
     /// What they show.
     pub fn read(&self) -> StageStats {
-        StageStats { stages: Stage::ALL.map(|stage| self.meters[stage as usize].read()) }
+        StageStats { stages: Box::new(Stage::ALL.map(|stage| self.meters[stage as usize].read())) }
     }
 }
 

@@ -432,8 +432,16 @@ pub fn remarks(sets: &[Set]) -> Vec<String> {
         if bad.iter().any(|path| run.number(path).is_some_and(|count| count > 0.0)) {
             remarks.push(format!("{}: READ BACK MISSING OR WRONG VALUES", run.file.display()));
         }
-        if run.stages().is_empty() && run.text("/profile") != Some("log") {
-            remarks.push(format!("{}: says nothing of stages", run.file.display()));
+    }
+    for set in sets {
+        let silent = |run: &&Run| run.stages().is_empty() && run.text("/profile") != Some("log");
+        match set.runs.iter().filter(silent).count() {
+            0 => {}
+            n => remarks.push(format!(
+                "{}: {n} of {} say nothing of stages",
+                set.name,
+                set.runs.len()
+            )),
         }
     }
     remarks

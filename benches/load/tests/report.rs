@@ -98,7 +98,7 @@ fn check_elements(page: &str) {
         if let Some(name) = tag.strip_prefix('/') {
             assert_eq!(open.pop(), Some(name), "before {}", &rest[..rest.len().min(80)]);
         } else if !tag.ends_with('/') {
-            assert!(tag.matches('"').count() % 2 == 0, "{tag}");
+            assert!(tag.matches('"').count().is_multiple_of(2), "{tag}");
             open.push(tag.split_whitespace().next().unwrap());
         }
     }
