@@ -397,6 +397,9 @@ pub struct Effects {
     pub send_now: Outbox,
     /// Waits for the log.
     pub after_persist: Vec<AfterPersist>,
+    /// Entries of clients that were proposed: who waits for the first batch in each, and how many batches there are.
+    /// For those who measure; nothing has to be done.
+    pub proposed: Vec<(Token, usize)>,
     /// For the appliers, in order.
     pub apply: Vec<ApplyTask>,
     /// Answers.
@@ -430,6 +433,7 @@ impl Effects {
     pub fn is_empty(&self) -> bool {
         self.send_now.is_empty()
             && self.after_persist.is_empty()
+            && self.proposed.is_empty()
             && self.apply.is_empty()
             && self.replies.is_empty()
             && self.births.is_empty()

@@ -154,6 +154,7 @@ impl Peer {
                         tokens.push(token);
                         bytes += command.len();
                     }
+                    effects.proposed.extend(tokens.first().map(|first| (*first, tokens.len())));
                     waiting.pending_bytes -= bytes;
                     waiting.proposed(position, tokens);
                 }
