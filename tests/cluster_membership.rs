@@ -3,16 +3,17 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-use catamaran::client::Blocking;
+mod cluster;
+
 use catamaran::kv::Direction;
 use catamaran::store::ReadLevel;
 use catamaran::transport::Hub;
 use catamaran::types::{KeyRange, Region, Role, StoreId};
 use catamaran::{Error, Node, NodeConfig};
+use cluster::{eventually, finds, spread_key, work_in_rounds};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 /// The first layout: `regions` regions on `replicas` of `nodes` nodes.
 fn open(dir: &Path, id: u64, nodes: u64, regions: u64, hub: &Hub) -> Node {
@@ -28,46 +29,8 @@ fn open(dir: &Path, id: u64, nodes: u64, regions: u64, hub: &Hub) -> Node {
     Node::builder(config).hub(hub.clone()).open().unwrap()
 }
 
-fn key(i: u64) -> Vec<u8> {
-    // Spread over the key space, which the first layout cuts by its first bytes.
-    let mut key = (i.wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_be_bytes().to_vec();
-    key.extend_from_slice(format!("k{i:04}").as_bytes());
-    key
-}
-
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < Duration::from_secs(120), "waited for {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
 fn stores(region: &Region) -> BTreeSet<u64> {
     region.peers.iter().map(|peer| peer.store.0).collect()
-}
-
-/// Writes and reads back until told to stop; gives the last value of each key.
-fn work(client: &Blocking, keys: std::ops::Range<u64>, stop: &AtomicBool) -> BTreeMap<u64, u64> {
-    let mut last = BTreeMap::new();
-    let mut done = 0u64;
-    while !stop.load(Ordering::Relaxed) {
-        for i in keys.clone() {
-            done += 1;
-            // A leader that goes may not be able to say what became of a write: then it is written again.
-            loop {
-                match client.put(key(i), done.to_string()) {
-                    Ok(()) => break,
-                    Err(Error::Ambiguous { .. }) => {}
-                    Err(error) => panic!("a write while replicas move: {error}"),
-                }
-            }
-            let read = client.get_at(key(i), ReadLevel::Lease).expect("a read while replicas move");
-            assert_eq!(read.as_deref(), Some(done.to_string().as_bytes()), "key {i}");
-            last.insert(i, done);
-        }
-    }
-    last
 }
 
 /// Waits until each node has exactly the replicas that the regions say, and nobody waits to be forgotten.
@@ -97,7 +60,7 @@ fn replicas_move_to_new_nodes_and_back_under_load() {
             .map(|at| {
                 let client = nodes[at as usize].client().blocking();
                 let stop = &stop;
-                scope.spawn(move || work(&client, at * 8..(at + 1) * 8, stop))
+                scope.spawn(move || work_in_rounds(&client, at * 8..(at + 1) * 8, stop))
             })
             .collect();
         let mut regions = Vec::new();
@@ -125,10 +88,7 @@ fn replicas_move_to_new_nodes_and_back_under_load() {
     for node in &nodes {
         assert_eq!(node.health().map(|error| error.to_string()), None);
         let client = node.client().blocking();
-        for (i, value) in last.iter().flatten() {
-            let read = client.get(key(*i)).unwrap();
-            assert_eq!(read.as_deref(), Some(value.to_string().as_bytes()), "key {i}");
-        }
+        finds(&client, spread_key, last.iter().flatten());
         let rows = client.scan(KeyRange::all(), Direction::Forward, ReadLevel::Linearizable);
         let rows: Vec<_> = rows.map(|row| row.unwrap()).collect();
         assert_eq!(rows.len(), last.iter().map(BTreeMap::len).sum::<usize>());

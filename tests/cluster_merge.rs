@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod cluster;
+
 use catamaran::client::Blocking;
 use catamaran::error::Outcome;
 use catamaran::kv::Direction;
@@ -9,77 +11,17 @@ use catamaran::store::ReadLevel;
 use catamaran::transport::Hub;
 use catamaran::types::{FIRST_REGION, KeyRange, Region, RegionId, StoreId};
 use catamaran::{Node, NodeConfig};
-use std::collections::BTreeMap;
-use std::path::Path;
+use cluster::{Work, covers, eventually, finds, key, open_of_three, regions_of, work};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-fn open(dir: &Path, id: u64, hub: &Hub) -> Node {
-    let cluster = (1..=3).map(|id| (id, format!("node-{id}:1"))).collect();
-    let config = NodeConfig {
-        store_id: id,
-        cluster,
-        data_dir: dir.join(id.to_string()),
-        regions: 1,
-        segment_bytes: 4 << 20,
-        ..NodeConfig::default()
-    };
-    Node::builder(config).hub(hub.clone()).open().unwrap()
-}
-
-fn key(i: u64) -> Vec<u8> {
-    format!("k{i:08}").into_bytes()
-}
-
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < Duration::from_secs(120), "waited for {what}");
-        std::thread::sleep(Duration::from_millis(20));
+/// Nobody else writes the key: a write that a killed node took along is simply done again.
+fn put(client: &Blocking, key: Vec<u8>, value: String) {
+    let begun = Instant::now();
+    while let Err(error) = client.put(key.clone(), value.clone()) {
+        assert!(error.outcome() == Outcome::Unknown, "{error}");
+        assert!(begun.elapsed() < Duration::from_secs(60), "{error}");
     }
-}
-
-/// The regions that a node's replicas belong to, by range; they must cover the key space.
-fn regions_of(node: &Node) -> Vec<Region> {
-    let mut regions: Vec<Region> =
-        node.status().unwrap().into_iter().map(|status| status.region).collect();
-    regions.sort_by(|a, b| a.range.start.cmp(&b.range.start));
-    regions
-}
-
-fn covers(regions: &[Region]) -> bool {
-    let joined = regions.windows(2).all(|pair| pair[0].range.end == pair[1].range.start);
-    joined
-        && regions.first().is_some_and(|first| first.range.start.is_empty())
-        && regions.last().is_some_and(|last| last.range.end.is_empty())
-}
-
-/// What one writer did.
-#[derive(Default)]
-struct Work {
-    /// The last value of each key.
-    last: BTreeMap<u64, u64>,
-}
-
-/// Writes `key(i) = n` for growing n until told to stop, checking what it reads back.
-fn work(client: &Blocking, keys: std::ops::Range<u64>, stop: &AtomicBool) -> Work {
-    let mut done = Work::default();
-    for (n, i) in keys.cycle().enumerate() {
-        if stop.load(Ordering::Relaxed) {
-            break;
-        }
-        // Nobody else writes the key: a write that a killed node took along is simply done again.
-        let begun = Instant::now();
-        while let Err(error) = client.put(key(i), n.to_string()) {
-            assert!(error.outcome() == Outcome::Unknown, "{error}");
-            assert!(begun.elapsed() < Duration::from_secs(60), "{error}");
-        }
-        let read =
-            client.get_at(key(i), ReadLevel::Lease).expect("a read while regions are merged");
-        assert_eq!(read.as_deref(), Some(n.to_string().as_bytes()), "key {i}");
-        done.last.insert(i, n as u64);
-    }
-    done
 }
 
 /// The neighbours of the smallest id but the first, to be merged: (source, target).
@@ -101,7 +43,7 @@ fn down_to_eight_under_load() {
     let before: u64 = std::env::var("CATAMARAN_MERGES").map_or(40, |text| text.parse().unwrap());
     let dir = tempfile::tempdir().unwrap();
     let hub = Hub::new();
-    let mut nodes: Vec<Node> = (1..=3).map(|id| open(dir.path(), id, &hub)).collect();
+    let mut nodes: Vec<Node> = (1..=3).map(|id| open_of_three(dir.path(), id, &hub)).collect();
     let operator = nodes[0].client().blocking();
     operator.split((1..before).map(key).collect::<Vec<_>>()).unwrap();
     for node in &nodes {
@@ -114,7 +56,7 @@ fn down_to_eight_under_load() {
                 let client = nodes[at as usize].client().blocking();
                 let stop = &stop;
                 let keys = at * before / 2..(at + 1) * before / 2;
-                scope.spawn(move || work(&client, keys, stop))
+                scope.spawn(move || work(&client, keys, stop, put))
             })
             .collect();
         let begun = Instant::now();
@@ -129,7 +71,7 @@ fn down_to_eight_under_load() {
             }
             if known.len() as u64 == before / 2 && turn > 0 && down.is_none() {
                 third[0].kill();
-                third[0] = open(dir.path(), 3, &hub);
+                third[0] = open_of_three(dir.path(), 3, &hub);
                 down = Some(Instant::now());
             }
             let (source, target) = next_pair(&known, turn);
@@ -166,13 +108,10 @@ fn down_to_eight_under_load() {
     }
     // A restart finds the merges, or does them again.
     nodes[1].kill();
-    nodes[1] = open(dir.path(), 2, &hub);
+    nodes[1] = open_of_three(dir.path(), 2, &hub);
     for node in &nodes {
         let client = node.client().blocking();
-        for (i, value) in done.iter().flat_map(|work| &work.last) {
-            let read = client.get(key(*i)).unwrap();
-            assert_eq!(read.as_deref(), Some(value.to_string().as_bytes()), "key {i}");
-        }
+        finds(&client, key, done.iter().flat_map(|work| &work.last));
         let rows = client.scan(KeyRange::all(), Direction::Forward, ReadLevel::Linearizable);
         let keys: Vec<_> = rows.map(|row| row.unwrap().0).collect();
         assert_eq!(keys.len(), done.iter().map(|work| work.last.len()).sum::<usize>());
@@ -217,7 +156,7 @@ fn what_cannot_be_merged_is_told_so() {
 fn replicas_that_live_apart_are_moved_first() {
     let dir = tempfile::tempdir().unwrap();
     let hub = Hub::new();
-    let nodes: Vec<Node> = (1..=3).map(|id| open(dir.path(), id, &hub)).collect();
+    let nodes: Vec<Node> = (1..=3).map(|id| open_of_three(dir.path(), id, &hub)).collect();
     let client = nodes[0].client().blocking();
     for i in 0..20 {
         client.put(key(i), i.to_string()).unwrap();

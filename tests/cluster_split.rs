@@ -2,82 +2,16 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-use catamaran::client::Blocking;
+mod cluster;
+
 use catamaran::kv::Direction;
 use catamaran::store::ReadLevel;
 use catamaran::transport::Hub;
-use catamaran::types::{KeyRange, Region};
+use catamaran::types::KeyRange;
 use catamaran::{Node, NodeConfig};
-use std::collections::BTreeMap;
-use std::path::Path;
+use cluster::{Work, covers, eventually, finds, key, open_of_three, regions_of, work};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-
-fn open(dir: &Path, id: u64, hub: &Hub) -> Node {
-    let cluster = (1..=3).map(|id| (id, format!("node-{id}:1"))).collect();
-    let config = NodeConfig {
-        store_id: id,
-        cluster,
-        data_dir: dir.join(id.to_string()),
-        regions: 1,
-        segment_bytes: 4 << 20,
-        ..NodeConfig::default()
-    };
-    Node::builder(config).hub(hub.clone()).open().unwrap()
-}
-
-fn key(i: u64) -> Vec<u8> {
-    format!("k{i:08}").into_bytes()
-}
-
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < Duration::from_secs(120), "waited for {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// The regions that a node's replicas belong to, by range; they must cover the key space.
-fn regions_of(node: &Node) -> Vec<Region> {
-    let mut regions: Vec<Region> =
-        node.status().unwrap().into_iter().map(|status| status.region).collect();
-    regions.sort_by(|a, b| a.range.start.cmp(&b.range.start));
-    regions
-}
-
-fn covers(regions: &[Region]) -> bool {
-    let joined = regions.windows(2).all(|pair| pair[0].range.end == pair[1].range.start);
-    joined
-        && regions.first().is_some_and(|first| first.range.start.is_empty())
-        && regions.last().is_some_and(|last| last.range.end.is_empty())
-}
-
-/// What one writer did.
-#[derive(Default)]
-struct Work {
-    /// The last value of each key.
-    last: BTreeMap<u64, u64>,
-    /// When each write began and how long it took.
-    took: Vec<(Instant, Duration)>,
-}
-
-/// Writes `key(i) = n` for growing n until told to stop, checking what it reads back.
-fn work(client: &Blocking, keys: std::ops::Range<u64>, stop: &AtomicBool) -> Work {
-    let mut done = Work::default();
-    for (n, i) in keys.cycle().enumerate() {
-        if stop.load(Ordering::Relaxed) {
-            break;
-        }
-        let begun = Instant::now();
-        client.put(key(i), n.to_string()).expect("a write while regions are cut");
-        done.took.push((begun, begun.elapsed()));
-        let read = client.get_at(key(i), ReadLevel::Lease).expect("a read while regions are cut");
-        assert_eq!(read.as_deref(), Some(n.to_string().as_bytes()), "key {i}");
-        done.last.insert(i, n as u64);
-    }
-    done
-}
 
 /// The median and the 99th percentile of the writes begun in a stretch of time, for people.
 fn percentiles(work: &[Work], from: Instant, to: Instant) -> String {
@@ -97,7 +31,7 @@ fn a_hundred_splits_under_load() {
     let splits: u64 = std::env::var("CATAMARAN_SPLITS").map_or(100, |text| text.parse().unwrap());
     let dir = tempfile::tempdir().unwrap();
     let hub = Hub::new();
-    let mut nodes: Vec<Node> = (1..=3).map(|id| open(dir.path(), id, &hub)).collect();
+    let mut nodes: Vec<Node> = (1..=3).map(|id| open_of_three(dir.path(), id, &hub)).collect();
     let operator = nodes[0].client().blocking();
     operator.put("first", "1").unwrap();
     let stop = AtomicBool::new(false);
@@ -109,7 +43,11 @@ fn a_hundred_splits_under_load() {
                 let client = nodes[at as usize].client().blocking();
                 let stop = &stop;
                 let keys = at * splits / 3..(at + 1) * splits / 3;
-                scope.spawn(move || work(&client, keys, stop))
+                scope.spawn(move || {
+                    work(&client, keys, stop, |client, key, value| {
+                        client.put(key, value).expect("a write while regions are cut");
+                    })
+                })
             })
             .collect();
         // A while without splits, to compare with.
@@ -138,13 +76,10 @@ fn a_hundred_splits_under_load() {
     println!("meanwhile: {}", percentiles(&done, splitting, Instant::now()));
     // A restart replays the splits, or finds them flushed.
     nodes[1].kill();
-    nodes[1] = open(dir.path(), 2, &hub);
+    nodes[1] = open_of_three(dir.path(), 2, &hub);
     for node in &nodes {
         let client = node.client().blocking();
-        for (i, value) in done.iter().flat_map(|work| &work.last) {
-            let read = client.get(key(*i)).unwrap();
-            assert_eq!(read.as_deref(), Some(value.to_string().as_bytes()), "key {i}");
-        }
+        finds(&client, key, done.iter().flat_map(|work| &work.last));
         let rows = client.scan(KeyRange::all(), Direction::Forward, ReadLevel::Linearizable);
         let keys: Vec<_> = rows.map(|row| row.unwrap().0).collect();
         assert_eq!(keys.len(), 1 + done.iter().map(|work| work.last.len()).sum::<usize>());

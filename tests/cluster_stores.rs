@@ -3,17 +3,19 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+mod cluster;
+
 use catamaran::client::Blocking;
 use catamaran::codec::directory::StoreState;
 use catamaran::codec::report::RegionInfo;
-use catamaran::store::ReadLevel;
 use catamaran::transport::Hub;
 use catamaran::types::{RegionId, Role, StoreId};
-use catamaran::{Error, Node, NodeConfig};
+use catamaran::{Node, NodeConfig};
+use cluster::{eventually, finds, spread_key, work_in_rounds};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Store `id` of a cluster that stores 1 to `founders` have made.
 fn config(dir: &Path, id: u64, founders: u64, regions: u64) -> NodeConfig {
@@ -36,44 +38,6 @@ fn config(dir: &Path, id: u64, founders: u64, regions: u64) -> NodeConfig {
 
 fn open(dir: &Path, id: u64, founders: u64, regions: u64, hub: &Hub) -> Node {
     Node::builder(config(dir, id, founders, regions)).hub(hub.clone()).open().unwrap()
-}
-
-fn key(i: u64) -> Vec<u8> {
-    // Spread over the key space, which the first layout cuts by its first bytes.
-    let mut key = (i.wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_be_bytes().to_vec();
-    key.extend_from_slice(format!("k{i:04}").as_bytes());
-    key
-}
-
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < Duration::from_secs(120), "waited for {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-/// Writes and reads back until told to stop; gives the last value of each key.
-fn work(client: &Blocking, keys: std::ops::Range<u64>, stop: &AtomicBool) -> BTreeMap<u64, u64> {
-    let mut last = BTreeMap::new();
-    let mut done = 0u64;
-    while !stop.load(Ordering::Relaxed) {
-        for i in keys.clone() {
-            done += 1;
-            // A leader that goes may not be able to say what became of a write: then it is written again.
-            loop {
-                match client.put(key(i), done.to_string()) {
-                    Ok(()) => break,
-                    Err(Error::Ambiguous { .. }) => {}
-                    Err(error) => panic!("a write while stores drain: {error}"),
-                }
-            }
-            let read = client.get_at(key(i), ReadLevel::Lease).expect("a read while stores drain");
-            assert_eq!(read.as_deref(), Some(done.to_string().as_bytes()), "key {i}");
-            last.insert(i, done);
-        }
-    }
-    last
 }
 
 fn located(client: &Blocking) -> Vec<RegionInfo> {
@@ -105,7 +69,7 @@ fn stores_join_drain_and_leave_under_load() {
             .map(|at| {
                 let client = nodes[at as usize].client().blocking();
                 let stop = &stop;
-                scope.spawn(move || work(&client, at * 8..(at + 1) * 8, stop))
+                scope.spawn(move || work_in_rounds(&client, at * 8..(at + 1) * 8, stop))
             })
             .collect();
         // A fifth store joins: it is on record, and holds nothing.
@@ -149,10 +113,7 @@ fn stores_join_drain_and_leave_under_load() {
     for at in [0, 1, 2, 4] {
         assert_eq!(nodes[at].health().map(|error| error.to_string()), None);
         let client = nodes[at].client().blocking();
-        for (i, value) in last.iter().flatten() {
-            let read = client.get(key(*i)).unwrap();
-            assert_eq!(read.as_deref(), Some(value.to_string().as_bytes()), "key {i}");
-        }
+        finds(&client, spread_key, last.iter().flatten());
     }
 }
 
@@ -182,7 +143,7 @@ fn any_node_knows_the_leaders_and_silence_costs_nothing() {
     };
     agree(&nodes, "every node to know every leader");
     let client = nodes[3].client().blocking();
-    client.split([key(3)]).unwrap();
+    client.split([spread_key(3)]).unwrap();
     eventually("the part that was cut off", || located(&client).len() as u64 == REGIONS + 1);
     // Asleep, nobody says anything, and nobody is woken by it.
     let asleep = |nodes: &[Node]| {
@@ -206,7 +167,7 @@ fn any_node_knows_the_leaders_and_silence_costs_nothing() {
     dead.kill();
     let client = nodes[0].client().blocking();
     for i in 0..64 {
-        client.put(key(i), "x").unwrap();
+        client.put(spread_key(i), "x").unwrap();
     }
     eventually("the new reign", || {
         let told = told(&client);

@@ -49,16 +49,6 @@ use crate::types::*;
 use bytes::Bytes;
 use std::collections::VecDeque;
 
-/// Bugs put in on purpose, to see that the simulator finds them.
-#[cfg(any(test, feature = "sim"))]
-#[derive(Clone, Copy, Default, Debug)]
-pub(crate) struct Planted {
-    /// What replicas may lack at a merge is counted from the commit index, not from what they have acknowledged.
-    pub first_from_commit: bool,
-    /// A frozen region goes on as before with reads and lease.
-    pub lease_kept: bool,
-}
-
 /// What a frozen region answers.
 pub(crate) const FROZEN: Error = Error::Busy { what: "region, frozen: it is being merged" };
 
@@ -469,85 +459,4 @@ impl Peer {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn region(id: u64, range: KeyRange, stores: [u64; 3]) -> Region {
-        let peers = stores.iter().enumerate().map(|(at, store)| crate::types::Peer {
-            id: PeerId(id * 10 + at as u64),
-            store: StoreId(*store),
-            role: Role::Voter,
-        });
-        let epoch = Epoch { conf_ver: 2, version: id };
-        Region { id: RegionId(id), range, epoch, peers: peers.collect() }
-    }
-
-    fn pair() -> (Region, Region) {
-        let source = region(4, KeyRange::new("m", "z"), [1, 2, 3]);
-        (source, region(7, KeyRange::new("a", "m"), [3, 1, 2]))
-    }
-
-    fn prepare(source: &Region, target: &Region) -> Prepare {
-        Prepare { epoch: source.epoch, target: target.clone(), first: 9 }
-    }
-
-    fn state(region: &Region) -> RegionState {
-        RegionState { region: region.clone(), ..RegionState::default() }
-    }
-
-    fn commit(source: Region, target: &Region) -> Commit {
-        let at = LogPosition { index: 9, term: 6 };
-        let (target, epoch) = (target.id, target.epoch);
-        Commit { target, epoch, source, at, first: 10, entries: vec![] }
-    }
-
-    #[test]
-    fn a_region_goes_into_its_neighbour_on_either_side() {
-        let (source, target) = pair();
-        for (from, into) in [(&source, &target), (&target, &source)] {
-            let frozen = freeze(&state(from), &prepare(from, into)).unwrap();
-            let Epoch { conf_ver, version } = from.epoch;
-            assert_eq!(frozen.epoch, Epoch { conf_ver: conf_ver + 1, version: version + 1 });
-            let merged = absorb(into, &commit(frozen.clone(), into)).unwrap();
-            assert_eq!(merged.range, KeyRange::new("a", "z"));
-            assert_eq!((merged.id, &merged.peers), (into.id, &into.peers));
-            assert!(merged.epoch.version > frozen.epoch.version.max(into.epoch.version));
-        }
-    }
-
-    #[test]
-    fn nonsense_and_other_shapes_are_refused_alike_everywhere() {
-        let (source, target) = pair();
-        let refused = |state: &RegionState, prepare: &Prepare| freeze(state, prepare).unwrap_err();
-        let wrong = |state: &RegionState, target: &Region| {
-            let error = refused(state, &prepare(&state.region, target));
-            assert!(matches!(error, Error::InvalidArgument(_)), "{error}");
-        };
-        wrong(&state(&Region { id: FIRST_REGION, ..source.clone() }), &target);
-        wrong(&state(&source), &source);
-        wrong(&state(&source), &region(8, KeyRange::new("a", "l"), [1, 2, 3]));
-        wrong(&state(&source), &region(8, KeyRange::new("a", "m"), [1, 2, 4]));
-        let mut learns = target.clone();
-        learns.peers[0].role = Role::Learner;
-        wrong(&state(&source), &learns);
-        let old = Prepare { epoch: Epoch::default(), ..prepare(&source, &target) };
-        assert!(matches!(refused(&state(&source), &old), Error::EpochNotMatch { .. }));
-        let gone = RegionState { removed: vec![Departed::default()], ..state(&source) };
-        assert!(matches!(refused(&gone, &prepare(&source, &target)), Error::Busy { .. }));
-        let compacted = LogPosition { index: 9, term: 5 };
-        let compacted = RegionState { compacted, ..state(&source) };
-        assert!(matches!(refused(&compacted, &prepare(&source, &target)), Error::Busy { .. }));
-        let mut moved = target.clone();
-        moved.epoch.version += 1;
-        let late = absorb(&moved, &commit(source, &target)).unwrap_err();
-        assert!(matches!(late, Error::EpochNotMatch { .. }));
-    }
-
-    #[test]
-    fn only_a_later_shape_is_a_final_no() {
-        let epoch = |conf_ver, version| Epoch { conf_ver, version };
-        assert!(is_later(epoch(2, 4), epoch(2, 3)) && is_later(epoch(3, 3), epoch(2, 3)));
-        assert!(!is_later(epoch(2, 3), epoch(2, 3)));
-        assert!(!is_later(epoch(1, 9), epoch(2, 3)), "not of one life");
-    }
-}
+mod tests;

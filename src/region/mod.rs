@@ -34,6 +34,8 @@ pub mod membership;
 pub mod merge;
 pub mod neighbours;
 pub mod peer;
+#[cfg(any(test, feature = "sim"))]
+mod planted;
 pub mod propose;
 pub mod read;
 pub mod ready;

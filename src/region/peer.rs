@@ -88,7 +88,7 @@ pub struct Peer {
     /// It stands still here: its data are about to be another region's.
     pub(crate) lent: Option<Lent>,
     #[cfg(any(test, feature = "sim"))]
-    pub(crate) planted: super::merge::Planted,
+    pub(crate) planted: super::planted::Planted,
     /// When a frozen region asks next.
     pub(crate) wishing: Asking,
     pub(crate) asking: Asking,

@@ -204,7 +204,7 @@ impl Peer {
                 applied: self.progress.applied.index,
                 bytes: self.log_bytes.total(),
                 progress: &self.group.progress(),
-                pin: self.flights.pin(),
+                pin: self.pinned_at(),
             },
         );
         let Some(index) = target else { return };

@@ -173,6 +173,11 @@ impl Peer {
         if u64::from_le_bytes(peer) == self.id.0 {
             self.reads.confirmed(u64::from_le_bytes(sequence), index);
         }
+        #[cfg(any(test, feature = "sim"))]
+        if self.planted.fresh_unapplied {
+            let confirmed = self.reads.rounds.iter().filter(|round| round.index.is_some());
+            confirmed.for_each(|round| self.share.set_fresh(round.started));
+        }
     }
 
     /// Lets the reads proceed whose index is applied; renews lease and freshness.

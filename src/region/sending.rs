@@ -117,6 +117,18 @@ impl Peer {
         self.flights.pin()
     }
 
+    /// What compaction is told of it.
+    #[cfg(not(any(test, feature = "sim")))]
+    pub(super) fn pinned_at(&self) -> Option<u64> {
+        self.pin()
+    }
+
+    /// With the simulator's planted bug: nothing.
+    #[cfg(any(test, feature = "sim"))]
+    pub(super) fn pinned_at(&self) -> Option<u64> {
+        self.pin().filter(|_| !self.planted.pin_ignored)
+    }
+
     /// Tells the shell to whom raft wants to send a snapshot.
     pub(crate) fn tell_wishes(&mut self, effects: &mut Effects) {
         for to in self.group.storage().take_wanted() {

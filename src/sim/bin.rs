@@ -21,8 +21,9 @@ usage: catamaran-sim [--workload kv|regions] --seeds A..B [--steps N]
   --steps N      end the faults of a seed after N events (default 30000)
   --trace        write every line of the trace of --seed to stdout
   --planted BUG  run with a bug put in on purpose: ack-before-sync, forgotten-vote,
-                 flush-reported-early, forgotten-promise, ignored-epoch, support-kept, lease-kept or
-                 first-from-commit; seeds must fail
+                 flush-reported-early, forgotten-promise, ignored-epoch, support-kept, lease-kept,
+                 first-from-commit or fresh-unapplied; seeds must fail. With pin-ignored (a snapshot
+                 is in vain) and request-dropped (a region is led later) they need not
   --workload W   kv: reads, writes, swaps and range deletes over a few keys (the default);
                  regions: the same while regions are cut up and their replicas change
 
@@ -161,7 +162,7 @@ fn print_all(reports: &[Report], failed: usize, arguments: &Arguments) -> io::Re
         "{} seeds, {failed} failed, {} undecided; {} events, {} operations answered, {} unknown, {} crashes, \
          {} elections, {} splits, {} changes, {}/{}/{} frozen/merged/thawed, {} asleep at faults, {} snapshots, \
          {} slots refused, {} called off, {} flushes, {} reads by lease or \
-         freshness, \
+         freshness, {} stale, {} of followers, \
          {simulated:.0} s simulated, trace {hash:016x}",
         reports.len(),
         sum(|r| r.counts.undecided),
@@ -181,6 +182,8 @@ fn print_all(reports: &[Report], failed: usize, arguments: &Arguments) -> io::Re
         sum(|r| r.counts.called_off),
         sum(|r| r.counts.flushes),
         sum(|r| r.counts.lease_reads),
+        sum(|r| r.counts.stale_reads),
+        sum(|r| r.counts.follower_reads),
     )?;
     out.flush()
 }

@@ -6,7 +6,6 @@ use super::client::{Flight, Request, value_of};
 use super::cluster::{Caller, Cluster, Happening, Step, violation};
 use crate::codec::command::decode_swaps;
 use crate::error::{Error, Outcome};
-use crate::kv::StateStore;
 use crate::store::*;
 use crate::types::*;
 use bytes::Bytes;
@@ -71,6 +70,7 @@ impl Cluster {
         };
         let Some(asked) = &mut self.clients[at].asked else { return Ok(()) };
         asked.flight = Flight::Sent;
+        asked.routed = Some(region);
         self.post(now, node, life, loop_at, event)
     }
 
@@ -107,51 +107,38 @@ impl Cluster {
         key: &Bytes,
         level: ReadLevel,
     ) -> Result<bool, Violation> {
-        let Some(node) = self.nodes.get(&id) else { return Ok(false) };
-        let local = node.now(now);
-        let Some(share) = node.running.as_ref().and_then(|r| r.registry.get(region.id)) else {
-            return Ok(false);
-        };
-        let view = node.running.as_ref().map(|r| r.kv.view());
-        let state = match view {
-            Some(Ok(view)) => view.region(region.id).unwrap_or_default(),
-            _ => return Ok(false),
-        };
-        let (applied, version) = (state.applied.index, state.region.epoch.version);
-        if version != region.epoch.version {
-            return Ok(false);
-        }
-        let may = match level {
-            ReadLevel::Lease => share.lease_holds(local) && applied >= share.committed(),
-            ReadLevel::Stale { max } => share.is_fresh(local, max),
-            ReadLevel::Linearizable => false,
-        };
+        let may = self.serves_at_once(now, id, region, level);
         if may {
             self.counts.lease_reads += 1;
-            self.read_now(now, at, id, key)?;
+            if let Some(error) = self.read_now(now, at, id, region, key)? {
+                return Err(violation("what is served at once is there", error.to_string()));
+            }
         }
         Ok(may)
     }
 
-    /// The view that a granted read would take knows another shape of the region than the client.
-    fn moved(&self, id: StoreId, key: &Bytes) -> Option<Error> {
-        let region = &self.routes.lookup(key)?.region;
-        let running = self.nodes.get(&id)?.running.as_ref()?;
-        let state = running.kv.view().ok()?.region(region.id)?;
-        let current = vec![state.region.clone()];
-        (state.region.epoch.version != region.epoch.version)
-            .then_some(Error::EpochNotMatch { current })
-    }
-
-    fn read_now(&mut self, now: Time, at: usize, id: StoreId, key: &Bytes) -> Step {
-        let failed = |e: Error| violation("a view can be read", e.to_string());
-        let Some(running) = self.running(id) else { return Ok(()) };
-        let view = running.kv.view().map_err(failed)?;
-        let value = value_of(view.get(key).map_err(failed)?.as_deref());
+    /// Reads from a view of now. `Some`: the region has moved on since the client was routed to it.
+    fn read_now(
+        &mut self,
+        now: Time,
+        at: usize,
+        id: StoreId,
+        region: &Region,
+        key: &Bytes,
+    ) -> Result<Option<Error>, Violation> {
+        let value = match self.value_at(id, region, key)? {
+            Ok(value) => value_of(value.as_deref()),
+            Err(error) => return Ok(Some(error)),
+        };
+        if let Some(Request::Read { level, .. }) =
+            self.clients[at].asked.as_ref().map(|asked| &asked.request)
+        {
+            self.count_read(id, region, *level);
+        }
         self.trace.line(now, format_args!("client {at} read {key:?} = {value:?} at {id}"));
         self.clients[at].has_read(now, value, &mut self.history);
         self.answered(at);
-        Ok(())
+        Ok(None)
     }
 
     fn answered(&mut self, at: usize) {
@@ -168,6 +155,7 @@ impl Cluster {
 
     pub(super) fn answer(&mut self, now: Time, id: StoreId, replies: Vec<(Token, Reply)>) -> Step {
         for (token, reply) in replies {
+            let Some(reply) = self.by_hand(token, reply) else { continue };
             let reply = match reply {
                 Reply::Admin(done) => {
                     self.administered(now, token, done)?;
@@ -192,14 +180,14 @@ impl Cluster {
                     self.answered(caller.client);
                 }
                 Reply::Read(Ok(_)) => {
-                    let asked = self.clients[caller.client].asked.as_ref().map(|a| &a.request);
-                    let Some(Request::Read { key, .. }) = asked else { continue };
+                    let Some(asked) = &self.clients[caller.client].asked else { continue };
+                    let Request::Read { key, .. } = &asked.request else { continue };
                     let key = key.clone();
-                    if let Some(error) = self.moved(id, &key) {
+                    // What was granted is a read of the region that was asked, whatever the clients know by now.
+                    let Some(region) = asked.routed.clone() else { continue };
+                    if let Some(error) = self.read_now(now, caller.client, id, &region, &key)? {
                         self.refused(now, caller, error)?;
-                        continue;
                     }
-                    self.read_now(now, caller.client, id, &key)?;
                 }
                 Reply::Written(Err(error)) | Reply::Read(Err(error)) => {
                     self.refused(now, caller, error)?;

@@ -8,7 +8,7 @@ use super::rng::Rng;
 use crate::codec::command::{BatchBuilder, Swap};
 use crate::error::Result;
 use crate::region::read::ReadLevel;
-use crate::types::{KeyRange, StoreId, Time};
+use crate::types::{KeyRange, Region, StoreId, Time};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -62,6 +62,8 @@ pub struct Asked {
     pub deadline: Time,
     /// Whether a node may be working on it.
     pub flight: Flight,
+    /// The region that it was last sent to, as the client knew it then.
+    pub routed: Option<Region>,
 }
 
 /// Whether a request may have an effect yet.
@@ -158,6 +160,7 @@ impl Client {
             ids,
             deadline: now.after(patience),
             flight: Flight::Waiting,
+            routed: None,
         });
         request
     }

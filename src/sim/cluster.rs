@@ -8,7 +8,6 @@
 use super::checker::{LogMatching, OneLeaderPerTerm, StateEquality, Violation};
 use super::client::{Client, Keys};
 use super::couriers::Courier;
-use super::disk::Mercy;
 use super::linear::History;
 use super::net::Net;
 use super::node::{NodeOptions, Planted, SimNode};
@@ -16,6 +15,7 @@ use super::regions::{Operator, Workload};
 use super::rng::Rng;
 use super::siege::Siege;
 use super::slumber::{Lulls, Probes};
+use super::stage::Hand;
 use super::trace::Trace;
 use super::world::World;
 use crate::codec::beat::Beat;
@@ -98,6 +98,10 @@ pub struct Counts {
     pub undecided: u64,
     /// Reads answered by a lease alone.
     pub lease_reads: u64,
+    /// Reads that may be stale.
+    pub stale_reads: u64,
+    /// Others, answered by replicas that do not lead.
+    pub follower_reads: u64,
     /// Regions cut out of others.
     pub splits: u64,
     /// Changes of regions' replicas.
@@ -139,6 +143,8 @@ pub struct Cluster {
     /// In seeds in which groups sleep.
     pub(super) lulls: Option<Lulls>,
     pub(super) probes: Probes,
+    /// On a stage.
+    pub(super) hand: Option<Hand>,
 }
 
 pub(super) type Step = Result<(), Violation>;
@@ -186,6 +192,7 @@ impl Cluster {
             states: StateEquality::default(),
             lulls: None,
             probes: Probes::default(),
+            hand: None,
         };
         let ids: Vec<StoreId> = cluster.nodes.keys().copied().collect();
         for id in 0..clients {
@@ -367,7 +374,7 @@ impl Cluster {
     }
 
     /// Wakes log writer and applier when they have work.
-    fn schedule_work(&mut self, id: StoreId, life: u64) {
+    pub(super) fn schedule_work(&mut self, id: StoreId, life: u64) {
         let (write_pause, apply_pause) =
             (self.pause("write.pause", 500), self.pause("apply.pause", 2000));
         let ambush = self.operator.apply_held(id, self.world.now());
@@ -428,8 +435,12 @@ impl Cluster {
         if self.alive(id, life).is_none() {
             return Ok(());
         }
+        let held = self.hand.as_ref().is_some_and(|hand| hand.holds(id));
         let Some(running) = self.running(id) else { return Ok(()) };
         running.scheduled.apply = false;
+        if held {
+            return Ok(());
+        }
         let outcome = match running.apply() {
             Ok(outcome) => outcome,
             Err(error) => return self.node_failed(now, id, "apply", error),
@@ -513,88 +524,5 @@ impl Cluster {
             Ok(_) => Ok(()),
             Err(error) => self.node_failed(now, id, "purge", error),
         }
-    }
-
-    // ---- life and death --------------------------------------------------------------------------
-
-    pub(super) fn restart(&mut self, now: Time, id: StoreId) -> Step {
-        let options = self.options.clone();
-        let calm = self.calm;
-        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
-        if node.running.is_some() {
-            return Ok(());
-        }
-        if let Err(error) = node.start(now, &options) {
-            if node.disk.is_off() || (!calm && matches!(error, Error::Io { .. })) {
-                self.trace.line(now, format_args!("{id} failed to start: {error}"));
-                return self.crash(now, id, Mercy::Drawn);
-            }
-            return Err(violation("a node opens its directory again", format!("{id}: {error}")));
-        }
-        let life = node.life;
-        let tick = node.clock.world_time(node.now(now).after(options.config.tick));
-        self.trace.line(now, format_args!("{id} started, life {life}"));
-        self.world.at(tick, Happening::Tick(id, life));
-        self.world.after(Duration::from_millis(300), Happening::Freeze(id, life));
-        let loops = self.running(id).map_or(0, |r| r.stores.len());
-        for at in 0..loops {
-            let running = self.running(id);
-            if let Some(running) = running {
-                running.scheduled.drain[at] = true;
-            }
-            self.world.at(now, Happening::Drain(id, life, at));
-        }
-        for status in self.statuses(id) {
-            if let Some(reason) = status.quarantined {
-                return Err(violation(
-                    "no replica is fenced without damage",
-                    format!("{id} {}: {reason}", status.region.id),
-                ));
-            }
-        }
-        Ok(())
-    }
-
-    /// Power loss or kill; comes back after a while.
-    pub(super) fn crash(&mut self, now: Time, id: StoreId, mercy: Mercy) -> Step {
-        let down = self.pause("crash.down", 3_000_000) + Duration::from_millis(5);
-        self.crash_for(now, id, mercy, down)
-    }
-
-    /// The same, and comes back after `down`.
-    pub(super) fn crash_for(
-        &mut self,
-        now: Time,
-        id: StoreId,
-        mercy: Mercy,
-        down: Duration,
-    ) -> Step {
-        let Some(node) = self.nodes.get_mut(&id) else { return Ok(()) };
-        node.running = None;
-        node.life += 1;
-        node.disk.crash(mercy);
-        node.tables.crash();
-        self.forget_shapes(id);
-        self.counts.crashes += 1;
-        self.trace.line(now, format_args!("{id} crashed ({mercy:?})"));
-        let gone: Vec<Token> =
-            self.callers.iter().filter(|(_, c)| c.node == id).map(|(t, _)| *t).collect();
-        for token in gone {
-            let Some(caller) = self.callers.remove(&token) else { continue };
-            self.give_up(now, caller);
-        }
-        self.world.after(down, Happening::Restart(id));
-        Ok(())
-    }
-
-    /// An activity of a node failed: fatal for the node; a violation unless a fault explains it.
-    pub(super) fn node_failed(&mut self, now: Time, id: StoreId, what: &str, error: Error) -> Step {
-        let Some(node) = self.nodes.get(&id) else { return Ok(()) };
-        let explained = node.disk.is_off() || node.disk.counts().faults > 0;
-        if !explained {
-            return Err(violation("a node works on a sound disk", format!("{id} {what}: {error}")));
-        }
-        self.trace.line(now, format_args!("{id} stopped: {what}"));
-        self.crash(now, id, Mercy::Drawn)
     }
 }

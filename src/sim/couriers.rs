@@ -341,24 +341,8 @@ impl Cluster {
         running.post.flying.remove(&errand);
         running.post.departures.ended(errand);
         let at = running.loop_of(region);
-        self.look_at_pins(id)?;
         self.post(now, id, life, at, Event::SnapshotSent { region, from, to, delivered })?;
         self.ask_for_slots(now, id, life);
-        Ok(())
-    }
-
-    /// A leader's log is whole above every snapshot that is on its way.
-    fn look_at_pins(&mut self, id: StoreId) -> Step {
-        let Some(running) = self.running(id) else { return Ok(()) };
-        for peer in running.stores.iter().flat_map(|store| store.peers()) {
-            let Some(pin) = peer.pin() else { continue };
-            let truncated = peer.status().first_index - 1;
-            if truncated > pin {
-                let region = peer.region.id;
-                let what = format!("{id} {region}: compacted to {truncated}, pinned at {pin}");
-                return Err(violation("the log above a snapshot under way is kept", what));
-            }
-        }
         Ok(())
     }
 

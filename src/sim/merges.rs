@@ -13,6 +13,13 @@ use crate::region::merge::is_later;
 use crate::store::*;
 use crate::types::*;
 
+/// Whether the target will never take the region in.
+pub(super) fn is_final(wish: &MergeWish, refused: &Error) -> bool {
+    let Error::EpochNotMatch { current } = refused else { return false };
+    let known = current.iter().find(|region| region.id == wish.merging.target);
+    known.is_some_and(|region| is_later(region.epoch, wish.merging.epoch))
+}
+
 impl Cluster {
     /// One region is to go into a neighbour.
     pub(super) fn merge_some(&mut self, now: Time, led: &[(StoreId, RegionStatus)]) -> Step {
@@ -68,6 +75,10 @@ impl Cluster {
 
     /// Frozen regions want to be taken in.
     pub(super) fn wish_to_merge(&mut self, now: Time, wishes: Vec<MergeWish>) -> Step {
+        if let Some(hand) = &mut self.hand {
+            hand.keep(wishes);
+            return Ok(());
+        }
         for wish in wishes {
             let target = wish.merging.target;
             let Some((node, _)) = self.leader_of(target) else { continue };
@@ -79,13 +90,13 @@ impl Cluster {
         Ok(())
     }
 
-    fn leader_of(&self, region: RegionId) -> Option<(StoreId, RegionStatus)> {
+    pub(super) fn leader_of(&self, region: RegionId) -> Option<(StoreId, RegionStatus)> {
         let all = self.nodes.keys().flat_map(|id| self.statuses(*id).into_iter().map(|s| (*id, s)));
         let led = all.filter(|(_, status)| status.leads && status.region.id == region);
         led.max_by_key(|(_, status)| status.term)
     }
 
-    fn thaw(&mut self, now: Time, wish: &MergeWish) -> Step {
+    pub(super) fn thaw(&mut self, now: Time, wish: &MergeWish) -> Step {
         let Some((node, _)) = self.leader_of(wish.source) else { return Ok(()) };
         self.trace.line(now, format_args!("{} is to thaw", wish.source));
         let at = wish.merging.at.index;
@@ -105,12 +116,7 @@ impl Cluster {
             Ok(_) => {
                 self.trace.line(now, format_args!("{} is merged into {target}", wish.source));
             }
-            Err(Error::EpochNotMatch { current }) => {
-                let known = current.iter().find(|region| region.id == target);
-                if known.is_some_and(|region| is_later(region.epoch, wish.merging.epoch)) {
-                    self.thaw(now, &wish)?;
-                }
-            }
+            Err(error) if is_final(&wish, &error) => self.thaw(now, &wish)?,
             Err(error) => {
                 self.trace.line(now, format_args!("{} not merged: {error}", wish.source));
             }

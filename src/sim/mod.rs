@@ -14,6 +14,7 @@
 //! [`seed`] runs one seed from its drawn shape to the judgement: [`node`] is one node in production's own
 //! code, [`cluster`] does in events what production's shell does in threads, [`client`] and [`callers`] are
 //! the workload, [`regions`] the one in which regions change, [`trouble`] the faults, [`siege`] the one that is aimed, [`watch`] what the checkers look at.
+//! On a [`stage`] nothing is drawn: what happens there a script says, step by step.
 //!
 //! Not done: shrinking of failing seeds.
 
@@ -25,15 +26,18 @@ pub mod cluster;
 pub mod couriers;
 pub mod disk;
 pub mod linear;
+mod lives;
 mod members;
 mod merges;
 pub mod net;
 pub mod node;
+mod reads;
 pub mod regions;
 pub mod rng;
 pub mod seed;
 pub mod siege;
 mod slumber;
+pub mod stage;
 pub mod trace;
 pub mod traffic;
 pub mod trouble;

@@ -37,11 +37,19 @@ pub enum Planted {
     LeaseKept,
     /// What a merge carries begins behind what is committed, not behind what every replica has.
     FirstFromCommit,
+    /// The log is compacted above a snapshot that is under way. Seeds hardly ever have one that takes long enough; the
+    /// stage has.
+    PinIgnored,
+    /// A replica counts as fresh as soon as a round of reads is confirmed, applied or not.
+    FreshUnapplied,
+    /// A request for the vote of a replica that is not here yet is not kept until it is. (There is no replica without a
+    /// state that could vote before it is born.) It breaks no promise: the candidate asks again, an election timeout later.
+    RequestDropped,
 }
 
 impl Planted {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Planted); 8] = [
+    pub const ALL: [(&'static str, Planted); 11] = [
         ("ack-before-sync", Planted::AckBeforeSync),
         ("forgotten-vote", Planted::ForgottenVote),
         ("flush-reported-early", Planted::FlushReportedEarly),
@@ -50,6 +58,9 @@ impl Planted {
         ("support-kept", Planted::SupportKept),
         ("lease-kept", Planted::LeaseKept),
         ("first-from-commit", Planted::FirstFromCommit),
+        ("pin-ignored", Planted::PinIgnored),
+        ("fresh-unapplied", Planted::FreshUnapplied),
+        ("request-dropped", Planted::RequestDropped),
     ];
 }
 
@@ -61,6 +72,9 @@ impl Planted {
             Planted::SupportKept => store.keep_support(),
             Planted::LeaseKept => store.keep_leases(),
             Planted::FirstFromCommit => store.carry_too_little(),
+            Planted::PinIgnored => store.ignore_pins(),
+            Planted::FreshUnapplied => store.hurry_freshness(),
+            Planted::RequestDropped => store.drop_requests(),
             Planted::AckBeforeSync
             | Planted::ForgottenVote
             | Planted::FlushReportedEarly

@@ -56,7 +56,8 @@ impl Cluster {
     }
 
     pub(super) fn arrive(&mut self, now: Time, to: StoreId, mut envelope: Envelope) -> Step {
-        if !self.net.is_open(envelope.from_store, to) {
+        let lost = self.hand.as_ref().is_some_and(|hand| hand.loses(&envelope, to));
+        if lost || !self.net.is_open(envelope.from_store, to) {
             return Ok(());
         }
         let mut bytes = Vec::new();

@@ -4,6 +4,7 @@ use super::checker::state_hash;
 use super::cluster::{Cluster, Step, violation};
 use super::linear::{Effort, Verdict};
 use crate::kv::{Direction, StateStore, View};
+use crate::region::peer::Peer;
 use crate::region::storage::{holds, last_index};
 use crate::store::*;
 use crate::types::*;
@@ -22,6 +23,18 @@ fn crc_of(entry: crate::log::Entry) -> u32 {
     }
 }
 
+/// A leader's log is whole above every snapshot that is on its way.
+fn look_at_pin(id: StoreId, peer: &Peer) -> Step {
+    let Some(pin) = peer.pin() else { return Ok(()) };
+    let truncated = peer.status().first_index - 1;
+    if truncated > pin {
+        let region = peer.region.id;
+        let what = format!("{id} {region}: compacted to {truncated}, pinned at {pin}");
+        return Err(violation("the log above a snapshot under way is kept", what));
+    }
+    Ok(())
+}
+
 impl Cluster {
     /// Where a node's replicas stand; nothing while it is down.
     pub fn statuses(&self, id: StoreId) -> Vec<RegionStatus> {
@@ -29,7 +42,7 @@ impl Cluster {
         running.map_or(Vec::new(), |r| r.stores.iter().flat_map(Store::status).collect())
     }
 
-    /// After a drain: one leader per term, a lease only with the newest of them, and a new leader's log holds
+    /// After a drain: the log above snapshots is kept, one leader per term, a lease only with the newest of them, and a new leader's log holds
     /// everything committed.
     pub(super) fn look_at_leaders(&mut self, now: Time, id: StoreId, at: usize) -> Step {
         let Some(node) = self.nodes.get(&id) else { return Ok(()) };
@@ -41,6 +54,7 @@ impl Cluster {
                 let detail = format!("{id} {region} {}: {reason}", peer.id);
                 return Err(violation("no replica is fenced without damage", detail));
             }
+            look_at_pin(id, peer)?;
             let leads = peer.leads_term();
             let newest = self.led.get(&region).copied().unwrap_or(0);
             // A lease that is taken, or kept, after the newer leader has come: `look_at_leases` saw none then.
@@ -151,13 +165,15 @@ impl Cluster {
         self.look_at_members(&regions)?;
         for region in regions {
             let mut seen: Option<(StoreId, u64, u64)> = None;
+            let mut record: Option<RegionState> = None;
             for peer in &region.peers {
                 let store = peer.store;
                 let Some(running) = self.nodes.get(&store).and_then(|n| n.running.as_ref()) else {
                     return Err(violation("every node is back", store.to_string()));
                 };
                 let view = running.kv.view().map_err(|e| violation("a view", e.to_string()))?;
-                let applied = view.region(region.id).unwrap_or_default().applied;
+                let state = view.region(region.id).unwrap_or_default();
+                let applied = state.applied;
                 if !holds(&running.log, region.id, applied) {
                     let detail = format!("{store} {}: {applied:?}", region.id);
                     return Err(violation("the log reaches what is applied", detail));
@@ -174,6 +190,12 @@ impl Cluster {
                         all.collect::<Vec<_>>()
                     );
                     return Err(violation("replicas are equal in the end", detail));
+                }
+                // What they know of themselves, too: shape, ids, record of stores, who is gone.
+                let known = RegionState { peer: PeerId(0), ..state };
+                if *record.get_or_insert_with(|| known.clone()) != known {
+                    let detail = format!("{record:?}, but {known:?} on {store}");
+                    return Err(violation("replicas know the same in the end", detail));
                 }
             }
         }

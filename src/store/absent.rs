@@ -58,6 +58,12 @@ impl Absent {
         Some(state)
     }
 
+    /// A planted bug of the simulator's.
+    #[cfg(any(test, feature = "sim"))]
+    pub(super) fn drop_requests(&mut self) {
+        self.regions.values_mut().for_each(|missed| missed.request = None);
+    }
+
     /// Whether a replica of the region is being made from a snapshot.
     pub(super) fn is_making(&self, region: RegionId) -> bool {
         self.making.contains_key(&region)

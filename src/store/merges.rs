@@ -70,3 +70,6 @@ impl Store {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

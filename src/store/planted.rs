@@ -25,4 +25,19 @@ impl Store {
     pub(crate) fn carry_too_little(&mut self) {
         self.peers.values_mut().for_each(|peer| peer.planted.first_from_commit = true);
     }
+
+    /// Logs are compacted above snapshots that are under way.
+    pub(crate) fn ignore_pins(&mut self) {
+        self.peers.values_mut().for_each(|peer| peer.planted.pin_ignored = true);
+    }
+
+    /// Replicas count as fresh before they have applied what makes them so.
+    pub(crate) fn hurry_freshness(&mut self) {
+        self.peers.values_mut().for_each(|peer| peer.planted.fresh_unapplied = true);
+    }
+
+    /// A request for the vote of a replica that is not born yet is lost.
+    pub(crate) fn drop_requests(&mut self) {
+        self.absent.drop_requests();
+    }
 }
