@@ -34,6 +34,8 @@ pub struct StoreConfig {
     pub split_load: u64,
     /// For how long it must have.
     pub split_load_for: Duration,
+    /// So many keys must have been seen beside one before a region is cut there for its load.
+    pub split_load_keys: u32,
     /// Committed and not yet applied bytes of one region above which its proposals wait.
     pub apply_lag_bytes_max: usize,
     /// How long a group must be quiet before it sleeps; zero: it never does.
@@ -56,6 +58,7 @@ impl Default for StoreConfig {
             split_bytes: 0,
             split_load: 0,
             split_load_for: Duration::from_secs(10),
+            split_load_keys: 32,
             apply_lag_bytes_max: 32 << 20,
             hibernate_after: Duration::from_secs(5),
         }

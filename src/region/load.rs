@@ -36,8 +36,6 @@ const LOOKS: u32 = 10;
 const KEYS_PER_LOOK: u64 = 128;
 /// Keys that may become cuts.
 const CANDIDATES: usize = 16;
-/// Keys that must have been counted beside a candidate before it says anything.
-const COUNTED_MIN: u32 = 32;
 /// Operations of one batch that are looked at, at most.
 const OPS_MAX: usize = 64;
 
@@ -79,9 +77,9 @@ struct Candidate {
 
 impl Candidate {
     /// How uneven its sides are, in 1024ths; `None`: too uneven, or too little is known.
-    fn slant(&self) -> Option<u32> {
+    fn slant(&self, least: u32) -> Option<u32> {
         let (all, apart) = (self.left + self.right, self.left.abs_diff(self.right));
-        (all >= COUNTED_MIN && apart <= all / 4)
+        (all >= least.max(1) && apart <= all / 4)
             .then(|| (u64::from(apart) * 1024 / u64::from(all)) as u32)
     }
 }
@@ -143,9 +141,9 @@ impl Search {
         }
     }
 
-    /// The key that divides what was seen best.
-    fn best(&self) -> Option<Bytes> {
-        let even = self.candidates.iter().filter_map(|one| Some((one.slant()?, &one.key)));
+    /// The key that divides what was seen best, of those beside which enough was seen.
+    fn best(&self, least: u32) -> Option<Bytes> {
+        let even = self.candidates.iter().filter_map(|one| Some((one.slant(least)?, &one.key)));
         even.min().map(|(_, key)| key.clone())
     }
 }
@@ -198,7 +196,7 @@ impl Load {
         if search.looks < LOOKS {
             return None;
         }
-        let best = search.best();
+        let best = search.best(config.split_load_keys);
         self.search = None;
         best
     }
@@ -330,7 +328,7 @@ mod tests {
             search.took(b"no batch of ours", &range);
         }
         assert!(search.candidates.is_empty());
-        assert_eq!(search.best(), None);
+        assert_eq!(search.best(0), None);
     }
 
     #[test]
