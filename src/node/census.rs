@@ -139,14 +139,27 @@ impl Entry {
     fn is_cold(&self, now: Instant, rules: &Rules) -> bool {
         now - self.since >= rules.patience
     }
+
+    /// At most how many bytes it takes, if it is calm.
+    fn calm(&self, now: Instant, rules: &Rules) -> Option<u64> {
+        let Size::Small { bytes, applied } = self.size else { return None };
+        let bytes = bytes + self.seen.applied.saturating_sub(applied);
+        let laid_out = bytes == 0 && !self.seen.is_touched();
+        (self.is_cold(now, rules) && !laid_out).then_some(bytes)
+    }
 }
 
 /// What one node knows of the regions that it leads.
+///
+/// * `calm` follows from the rest. It is kept, because it is asked for far more often than it changes, and mostly empty.
 #[derive(Debug)]
 pub(super) struct Census {
     rules: Rules,
     regions: BTreeMap<RegionId, Entry>,
+    calm: BTreeMap<RegionId, (Epoch, u64)>,
     looked: Option<Instant>,
+    /// Something has changed since there was nothing to be measured.
+    news: bool,
     /// Somebody is measuring.
     asked: bool,
 }
@@ -193,7 +206,8 @@ impl Census {
     }
 
     fn new(rules: Rules) -> Census {
-        Census { rules, regions: BTreeMap::new(), looked: None, asked: false }
+        let (regions, calm) = (BTreeMap::new(), BTreeMap::new());
+        Census { rules, regions, calm, looked: None, news: false, asked: false }
     }
 
     /// Looks at all that is led here, if it is time.
@@ -217,16 +231,29 @@ impl Census {
             };
             self.regions.insert(id, entry);
         }
+        self.settle();
+    }
+
+    /// Finds out anew who is calm.
+    fn settle(&mut self) {
+        self.news = true;
+        let Some(now) = self.looked else { return };
+        let (rules, regions) = (&self.rules, &self.regions);
+        let calm = regions.iter().filter_map(|(id, entry)| {
+            Some((*id, (entry.seen.region.epoch, entry.calm(now, rules)?)))
+        });
+        self.calm = calm.collect();
     }
 
     /// What is to be measured now, if there is anything and nothing is being measured.
     pub fn errand(&mut self) -> Option<Errand> {
-        let now = self.looked.filter(|_| !self.asked)?;
+        let now = self.looked.filter(|_| self.news && !self.asked)?;
         let unknown =
             |entry: &Entry| matches!(entry.size, Size::Unknown) && entry.is_cold(now, &self.rules);
         let wanted = self.regions.iter().filter(|(_, entry)| unknown(entry)).take(ERRAND_MAX);
         let regions: Vec<_> = wanted.map(|(id, entry)| (*id, entry.seen.clone())).collect();
         self.asked = !regions.is_empty();
+        self.news = self.asked;
         self.asked.then_some(Errand { small: self.rules.small, regions })
     }
 
@@ -244,17 +271,13 @@ impl Census {
                 };
             }
         }
+        self.settle();
     }
 
     /// At most how many bytes a region takes that is calm, and has the shape of this epoch.
     pub fn calm(&self, region: RegionId, epoch: Epoch) -> Option<u64> {
-        let entry = self.regions.get(&region).filter(|entry| entry.seen.region.epoch == epoch)?;
-        if !entry.is_cold(self.looked?, &self.rules) {
-            return None;
-        }
-        let Size::Small { bytes, applied } = entry.size else { return None };
-        let bytes = bytes + entry.seen.applied.saturating_sub(applied);
-        (bytes > 0 || entry.seen.is_touched()).then_some(bytes)
+        let (of, bytes) = self.calm.get(&region)?;
+        (*of == epoch).then_some(*bytes)
     }
 }
 
