@@ -57,7 +57,7 @@ fn acknowledgements_before_the_sync_are_found() {
 /// that was long on its way meets a voter who has forgotten.
 #[test]
 fn a_forgotten_vote_is_found() {
-    assert!(found_in(Workload::Regions, Planted::ForgottenVote, 262).is_some());
+    assert!(found_in(Workload::Regions, Planted::ForgottenVote, 314).is_some());
 }
 
 #[test]
