@@ -151,8 +151,8 @@ impl Client {
         let batches = batches
             .into_iter()
             .map(|(batch, done)| {
-                let done = Done::new(move |result: Result<Bytes>| {
-                    done(result.and_then(|bytes| command::decode_swaps(&bytes)));
+                let done = Done::new(move |result| {
+                    done(written(result).and_then(|bytes| command::decode_swaps(&bytes)));
                 });
                 (batch.finish(), done)
             })

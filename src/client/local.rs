@@ -8,7 +8,7 @@ use super::request::{self, Body, Request, Response, Route};
 use super::{Backend, Client, Done};
 use crate::driver::{Driver, Slab, Submission};
 use crate::error::{Error, Result};
-use crate::router::{RangeCache, split_batch};
+use crate::router::{RangeCache, lone_route};
 use crate::store::{AdminDone, Reply};
 use crate::transport::{Origin, Transport};
 use crate::types::{Region, RegionId, StoreId, Time};
@@ -152,6 +152,15 @@ impl Inner {
         x ^ (x >> 31)
     }
 
+    /// The route of a batch that belongs to one region, if that is led here. Anything else about it, what is wrong
+    /// with it included, is for [`start`](Self::start) to find.
+    fn led_here(&self, routes: &RangeCache, command: &[u8]) -> Option<Route> {
+        let region = &lone_route(routes, command).ok()??.region;
+        let share = self.driver.registry().get(region.id)?;
+        (share.leader() == Some(self.store))
+            .then(|| Route { region: region.id, version: region.epoch.version })
+    }
+
     /// Sends a job's request to another node.
     pub fn forward(self: &Arc<Self>, to: StoreId, job: Job) {
         let left = job.deadline.since(self.now());
@@ -254,7 +263,7 @@ impl Backend for Door {
         inner.start(body, started, started.after(timeout), 0, done);
     }
 
-    fn write_many(&self, batches: Vec<(Bytes, Done<Bytes>)>, timeout: Duration) {
+    fn write_many(&self, batches: Vec<(Bytes, Done<Response>)>, timeout: Duration) {
         let Some(inner) = &self.0.upgrade() else {
             for (_, done) in batches {
                 done.call(Err(gone()));
@@ -268,40 +277,18 @@ impl Backend for Door {
         {
             let routes = inner.routes.read();
             for (command, done) in batches {
-                let done =
-                    Done::new(move |result: Result<Response>| done.call(super::written(result)));
-                let mut parts = match split_batch(&routes, &command) {
-                    Ok(parts) => parts,
-                    Err(Error::NoRoute { .. }) => {
-                        elsewhere.push((Ok(command), done));
-                        continue;
-                    }
-                    Err(error) => {
-                        elsewhere.push((Err(error), done));
-                        continue;
-                    }
-                };
-                let part = match parts.len() {
-                    1 => parts.remove(0),
-                    _ => {
-                        elsewhere.push((Ok(command), done));
-                        continue;
-                    }
-                };
-                let region = part.route.region.id;
-                let share = inner.driver.registry().get(region);
-                if share.and_then(|share| share.leader()) != Some(inner.store) {
-                    elsewhere.push((Ok(command), done));
+                let Some(route) = inner.led_here(&routes, &command) else {
+                    elsewhere.push((command, done));
                     continue;
-                }
-                let route = Route { region, version: part.route.region.epoch.version };
+                };
+                let Route { region, version } = route;
                 let body = Body::Write { command: command.clone() };
                 let job = Job::new(body, route, started, deadline, 0, done);
                 let back = Arc::clone(inner);
                 let waiter = Box::new(move |reply| {
                     back.finish(job, back.store, Reach::Answered, written(reply));
                 });
-                let one = Submission { region, version: route.version, command, waiter };
+                let one = Submission { region, version, command, waiter };
                 let at = inner.driver.loop_of(region);
                 here.entry(at).or_insert_with(|| (region, Vec::new())).1.push(one);
             }
@@ -310,12 +297,7 @@ impl Backend for Door {
             inner.driver.propose(region, deadline, submissions);
         }
         for (command, done) in elsewhere {
-            match command {
-                Ok(command) => {
-                    inner.start(Body::Write { command }, started, deadline, 0, done);
-                }
-                Err(error) => done.call(Err(error)),
-            }
+            inner.start(Body::Write { command }, started, deadline, 0, done);
         }
     }
 

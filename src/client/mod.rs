@@ -88,9 +88,8 @@ pub(crate) trait Backend: Send + Sync + 'static {
     fn call(&self, body: Body, timeout: Duration, done: Done<Response>);
 
     /// Writes many batches, with as few locks as can be.
-    fn write_many(&self, batches: Vec<(Bytes, Done<Bytes>)>, timeout: Duration) {
+    fn write_many(&self, batches: Vec<(Bytes, Done<Response>)>, timeout: Duration) {
         for (command, done) in batches {
-            let done = Done::new(move |result: Result<Response>| done.call(written(result)));
             self.call(Body::Write { command }, timeout, done);
         }
     }

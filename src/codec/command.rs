@@ -297,6 +297,11 @@ impl BatchBuilder {
         BatchBuilder::default()
     }
 
+    /// An empty batch with room for `bytes`: of each operation 7, its key and its value.
+    pub fn with_capacity(bytes: usize) -> BatchBuilder {
+        BatchBuilder { bytes: Vec::with_capacity(bytes), count: 0 }
+    }
+
     fn op(&mut self, kind: u8, key: &[u8], value_len: usize) -> Result<()> {
         if key.len() > KEY_BYTES_MAX {
             return Err(Error::InvalidArgument(format!(
@@ -311,6 +316,8 @@ impl BatchBuilder {
                 "batch or value too large (limits {BATCH_BYTES_MAX} and {VALUE_BYTES_MAX} bytes)"
             )));
         }
+        // At once: a batch of one would grow five times.
+        self.bytes.reserve(OP_HEAD + key.len() + value_len);
         self.bytes.push(kind);
         self.bytes.extend_from_slice(&(key.len() as u16).to_le_bytes());
         self.bytes.extend_from_slice(&(value_len as u32).to_le_bytes());

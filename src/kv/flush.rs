@@ -1,6 +1,6 @@
 //! Cuts on their way to disk: the flush, and the snapshot restore, which is a flush with a region replaced.
 
-use super::run::{Kind, RegionChange, Run, normalise};
+use super::run::{Kind, RegionChange, Run, Scratch, normalise};
 use super::store::Inner;
 use super::tables::{Sink, TablesView, data_key, region_key, scan_data};
 use super::view::lay_over;
@@ -57,13 +57,20 @@ impl Inner {
         let merged = match &runs[..] {
             [] => return None,
             [one] => return Some(Arc::clone(one)),
-            _ => Arc::new(Run::merge(&runs)),
+            _ => Arc::new(self.merge_frozen(&runs)),
         };
         let mut state = self.state.lock();
         state.frozen = vec![Arc::clone(&merged)];
         state.frozen_bytes = merged.bytes;
         state.changed();
         Some(merged)
+    }
+
+    fn merge_frozen(&self, runs: &[Arc<Run>]) -> Run {
+        match self.merging_large.try_lock() {
+            Some(mut scratch) => Run::merge(runs, &mut scratch),
+            None => Run::merge(runs, &mut Scratch::default()),
+        }
     }
 
     /// Publishes what was just ingested: tables in, frozen memtable out. Caller holds `io`.

@@ -163,16 +163,16 @@ impl Run {
     }
 
     /// Merges runs given oldest first. Newer points win, newer ranges drop older points.
-    pub fn merge(runs: &[Arc<Run>]) -> Run {
+    pub fn merge(runs: &[Arc<Run>], scratch: &mut Scratch) -> Run {
         let mut chunks = Vec::with_capacity(runs.iter().map(|r| r.chunks.len()).sum());
         let mut parts: Vec<Part<'_>> = Vec::with_capacity(runs.len());
         for run in runs {
             let base = chunks.len() as u32;
             chunks.extend(run.chunks.iter().cloned());
-            parts.push(Part::Borrowed(&run.slots, base));
+            parts.push(Part::Whole(&run.slots, base));
         }
         let ranges = drop_covered(runs, &mut parts);
-        let mut slots = merge_parts(parts, &chunks);
+        let mut slots = merge_parts(&parts, &chunks, scratch);
         if runs.len() > 1 {
             repack(&mut slots, &mut chunks);
         }
@@ -228,18 +228,52 @@ fn overlay(older: &mut Vec<RegionChange>, newer: &[RegionChange]) {
     *older = out;
 }
 
-/// Slots on their way through a merge: still a run's own, to be rebased into the joint chunk list, or already
-/// merged.
-enum Part<'a> {
-    Borrowed(&'a [Slot], u32),
-    Merged(Vec<Slot>),
+/// Memory of merges, used again by the next one: fresh pages cost more than the merging.
+#[derive(Default, Debug)]
+pub(super) struct Scratch {
+    from: Vec<Slot>,
+    to: Vec<Slot>,
+    /// How often in a row it was not needed.
+    idle: u32,
 }
 
+/// A scratch that was not needed so often in a row is given back.
+const IDLE_MAX: u32 = 100;
+
+impl Scratch {
+    /// Gives back what holds more than this many slots.
+    pub fn keep(&mut self, slots: usize) {
+        for buffer in [&mut self.from, &mut self.to] {
+            if buffer.capacity() > slots {
+                *buffer = Vec::new();
+            }
+        }
+    }
+
+    /// It was not needed this time: a store that is at rest gives the memory back after a while.
+    pub fn idle(&mut self) {
+        self.idle = self.idle.saturating_add(1);
+        if self.idle > IDLE_MAX {
+            self.keep(0);
+        }
+    }
+}
+
+/// A run's slots on their way into a merge, to be rebased into the joint chunk list.
+enum Part<'a> {
+    Whole(&'a [Slot], u32),
+    /// Without what newer ranges delete.
+    Thinned(Vec<Slot>, u32),
+}
+
+/// Slots, and what to add to their chunks.
+type Sorted<'a> = (&'a [Slot], u32);
+
 impl Part<'_> {
-    fn slots(&self) -> (&[Slot], u32) {
+    fn sorted(&self) -> Sorted<'_> {
         match self {
-            Part::Borrowed(slots, base) => (slots, *base),
-            Part::Merged(slots) => (slots, 0),
+            Part::Whole(slots, base) => (slots, *base),
+            Part::Thinned(slots, base) => (slots, *base),
         }
     }
 }
@@ -249,14 +283,9 @@ fn drop_covered(runs: &[Arc<Run>], parts: &mut [Part<'_>]) -> Vec<KeyRange> {
     let mut newer: Vec<KeyRange> = Vec::new();
     for (run, part) in runs.iter().zip(parts.iter_mut()).rev() {
         if !newer.is_empty() {
-            let base = part.slots().1;
-            let kept = run
-                .slots
-                .iter()
-                .filter(|slot| !covers(&newer, slot.key(&run.chunks)))
-                .map(|slot| slot.rebased(base))
-                .collect();
-            *part = Part::Merged(kept);
+            let base = part.sorted().1;
+            let lives = |slot: &&Slot| !covers(&newer, slot.key(&run.chunks));
+            *part = Part::Thinned(run.slots.iter().filter(lives).copied().collect(), base);
         }
         if !run.ranges.is_empty() {
             newer.extend(run.ranges.iter().cloned());
@@ -266,30 +295,64 @@ fn drop_covered(runs: &[Arc<Run>], parts: &mut [Part<'_>]) -> Vec<KeyRange> {
     newer
 }
 
-/// Merges neighbours pairwise until one is left: each pass touches memory in order.
-fn merge_parts(mut parts: Vec<Part<'_>>, chunks: &[Bytes]) -> Vec<Slot> {
-    while parts.len() > 1 {
-        let mut next = Vec::with_capacity(parts.len().div_ceil(2));
-        let mut it = parts.into_iter();
-        while let Some(older) = it.next() {
-            match it.next() {
-                Some(newer) => next.push(Part::Merged(merge_two(&older, &newer, chunks))),
-                None => next.push(older),
-            }
-        }
-        parts = next;
+/// Merges neighbours pairwise until one is left: each pass touches memory in order. Only the last one writes
+/// to memory of its own.
+fn merge_parts(parts: &[Part<'_>], chunks: &[Bytes], scratch: &mut Scratch) -> Vec<Slot> {
+    if parts.len() <= 2 {
+        return merge_last(parts.iter().map(Part::sorted), chunks);
     }
-    match parts.pop() {
-        Some(Part::Merged(slots)) => slots,
-        Some(Part::Borrowed(slots, base)) => slots.iter().map(|s| s.rebased(base)).collect(),
-        None => Vec::new(),
+    let Scratch { from, to, idle } = scratch;
+    *idle = 0;
+    let mut ends = merge_pass(parts.iter().map(Part::sorted), chunks, from);
+    while ends.len() > 2 {
+        ends = merge_pass(between(from, &ends), chunks, to);
+        std::mem::swap(from, to);
     }
+    merge_last(between(from, &ends), chunks)
 }
 
-fn merge_two(older: &Part<'_>, newer: &Part<'_>, chunks: &[Bytes]) -> Vec<Slot> {
-    let (old, old_base) = older.slots();
-    let (new, new_base) = newer.slots();
-    let mut out = Vec::with_capacity(old.len() + new.len());
+fn merge_last<'a>(parts: impl Iterator<Item = Sorted<'a>>, chunks: &[Bytes]) -> Vec<Slot> {
+    let mut out = Vec::new();
+    merge_pass(parts, chunks, &mut out);
+    out
+}
+
+/// The lists that end at these places.
+fn between<'a>(slots: &'a [Slot], ends: &'a [usize]) -> impl Iterator<Item = Sorted<'a>> {
+    let starts = std::iter::once(0).chain(ends.iter().copied());
+    starts.zip(ends).map(|(start, end)| (&slots[start..*end], 0))
+}
+
+/// Merges each two neighbours, oldest first, one behind the other into `out`; tells where each result ends.
+fn merge_pass<'a>(
+    parts: impl Iterator<Item = Sorted<'a>>,
+    chunks: &[Bytes],
+    out: &mut Vec<Slot>,
+) -> Vec<usize> {
+    let parts: Vec<Sorted<'_>> = parts.collect();
+    out.clear();
+    out.reserve_exact(parts.iter().map(|part| part.0.len()).sum());
+    let mut ends = Vec::with_capacity(parts.len().div_ceil(2));
+    for pair in parts.chunks(2) {
+        match pair {
+            [older, newer] => merge_two(*older, *newer, chunks, out),
+            rest => {
+                let rest =
+                    rest.iter().flat_map(|(slots, base)| slots.iter().map(|s| s.rebased(*base)));
+                out.extend(rest);
+            }
+        }
+        ends.push(out.len());
+    }
+    ends
+}
+
+fn merge_two(
+    (old, old_base): Sorted<'_>,
+    (new, new_base): Sorted<'_>,
+    chunks: &[Bytes],
+    out: &mut Vec<Slot>,
+) {
     let (mut i, mut j) = (0, 0);
     while i < old.len() && j < new.len() {
         let (a, b) = (&old[i], &new[j]);
@@ -321,7 +384,6 @@ fn merge_two(older: &Part<'_>, newer: &Part<'_>, chunks: &[Bytes]) -> Vec<Slot> 
     }
     out.extend(old[i..].iter().map(|slot| slot.rebased(old_base)));
     out.extend(new[j..].iter().map(|slot| slot.rebased(new_base)));
-    out
 }
 
 /// Copies a small payload that is spread over many chunks into one.

@@ -2,7 +2,7 @@
 
 use super::flush::TableFlush;
 use super::layers;
-use super::run::Run;
+use super::run::{Run, Scratch};
 use super::tables::{IDENT_KEY, region_key};
 use super::tables::{Regions, Sink, Tables, load_meta};
 use super::view::{Picture, StoreView};
@@ -36,15 +36,17 @@ pub struct TableStore {
 
 /// What every handle of one store shares.
 ///
-/// * Lock order: `io`, then `merging`, then `state`. `state` is held for nanoseconds, never over IO.
+/// * Lock order: `io`, then `merging` or `merging_large`, then `state`. `state` is held for nanoseconds, never over IO.
 /// * Only the holder of `io` ingests, and only it installs a table snapshot, so no picture combines the
 ///   tables of one instant with the memtable of another.
 pub(super) struct Inner {
     pub tables: Box<dyn Tables>,
     pub options: Options,
     pub io: Mutex<()>,
-    /// Who merges runs.
-    merging: Mutex<()>,
+    /// Who merges runs for the writers.
+    merging: Mutex<Scratch>,
+    /// Who merges large ones.
+    pub merging_large: Mutex<Scratch>,
     pub state: Mutex<State>,
     /// Whether a [`Flush`] object is out.
     pub outstanding: AtomicBool,
@@ -143,7 +145,8 @@ impl TableStore {
                 tables,
                 options,
                 io: Mutex::new(()),
-                merging: Mutex::new(()),
+                merging: Mutex::default(),
+                merging_large: Mutex::default(),
                 state: Mutex::new(state),
                 outstanding: AtomicBool::new(false),
                 flushes: AtomicU64::new(0),
@@ -171,7 +174,7 @@ impl Inner {
             true => (Some(self.merging.lock()), usize::MAX),
             false => (self.merging.try_lock(), layers::WRITER_SLOTS),
         };
-        let Some(_merging) = guard else { return };
+        let Some(mut scratch) = guard else { return };
         loop {
             let (runs, generation) = {
                 let state = self.state.lock();
@@ -180,7 +183,8 @@ impl Inner {
                 let due = first + due.start..first + due.end;
                 (state.active[due].to_vec(), state.generation)
             };
-            let merged = Arc::new(Run::merge(&runs));
+            let merged = Arc::new(Run::merge(&runs, &mut scratch));
+            scratch.keep(layers::WRITER_SLOTS);
             let mut state = self.state.lock();
             if state.generation != generation {
                 return;
@@ -196,6 +200,15 @@ impl Inner {
 
     /// Merges what is due and too large for a writer. `true` if there was something.
     fn merge_large(&self) -> bool {
+        let mut scratch = self.merging_large.lock();
+        let worked = self.merge_large_with(&mut scratch);
+        if !worked {
+            scratch.idle();
+        }
+        worked
+    }
+
+    fn merge_large_with(&self, scratch: &mut Scratch) -> bool {
         let (runs, generation) = {
             let mut state = self.state.lock();
             if state.reserved != 0 {
@@ -215,7 +228,7 @@ impl Inner {
             state.reserved = due.end;
             (runs, state.generation)
         };
-        let merged = Arc::new(Run::merge(&runs));
+        let merged = Arc::new(Run::merge(&runs, scratch));
         let mut state = self.state.lock();
         if state.generation != generation {
             return true;
@@ -408,7 +421,7 @@ mod tests {
             state.reserved = 5;
             runs
         };
-        let merged = Arc::new(Run::merge(&runs));
+        let merged = Arc::new(Run::merge(&runs, &mut Scratch::default()));
         {
             let mut state = store.inner.state.lock();
             let place = state.place_of(&runs).unwrap();

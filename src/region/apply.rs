@@ -10,7 +10,7 @@
 
 use super::admin::administer;
 use super::effects::*;
-use super::machine::{Context, StateMachine};
+use super::machine::{Context, Source, StateMachine};
 use super::snapshot::{SnapshotFile, SnapshotReader};
 use crate::codec::command::Payload;
 use crate::env::Disk;
@@ -217,14 +217,7 @@ impl Applier {
                 let frozen = state.merging.is_some() || version != state.region.epoch.version;
                 let old = self.epochs == Epochs::Checked && frozen;
                 let current = old.then(|| state.region.clone());
-                self.commands(
-                    region,
-                    entry.position.index,
-                    current,
-                    &entry.waiting,
-                    batches,
-                    publishing,
-                )
+                self.commands(region, current, &entry, batches, publishing)
             }
         }
     }
@@ -232,18 +225,20 @@ impl Applier {
     fn commands(
         &mut self,
         region: RegionId,
-        index: u64,
         moved_to: Option<crate::types::Region>,
-        waiting: &[Token],
+        entry: &CommittedEntry,
         batches: Vec<Bytes>,
         publishing: &mut Publishing,
     ) -> Result<()> {
+        let mut source = Source::new(entry.data.clone());
         for (at, command) in batches.iter().enumerate() {
             let answer = match &moved_to {
                 Some(region) => Err(Error::EpochNotMatch { current: vec![region.clone()] }),
-                None => self.command(region, index, command, publishing)?,
+                None => {
+                    self.command(region, entry.position.index, command, &mut source, publishing)?
+                }
             };
-            if let Some(token) = waiting.get(at) {
+            if let Some(token) = entry.waiting.get(at) {
                 let bytes = answer.as_ref().map_or(0, Bytes::len);
                 self.answer_room = self.answer_room.saturating_sub(bytes);
                 publishing.replies.push((*token, Reply::Written(answer)));
@@ -258,6 +253,7 @@ impl Applier {
         region: RegionId,
         index: u64,
         command: &Bytes,
+        source: &mut Source,
         publishing: &mut Publishing,
     ) -> Result<Result<Bytes>> {
         let mark = publishing.batch.mark();
@@ -267,6 +263,7 @@ impl Applier {
             batch: &mut publishing.batch,
             answer_room: self.answer_room,
             view: &*publishing.view,
+            entry: source,
         };
         match self.machine.apply(&mut context, command) {
             Ok(response) => Ok(Ok(response)),

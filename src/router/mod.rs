@@ -23,4 +23,4 @@ mod split;
 
 pub use atlas::{Atlas, Sender};
 pub use cache::{RangeCache, Route};
-pub use split::{Part, split_batch};
+pub use split::{Part, lone_route, split_batch};

@@ -37,8 +37,10 @@ fn open_part<'a>(parts: &'a mut Vec<Open>, route: &Route) -> &'a mut Open {
 }
 
 /// The region that owns every operation of the batch, if one does: the common case, found without
-/// copying anything.
-fn single<'a>(cache: &'a RangeCache, batch: &[u8]) -> Result<Option<&'a Route>> {
+/// copying anything. `None` for an empty batch, too.
+///
+/// Errors when the batch does not parse or a key's region is not known.
+pub fn lone_route<'a>(cache: &'a RangeCache, batch: &[u8]) -> Result<Option<&'a Route>> {
     let mut found: Option<&Route> = None;
     for op in command::ops(batch) {
         let op = op?;
@@ -69,7 +71,7 @@ pub fn split_batch(cache: &RangeCache, batch: &Bytes) -> Result<Vec<Part>> {
     if batch.is_empty() {
         return Ok(Vec::new());
     }
-    if let Some(route) = single(cache, batch)? {
+    if let Some(route) = lone_route(cache, batch)? {
         // Which swaps a lone part holds is of no use to anybody: all of them.
         return Ok(vec![Part { route: route.clone(), command: batch.clone(), swaps: Vec::new() }]);
     }

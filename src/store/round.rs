@@ -135,11 +135,7 @@ impl Store {
                     }
                 }
             }
-            Event::Propose(proposals) => {
-                for proposal in proposals {
-                    self.propose(proposal);
-                }
-            }
+            Event::Propose(proposals) => self.propose_all(proposals),
             Event::Admin { token, region, admin } => self.admin(token, region, &admin),
             Event::Born(birth) => {
                 if let Err(error) = self.born(now, birth) {
@@ -296,20 +292,35 @@ impl Store {
         }
     }
 
-    fn propose(&mut self, proposal: Proposal) {
-        let Proposal { token, region, version, command } = proposal;
+    /// Region by region, each region's in the order in which they came.
+    fn propose_all(&mut self, mut proposals: Vec<Proposal>) {
+        proposals.sort_by_key(|proposal| proposal.region);
+        let mut proposals = proposals.into_iter().peekable();
+        while let Some(first) = proposals.next() {
+            let region = first.region;
+            let next = || proposals.next_if(|next| next.region == region);
+            self.propose(region, std::iter::once(first).chain(std::iter::from_fn(next)));
+        }
+    }
+
+    fn propose(&mut self, region: RegionId, proposals: impl Iterator<Item = Proposal>) {
         self.rouse(region);
-        if self.disk == DiskSpace::Full {
-            let path = std::path::PathBuf::from("data directory");
-            return Peer::refuse(&mut self.pending, token, Error::DiskFull { path });
-        }
-        match self.peers.get_mut(&region) {
-            Some(peer) => {
-                peer.propose(&self.config, token, version, command, &mut self.pending);
-                self.touched.insert(region);
+        let full = self.disk == DiskSpace::Full;
+        let Some(peer) = self.peers.get_mut(&region).filter(|_| !full) else {
+            let path = || std::path::PathBuf::from("data directory");
+            for Proposal { token, .. } in proposals {
+                let error = match full {
+                    true => Error::DiskFull { path: path() },
+                    false => Error::RegionNotFound(region),
+                };
+                Peer::refuse(&mut self.pending, token, error);
             }
-            None => Peer::refuse(&mut self.pending, token, Error::RegionNotFound(region)),
+            return;
+        };
+        for Proposal { token, version, command, .. } in proposals {
+            peer.propose(&self.config, token, version, command, &mut self.pending);
         }
+        self.touched.insert(region);
     }
 
     fn admin(&mut self, token: Token, region: RegionId, admin: &Admin) {

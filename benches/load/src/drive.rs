@@ -91,6 +91,7 @@ pub struct Generator<'a> {
     progress: &'a Progress,
     scratch: Vec<u8>,
     key: Vec<u8>,
+    versions: Vec<u32>,
 }
 
 impl<'a> Generator<'a> {
@@ -139,6 +140,7 @@ impl<'a> Generator<'a> {
             progress,
             scratch: Vec::new(),
             key: Vec::new(),
+            versions: Vec::new(),
         }
     }
 
@@ -223,38 +225,48 @@ impl<'a> Generator<'a> {
         self.outstanding += 1;
         let mut slice = client.chooser.slice(&mut client.rng);
         let one_slice = (plan.spread == Spread::OneRegion).then_some(slice);
-        let mut keys = Vec::new();
-        let mut batch = BatchBuilder::new();
+        // First where, then what: looks into a large table that do not wait for one another.
+        let mut versions = std::mem::take(&mut self.versions);
+        versions.clear();
         let mut redraws = 0;
         while client.request.slots.len() < plan.batch {
             let slot = client.chooser.slot(slice, &mut client.rng);
-            if !reads && !client.ledger.may_write(slot) {
-                redraws += 1;
-                if redraws < 10 * plan.batch {
-                    continue;
+            if !reads {
+                if !client.ledger.may_write(slot) {
+                    redraws += 1;
+                    if redraws < 10 * plan.batch {
+                        continue;
+                    }
+                    // Nearly every slot is in doubt: a shorter batch, or none.
+                    break;
                 }
-                // Nearly every slot is in doubt: a shorter batch, or none.
-                break;
+                versions.push(client.ledger.issue(slot));
             }
-            self.space.key(client.id, slot, &mut self.key);
             client.request.slots.push(slot);
-            if reads {
-                keys.push(Bytes::copy_from_slice(&self.key));
-            } else {
-                let version = client.ledger.issue(slot);
-                self.scratch.clear();
-                let scratch = &mut self.scratch;
-                value(plan.seed, client.id, slot, version, plan.value_size, scratch);
-                if let Err(error) = batch.put(&self.key, scratch) {
-                    let failure = Failure { may_be_applied: false, ..Failure::from(&error) };
-                    self.ready.push(at, Answer::Failed(failure));
-                    return None;
-                }
-            }
             if plan.spread == Spread::AllRegions {
                 slice = client.chooser.slice(&mut client.rng);
             }
         }
+        let mut keys = Vec::new();
+        let op_bytes = 7 + plan.key_size + plan.value_size;
+        let room = if reads { 0 } else { plan.batch * op_bytes };
+        let mut batch = BatchBuilder::with_capacity(room);
+        for (at_slot, &slot) in client.request.slots.iter().enumerate() {
+            self.space.key(client.id, slot, &mut self.key);
+            if reads {
+                keys.push(Bytes::copy_from_slice(&self.key));
+                continue;
+            }
+            self.scratch.clear();
+            let version = versions[at_slot];
+            value(plan.seed, client.id, slot, version, plan.value_size, &mut self.scratch);
+            if let Err(error) = batch.put(&self.key, &self.scratch) {
+                let failure = Failure { may_be_applied: false, ..Failure::from(&error) };
+                self.ready.push(at, Answer::Failed(failure));
+                return None;
+            }
+        }
+        self.versions = versions;
         let work = if reads { Work::Read(keys) } else { Work::Write(batch) };
         Some(Request { client: at, slice: one_slice, work })
     }
