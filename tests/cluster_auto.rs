@@ -86,7 +86,8 @@ fn work(client: &Blocking, keys: std::ops::Range<u64>, stop: &AtomicBool) -> BTr
             client.get_at(key(i), ReadLevel::Lease).expect("a read while regions are merged");
         assert_eq!(read.as_deref(), Some(value.as_bytes()), "key {i}");
         last.insert(i, value);
-        std::thread::sleep(Duration::from_millis(100));
+        // So few that every region is cold.
+        std::thread::sleep(Duration::from_millis(250));
     }
     last
 }
@@ -171,6 +172,44 @@ fn small_regions_are_merged_and_grow_again() {
         assert_eq!(bounds(node), few);
     }
     check(&nodes, &expected);
+}
+
+/// Neighbours of which each lives on three of four stores: the data of one are moved first.
+#[test]
+fn neighbours_that_live_apart_are_brought_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = Hub::new();
+    let settings = |config: &mut NodeConfig| {
+        config.cluster = (1..=4).map(|id| (id, format!("node-{id}:1"))).collect();
+        (config.regions, config.replicas) = (4, 3);
+    };
+    let nodes: Vec<Node> = (1..=4).map(|id| open(dir.path(), id, &hub, settings)).collect();
+    let client = nodes[0].client().blocking();
+    // The first layout cuts by the first bytes.
+    let key = |i: u64| (i << 56).to_be_bytes().to_vec();
+    for i in 0..256 {
+        client.put(key(i), i.to_string()).unwrap();
+    }
+    let before = client.regions("", usize::MAX).unwrap();
+    let apart = |pair: &[Region]| {
+        let stores = |region: &Region| -> BTreeSet<_> {
+            region.peers.iter().map(|peer| peer.store).collect()
+        };
+        stores(&pair[0]) != stores(&pair[1])
+    };
+    assert!(before.len() == 4 && before.windows(2).any(apart), "{before:?}");
+    eventually("one region with three replicas", || {
+        let held: Vec<Region> = nodes.iter().flat_map(regions_of).collect();
+        held.len() == 3
+            && held.iter().all(|region| region.peers.len() == 3 && region.range == KeyRange::all())
+    });
+    for node in &nodes {
+        assert_eq!(node.health().map(|error| error.to_string()), None);
+        let client = node.client().blocking();
+        for i in 0..256 {
+            assert_eq!(client.get(key(i)).unwrap().as_deref(), Some(i.to_string().as_bytes()));
+        }
+    }
 }
 
 /// A small region that takes many writes is cut, serves on in its parts, and is one again when the load has gone.
