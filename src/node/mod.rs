@@ -38,10 +38,12 @@
 //!
 //! Not done: a joining node must be told the addresses of some members; a cluster cannot be asked for an id.
 
+mod census;
 mod desk;
 mod directory;
 mod handover;
 mod members;
+mod merger;
 mod open;
 mod operator;
 mod snapshots;

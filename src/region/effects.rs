@@ -153,13 +153,24 @@ pub struct SizeCheck {
     pub split_bytes: u64,
 }
 
-/// A region is too large and should be cut here. Whoever takes the wish finds the ids.
+/// What a region has too much of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Excess {
+    /// Bytes: see [`size`](crate::region::size).
+    Size,
+    /// Writes: see [`load`](crate::region::load).
+    Load,
+}
+
+/// A region is too large, or takes too much load, and should be cut here. Whoever takes the wish finds the ids.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SplitWish {
     /// The region.
     pub region: RegionId,
     /// In order.
     pub keys: Vec<Bytes>,
+    /// Why.
+    pub why: Excess,
 }
 
 /// How far a region's state machine got.

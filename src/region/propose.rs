@@ -135,6 +135,7 @@ impl Peer {
             return Peer::refuse(effects, token, Error::Busy { what: "region's proposals" });
         }
         waiting.pending_bytes += command.len();
+        self.load.took(&command, &self.region.range);
         waiting.pending.push_back((token, command));
     }
 

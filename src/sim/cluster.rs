@@ -102,8 +102,8 @@ pub struct Counts {
     pub stale_reads: u64,
     /// Others, answered by replicas that do not lead.
     pub follower_reads: u64,
-    /// Regions cut out of others.
-    pub splits: u64,
+    /// Regions cut out of others, and wishes to be cut for a load.
+    pub splits: [u64; 2],
     /// Changes of regions' replicas.
     pub changes: u64,
     /// Replicas of regions frozen, merged into others, and thawed.

@@ -72,6 +72,8 @@ fn settings_that_cannot_work_are_found_before_anything_is_opened() {
         ("segment_bytes=5000000000", "segment_bytes 5000000000"),
         ("peer_queue_bytes=0", "peer_queue_bytes = 0"),
         ("region_log_bytes=100000", "compact_bytes"),
+        ("region_merge_percent=50", "region_merge_percent = 50"),
+        ("region_split_load_ms=1", "region_split_load_ms = 1"),
         ("listen=nonsense", "listen = \"nonsense\""),
         ("cluster={1 = \"nonsense\"}", "cluster: 1 = \"nonsense\""),
     ] {
