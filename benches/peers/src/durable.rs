@@ -63,7 +63,8 @@ pub fn read(files: &[PathBuf]) -> Result<Vec<DurableRow>> {
         let name = || file.display().to_string();
         let text = std::fs::read_to_string(file).with_context(name)?;
         let new = row(&text).with_context(name)?;
-        let alike = |row: &&mut DurableRow| DurableRow { runs: new.runs.clone(), ..(**row).clone() } == new;
+        let alike =
+            |row: &&mut DurableRow| DurableRow { runs: new.runs.clone(), ..(**row).clone() } == new;
         match rows.iter_mut().find(alike) {
             Some(row) => row.runs.extend(new.runs),
             None => rows.push(new),

@@ -135,25 +135,13 @@ impl Report {
         works
     }
 
-    /// The fastest of ours, or of the others, in a consensus row.
-    pub fn fastest(&self, work: &str, ours: Side) -> Option<&ConsensusRow> {
-        let of_side = |row: &&ConsensusRow| row.work == work && Side::of(row.which) == ours;
-        let rows = self.consensus.iter().filter(of_side);
+    /// The fastest of some peers in a consensus row.
+    pub fn fastest(
+        &self,
+        work: &str,
+        of: impl Fn(consensus::Which) -> bool,
+    ) -> Option<&ConsensusRow> {
+        let rows = self.consensus.iter().filter(|row| row.work == work && of(row.which));
         rows.max_by(|a, b| a.rate().total_cmp(&b.rate()))
-    }
-}
-
-/// Ours or theirs.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Side {
-    /// Catamaran, in any setup.
-    Ours,
-    /// Anybody else.
-    Theirs,
-}
-
-impl Side {
-    fn of(which: consensus::Which) -> Side {
-        if which.is_ours() { Side::Ours } else { Side::Theirs }
     }
 }

@@ -5,10 +5,7 @@ use std::time::Duration;
 /// Processor time of all threads, user and system.
 pub fn cpu() -> Duration {
     let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    Duration::new(
-        u64::try_from(cpu.tv_sec).unwrap_or(0),
-        u32::try_from(cpu.tv_nsec).unwrap_or(0),
-    )
+    Duration::new(u64::try_from(cpu.tv_sec).unwrap_or(0), u32::try_from(cpu.tv_nsec).unwrap_or(0))
 }
 
 /// The number behind `name:` in a file of `/proc/self`; 0 where the system does not say.

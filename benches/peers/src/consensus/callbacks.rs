@@ -115,12 +115,7 @@ fn walk(course: &Course, counter: &mut dyn Counter, clients: u32) -> Result<()> 
 }
 
 /// Runs `clients` clients on a thread of their own.
-pub fn run(
-    mut counter: impl Counter,
-    clients: usize,
-    batch: usize,
-    span: Span,
-) -> Result<Figures> {
+pub fn run(mut counter: impl Counter, clients: usize, batch: usize, span: Span) -> Result<Figures> {
     let course = Course::new()?;
     let spent = std::thread::scope(|scope| {
         let walking = scope.spawn(|| walk(&course, &mut counter, clients as u32));

@@ -138,9 +138,18 @@ pub fn runtime() -> Result<Runtime> {
     builder.build().context("cannot start a thread for clients")
 }
 
-/// Runs clients as tasks.
+/// Runs clients as tasks, on a runtime of their own.
 pub fn run<C: Client>(clients: Vec<C>, batch: usize, span: Span) -> Result<Figures> {
-    let runtime = runtime()?;
+    run_on(&runtime()?, clients, batch, span)
+}
+
+/// Runs clients as tasks of a runtime.
+pub fn run_on<C: Client>(
+    runtime: &Runtime,
+    clients: Vec<C>,
+    batch: usize,
+    span: Span,
+) -> Result<Figures> {
     let course = Arc::new(Course::new()?);
     let tasks: Vec<_> = clients
         .into_iter()

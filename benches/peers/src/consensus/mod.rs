@@ -14,7 +14,7 @@
 //! What is written by openraft's clients is empty; ours names a key of 16 bytes, for a key is how a region is found.
 
 mod callbacks;
-mod clients;
+pub(crate) mod clients;
 pub mod idle;
 #[cfg(feature = "openraft")]
 mod openraft;
@@ -48,7 +48,7 @@ pub enum Which {
 
 /// Who hands the clients' requests over.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Hands {
+pub enum Hands {
     /// A task for each client.
     Tasks,
     /// One thread for all of them.
@@ -109,7 +109,8 @@ impl Which {
         matches!(self, Which::Catamaran | Which::Openraft)
     }
 
-    fn hands(self) -> Hands {
+    /// Who hands the clients' requests over.
+    pub fn hands(self) -> Hands {
         match self {
             Which::CatamaranCallbacks | Which::OpenraftCallbacks => Hands::Callbacks,
             _ => Hands::Tasks,

@@ -57,7 +57,9 @@ mod tests {
         }
         let odd = Work { groups: 3, clients: 70, batch: 9 };
         assert_eq!(Work::parse("3x70-batch-9"), Ok(odd));
-        for wrong in ["", "x", "1x", "0x1", "1x1-batch-", "1x1-batch-0", "1x-1", "1x2x3", "99999999x1"] {
+        for wrong in
+            ["", "x", "1x", "0x1", "1x1-batch-", "1x1-batch-0", "1x-1", "1x2x3", "99999999x1"]
+        {
             assert!(Work::parse(wrong).is_err(), "{wrong}");
         }
     }

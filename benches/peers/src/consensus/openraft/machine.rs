@@ -50,8 +50,7 @@ impl RaftStateMachine<Types> for Machine {
         while let Some((entry, responder)) = entries.try_next().await? {
             self.applied = Some(entry.log_id);
             if let EntryPayload::Membership(members) = entry.payload {
-                self.membership =
-                    StoredMembershipOf::<Types>::new(Some(entry.log_id), members);
+                self.membership = StoredMembershipOf::<Types>::new(Some(entry.log_id), members);
             }
             if let Some(responder) = responder {
                 responder.send(Done);
