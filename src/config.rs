@@ -87,6 +87,18 @@ pub struct NodeConfig {
     pub compact_bytes: u64,
     /// A region is cut in pieces of half this size once its keys and values take more; 0: never by itself.
     pub region_split_bytes: u64,
+    /// A region is cut in two once it has taken so many client batches per second for `region_split_load_ms`, if there is a
+    /// key that divides them; 0: never for its load. Reads are not counted.
+    pub region_split_load: u64,
+    /// For how long a region must have taken `region_split_load`.
+    pub region_split_load_ms: u64,
+    /// A region that takes at most this part of `region_split_bytes`, in percent, and is hardly used, is merged into a
+    /// neighbour of which the same is true; at most 20. 0: regions are never merged by themselves. So it is, too, where
+    /// regions are never cut for their size.
+    pub region_merge_percent: u64,
+    /// For how long it must have been so, without a cut and under one leader. Regions that nobody has ever written
+    /// to (cut in advance, say) stay as they are.
+    pub region_merge_after_ms: u64,
     /// A region's log is compacted, laggards or not, once it holds this much. At least `compact_bytes`.
     pub region_log_bytes: u64,
     /// The state store is flushed when the log takes this much disk, so that the log can shrink.
@@ -154,6 +166,10 @@ impl Default for NodeConfig {
             entry_bytes: 1 << 20,
             compact_bytes: 1 << 20,
             region_split_bytes: 256 << 20,
+            region_split_load: 50_000,
+            region_split_load_ms: 10_000,
+            region_merge_percent: 12,
+            region_merge_after_ms: 3_600_000,
             region_log_bytes: 256 << 20,
             log_budget_bytes: 2 << 30,
             segment_bytes: 64 << 20,
@@ -228,6 +244,13 @@ impl NodeConfig {
             true => self.cluster.get(&self.store_id).cloned(),
             false => Some(self.listen.clone()),
         }
+    }
+
+    /// Regions of at most so many bytes may be merged by themselves; 0: none.
+    pub fn merge_bytes(&self) -> u64 {
+        // Not one product: it could overflow.
+        self.region_split_bytes / 100 * self.region_merge_percent
+            + self.region_split_bytes % 100 * self.region_merge_percent / 100
     }
 
     /// One tick.
@@ -309,7 +332,7 @@ impl NodeConfig {
     }
 
     fn validate_bounds(&self) -> Result<()> {
-        let bounds: [(&str, u64, u64, u64); 30] = [
+        let bounds: [(&str, u64, u64, u64); 34] = [
             ("regions", self.regions, 1, 1 << 20),
             ("tick_ms", self.tick_ms, 1, 10_000),
             ("election_ticks", self.election_ticks as u64, 3, 10_000),
@@ -326,6 +349,11 @@ impl NodeConfig {
             ("entry_bytes", self.entry_bytes as u64, 1, 16 << 20),
             ("compact_bytes", self.compact_bytes, 1, 1 << 50),
             ("region_split_bytes", self.region_split_bytes, 0, 1 << 50),
+            ("region_split_load", self.region_split_load, 0, 1 << 40),
+            ("region_split_load_ms", self.region_split_load_ms, 100, 3_600_000),
+            // Two of that size make less than half of what is cut.
+            ("region_merge_percent", self.region_merge_percent, 0, 20),
+            ("region_merge_after_ms", self.region_merge_after_ms, 100, 1 << 40),
             ("region_log_bytes", self.region_log_bytes, 1 << 16, 1 << 50),
             ("log_budget_bytes", self.log_budget_bytes, 1, 1 << 50),
             ("entry_cache_bytes", self.entry_cache_bytes as u64, 0, 1 << 40),
@@ -473,9 +501,26 @@ mod tests {
         refused(|c| c.snapshot_bytes_per_s = 1, "snapshot_bytes_per_s = 1");
         taken(|c| c.snapshot_bytes_per_s = 0);
         refused(|c| c.clock_drift_percent = 51, "clock_drift_percent = 51");
+        refused(|c| c.region_merge_percent = 21, "region_merge_percent = 21");
+        refused(|c| c.region_merge_after_ms = 0, "region_merge_after_ms = 0");
+        refused(|c| c.region_split_load_ms = 0, "region_split_load_ms = 0");
+        taken(|c| (c.region_split_load, c.region_merge_percent) = (0, 0));
         // Nothing kept in memory, and no wait at the end: slow or unkind, but sound.
         taken(|c| (c.entry_cache_bytes, c.block_cache_bytes) = (0, 0));
         taken(|c| c.shutdown_timeout_ms = 0);
+    }
+
+    #[test]
+    fn two_regions_that_are_merged_are_far_from_being_cut() {
+        let of = |region_split_bytes, region_merge_percent| {
+            let config =
+                NodeConfig { region_split_bytes, region_merge_percent, ..NodeConfig::default() };
+            config.validate().unwrap();
+            assert!(config.merge_bytes() * 2 <= region_split_bytes / 2);
+            config.merge_bytes()
+        };
+        assert_eq!([of(256 << 20, 12), of(1000, 20), of(1050, 10)], [32_212_254, 200, 105]);
+        assert_eq!([of(0, 12), of(1 << 50, 0), of(1 << 50, 20)], [0, 0, (1 << 50) / 5]);
     }
 
     #[test]

@@ -171,7 +171,7 @@ fn reads_of_every_kind_meet_changes_of_every_kind() {
     for (what, count) in [
         ("stale", sum(|c| c.stale_reads)),
         ("at followers", sum(|c| c.follower_reads)),
-        ("splits", sum(|c| c.splits)),
+        ("splits", sum(|c| c.splits[0])),
         ("merges", sum(|c| c.merges[1])),
         ("changes of members", sum(|c| c.changes)),
         ("crashes", sum(|c| c.crashes)),

@@ -16,10 +16,12 @@ use crate::codec::admin::Admin;
 use crate::codec::directory::{Directory, StoreChange, StoreRecord, StoreState};
 use crate::codec::report::{Announcement, Cluster, RegionInfo, Report, StoreLoad, Verdict};
 use crate::error::{Error, Result};
+use crate::kv::View;
 use crate::placement::{self, Limits, Place, Plan, Site};
 use crate::router::Atlas;
 use crate::router::reporter::{Mark, Space};
-use crate::types::{FIRST_REGION, Region, RegionId, StoreId};
+use crate::store::PeerShare;
+use crate::types::{Epoch, FIRST_REGION, Region, RegionId, StoreId};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::collections::{BTreeMap, BTreeSet};
@@ -274,15 +276,32 @@ impl Local {
         self.inner.driver.stop_reason().is_some()
     }
 
-    /// The regions led here.
-    pub(crate) fn led(&self) -> Vec<(RegionId, Mark)> {
+    /// The regions led here; `calm` says which of them are, in that shape.
+    pub(crate) fn led(
+        &self,
+        calm: impl Fn(RegionId, Epoch) -> Option<u64>,
+    ) -> Vec<(RegionId, Mark)> {
         let led = self.inner.driver.registry().led_by(self.inner.store);
-        let mark = |share: &crate::store::PeerShare| Mark {
-            epoch: share.epoch(),
-            term: share.term(),
-            bytes: share.bytes(),
+        let mark = |region, share: &PeerShare| {
+            let epoch = share.epoch();
+            let calm = calm(region, epoch);
+            Mark { epoch, term: share.term(), bytes: share.bytes(), calm }
         };
-        led.into_iter().map(|(region, share)| (region, mark(&share))).collect()
+        led.into_iter().map(|(region, share)| (region, mark(region, &share))).collect()
+    }
+
+    /// The replicas that lead here.
+    pub(crate) fn leaders(&self) -> Vec<(RegionId, Arc<PeerShare>)> {
+        self.inner.driver.registry().led_by(self.inner.store)
+    }
+
+    /// Does something with a view of the state store, on a thread for reads.
+    pub(crate) fn look_into(
+        &self,
+        work: impl FnOnce(Result<Box<dyn View>>) + Send + 'static,
+    ) -> Result<()> {
+        let kv = Arc::clone(self.inner.driver.kv());
+        self.inner.driver.spawn_read(Box::new(move || work(kv.view())))
     }
 
     /// The shape of a region that lives here.
@@ -336,11 +355,12 @@ impl Local {
     }
 
     /// What is to be done next, if this node reigns and anything has changed since a plan was made of `basis`.
-    /// `limits` are given for the wanted number of replicas.
+    /// `limits` are given for the wanted number of replicas; `busy` regions are not calm.
     pub(crate) fn plan(
         &self,
         basis: &mut Basis,
         limits: impl FnOnce(usize) -> Limits,
+        busy: impl Fn(RegionId) -> bool,
     ) -> Option<Plan> {
         let (session, changes) =
             self.inner.reign(|atlas| (atlas.session(), atlas.changes())).ok()?;
@@ -365,8 +385,9 @@ impl Local {
                 }
             };
             let sites: Vec<Site> = directory.stores.values().map(site).collect();
-            let places: Vec<Place<'_>> =
-                atlas.regions().map(|(region, leader)| Place { region, leader }).collect();
+            let calm = |region: &Region| atlas.calm(region).filter(|_| !busy(region.id));
+            let place = |(region, leader)| Place { region, leader, calm: calm(region) };
+            let places: Vec<Place<'_>> = atlas.regions().map(place).collect();
             placement::plan(&sites, &places, limits)
         });
         let plan = planned.ok()?;

@@ -36,14 +36,8 @@ impl Client {
         for _ in 0..super::members::LOOKS_MAX {
             let into = self.region(target).await?;
             let from = self.bring_together(source, &into).await?;
-            let prepare = Prepare { epoch: from.epoch, target: into.clone(), first: 0 };
-            let admin = Admin::PrepareMerge(prepare);
-            match self.call(Body::Admin { region: source, admin }).await {
-                Ok(Response::Regions(frozen)) => {
-                    let frozen = frozen.into_iter().next().ok_or_else(odd)?;
-                    return self.wait_merged(&frozen, &into).await;
-                }
-                Ok(_) => return Err(odd()),
+            match self.freeze(&from, &into).await {
+                Ok(frozen) => return self.wait_merged(&frozen, &into).await,
                 Err(Error::LeaderStays { .. }) => self.transfer_leader(source, None).await?,
                 Err(
                     error @ (Error::EpochNotMatch { .. }
@@ -55,6 +49,24 @@ impl Client {
             }
         }
         Err(last)
+    }
+
+    /// The same, but what cannot be now is not tried again.
+    pub(crate) async fn merge_once(&self, source: RegionId, target: RegionId) -> Result<Region> {
+        let into = self.region(target).await?;
+        let from = self.bring_together(source, &into).await?;
+        let frozen = self.freeze(&from, &into).await?;
+        self.wait_merged(&frozen, &into).await
+    }
+
+    /// Freezes a region for its neighbour.
+    async fn freeze(&self, source: &Region, target: &Region) -> Result<Region> {
+        let prepare = Prepare { epoch: source.epoch, target: target.clone(), first: 0 };
+        let admin = Admin::PrepareMerge(prepare);
+        match self.call(Body::Admin { region: source.id, admin }).await? {
+            Response::Regions(frozen) => frozen.into_iter().next().ok_or_else(odd),
+            _ => Err(odd()),
+        }
     }
 
     /// Moves the source's replicas to the stores of the target's.

@@ -55,8 +55,11 @@ impl Inner {
                 let holds = share.lease_holds(self.now());
                 let applied = view.region(route.region)?.applied.index;
                 let serves = holds && applied >= committed;
-                (serves && share.epoch().version == route.version)
-                    .then(|| self.read_from(&*view, route, body))
+                if !serves || share.epoch().version != route.version {
+                    return None;
+                }
+                share.is_read();
+                Some(self.read_from(&*view, route, body))
             }
             ReadLevel::Stale { max } => {
                 if !share.is_fresh(self.now(), max) || share.epoch().version != route.version {
@@ -76,6 +79,9 @@ impl Inner {
         deadline: Time,
         done: Done<Response>,
     ) {
+        if let Some(share) = self.driver.registry().get(route.region) {
+            share.is_read();
+        }
         let inner = Arc::clone(self);
         let waiter = Box::new(move |reply| match reply {
             Ok(Reply::Read(Ok(_grant))) => {

@@ -16,7 +16,7 @@
 //! A level is `0` linearizable, `1` lease, `2` stale and then its bound in ms. A response is version
 //! `u8` = 1, kind `u8` (0 = error, see [`fault`]), then the result: 1 written (to the end), 2
 //! values (count, each `0` or `1` and bytes), 3 page (count, keys and values, `0` or `1` and the range that is
-//! left), 4 status (store, count, regions, five counters), 5 done, 6 regions (count, each its length and bytes), 7 ids (the
+//! left), 4 status (store, count, regions, counters, stages), 5 done, 6 regions (count, each its length and bytes), 7 ids (the
 //! first), 8 [directory](super::ask). Numbers and lengths are varints unless said otherwise.
 
 use super::ask::{Answer, Ask};
@@ -25,7 +25,7 @@ use crate::codec::admin::Admin;
 use crate::codec::command::{BATCH_BYTES_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::codec::{Reader, Writer, region};
 use crate::config::MESSAGE_BYTES_MAX;
-use crate::driver::SnapshotStats;
+use crate::driver::{SnapshotStats, StageStats};
 use crate::error::{Error, Result};
 use crate::kv::Direction;
 use crate::store::{ReadLevel, RegionStatus};
@@ -155,6 +155,8 @@ pub struct NodeStatus {
     pub regions: Vec<RegionStatus>,
     /// What it did since it was opened.
     pub work: NodeWork,
+    /// Where the writes of the regions that it leads waited since then.
+    pub stages: StageStats,
 }
 
 /// What a node did since it was opened: two looks give what happened in between. A restart begins at
@@ -442,6 +444,7 @@ fn bytes_of(response: &Result<Response>) -> Bytes {
                 out.varint(number);
             }
             work.snapshots.figures().into_iter().for_each(|number| out.varint(number));
+            status.stages.figures().into_iter().for_each(|number| out.varint(number));
         }
         Ok(Response::Done) => out.u8(5),
         Ok(Response::Regions(regions)) => {
@@ -517,7 +520,8 @@ fn parse_response(from: &mut Reader) -> Result<Result<Response>> {
                 table_bytes: from.varint()?,
                 snapshots: SnapshotStats::read(|| from.varint())?,
             };
-            Response::Status(NodeStatus { store, regions, work })
+            let stages = StageStats::read(|| from.varint())?;
+            Response::Status(NodeStatus { store, regions, work, stages })
         }
         5 => Response::Done,
         6 => {

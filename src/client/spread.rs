@@ -195,8 +195,7 @@ impl Inner {
 
     /// Asks every loop of this node.
     pub fn status(self: &Arc<Self>, deadline: Time, done: Done<Response>) {
-        type Parts = (usize, Vec<crate::store::RegionStatus>, Option<Done<Response>>);
-        let parts: Parts = (self.driver.loops(), Vec::new(), Some(done));
+        let parts = (self.driver.loops(), Vec::new(), Some(done), self.driver.stages());
         let parts = Arc::new(Mutex::new(parts));
         let store = self.store;
         let work = self.work();
@@ -204,7 +203,7 @@ impl Inner {
             let parts = Arc::clone(&parts);
             Box::new(move |reply| {
                 let mut parts = parts.lock();
-                let (left, regions, done) = &mut *parts;
+                let (left, regions, done, stages) = &mut *parts;
                 let failed = match reply {
                     Ok(Reply::Status(some)) => {
                         regions.extend(some);
@@ -218,8 +217,8 @@ impl Inner {
                     None if *left > 0 => return,
                     None => {
                         regions.sort_by_key(|status| status.region.id);
-                        let regions = std::mem::take(regions);
-                        Ok(Response::Status(NodeStatus { store, regions, work }))
+                        let (regions, stages) = (std::mem::take(regions), std::mem::take(stages));
+                        Ok(Response::Status(NodeStatus { store, regions, work, stages }))
                     }
                 };
                 let done = done.take();

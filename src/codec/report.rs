@@ -5,7 +5,7 @@
 //!
 //! | what | bytes |
 //! |---|---|
-//! | report | store, life `u64`, number, session `u64`, extent (one byte: `0` difference, `1` whole), used bytes, capacity, number of regions, each: region (its length and [its bytes](super::region)), term, bytes; number of those no longer led, each: region, term |
+//! | report | store, life `u64`, number, session `u64`, extent (one byte: `0` difference, `1` whole), used bytes, capacity, number of regions, each: region (its length and [its bytes](super::region)), term, bytes, calm (0 = no, else bytes + 1); number of those no longer led, each: region, term |
 //! | reported | session `u64`, `0` taken or `1` from the start, please |
 //! | announcement | session `u64`, store, [record](super::directory) to the end |
 //! | region | region (its length and its bytes), leader (0 = unknown), bytes |
@@ -42,6 +42,9 @@ pub struct Led {
     pub term: u64,
     /// Bytes of its keys and values, about; 0: not known.
     pub bytes: u64,
+    /// It takes at most so many bytes, and so little is done with it, for so long, that it may be merged into a neighbour;
+    /// `None`: it is not so, or nobody knows.
+    pub calm: Option<u64>,
 }
 
 /// What a store tells the leader of region 1: the regions that it leads, as far as they are news.
@@ -151,6 +154,7 @@ impl Report {
             write_region(&led.region, out);
             out.varint(led.term);
             out.varint(led.bytes);
+            out.varint(led.calm.map_or(0, |bytes| bytes.saturating_add(1)));
         }
         out.varint(self.gone.len() as u64);
         for (region, term) in &self.gone {
@@ -173,7 +177,8 @@ impl Report {
         let mut led = Vec::with_capacity(count);
         for _ in 0..count {
             let region = read_region(from)?;
-            led.push(Led { region, term: from.varint()?, bytes: from.varint()? });
+            let (term, bytes, calm) = (from.varint()?, from.varint()?, from.varint()?);
+            led.push(Led { region, term, bytes, calm: calm.checked_sub(1) });
         }
         let count = from.count(2, REPORT_MAX)?;
         let one = |from: &mut Reader| Ok((RegionId(from.varint()?), from.varint()?));
@@ -312,7 +317,10 @@ mod tests {
             extent: Extent::Whole,
             used_bytes: 1 << 40,
             capacity_bytes: 1 << 41,
-            led: vec![Led { region: region(7), term: 300, bytes: 1 << 20 }],
+            led: vec![
+                Led { region: region(7), term: 300, bytes: 1 << 20, calm: None },
+                Led { region: region(9), term: 6, bytes: 0, calm: Some(0) },
+            ],
             gone: vec![(RegionId(8), 6)],
         };
         both_ways(&report, Report::encode, Report::decode);

@@ -1,8 +1,10 @@
 //! Apply workers: committed entries in, answers out.
 
 use super::Shared;
+use super::stages::{Stage, waited_for};
 use crate::region::apply::{Applier, ApplyOutcome};
 use crate::store::{Applied, ApplyTask, Event};
+use crate::types::Time;
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,20 +18,32 @@ pub struct ApplyQueue {
     wake: Condvar,
 }
 
+/// What waits for a worker.
+#[derive(Default)]
+struct Waiting {
+    tasks: Vec<ApplyTask>,
+    /// When how many batches in them were committed that somebody waits for here.
+    committed: Vec<(Time, usize)>,
+}
+
 #[derive(Default)]
 struct State {
-    tasks: Vec<ApplyTask>,
+    waiting: Waiting,
     sleeping: bool,
     closed: bool,
 }
 
 impl ApplyQueue {
-    fn push(&self, tasks: Vec<ApplyTask>) {
+    fn push(&self, now: Time, tasks: Vec<ApplyTask>) {
+        let waited_for = waited_for(&tasks);
         let mut state = self.state.lock();
         if state.closed {
             return;
         }
-        state.tasks.extend(tasks);
+        state.waiting.tasks.extend(tasks);
+        if waited_for > 0 {
+            state.waiting.committed.push((now, waited_for));
+        }
         let wake = std::mem::replace(&mut state.sleeping, false);
         drop(state);
         if wake {
@@ -37,20 +51,20 @@ impl ApplyQueue {
         }
     }
 
-    fn take(&self) -> Option<Vec<ApplyTask>> {
+    fn take(&self) -> Option<Waiting> {
         let mut state = self.state.lock();
-        while state.tasks.is_empty() && !state.closed {
+        while state.waiting.tasks.is_empty() && !state.closed {
             state.sleeping = true;
             self.wake.wait(&mut state);
         }
-        (!state.closed).then(|| std::mem::take(&mut state.tasks))
+        (!state.closed).then(|| std::mem::take(&mut state.waiting))
     }
 
     /// Ends the worker; what it has not begun is dropped (the log has it).
     pub fn close(&self) {
         let mut state = self.state.lock();
         state.closed = true;
-        state.tasks.clear();
+        state.waiting = Waiting::default();
         drop(state);
         self.wake.notify_all();
     }
@@ -63,14 +77,14 @@ fn bytes_of(task: &ApplyTask) -> usize {
     }
 }
 
-/// Hands tasks to the workers of their regions.
-pub fn queue(shared: &Shared, tasks: Vec<ApplyTask>) {
+/// Hands tasks, committed by `now`, to the workers of their regions.
+pub fn queue(shared: &Shared, now: Time, tasks: Vec<ApplyTask>) {
     // Counted before a worker can count it off again.
     let bytes = tasks.iter().map(bytes_of).sum();
     shared.apply_bytes.fetch_add(bytes, Ordering::Relaxed);
     let workers = shared.apply.len();
     if workers == 1 {
-        return shared.apply[0].push(tasks);
+        return shared.apply[0].push(now, tasks);
     }
     let mut parts: Vec<Vec<ApplyTask>> = (0..workers).map(|_| Vec::new()).collect();
     for task in tasks {
@@ -78,7 +92,7 @@ pub fn queue(shared: &Shared, tasks: Vec<ApplyTask>) {
     }
     for (queue, part) in shared.apply.iter().zip(parts) {
         if !part.is_empty() {
-            queue.push(part);
+            queue.push(now, part);
         }
     }
 }
@@ -101,7 +115,13 @@ fn pace(shared: &Shared) {
 
 /// The thread.
 pub fn run(shared: &Shared, at: usize, mut applier: Applier) {
-    while let Some(tasks) = shared.apply[at].take() {
+    let stages = &shared.stages;
+    while let Some(Waiting { tasks, committed }) = shared.apply[at].take() {
+        let began = shared.clock.now();
+        for (since, batches) in &committed {
+            stages.record(Stage::ApplyWait, *since, began, *batches);
+        }
+        let waited_for = committed.iter().map(|(_, batches)| batches).sum();
         let mut outcome = ApplyOutcome::default();
         let bytes: usize = tasks.iter().map(bytes_of).sum();
         let entries: usize = tasks
@@ -117,7 +137,14 @@ pub fn run(shared: &Shared, at: usize, mut applier: Applier) {
         if let Err(error) = result {
             return shared.fail("apply", error);
         }
-        shared.desks.complete(outcome.replies);
+        let applied = shared.clock.now();
+        stages.record(Stage::Apply, began, applied, waited_for);
+        let answered = shared.desks.complete(outcome.replies);
+        let ended = shared.clock.now();
+        stages.record(Stage::Answer, applied, ended, waited_for);
+        for (since, writes) in answered {
+            stages.record(Stage::Whole, since, ended, writes as usize);
+        }
         post(shared, outcome.applied);
         if let Some(cut) = outcome.cut {
             let cut = Arc::new(cut);

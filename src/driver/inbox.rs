@@ -4,7 +4,7 @@ use crate::codec::beat::Beat;
 use crate::error::{Error, Result};
 use crate::raft::Envelope;
 use crate::store::{Event, Proposal, ReadRequest};
-use crate::types::StoreId;
+use crate::types::{StoreId, Time};
 use parking_lot::{Condvar, Mutex};
 use std::time::Instant;
 
@@ -17,6 +17,8 @@ pub struct Mail {
     pub proposals: Vec<Proposal>,
     /// Reads, in order.
     pub reads: Vec<ReadRequest>,
+    /// When how many of the client batches were handed over.
+    pub handed: Vec<(Time, usize)>,
     proposal_bytes: usize,
     message_bytes: usize,
     beats: usize,
@@ -31,6 +33,7 @@ impl Mail {
         self.events.clear();
         self.proposals.clear();
         self.reads.clear();
+        self.handed.clear();
         self.proposal_bytes = 0;
         self.message_bytes = 0;
         self.beats = 0;
@@ -118,11 +121,16 @@ impl Inbox {
         self.wake.notify_one();
     }
 
-    /// Adds client batches; gives back those that found no room.
-    pub fn propose(&self, proposals: impl IntoIterator<Item = Proposal>) -> Vec<Proposal> {
+    /// Adds client batches, handed over `now`; gives back those that found no room.
+    pub fn propose(
+        &self,
+        now: Time,
+        proposals: impl IntoIterator<Item = Proposal>,
+    ) -> Vec<Proposal> {
         let max = self.proposal_bytes_max;
         self.with(|mail| {
             let mut refused = Vec::new();
+            let before = mail.proposals.len();
             for proposal in proposals {
                 let bytes = proposal.command.len() + 64;
                 if mail.proposal_bytes > 0 && mail.proposal_bytes + bytes > max {
@@ -132,6 +140,7 @@ impl Inbox {
                     mail.proposals.push(proposal);
                 }
             }
+            mail.handed.push((now, mail.proposals.len() - before));
             refused
         })
         .unwrap_or_default()
@@ -215,13 +224,15 @@ mod tests {
     #[test]
     fn proposals_are_bounded_and_completions_are_not() {
         let inbox = Inbox::new(1000, 1000);
-        assert!(inbox.propose([proposal(5000)]).is_empty(), "a first one always fits");
-        assert_eq!(inbox.propose([proposal(1), proposal(1)]).len(), 2);
+        let now = Time(7);
+        assert!(inbox.propose(now, [proposal(5000)]).is_empty(), "a first one always fits");
+        assert_eq!(inbox.propose(now, [proposal(1), proposal(1)]).len(), 2);
         inbox.post(Event::Tick);
         let mut mail = Mail::default();
         assert!(inbox.take(&mut mail, Instant::now()));
         assert_eq!((mail.proposals.len(), mail.events.len()), (1, 1));
-        assert!(inbox.propose([proposal(100), proposal(100)]).is_empty(), "room again");
+        assert_eq!(mail.handed, [(now, 1), (now, 0)]);
+        assert!(inbox.propose(now, [proposal(100), proposal(100)]).is_empty(), "room again");
         inbox.close();
         assert!(!inbox.take(&mut mail, Instant::now()));
     }

@@ -23,21 +23,29 @@
 //! reason, closes every queue, sends every waiting caller home with it. Nothing is flushed then; the log
 //! has all that was acknowledged.
 //!
+//! **Stages.** How long writes take from border to border is [measured](Stage), always: [`Driver::stages`].
+//!
 //! Not done: moving regions between loops by load (a region's loop is its id modulo the loops).
 
 mod apply;
 mod clock;
+mod figures;
+mod histogram;
 mod inbox;
 mod outward;
 pub mod readers;
 mod round;
+mod stages;
 pub mod timer;
 mod upkeep;
 pub mod waiting;
 mod writer;
 
 pub use clock::Clock;
+pub use figures::DriverStats;
+pub use histogram::Histogram;
 pub use outward::{Outward, SnapshotStats};
+pub use stages::{Stage, StageStats};
 pub use timer::Timer;
 pub use upkeep::FlushNow;
 pub use waiting::{Slab, Waiter};
@@ -54,11 +62,13 @@ use crate::store::{Event, Proposal, ReadLevel, ReadRequest, Registry, Store, Tok
 use crate::types::{RegionId, StoreId, Time};
 use apply::ApplyQueue;
 use bytes::Bytes;
+use figures::Counters;
 use inbox::Inbox;
 use parking_lot::Mutex;
 use readers::Readers;
+use stages::Stages;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use waiting::Desks;
@@ -119,37 +129,6 @@ pub struct Submission {
     pub waiter: Waiter,
 }
 
-/// Counters of the driver.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct DriverStats {
-    /// Rounds of all store loops.
-    pub rounds: u64,
-    /// Entries applied.
-    pub applied_entries: u64,
-    /// Bytes of them.
-    pub applied_bytes: u64,
-    /// Passes of the apply workers.
-    pub apply_passes: u64,
-    /// Raft messages dropped because an inbox was full.
-    pub dropped_messages: u64,
-    /// Client batches refused with `Busy` before they reached a loop.
-    pub refused_proposals: u64,
-    /// Callers waiting now.
-    pub waiting: u64,
-    /// Bytes waiting to be applied now.
-    pub apply_queue_bytes: u64,
-}
-
-#[derive(Default)]
-struct Counters {
-    rounds: AtomicU64,
-    applied_entries: AtomicU64,
-    applied_bytes: AtomicU64,
-    apply_passes: AtomicU64,
-    dropped_messages: AtomicU64,
-    refused_proposals: AtomicU64,
-}
-
 /// Everything that the threads share.
 struct Shared {
     config: DriverConfig,
@@ -174,6 +153,7 @@ struct Shared {
     stopped: AtomicBool,
     reason: Mutex<Option<Error>>,
     counters: Counters,
+    stages: Stages,
 }
 
 /// A handle to a node's threads; clones share them.
@@ -253,6 +233,7 @@ impl Driver {
             stopped: AtomicBool::new(false),
             reason: Mutex::new(None),
             counters: Counters::default(),
+            stages: Stages::default(),
             config,
             log,
             kv,
@@ -330,7 +311,8 @@ impl Driver {
             waiters.push(waiter);
         }
         let mut place = 0;
-        shared.desks.seat(at, deadline, waiters, |token| match token {
+        let now = shared.clock.now();
+        shared.desks.seat(at, now, deadline, waiters, |token| match token {
             Some(token) => {
                 proposals[place].token = token;
                 place += 1;
@@ -339,7 +321,7 @@ impl Driver {
                 proposals.remove(place);
             }
         });
-        let refused = shared.inboxes[at].propose(proposals);
+        let refused = shared.inboxes[at].propose(now, proposals);
         if !refused.is_empty() {
             shared.counters.refused_proposals.fetch_add(refused.len() as u64, Ordering::Relaxed);
             let tokens = refused.into_iter().map(|proposal| proposal.token);
@@ -354,7 +336,8 @@ impl Driver {
 
     fn wait(&self, at: usize, deadline: Time, waiter: Waiter) -> Option<Token> {
         let mut seat = None;
-        self.shared.desks.seat(at, deadline, [waiter], |token| seat = token);
+        // When does not matter: only writes are measured.
+        self.shared.desks.seat(at, Time(0), deadline, [waiter], |token| seat = token);
         seat
     }
 
@@ -503,22 +486,6 @@ impl Driver {
     /// What the replicas publish.
     pub fn registry(&self) -> &Registry {
         &self.shared.registry
-    }
-
-    /// Counters.
-    pub fn stats(&self) -> DriverStats {
-        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let counters = &self.shared.counters;
-        DriverStats {
-            rounds: load(&counters.rounds),
-            applied_entries: load(&counters.applied_entries),
-            applied_bytes: load(&counters.applied_bytes),
-            apply_passes: load(&counters.apply_passes),
-            dropped_messages: load(&counters.dropped_messages),
-            refused_proposals: load(&counters.refused_proposals),
-            waiting: self.shared.desks.len() as u64,
-            apply_queue_bytes: self.shared.apply_bytes.load(Ordering::Relaxed) as u64,
-        }
     }
 
     /// What became of snapshots.

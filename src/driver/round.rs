@@ -2,6 +2,7 @@
 
 use super::Shared;
 use super::inbox::Mail;
+use super::stages::{Followed, Stage};
 use crate::region::size::{self, Measured};
 use crate::store::{Effects, Event, SizeCheck, SnapshotErrand, SnapshotWord, Store};
 use crate::types::Time;
@@ -17,6 +18,7 @@ pub fn run(shared: &Shared, at: usize, mut store: Store) {
     let inbox = &shared.inboxes[at];
     let mut mail = Mail::default();
     let mut effects = Effects::default();
+    let mut followed = Followed::default();
     let mut next_tick = shared.clock.now().after(shared.config.tick);
     let mut until = next_tick;
     while inbox.take(&mut mail, shared.clock.instant(until)) {
@@ -25,6 +27,7 @@ pub fn run(shared: &Shared, at: usize, mut store: Store) {
             store.handle(now, event);
         }
         if !mail.proposals.is_empty() {
+            taken(shared, now, &mail, &mut followed);
             store.handle(now, Event::Propose(std::mem::take(&mut mail.proposals)));
         }
         if !mail.reads.is_empty() {
@@ -33,7 +36,7 @@ pub fn run(shared: &Shared, at: usize, mut store: Store) {
         next_tick = tick(shared, &mut store, now, next_tick);
         store.drain(now, &mut effects);
         shared.counters.rounds.fetch_add(1, Ordering::Relaxed);
-        if !effects.is_empty() && !perform(shared, at, &mut effects) {
+        if !effects.is_empty() && !perform(shared, at, now, &mut effects, &mut followed) {
             return;
         }
         until = match store.has_work() {
@@ -72,8 +75,28 @@ fn tick(shared: &Shared, store: &mut Store, now: Time, due: Time) -> Time {
     if next <= now { now.after(tick) } else { next }
 }
 
-/// Hands a round's effects on. `false` if the store cannot go on.
-fn perform(shared: &Shared, at: usize, effects: &mut Effects) -> bool {
+/// Client batches left the inbox.
+fn taken(shared: &Shared, now: Time, mail: &Mail, followed: &mut Followed) {
+    for (handed, batches) in &mail.handed {
+        shared.stages.record(Stage::Queue, *handed, now, *batches);
+    }
+    for proposal in &mail.proposals {
+        followed.put(proposal.token, now);
+    }
+}
+
+/// Hands on the effects of a round that `began` then. `false` if the store cannot go on.
+fn perform(
+    shared: &Shared,
+    at: usize,
+    began: Time,
+    effects: &mut Effects,
+    followed: &mut Followed,
+) -> bool {
+    let now = shared.clock.now();
+    followed.proposed(&shared.stages, began, now, &effects.proposed);
+    effects.proposed.clear();
+    followed.committed(&shared.stages, now, &effects.apply);
     for (to, lane, envelopes) in effects.send_now.take() {
         shared.outward.send(to, lane, envelopes);
     }
@@ -81,10 +104,10 @@ fn perform(shared: &Shared, at: usize, effects: &mut Effects) -> bool {
         shared.outward.beat(to, beat);
     }
     if !effects.after_persist.is_empty() {
-        super::writer::queue(shared, at, effects.after_persist.drain(..));
+        super::writer::queue(shared, at, now, effects.after_persist.drain(..));
     }
     if !effects.apply.is_empty() {
-        super::apply::queue(shared, std::mem::take(&mut effects.apply));
+        super::apply::queue(shared, now, std::mem::take(&mut effects.apply));
     }
     if !effects.replies.is_empty() {
         shared.desks.complete(std::mem::take(&mut effects.replies));

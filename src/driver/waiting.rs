@@ -101,13 +101,28 @@ pub struct Desks {
     desks: Vec<Mutex<Desk>>,
 }
 
+/// Who waits, and since when.
+struct Seat {
+    waiter: Waiter,
+    since: Time,
+}
+
 #[derive(Default)]
 struct Desk {
-    slab: Slab<Waiter>,
+    slab: Slab<Seat>,
     closed: Option<Error>,
 }
 
 const LOOP_SHIFT: u32 = INDEX_BITS + GENERATION_BITS;
+
+/// Where at its desk a token's caller sits: a small number, and nobody else's as long as he waits.
+pub fn place_of(token: Token) -> usize {
+    (token.0 & INDEX_MASK) as usize
+}
+
+/// Of so many writes answered together, the time of one is looked at.
+const SAMPLE: u64 = 8;
+
 /// Store loops that tokens have room for.
 pub const LOOPS_MAX: usize = 1 << (64 - LOOP_SHIFT);
 
@@ -122,6 +137,7 @@ impl Desks {
     pub fn seat(
         &self,
         at: usize,
+        since: Time,
         deadline: Time,
         waiters: impl IntoIterator<Item = Waiter>,
         mut seated: impl FnMut(Option<Token>),
@@ -135,8 +151,8 @@ impl Desks {
                     Some(error) => Err((waiter, error.clone())),
                     None => desk
                         .slab
-                        .insert(waiter, deadline)
-                        .map_err(|waiter| (waiter, Error::Busy { what: "waiting callers" })),
+                        .insert(Seat { waiter, since }, deadline)
+                        .map_err(|seat| (seat.waiter, Error::Busy { what: "waiting callers" })),
                 };
                 match place {
                     Ok(key) => seated(Some(Token((at as u64) << LOOP_SHIFT | key))),
@@ -152,8 +168,10 @@ impl Desks {
         }
     }
 
-    /// Answers, taking each lock once. Replies to whoever left are dropped.
-    pub fn complete(&self, replies: Vec<(Token, Reply)>) {
+    /// Answers, taking each lock once. Replies to whoever left are dropped. Tells of the writes that were answered,
+    /// in a sample, since when they waited and for how many each stands.
+    pub fn complete(&self, replies: Vec<(Token, Reply)>) -> Vec<(Time, u64)> {
+        let (mut written, mut sample) = (0, Vec::new());
         let mut ready = Vec::with_capacity(replies.len());
         let mut replies = replies.into_iter().peekable();
         while let Some(at) = replies.peek().map(|(token, _)| token.0 >> LOOP_SHIFT) {
@@ -165,22 +183,29 @@ impl Desks {
             while let Some((token, reply)) =
                 replies.next_if(|(token, _)| token.0 >> LOOP_SHIFT == at)
             {
-                if let Some(waiter) = desk.slab.take(token.0) {
-                    ready.push((waiter, reply));
+                let Some(Seat { waiter, since }) = desk.slab.take(token.0) else { continue };
+                if matches!(reply, Reply::Written(Ok(_))) {
+                    match sample.last_mut() {
+                        Some((_, times)) if written % SAMPLE > 0 => *times += 1,
+                        _ => sample.push((since, 1)),
+                    }
+                    written += 1;
                 }
+                ready.push((waiter, reply));
             }
         }
         for (waiter, reply) in ready {
             waiter(Ok(reply));
         }
+        sample
     }
 
     /// Answers some of them with an error.
     pub fn refuse(&self, tokens: impl IntoIterator<Item = Token>, error: &Error) {
         for token in tokens {
             let desk = self.desks.get((token.0 >> LOOP_SHIFT) as usize);
-            let waiter = desk.and_then(|desk| desk.lock().slab.take(token.0));
-            if let Some(waiter) = waiter {
+            let seat = desk.and_then(|desk| desk.lock().slab.take(token.0));
+            if let Some(Seat { waiter, .. }) = seat {
                 waiter(Err(error.clone()));
             }
         }
@@ -192,7 +217,7 @@ impl Desks {
         for desk in &self.desks {
             desk.lock().slab.take_where(now, |_| false, &mut late);
         }
-        for waiter in late {
+        for Seat { waiter, .. } in late {
             waiter(Err(Error::Timeout { after_ms: 0, what: "the region's answer" }));
         }
     }
@@ -205,7 +230,7 @@ impl Desks {
             desk.closed.get_or_insert_with(|| error.clone());
             desk.slab.take_where(Time(u64::MAX), |_| true, &mut all);
         }
-        for waiter in all {
+        for Seat { waiter, .. } in all {
             waiter(Err(error.clone()));
         }
     }
@@ -230,6 +255,7 @@ impl std::fmt::Debug for Desks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
     use std::sync::Arc;
 
     #[test]
@@ -255,15 +281,31 @@ mod tests {
             Box::new(move |reply| seen.lock().push((name, reply.is_ok())))
         };
         let mut tokens = Vec::new();
-        desks.seat(0, Time(10), [waiter("a"), waiter("b")], |t| tokens.extend(t));
-        desks.seat(1, Time(20), [waiter("c"), waiter("d")], |t| tokens.extend(t));
+        desks.seat(0, Time(3), Time(10), [waiter("a"), waiter("b")], |t| tokens.extend(t));
+        desks.seat(1, Time(4), Time(20), [waiter("c"), waiter("d")], |t| tokens.extend(t));
         let reply = || Reply::Transfer(Ok(()));
         desks.complete(vec![(tokens[2], reply()), (tokens[0], reply()), (tokens[0], reply())]);
         desks.expire(Time(10));
         desks.close(&Error::Stopped { reason: "test".into() });
-        desks.seat(0, Time(99), [waiter("late")], |t| assert!(t.is_none()));
+        desks.seat(0, Time(5), Time(99), [waiter("late")], |t| assert!(t.is_none()));
         desks.complete(vec![(tokens[1], reply())]);
         let want = [("c", true), ("a", true), ("b", false), ("d", false), ("late", false)];
         assert_eq!(*seen.lock(), want);
+    }
+
+    #[test]
+    fn the_sample_stands_for_every_write_that_was_answered() {
+        let desks = Desks::new(1);
+        let mut tokens = Vec::new();
+        for since in 1..=20 {
+            desks
+                .seat(0, Time(since), Time(99), [Box::new(|_| ()) as Waiter], |t| tokens.extend(t));
+        }
+        let written = |token| (token, Reply::Written(Ok(Bytes::new())));
+        let mut replies: Vec<_> = tokens.iter().copied().map(written).collect();
+        replies[3].1 = Reply::Written(Err(Error::Busy { what: "test" }));
+        replies[4].1 = Reply::Transfer(Ok(()));
+        replies.push(written(tokens[7]));
+        assert_eq!(desks.complete(replies), [(Time(1), 8), (Time(11), 8), (Time(19), 2)]);
     }
 }

@@ -1,13 +1,15 @@
 //! The log writer: one thread writes and syncs for all groups, then releases what waited for it.
 
 use super::Shared;
+use super::stages::Stage;
 use super::upkeep::{Room, has_room, is_full};
 use crate::error::Error;
 use crate::log::Seq;
 use crate::store::{AfterPersist, Event};
+use crate::types::Time;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// What waits for the log, per store loop.
@@ -19,18 +21,22 @@ use std::time::Duration;
 #[derive(Debug)]
 pub struct WriterQueue {
     loops: Vec<Waiting>,
+    /// When the writer began its last round.
+    began: AtomicU64,
 }
 
 #[derive(Default, Debug)]
 struct Waiting {
-    queue: Mutex<VecDeque<AfterPersist>>,
+    /// With when it was put there.
+    queue: Mutex<VecDeque<(Time, AfterPersist)>>,
     releasing: Mutex<()>,
 }
 
 impl WriterQueue {
     /// Queues for this many loops.
     pub fn new(loops: usize) -> WriterQueue {
-        WriterQueue { loops: (0..loops).map(|_| Waiting::default()).collect() }
+        let loops = (0..loops).map(|_| Waiting::default()).collect();
+        WriterQueue { loops, began: AtomicU64::new(0) }
     }
 }
 
@@ -40,11 +46,11 @@ const NAP: Duration = Duration::from_millis(100);
 const FULL_PAUSE: Duration = Duration::from_millis(200);
 
 /// Queues what waits for the log, and releases at once what no longer has to.
-pub fn queue(shared: &Shared, at: usize, waiting: impl Iterator<Item = AfterPersist>) {
+pub fn queue(shared: &Shared, at: usize, now: Time, waiting: impl Iterator<Item = AfterPersist>) {
     let front = {
         let mut queue = shared.writer.loops[at].queue.lock();
-        queue.extend(waiting);
-        queue.front().map(|first| first.seq)
+        queue.extend(waiting.map(|round| (now, round)));
+        queue.front().map(|(_, first)| first.seq)
     };
     // The writer publishes the durable number before it looks into the queue: either it sees what was
     // just queued, or we see the number.
@@ -57,14 +63,17 @@ pub fn queue(shared: &Shared, at: usize, waiting: impl Iterator<Item = AfterPers
 fn release(shared: &Shared, at: usize, durable: Seq) {
     let waiting = &shared.writer.loops[at];
     let _order = waiting.releasing.lock();
-    let ready: Vec<AfterPersist> = {
+    let mut ready: Vec<(Time, AfterPersist)> = {
         let mut queue = waiting.queue.lock();
-        let count = queue.iter().take_while(|first| first.seq <= durable).count();
+        let count = queue.iter().take_while(|(_, first)| first.seq <= durable).count();
         queue.drain(..count).collect()
     };
+    if ready.is_empty() {
+        return;
+    }
+    measure(shared, &ready);
     let mut acks = Vec::new();
-    let mut ready = ready;
-    for round in &mut ready {
+    for (_, round) in &mut ready {
         acks.append(&mut round.acks);
     }
     // First, so that no answer to what is sent overtakes it: raft must know that a round is durable before
@@ -72,10 +81,22 @@ fn release(shared: &Shared, at: usize, durable: Seq) {
     if !acks.is_empty() {
         shared.inboxes[at].post(Event::Persisted(acks));
     }
-    for mut round in ready {
+    for (_, mut round) in ready {
         for (to, lane, envelopes) in round.send.take() {
             shared.outward.send(to, lane, envelopes);
         }
+    }
+}
+
+/// How long what is released waited for the writer, and then for the disk.
+fn measure(shared: &Shared, ready: &[(Time, AfterPersist)]) {
+    let (stages, now) = (&shared.stages, shared.clock.now());
+    let began = Time(shared.writer.began.load(Ordering::Relaxed));
+    for (queued, _) in ready {
+        // What came while the writer was at it waited for nothing.
+        let written_from = began.max(*queued);
+        stages.record(Stage::LogWait, *queued, written_from, 1);
+        stages.record(Stage::LogWrite, written_from, now, 1);
     }
 }
 
@@ -116,6 +137,7 @@ pub fn run(shared: &Shared) {
         if shared.stopped() {
             return;
         }
+        shared.writer.began.store(shared.clock.now().0, Ordering::Relaxed);
         match shared.log.write_round() {
             Ok(_) => {
                 turned_away = false;

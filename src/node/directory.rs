@@ -4,10 +4,12 @@
 //! It looks twice a second, and at once when something is announced. A look at an idle node compares what is led with
 //! what was acknowledged and finds nothing to say: no message leaves, no group is touched. Everything that it asks for is
 //! asked without waiting; one question of a kind (and one announcement to a store) is under way at a time.
+//! Its reports also say which regions are small and cold, as the [`census`](super::census) has it.
 //!
 //! A store that the record refuses (a directory that was wiped, put back from a copy, or struck off) stops its node: what it
 //! forgot it must not vote about.
 
+use super::census::{Census, Found, Seen};
 use super::members::{Members, Roster};
 use crate::client::Done;
 use crate::client::ask::{Answer, Ask};
@@ -80,6 +82,8 @@ pub(super) struct Parts {
     pub replicas: u64,
     /// Whose addresses the configuration names: it is right about them until they register anew.
     pub named: BTreeSet<StoreId>,
+    /// Which of the regions led here may be merged.
+    pub census: Option<Census>,
     /// Where to look how much space is left.
     pub free_space: Box<dyn Fn() -> Option<u64> + Send>,
     pub counters: Arc<Counters>,
@@ -91,6 +95,7 @@ enum Outcome {
     Reported { number: u64, result: Result<Response> },
     Announced { store: StoreId, session: u64, version: u64, result: Result<Response> },
     Members(Result<Response>),
+    Measured(Found),
 }
 
 /// Where answers are put: at most one of each kind, and of each store.
@@ -198,6 +203,7 @@ impl Clerk {
             } else {
                 self.told.clear();
             }
+            self.count();
             self.report();
             self.parts.local.wait_for_news(LOOK);
         }
@@ -247,6 +253,11 @@ impl Clerk {
                             told.failures += 1;
                             told.again = Some(Instant::now() + pause(told.failures));
                         }
+                    }
+                }
+                Outcome::Measured(found) => {
+                    if let Some(census) = &mut self.parts.census {
+                        census.found(Instant::now(), found);
                     }
                 }
                 Outcome::Members(result) => {
@@ -358,6 +369,23 @@ impl Clerk {
         }
     }
 
+    /// Looks which regions are small and cold.
+    fn count(&mut self) {
+        let local = &self.parts.local;
+        let Some(census) = &mut self.parts.census else { return };
+        let seen = || local.leaders().into_iter().map(|(id, share)| (id, Seen::of(&share)));
+        census.look(Instant::now(), seen);
+        let Some(errand) = census.errand() else { return };
+        let (tray, ring) = (self.tray.clone(), local.clone());
+        let sent = local.look_into(move |view| {
+            tray.0.lock().push(Outcome::Measured(errand.carry_out(view)));
+            ring.ring();
+        });
+        if sent.is_err() {
+            census.found(Instant::now(), Vec::new());
+        }
+    }
+
     fn report(&mut self) {
         let now = Instant::now();
         if self.reporter.session() == 0 || (self.failures > 0 && now < self.again) {
@@ -368,7 +396,9 @@ impl Clerk {
             self.free_as_of = Some(now);
         }
         let local = &self.parts.local;
-        let (led, space) = (local.led(), local.space(self.free));
+        let census = self.parts.census.as_ref();
+        let led = local.led(|region, epoch| census?.calm(region, epoch));
+        let space = local.space(self.free);
         let shape = |region| local.shape(region);
         let Some(report) = self.reporter.next(&led, space, shape) else { return };
         let number = report.number;

@@ -38,10 +38,12 @@
 //!
 //! Not done: a joining node must be told the addresses of some members; a cluster cannot be asked for an id.
 
+mod census;
 mod desk;
 mod directory;
 mod handover;
 mod members;
+mod merger;
 mod open;
 mod operator;
 mod snapshots;
@@ -52,7 +54,7 @@ pub use open::NodeBuilder;
 
 use crate::client::local::Local;
 use crate::client::{Client, wait};
-use crate::driver::{Driver, DriverStats, FlushNow, SnapshotStats};
+use crate::driver::{Driver, DriverStats, FlushNow, SnapshotStats, StageStats};
 use crate::error::{Error, Result};
 use crate::store::{RegionStatus, Reply};
 use crate::transport::Transport;
@@ -65,7 +67,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What a node did and holds: the figures of its rooms.
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Clone, Default, Debug)]
 pub struct NodeStats {
     /// Syncs, bytes, entries, segments of the log.
     pub log: log::Stats,
@@ -75,6 +77,8 @@ pub struct NodeStats {
     pub transport: transport::Stats,
     /// Rounds, applied entries, queues.
     pub driver: DriverStats,
+    /// Where the writes of the regions led here waited, stage by stage.
+    pub stages: StageStats,
     /// Snapshots sent, received, refused, resumed, under way.
     pub snapshots: SnapshotStats,
     /// Reports and announcements.
@@ -156,7 +160,7 @@ impl Node {
     pub fn stats(&self) -> NodeStats {
         match self.running() {
             Ok(running) => running.stats(),
-            Err(_) => self.shared.last_words.lock().0,
+            Err(_) => self.shared.last_words.lock().0.clone(),
         }
     }
 
@@ -248,6 +252,7 @@ impl Running {
             kv: self.driver.kv().stats(),
             transport: self.transport.stats(),
             driver: self.driver.stats(),
+            stages: self.driver.stages(),
             snapshots: self.driver.snapshot_stats(),
             directory: self.directory.stats(),
         }

@@ -1,5 +1,6 @@
 //! Putting a node together, from the disk upwards.
 
+use super::census::Census;
 use super::desk::{Desk, Outbound};
 use super::directory;
 use super::handover::Away;
@@ -215,7 +216,7 @@ impl NodeBuilder {
             client: local.client(Duration::ZERO),
             local: Box::new(local.weakly()),
         };
-        operator::start(wished, desk)?;
+        operator::start(wished, desk, config.merge_bytes())?;
         let counters = Arc::new(directory::Counters::default());
         let data_dir = config.data_dir.clone();
         let clerk = directory::start(directory::Parts {
@@ -233,6 +234,7 @@ impl NodeBuilder {
             named,
             members,
             roster,
+            census: Census::of(&config),
             free_space: Box::new(move || fs2::available_space(&data_dir).ok()),
             counters: Arc::clone(&counters),
         })?;
@@ -357,6 +359,8 @@ fn store_config(config: &NodeConfig) -> StoreConfig {
         snapshot_time_max: Duration::from_millis(config.snapshot_timeout_ms),
         hibernate_after: Duration::from_millis(config.hibernate_after_ms),
         split_bytes: config.region_split_bytes,
+        split_load: config.region_split_load,
+        split_load_for: Duration::from_millis(config.region_split_load_ms),
         ..StoreConfig::default()
     }
 }

@@ -7,8 +7,10 @@
 //!
 //! A plan's steps are carried out as far as they go now; what is refused (a learner that has not caught up, a shape that has
 //! changed) comes again with the next plan. Nothing is remembered between plans but for how long a region has been
-//! short of voters: an operator who is just replacing one by hand is not to be helped.
+//! short of voters: an operator who is just replacing one by hand is not to be helped. Merges go to the
+//! [`merger`](super::merger), a few at a time.
 
+use super::merger::Merger;
 use crate::client::local::Local;
 use crate::client::merge::Merged;
 use crate::client::{Basis, Client, wait};
@@ -80,11 +82,16 @@ struct Operator {
     desk: Desk,
     basis: Basis,
     short: BTreeMap<RegionId, Instant>,
+    merger: Merger,
+    /// Regions of so many bytes at most are merged; 0: none.
+    merge_bytes: u64,
 }
 
 /// Starts the thread. It ends when the node stops, or its driver is gone: a moment later, nobody waits for it.
-pub(super) fn start(wishes: Receiver<Wish>, desk: Desk) -> Result<()> {
-    let mut operator = Operator { desk, basis: Basis::default(), short: BTreeMap::new() };
+pub(super) fn start(wishes: Receiver<Wish>, desk: Desk, merge_bytes: u64) -> Result<()> {
+    let merger = Merger::start(&desk.client)?;
+    let (basis, short) = (Basis::default(), BTreeMap::new());
+    let mut operator = Operator { desk, basis, short, merger, merge_bytes };
     let body = move || {
         let mut pause = LOOK;
         loop {
@@ -111,11 +118,15 @@ pub(super) fn start(wishes: Receiver<Wish>, desk: Desk) -> Result<()> {
 }
 
 impl Operator {
-    fn split(&self, SplitWish { region, keys }: SplitWish) -> Result<()> {
+    fn split(&self, SplitWish { region, keys, why }: SplitWish) -> Result<()> {
         match wait(self.desk.client.with_timeout(PATIENCE).split(keys)) {
-            Ok(cut) => tracing::info!(%region, parts = cut.len(), "a large region was cut"),
+            Ok(cut) => {
+                tracing::info!(%region, parts = cut.len(), excess = ?why, "a region was cut")
+            }
             Err(stopped @ Error::Stopped { .. }) => return Err(stopped),
-            Err(error) => tracing::warn!(%region, %error, "a large region could not be cut"),
+            Err(error) => {
+                tracing::warn!(%region, %error, excess = ?why, "a region could not be cut")
+            }
         }
         Ok(())
     }
@@ -139,11 +150,15 @@ impl Operator {
         if local.stopped() {
             return None;
         }
-        let Some(plan) =
-            local.plan(&mut self.basis, |wanted| Limits { wanted, moves: MOVES, steps: STEPS })
-        else {
-            return Some(LOOK);
-        };
+        let mut done = false;
+        if let Some(shapes) = self.merger.collect(Instant::now()) {
+            done = local.learn(&shapes);
+            self.basis = Basis::default();
+        }
+        let (merge_bytes, merges) = (self.merge_bytes, self.merger.room());
+        let limits = |wanted| Limits { wanted, moves: MOVES, steps: STEPS, merge_bytes, merges };
+        let busy = |region| self.merger.waits(region);
+        let Some(plan) = local.plan(&mut self.basis, limits, busy) else { return Some(LOOK) };
         if plan.unsettled > 0 {
             // It is looked at again, whether or not anything changes meanwhile.
             self.basis = Basis::default();
@@ -151,7 +166,6 @@ impl Operator {
         let steps = self.ripe(plan);
         // Not held over the calls: a node that is closed meanwhile lets go of its directory.
         drop(local);
-        let mut done = false;
         for step in steps {
             let Step { region, ref action, ref why, .. } = step;
             match self.carry_out(&step) {
@@ -185,7 +199,7 @@ impl Operator {
     }
 
     /// One step; gives the shapes that it has brought to light.
-    fn carry_out(&self, step: &Step) -> Result<Vec<Region>> {
+    fn carry_out(&mut self, step: &Step) -> Result<Vec<Region>> {
         let client = self.desk.client.with_timeout(STEP_PATIENCE);
         let changes = match &step.action {
             Action::Transfer { to } => {
@@ -194,6 +208,10 @@ impl Operator {
             }
             Action::AddLearner { on } => vec![self.newcomer(&client, *on)?],
             Action::Change(changes) => changes.clone(),
+            Action::Merge { .. } => {
+                self.merger.order(step);
+                return Ok(Vec::new());
+            }
         };
         match wait(client.change_peers(step.region, step.epoch, changes)) {
             // It leads after all: the next plan knows.

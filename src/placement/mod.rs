@@ -12,10 +12,12 @@
 //! * A leader does not change itself: leadership goes first, to a store that stays.
 //! * A store that is draining, that has left, that is out of reach or that is nearly full is given nothing.
 //! * At most [`Limits::moves`] regions have a learner on its way.
+//! * Neighbours that are small and cold are merged while nothing else is to be done: `merge` has the rules.
 //!
 //! Not done: balance of leaders, of bytes and of load; failure domains; replacing the replicas of a store that is down
 //! without being told to (drain it: that works while it is down, too).
 
+mod merge;
 mod plan;
 
 pub use plan::{Action, Goal, Limits, Place, Plan, Site, Step, plan};

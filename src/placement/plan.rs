@@ -27,6 +27,8 @@ pub struct Place<'a> {
     pub region: &'a Region,
     /// The store of its leader, if one has reported.
     pub leader: Option<StoreId>,
+    /// It takes at most so many bytes and is hardly used, and has been so for long; `None`: it is not so, or nobody knows.
+    pub calm: Option<u64>,
 }
 
 /// How much at once, and towards what.
@@ -38,6 +40,10 @@ pub struct Limits {
     pub moves: usize,
     /// Steps of one plan, at most.
     pub steps: usize,
+    /// A calm region of so many bytes at most is merged into another one; 0: none is.
+    pub merge_bytes: u64,
+    /// Merges of one plan, at most.
+    pub merges: usize,
 }
 
 /// What is to be done to a region.
@@ -55,6 +61,13 @@ pub enum Action {
     },
     /// Change the roles of replicas that it has.
     Change(Vec<Change>),
+    /// Merge it into its neighbour.
+    Merge {
+        /// Which takes it in.
+        into: RegionId,
+        /// The shape of that one that the step was made for.
+        epoch: Epoch,
+    },
 }
 
 /// Towards what.
@@ -64,6 +77,8 @@ pub enum Goal {
     Drain,
     /// A region is to have all its replicas.
     Repair,
+    /// There are to be fewer regions.
+    Fewer,
 }
 
 /// The next thing to do for a region.
@@ -96,7 +111,7 @@ pub struct Plan {
 const FULL_PERCENT: u64 = 90;
 
 /// What is known of a store while a plan is made.
-struct Room {
+pub(super) struct Room {
     site: Site,
     replicas: usize,
     leaders: usize,
@@ -107,18 +122,22 @@ impl Room {
         self.site.state == StoreState::Up
     }
 
-    fn takes_more(&self) -> bool {
+    pub fn is_there(&self) -> bool {
+        self.stays() && self.site.reachable
+    }
+
+    pub fn takes_more(&self) -> bool {
         let (used, capacity) = (self.site.used_bytes, self.site.capacity_bytes);
         let full = capacity > 0 && used / FULL_PERCENT >= capacity / 100;
-        self.stays() && self.site.reachable && !full
+        self.is_there() && !full
     }
 }
 
-struct Planner {
-    rooms: BTreeMap<StoreId, Room>,
-    limits: Limits,
+pub(super) struct Planner {
+    pub rooms: BTreeMap<StoreId, Room>,
+    pub limits: Limits,
     moves: usize,
-    plan: Plan,
+    pub plan: Plan,
 }
 
 /// The next step of every region that is not as it should be.
@@ -148,6 +167,9 @@ pub fn plan(sites: &[Site], places: &[Place<'_>], limits: Limits) -> Plan {
             break;
         }
         planner.region(place);
+    }
+    if planner.plan.unsettled == 0 {
+        planner.merge(places);
     }
     planner.plan
 }
@@ -294,7 +316,7 @@ impl Planner {
         self.step(region, goal, Action::AddLearner { on }, why(on, count));
     }
 
-    fn step(&mut self, region: &Region, goal: Goal, action: Action, why: String) {
+    pub fn step(&mut self, region: &Region, goal: Goal, action: Action, why: String) {
         let (region, epoch) = (region.id, region.epoch);
         self.plan.steps.push(Step { region, epoch, action, goal, why });
     }

@@ -30,6 +30,12 @@ pub struct StoreConfig {
     pub snapshot_time_max: Duration,
     /// A region is cut once its keys and values take more than this; 0: never by itself.
     pub split_bytes: u64,
+    /// A region is cut once it takes so many client batches per second; 0: never by itself.
+    pub split_load: u64,
+    /// For how long it must have.
+    pub split_load_for: Duration,
+    /// So many keys must have been seen beside one before a region is cut there for its load.
+    pub split_load_keys: u32,
     /// Committed and not yet applied bytes of one region above which its proposals wait.
     pub apply_lag_bytes_max: usize,
     /// How long a group must be quiet before it sleeps; zero: it never does.
@@ -50,6 +56,9 @@ impl Default for StoreConfig {
             log_bytes_max: 256 << 20,
             snapshot_time_max: Duration::from_secs(600),
             split_bytes: 0,
+            split_load: 0,
+            split_load_for: Duration::from_secs(10),
+            split_load_keys: 32,
             apply_lag_bytes_max: 32 << 20,
             hibernate_after: Duration::from_secs(5),
         }

@@ -153,13 +153,24 @@ pub struct SizeCheck {
     pub split_bytes: u64,
 }
 
-/// A region is too large and should be cut here. Whoever takes the wish finds the ids.
+/// What a region has too much of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Excess {
+    /// Bytes: see [`size`](crate::region::size).
+    Size,
+    /// Writes: see [`load`](crate::region::load).
+    Load,
+}
+
+/// A region is too large, or takes too much load, and should be cut here. Whoever takes the wish finds the ids.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SplitWish {
     /// The region.
     pub region: RegionId,
     /// In order.
     pub keys: Vec<Bytes>,
+    /// Why.
+    pub why: Excess,
 }
 
 /// How far a region's state machine got.
@@ -397,6 +408,9 @@ pub struct Effects {
     pub send_now: Outbox,
     /// Waits for the log.
     pub after_persist: Vec<AfterPersist>,
+    /// Entries of clients that were proposed: who waits for the first batch in each, and how many batches there are.
+    /// For those who measure; nothing has to be done.
+    pub proposed: Vec<(Token, usize)>,
     /// For the appliers, in order.
     pub apply: Vec<ApplyTask>,
     /// Answers.
@@ -430,6 +444,7 @@ impl Effects {
     pub fn is_empty(&self) -> bool {
         self.send_now.is_empty()
             && self.after_persist.is_empty()
+            && self.proposed.is_empty()
             && self.apply.is_empty()
             && self.replies.is_empty()
             && self.births.is_empty()

@@ -170,6 +170,7 @@ impl Peer {
                 true => Size::nothing(),
                 false => Size::default(),
             },
+            load: Default::default(),
             changing: None,
             removed: state.removed,
             merging: state.merging,

@@ -10,7 +10,7 @@
 //!    [`Applier`](apply::Applier) that publishes one kv batch for many regions and answers the waiting
 //!    tokens; the peer learns the new applied index.
 //!
-//! [`split`] cuts a region, [`merge`] joins two, [`size`] finds out when and where; [`membership`] changes who its replicas are, and
+//! [`split`] cuts a region, [`merge`] joins two, [`size`] and [`load`] find out when and where; [`membership`] changes who its replicas are, and
 //! [`farewell`] is how one goes; [`read`] keeps the read-index rounds, the leader lease and freshness; [`snapshot`] turns a consistent
 //! view into chunks and chunks into a restored region; [`storage`] shows the log engine to raft-rs;
 //! [`sending`] is how snapshots leave; [`life`] creates peers and brings them back after a restart; [`compact`] decides how far logs may go; [`hibernate`]
@@ -19,7 +19,8 @@
 //! Everything here is deterministic: the disk comes through `env::Disk` (inside log and kv), time as an
 //! argument, answers leave as values.
 //!
-//! Not done: regions merge when they are asked to, not by themselves when they are small.
+//! Not done: reads count for nothing in what a region's load is. That small regions merge is not decided here, but by
+//! placement: it takes two to merge, and they may be led on different nodes.
 
 pub mod admin;
 pub mod apply;
@@ -29,6 +30,7 @@ pub mod effects;
 pub mod farewell;
 pub mod hibernate;
 pub mod life;
+pub mod load;
 pub mod machine;
 pub mod membership;
 pub mod merge;

@@ -4,6 +4,7 @@ use super::compact::LogBytes;
 use super::effects::{Effects, Persisted, RegionStatus, Reply, Token};
 use super::farewell::Asking;
 use super::hibernate::Rest;
+use super::load::Load;
 use super::merge::{FROZEN, Held, Lent};
 use super::propose::Proposals;
 use super::read::Reads;
@@ -75,6 +76,7 @@ pub struct Peer {
     /// A proposed and not yet applied change of the region's shape: client batches wait for it.
     pub(crate) reshaping: Option<LogPosition>,
     pub(crate) size: Size,
+    pub(crate) load: Load,
     /// A proposed and not yet applied change of the replicas: no other change of shape goes beside it.
     pub(crate) changing: Option<LogPosition>,
     /// Former replicas, of this region or of one merged into it, that are not known to be gone.

@@ -135,6 +135,7 @@ impl Peer {
             return Peer::refuse(effects, token, Error::Busy { what: "region's proposals" });
         }
         waiting.pending_bytes += command.len();
+        self.load.took(&command, &self.region.range);
         waiting.pending.push_back((token, command));
     }
 
@@ -154,6 +155,7 @@ impl Peer {
                         tokens.push(token);
                         bytes += command.len();
                     }
+                    effects.proposed.extend(tokens.first().map(|first| (*first, tokens.len())));
                     waiting.pending_bytes -= bytes;
                     waiting.proposed(position, tokens);
                 }

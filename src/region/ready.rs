@@ -272,7 +272,8 @@ impl Peer {
         let changed = (status.term, leads) != (self.unpersisted.term, self.unpersisted.leads);
         (self.unpersisted.term, self.unpersisted.leads) = (status.term, leads);
         self.share.set_leader(self.leader_store());
-        self.share.set_load(status.term, self.bytes_so_far());
+        let (taken, applied) = self.load.totals();
+        self.share.set_load(status.term, self.bytes_so_far(), taken, applied);
         self.share.set_committed(status.committed);
         if changed {
             self.share.set_lease(Time(0));

@@ -29,6 +29,9 @@ pub struct PeerShare {
     still: AtomicBool,
     term: AtomicU64,
     bytes: AtomicU64,
+    taken: AtomicU64,
+    applied: AtomicU64,
+    reads: AtomicU64,
     region: RwLock<Arc<Region>>,
 }
 
@@ -47,6 +50,9 @@ impl PeerShare {
             still: AtomicBool::new(false),
             term: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
+            taken: AtomicU64::new(0),
+            applied: AtomicU64::new(0),
+            reads: AtomicU64::new(0),
             region: RwLock::new(Arc::new(region.clone())),
         }
     }
@@ -99,9 +105,31 @@ impl PeerShare {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn set_load(&self, term: u64, bytes: u64) {
+    /// Client batches that the replica took as a leader, since it came up.
+    pub fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of entries that it applied, since it came up.
+    pub fn applied_bytes(&self) -> u64 {
+        self.applied.load(Ordering::Relaxed)
+    }
+
+    /// Reads that were served from here, or asked for, since it came up; not the stale ones.
+    pub fn reads(&self) -> u64 {
+        self.reads.load(Ordering::Relaxed)
+    }
+
+    /// Somebody reads. (Who does has just taken a reference of this, so the line is hot anyway.)
+    pub(crate) fn is_read(&self) {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_load(&self, term: u64, bytes: u64, taken: u64, applied: u64) {
         self.term.store(term, Ordering::Relaxed);
         self.bytes.store(bytes, Ordering::Relaxed);
+        self.taken.store(taken, Ordering::Relaxed);
+        self.applied.store(applied, Ordering::Relaxed);
     }
 
     pub(crate) fn set_lease(&self, until: Time) {

@@ -11,7 +11,7 @@
 //! four times too large, until it is cut. One that cannot be cut (a single key) is left in peace.
 
 use super::config::StoreConfig;
-use super::effects::{Effects, SizeCheck, SplitWish};
+use super::effects::{Effects, Excess, SizeCheck, SplitWish};
 use super::peer::Peer;
 use crate::error::Result;
 use crate::kv::{Direction, View};
@@ -103,10 +103,24 @@ pub fn measure(view: &dyn View, range: &KeyRange, split_bytes: u64) -> Result<(u
     Ok((bytes, keys))
 }
 
+/// Adds up a range, unless it holds more than `most` bytes: then it stops there, and gives `None`.
+pub fn measure_up_to(view: &dyn View, range: &KeyRange, most: u64) -> Result<Option<u64>> {
+    let mut bytes = 0;
+    for item in view.scan(range, Direction::Forward)? {
+        let (key, value) = item?;
+        bytes += (key.len() + value.len()) as u64;
+        if bytes > most {
+            return Ok(None);
+        }
+    }
+    Ok(Some(bytes))
+}
+
 impl Peer {
     /// Entries of so many bytes were applied: asks for a measurement when it is time.
     pub(crate) fn grown(&mut self, config: &StoreConfig, bytes: usize, effects: &mut Effects) {
         self.size.written += bytes as u64;
+        self.load.applied(bytes);
         if config.split_bytes == 0 || !self.size.is_due(config.split_bytes) || !self.group.leads() {
             return;
         }
@@ -136,7 +150,8 @@ impl Peer {
                 self.size.state = State::Whole;
             }
         } else if self.group.leads() {
-            effects.split_wishes.push(SplitWish { region: self.region.id, keys: done.keys });
+            let (region, keys) = (self.region.id, done.keys);
+            effects.split_wishes.push(SplitWish { region, keys, why: Excess::Size });
         }
     }
 
@@ -197,5 +212,19 @@ mod tests {
         assert_eq!(keys_of(&[("b", 9999)], 500), (10_000, vec![]), "a single key");
         assert_eq!(keys_of(&[("a", 9999), ("b", 9999)], 500).1, ["b"]);
         assert_eq!(keys_of(&[], 500), (0, vec![]));
+    }
+
+    #[test]
+    fn what_is_small_is_added_up_and_no_more_is_read() {
+        let store = MemoryStore::new().unwrap();
+        let mut batch = WriteBatch::new();
+        for key in ["b", "c", "d", "z"] {
+            batch.put(Bytes::from_static(key.as_bytes()), vec![0; 99].into());
+        }
+        store.write(batch).unwrap();
+        let view = store.view().unwrap();
+        let up_to = |most| measure_up_to(&*view, &KeyRange::new("a", "z"), most).unwrap();
+        assert_eq!((up_to(300), up_to(299), up_to(0)), (Some(300), None, None));
+        assert_eq!(measure_up_to(&*view, &KeyRange::new("x", "y"), 0).unwrap(), Some(0));
     }
 }

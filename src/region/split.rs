@@ -111,6 +111,7 @@ impl Peer {
             return;
         }
         self.forget_size();
+        self.load.forget();
         let error = || Error::EpochNotMatch { current: vec![self.region.clone()] };
         for token in self.proposals.take_pending() {
             effects.replies.push((token, Reply::Written(Err(error()))));

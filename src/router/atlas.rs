@@ -3,7 +3,7 @@
 
 use super::cache::RangeCache;
 use crate::codec::report::{Extent, RegionInfo, Report, Verdict};
-use crate::types::{Region, RegionId, StoreId};
+use crate::types::{Epoch, Region, RegionId, StoreId};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
@@ -11,6 +11,9 @@ use std::collections::BTreeMap;
 struct Load {
     term: u64,
     bytes: u64,
+    /// Of the shape of this epoch.
+    calm: Option<u64>,
+    epoch: Epoch,
 }
 
 /// Who has reported, and what he said of himself.
@@ -83,7 +86,8 @@ impl Atlas {
             self.regions.update(led.region.clone());
             let load = self.loads.entry(id).or_default();
             if led.term >= load.term {
-                *load = Load { term: led.term, bytes: led.bytes };
+                let epoch = led.region.epoch;
+                *load = Load { term: led.term, bytes: led.bytes, calm: led.calm, epoch };
                 self.regions.set_leader(id, Some(report.store));
             }
         }
@@ -127,6 +131,11 @@ impl Atlas {
         self.regions.routes().map(|route| (&*route.region, route.leader))
     }
 
+    /// Whether a region may be merged into a neighbour, and how large it is, as its leader has said of exactly this shape.
+    pub fn calm(&self, region: &Region) -> Option<u64> {
+        self.loads.get(&region.id).filter(|load| load.epoch == region.epoch)?.calm
+    }
+
     /// Whether every key belongs to a region that has been reported.
     pub fn is_whole(&self) -> bool {
         let mut at = Bytes::new();
@@ -157,7 +166,7 @@ impl Atlas {
 mod tests {
     use super::super::reporter::{Mark, Reporter, Space};
     use super::*;
-    use crate::types::{Epoch, KeyRange, Peer, PeerId, Role};
+    use crate::types::{KeyRange, Peer, PeerId, Role};
     use proptest::prelude::*;
 
     fn region(id: u64, start: &str, end: &str, version: u64) -> Region {
@@ -191,7 +200,9 @@ mod tests {
                 .leads
                 .iter()
                 .map(|(id, (region, term, bytes))| {
-                    (*id, Mark { epoch: region.epoch, term: *term, bytes: *bytes })
+                    // Small ones are calm.
+                    let calm = Some(*bytes).filter(|bytes| (20..40).contains(bytes));
+                    (*id, Mark { epoch: region.epoch, term: *term, bytes: *bytes, calm })
                 })
                 .collect();
             let shape = |id| self.leads.get(&id).map(|(region, ..)| region.clone());
@@ -248,6 +259,53 @@ mod tests {
         assert_eq!(store.settle(&mut atlas), 1);
         let info = atlas.describe(&region(2, "m", "", 1));
         assert_eq!((info.leader, info.bytes), (Some(StoreId(1)), 64 << 20));
+    }
+
+    /// What was said in a report that seemed lost, and is true no more, is taken back.
+    #[test]
+    fn whatever_may_have_been_heard_is_said_again() {
+        let mut atlas = Atlas::new(1);
+        let mut store = Store::new(1);
+        store.reporter.announced(1);
+        store.leads(region(1, "", "m", 1), 5, 0);
+        store.settle(&mut atlas);
+        store.leads(region(1, "", "m", 1), 5, 30);
+        store.leads(region(2, "m", "", 1), 6, 0);
+        let late = store.next().unwrap();
+        store.reporter.failed(late.number);
+        atlas.take(&late);
+        store.leads.remove(&RegionId(2));
+        store.leads(region(1, "", "m", 1), 5, 0);
+        assert_eq!(atlas.calm(&region(1, "", "m", 1)), Some(30));
+        assert_eq!(store.settle(&mut atlas), 1);
+        assert_eq!(leaders(&atlas), [(1, Some(1)), (2, None)]);
+        assert_eq!(atlas.calm(&region(1, "", "m", 1)), None);
+        assert_eq!(store.next(), None, "once is enough");
+    }
+
+    #[test]
+    fn who_is_calm_is_known_of_the_shape_that_was_reported() {
+        let mut atlas = Atlas::new(1);
+        let mut store = Store::new(1);
+        store.reporter.announced(1);
+        store.leads(region(1, "", "m", 1), 5, 29);
+        store.leads(region(2, "m", "", 1), 5, 1000);
+        store.settle(&mut atlas);
+        assert_eq!(atlas.calm(&region(1, "", "m", 1)), Some(29));
+        assert_eq!(atlas.calm(&region(2, "m", "", 1)), None);
+        // It is calm no more, and says so; another is from now on.
+        store.leads(region(1, "", "m", 1), 5, 1000);
+        store.leads(region(2, "m", "", 1), 5, 27);
+        assert_eq!(store.settle(&mut atlas), 1);
+        assert_eq!(atlas.calm(&region(1, "", "m", 1)), None);
+        assert_eq!(atlas.calm(&region(2, "m", "", 1)), Some(27));
+        // Somebody knows a later shape: of that nobody has said anything.
+        assert!(atlas.learn(&region(2, "", "", 2)));
+        assert_eq!(atlas.calm(&region(2, "", "", 2)), None);
+        store.leads.clear();
+        store.leads(region(2, "", "", 2), 5, 36);
+        store.settle(&mut atlas);
+        assert_eq!(atlas.calm(&region(2, "", "", 2)), Some(36));
     }
 
     #[test]

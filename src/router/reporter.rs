@@ -2,10 +2,10 @@
 //!
 //! **Protocol.** The leader of region 1 opens a *session* when its reign begins and announces it to every store.
 //! A reporter that hears of a session begins it with a [whole](Extent::Whole) report, and from then on says only
-//! what differs from what was acknowledged in it. At most one report is under way. One whose fate is unknown
-//! is forgotten: the next one says the same and more, and says it later (`number`), so whatever
-//! arrives late, twice or not at all, the last word counts. A leader that has lost the thread answers
-//! [`Again`](Verdict::Again), and the reporter begins anew.
+//! what differs from what was acknowledged in it. At most one report is under way. What was said in one whose fate is
+//! unknown is *doubtful*: it is said again, as it is by then, also if that is what had been acknowledged before; and it is
+//! said later (`number`), so whatever arrives late, twice or not at all, the last word counts. A leader that has lost
+//! the thread answers [`Again`](Verdict::Again), and the reporter begins anew.
 //!
 //! Nobody speaks who has nothing to say, and nobody speaks before a session was announced.
 
@@ -22,6 +22,8 @@ pub struct Mark {
     pub term: u64,
     /// Bytes of its keys and values, about.
     pub bytes: u64,
+    /// See [`Led::calm`].
+    pub calm: Option<u64>,
 }
 
 /// Bytes that a store takes, and could take.
@@ -45,6 +47,8 @@ impl Mark {
         (self.epoch, self.term) != (told.epoch, told.term) || far_apart(self.bytes, told.bytes)
             // The first that is known of a size is news.
             || (told.bytes == 0 && self.bytes > 0)
+            || self.calm.is_some() != told.calm.is_some()
+            || far_apart(self.calm.unwrap_or(0), told.calm.unwrap_or(0))
     }
 }
 
@@ -54,13 +58,13 @@ struct Sent {
     number: u64,
     extent: Extent,
     led: Vec<(RegionId, Mark)>,
-    gone: Vec<RegionId>,
+    gone: Vec<(RegionId, u64)>,
     space: Space,
 }
 
 /// One store's side of the protocol.
 ///
-/// * `told` holds exactly what was acknowledged in `session`.
+/// * `told` holds exactly what was acknowledged in `session` and is not in `doubtful`.
 #[derive(Debug)]
 pub struct Reporter {
     store: StoreId,
@@ -71,6 +75,8 @@ pub struct Reporter {
     /// Whether the session has been begun.
     begun: bool,
     told: BTreeMap<RegionId, Mark>,
+    /// What the other side may have heard of last, and the latest term of it.
+    doubtful: BTreeMap<RegionId, u64>,
     space: Space,
     sent: Option<Sent>,
 }
@@ -78,8 +84,17 @@ pub struct Reporter {
 impl Reporter {
     /// A reporter that has said nothing; `life` is drawn at each start.
     pub fn new(store: StoreId, life: u64) -> Reporter {
-        let (told, space) = (BTreeMap::new(), Space::default());
-        Reporter { store, life, number: 0, session: 0, begun: false, told, space, sent: None }
+        Reporter {
+            store,
+            life,
+            number: 0,
+            session: 0,
+            begun: false,
+            told: BTreeMap::new(),
+            doubtful: BTreeMap::new(),
+            space: Space::default(),
+            sent: None,
+        }
     }
 
     /// A session was announced.
@@ -93,6 +108,7 @@ impl Reporter {
     fn begin(&mut self) {
         self.begun = false;
         self.told.clear();
+        self.doubtful.clear();
         self.space = Space::default();
         self.sent = None;
     }
@@ -120,15 +136,18 @@ impl Reporter {
         let mut out = Vec::new();
         for (id, mark) in news.take(REPORT_MAX) {
             let Some(region) = shape(*id) else { continue };
-            // The shape may be newer than the mark: what was said is what counts.
-            let mark = Mark { epoch: region.epoch, ..*mark };
+            // The shape may be newer than the mark: what was said is what counts. Of another shape nobody knows whether
+            // it is calm.
+            let calm = mark.calm.filter(|_| region.epoch == mark.epoch);
+            let mark = Mark { epoch: region.epoch, calm, ..*mark };
             sent_led.push((*id, mark));
-            out.push(Led { region, term: mark.term, bytes: mark.bytes });
+            out.push(Led { region, term: mark.term, bytes: mark.bytes, calm });
         }
         let here: BTreeSet<RegionId> = led.iter().map(|(region, _)| *region).collect();
-        let lost = self.told.iter().filter(|(region, _)| !here.contains(region));
-        let gone: Vec<(RegionId, u64)> =
-            lost.map(|(region, told)| (*region, told.term)).take(REPORT_MAX).collect();
+        let told = self.told.iter().map(|(region, told)| (*region, told.term));
+        let doubtful = self.doubtful.iter().map(|(region, term)| (*region, *term));
+        let gone = told.chain(doubtful).filter(|(region, _)| !here.contains(region));
+        let gone: Vec<(RegionId, u64)> = gone.take(REPORT_MAX).collect();
         let roomier = far_apart(space.used, self.space.used)
             || far_apart(space.capacity, self.space.capacity);
         let extent = if self.begun { Extent::Difference } else { Extent::Whole };
@@ -136,9 +155,8 @@ impl Reporter {
             return None;
         }
         self.number += 1;
-        let gone_ids = gone.iter().map(|(region, _)| *region).collect();
-        self.sent =
-            Some(Sent { number: self.number, extent, led: sent_led, gone: gone_ids, space });
+        let (number, led) = (self.number, sent_led);
+        self.sent = Some(Sent { number, extent, led, gone: gone.clone(), space });
         Some(Report {
             store: self.store,
             life: self.life,
@@ -164,9 +182,14 @@ impl Reporter {
         self.begun = true;
         if sent.extent == Extent::Whole {
             self.told.clear();
+            self.doubtful.clear();
         }
-        self.told.extend(sent.led);
-        for region in sent.gone {
+        for (region, mark) in sent.led {
+            self.doubtful.remove(&region);
+            self.told.insert(region, mark);
+        }
+        for (region, _) in sent.gone {
+            self.doubtful.remove(&region);
             self.told.remove(&region);
         }
         self.space = sent.space;
@@ -174,6 +197,13 @@ impl Reporter {
 
     /// Nobody knows what became of report `number`.
     pub fn failed(&mut self, number: u64) {
-        self.sent.take_if(|sent| sent.number == number);
+        let Some(sent) = self.sent.take_if(|sent| sent.number == number) else { return };
+        let led = sent.led.iter().map(|(region, mark)| (*region, mark.term));
+        for (region, term) in led.chain(sent.gone) {
+            self.told.remove(&region);
+            let latest = self.doubtful.entry(region).or_default();
+            *latest = term.max(*latest);
+        }
+        self.space = Space::default();
     }
 }

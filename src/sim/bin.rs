@@ -160,7 +160,7 @@ fn print_all(reports: &[Report], failed: usize, arguments: &Arguments) -> io::Re
     writeln!(
         out,
         "{} seeds, {failed} failed, {} undecided; {} events, {} operations answered, {} unknown, {} crashes, \
-         {} elections, {} splits, {} changes, {}/{}/{} frozen/merged/thawed, {} asleep at faults, {} snapshots, \
+         {} elections, {} splits, {} wished for load, {} changes, {}/{}/{} frozen/merged/thawed, {} asleep at faults, {} snapshots, \
          {} slots refused, {} called off, {} flushes, {} reads by lease or \
          freshness, {} stale, {} of followers, \
          {simulated:.0} s simulated, trace {hash:016x}",
@@ -171,7 +171,8 @@ fn print_all(reports: &[Report], failed: usize, arguments: &Arguments) -> io::Re
         sum(|r| r.counts.unknown),
         sum(|r| r.counts.crashes),
         sum(|r| r.counts.elections),
-        sum(|r| r.counts.splits),
+        sum(|r| r.counts.splits[0]),
+        sum(|r| r.counts.splits[1]),
         sum(|r| r.counts.changes),
         sum(|r| r.counts.merges[0]),
         sum(|r| r.counts.merges[1]),

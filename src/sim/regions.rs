@@ -238,6 +238,7 @@ impl Cluster {
 
     /// A replica wishes its region to be cut.
     pub(super) fn wished(&mut self, now: Time, node: StoreId, wish: SplitWish) -> Step {
+        self.counts.splits[1] += u64::from(wish.why == Excess::Load);
         let status = self.statuses(node).into_iter().find(|s| s.region.id == wish.region);
         match status {
             Some(status) => self.cut(now, node, &status.region, wish.keys),
@@ -264,7 +265,7 @@ impl Cluster {
                 self.trace.line(now, format_args!("{region} changed: {peers:?}"));
             }
             Ok(AdminDone::Shaped(regions)) => {
-                self.counts.splits += regions.len() as u64 - 1;
+                self.counts.splits[0] += regions.len() as u64 - 1;
                 self.trace.line(now, format_args!("{region} is {} regions", regions.len()));
             }
             Ok(AdminDone::Stores(directory)) => {

@@ -106,6 +106,13 @@ fn options(rng: &mut Rng, nodes: u64, plan: &Plan) -> crate::Result<NodeOptions>
             Workload::Kv => 0,
             Workload::Regions => *rng.pick("shape.split", &[0, 60, 100]).unwrap_or(&0),
         },
+        // All regions together take some tens of batches a second.
+        split_load: match plan.workload {
+            Workload::Kv => 0,
+            Workload::Regions => *rng.pick("shape.split.load", &[0, 3, 6]).unwrap_or(&0),
+        },
+        split_load_for: Duration::from_millis(rng.range("shape.split.load.for", 500..2_500)),
+        split_load_keys: 4,
         ..Default::default()
     };
     let replicas = if nodes < 3 { nodes } else { 3 };

@@ -66,6 +66,7 @@ impl Store {
         self.give_up_merge(region);
         let Some(peer) = self.peers.get_mut(&region) else { return false };
         peer.tick_snapshots(&self.config, &mut self.pending);
+        peer.tick_load(now, &self.config, &mut self.pending);
         if peer.ticks.is_multiple_of(COMPACTION_CHECK_TICKS) && peer.group.leads() {
             peer.propose_compaction(&self.config);
         }

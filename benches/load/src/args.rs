@@ -21,11 +21,24 @@ Examples:
     catamaran-load run --profile log --groups 1000 --threads 2 --entries 64 --span 64
   The log engine in turn with others (a build with `--features rivals`):
     catamaran-load run --profile log --beside raft-engine,raft-log --duration 2s --repetitions 3
+  What runs came to, compared, as text and as a page with plots:
+    catamaran-load report before.json after.json --html compare.html
   Against running servers:
     catamaran-load run --connect 127.0.0.1:7001,127.0.0.1:7002,127.0.0.1:7003 --clients 64
 
 Exit codes: 0 fine; 1 the run failed, verification found a missing or a wrong value, or the result
 cannot be written (a file for it is opened before the run); 2 usage, or more than the engine takes.";
+
+const REPORT_EXAMPLES: &str = "\
+Examples:
+  Two runs, or two commits with their repetitions (told apart by what they ran and on which commit):
+    catamaran-load report before.json after.json
+    catamaran-load report before-*.json after-*.json --html compare.html
+  Sets with names of your own; all files of one name are repetitions:
+    catamaran-load report one-loop=a1.json one-loop=a2.json two-loops=b1.json two-loops=b2.json
+
+Exit codes: 0 fine, whatever the comparison says; 1 a file cannot be read or is no result of ours, or the
+page cannot be written; 2 usage.";
 
 /// Drives Catamaran with load, measures it, and checks what it acknowledged.
 #[derive(Parser, Debug)]
@@ -47,6 +60,21 @@ pub enum Command {
         /// Files written by `run --json`.
         #[arg(required = true)]
         files: Vec<PathBuf>,
+    },
+    /// Compare results of runs: in words here, with plots in one HTML page that needs nothing else.
+    ///
+    /// Each figure has the median and the spread of its repetitions, and says whether the spreads of two sets overlap: if
+    /// they do, the difference may be noise. The first set is what the others are compared with. The page has throughput
+    /// by second, latency by percentile, and where writes waited, stage by stage; what a result does not say (an older
+    /// one has no stages) is left out.
+    #[command(after_help = REPORT_EXAMPLES)]
+    Report {
+        /// Files written by `run --json`.
+        #[arg(required = true, value_name = "[NAME=]FILE")]
+        files: Vec<String>,
+        /// Where the page goes; what is there is replaced. `-` is standard output, without the words.
+        #[arg(long, value_name = "FILE", default_value = "report.html")]
+        html: PathBuf,
     },
     /// Print a completion script for a shell.
     Completions {

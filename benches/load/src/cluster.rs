@@ -162,6 +162,7 @@ impl Cluster {
             cost.log_bytes += stats.log.bytes_written;
             cost.flushes += stats.kv.flushes;
             cost.table_bytes += stats.kv.table_bytes;
+            cost.stages = cost.stages.plus(&stats.stages);
         }
         cost.terms = terms(self.nodes.iter().filter_map(|node| node.status().ok()).flatten());
         cost

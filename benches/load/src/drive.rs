@@ -370,4 +370,6 @@ pub fn drive(
 }
 
 #[cfg(test)]
+mod stall_tests;
+#[cfg(test)]
 mod tests;

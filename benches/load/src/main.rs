@@ -7,18 +7,22 @@
 //! | `drive`, `target` | logical clients on few threads against anything that answers |
 //! | `record`, `report`, `table`, `machine`, `watch` | counts, the result, where it comes from, progress |
 //! | `destination` | where the result goes |
+//! | `compare`, `page`, `plot` | results read again: in words, as a page, as pictures |
 //! | `cluster`, `enter`, `remote` | nodes of this process, ways into them and into servers |
 //! | `verify` | reading back |
 //! | `profile` | what is set up and driven |
 
 mod args;
 mod cluster;
+mod compare;
 mod destination;
 mod drive;
 mod enter;
 mod keys;
 mod ledger;
 mod machine;
+mod page;
+mod plot;
 mod profile;
 mod quantity;
 mod record;
@@ -29,10 +33,12 @@ mod target;
 mod verify;
 mod watch;
 
+use anyhow::Context;
 use args::{Cli, Command, Plan};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use destination::Destination;
+use std::path::Path;
 use std::process::ExitCode;
 
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
@@ -66,6 +72,18 @@ fn run(plan: &Plan) -> ExitCode {
     }
 }
 
+fn report(files: &[String], html: &Path) -> anyhow::Result<()> {
+    let sets = compare::sets(files)?;
+    if html == Path::new("-") {
+        return destination::print(&page::page(&sets));
+    }
+    let written = std::fs::write(html, page::page(&sets));
+    written.with_context(|| format!("cannot write {}", html.display()))?;
+    destination::print(&compare::text(&sets))?;
+    watch::say(&format!("plots are in {}", html.display()));
+    Ok(())
+}
+
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(args) => match args.plan() {
@@ -74,6 +92,10 @@ fn main() -> ExitCode {
         },
         Command::Table { files } => match table::table(&files).and_then(|t| destination::print(&t))
         {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => failed(&error),
+        },
+        Command::Report { files, html } => match report(&files, &html) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => failed(&error),
         },

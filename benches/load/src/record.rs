@@ -45,6 +45,12 @@ pub struct Percentiles {
     pub max: f64,
 }
 
+/// Where the curve of latencies is given, in percent.
+const POINTS: [f64; 17] = [
+    0.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 98.0, 99.0, 99.5, 99.8, 99.9, 99.95, 99.99, 99.995,
+    99.999, 100.0,
+];
+
 /// The measured window.
 #[derive(Clone, Copy, Debug)]
 pub struct Window {
@@ -125,6 +131,22 @@ impl Record {
         }
     }
 
+    /// The curve of the latencies: percent, microseconds. Empty if none was counted; it ends where a further point
+    /// would only repeat the slowest.
+    pub fn points(&self) -> Vec<(f64, f64)> {
+        let slowest = self.latency.max();
+        let mut points = Vec::new();
+        for percent in POINTS.into_iter().filter(|_| !self.latency.is_empty()) {
+            // The histogram gives the upper ends of its steps.
+            let ns = self.latency.value_at_quantile(percent / 100.0).min(slowest);
+            points.push((percent, ns as f64 / 1e3));
+            if ns == slowest {
+                break;
+            }
+        }
+        points
+    }
+
     /// The latencies' percentiles.
     pub fn percentiles(&self) -> Percentiles {
         let at = |quantile: f64| self.latency.value_at_quantile(quantile) as f64 / 1e3;
@@ -135,6 +157,16 @@ impl Record {
             p999: at(0.999),
             max: self.latency.max() as f64 / 1e3,
         }
+    }
+}
+
+#[cfg(test)]
+impl Record {
+    /// How many requests took longer.
+    pub fn longer_than(&self, latency: Duration) -> u64 {
+        let beyond = self.latency.iter_recorded();
+        let ns = latency.as_nanos() as u64;
+        beyond.filter(|at| at.value_iterated_to() > ns).map(|at| at.count_at_value()).sum()
     }
 }
 
@@ -164,5 +196,9 @@ mod tests {
         let p = a.percentiles();
         assert!((p.p50 - 20_000.0).abs() < 100.0, "{p:?}");
         assert!(p.max > 500_000.0, "the late answer shows: {p:?}");
+        let points = a.points();
+        assert!(points.windows(2).all(|two| two[0].0 < two[1].0 && two[0].1 <= two[1].1));
+        assert_eq!(points.last().map(|(_, us)| *us), Some(p.max));
+        assert_eq!(Record::new().points(), []);
     }
 }

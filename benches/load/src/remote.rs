@@ -4,7 +4,7 @@ use crate::cluster::terms;
 use crate::machine::Used;
 use crate::report::Cost;
 use anyhow::{Context, Result};
-use catamaran::client::{Client, NodeStatus, NodeWork, RemoteClient, wait};
+use catamaran::client::{Client, NodeStatus, RemoteClient, wait};
 use parking_lot::Mutex;
 use std::time::Duration;
 
@@ -24,17 +24,26 @@ pub struct Servers {
 #[derive(Debug)]
 struct Server {
     client: RemoteClient,
-    /// What it had done when it was asked last, and what earlier incarnations of it did.
-    seen: Mutex<(NodeWork, Cost)>,
+    seen: Mutex<Seen>,
 }
 
-fn cost_of(work: NodeWork) -> Cost {
+#[derive(Default, Debug)]
+struct Seen {
+    /// What it had done when it was asked last.
+    last: Cost,
+    /// What earlier incarnations of it did.
+    past: Cost,
+}
+
+fn cost_of(status: &NodeStatus) -> Cost {
+    let work = &status.work;
     Cost {
         entries: work.log_entries,
         fsyncs: work.log_syncs,
         log_bytes: work.log_bytes,
         flushes: work.flushes,
         table_bytes: work.table_bytes,
+        stages: status.stages.clone(),
         ..Cost::default()
     }
 }
@@ -45,16 +54,15 @@ impl Server {
     }
 
     /// All it did, over restarts; of one that does not answer, what was last known.
-    fn cost(&self, now: Option<NodeWork>) -> Cost {
+    fn cost(&self, now: Option<&NodeStatus>) -> Cost {
         let mut seen = self.seen.lock();
-        let (before, past) = *seen;
-        let now = now.unwrap_or(before);
-        let past = match now.log_entries < before.log_entries || now.log_syncs < before.log_syncs {
-            true => past.plus(cost_of(before)),
-            false => past,
-        };
-        *seen = (now, past);
-        past.plus(cost_of(now))
+        let last = std::mem::take(&mut seen.last);
+        let now = now.map_or_else(|| last.clone(), cost_of);
+        if now.entries < last.entries || now.fsyncs < last.fsyncs {
+            seen.past = std::mem::take(&mut seen.past).plus(last);
+        }
+        seen.last = now.clone();
+        seen.past.clone().plus(now)
     }
 }
 
@@ -91,7 +99,7 @@ impl Servers {
         let mut cost = Cost { cpu: Used::now().cpu, ..Cost::default() };
         let statuses: Vec<_> = self.each.iter().map(Server::status).collect();
         for (server, status) in self.each.iter().zip(&statuses) {
-            cost = cost.plus(server.cost(status.as_ref().map(|status| status.work)));
+            cost = cost.plus(server.cost(status.as_ref()));
         }
         cost.terms = terms(statuses.into_iter().flatten().flat_map(|status| status.regions));
         cost

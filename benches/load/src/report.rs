@@ -5,13 +5,14 @@ use crate::machine::{self, Machine};
 use crate::quantity::{grouped, human_bytes, human_micros};
 use crate::record::{Percentiles, Record};
 use crate::verify::Verified;
+use catamaran::driver::{Histogram, Stage, StageStats};
 use clap::ValueEnum;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Counters of the engine over the measured window. Of several nodes: their sum.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Cost {
     /// Entries written to logs.
     pub entries: u64,
@@ -27,6 +28,8 @@ pub struct Cost {
     pub terms: u64,
     /// Processor time of the process, generator included; never that of other processes.
     pub cpu: Duration,
+    /// Where writes waited.
+    pub stages: StageStats,
 }
 
 impl Cost {
@@ -40,11 +43,12 @@ impl Cost {
             table_bytes: self.table_bytes + other.table_bytes,
             terms: self.terms + other.terms,
             cpu: self.cpu + other.cpu,
+            stages: self.stages.plus(&other.stages),
         }
     }
 
     /// What was added since `before`.
-    pub fn since(self, before: Cost) -> Cost {
+    pub fn since(self, before: &Cost) -> Cost {
         Cost {
             entries: self.entries.saturating_sub(before.entries),
             fsyncs: self.fsyncs.saturating_sub(before.fsyncs),
@@ -53,6 +57,44 @@ impl Cost {
             table_bytes: self.table_bytes,
             terms: self.terms.saturating_sub(before.terms),
             cpu: self.cpu.saturating_sub(before.cpu),
+            stages: self.stages.since(&before.stages),
+        }
+    }
+}
+
+/// How long writes spent in one stage of their way, all nodes together. See `catamaran::driver::Stage`.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
+pub struct StageFigures {
+    /// Which.
+    pub stage: &'static str,
+    /// How many: requests, or rounds of store loops for `log_wait` and `log_write`.
+    pub count: u64,
+    /// Microseconds on average.
+    pub mean_us: f64,
+    /// Half of them took no longer. All but mean and max are rounded up, by an eighth at most.
+    pub p50_us: f64,
+    /// 90 %.
+    pub p90_us: f64,
+    /// 99 %.
+    pub p99_us: f64,
+    /// 99.9 %.
+    pub p999_us: f64,
+    /// The longest; rounded up as well.
+    pub max_us: f64,
+}
+
+impl StageFigures {
+    fn new(stage: Stage, times: &Histogram) -> StageFigures {
+        let us = |time: Duration| time.as_nanos() as f64 / 1e3;
+        StageFigures {
+            stage: stage.name(),
+            count: times.count(),
+            mean_us: us(times.mean()),
+            p50_us: us(times.quantile(0.5)),
+            p90_us: us(times.quantile(0.9)),
+            p99_us: us(times.quantile(0.99)),
+            p999_us: us(times.quantile(0.999)),
+            max_us: us(times.max()),
         }
     }
 }
@@ -139,6 +181,10 @@ pub struct Report {
     pub rss_bytes: u64,
     /// Latency of requests; with a rate, from the intended start.
     pub latency_us: Percentiles,
+    /// The curve of the same: percent, microseconds.
+    pub latency_points: Vec<(f64, f64)>,
+    /// Where writes waited, in the order of their way; null where nobody measured it.
+    pub stages: Option<Vec<StageFigures>>,
     /// Operations by second.
     pub ops_by_second: Vec<u64>,
     /// Failed requests by kind.
@@ -156,9 +202,14 @@ pub struct Report {
     pub commit: &'static str,
 }
 
+fn figures(stages: &StageStats) -> Option<Vec<StageFigures>> {
+    let measured = stages.iter().any(|(_, times)| times.count() > 0);
+    measured.then(|| stages.iter().map(|(at, times)| StageFigures::new(at, times)).collect())
+}
+
 impl Report {
-    /// Puts a run's counts together. `cost` is `None` for what this process cannot see.
-    pub fn new(plan: &Plan, record: &Record, measured: Duration, cost: Cost) -> Report {
+    /// Puts a run's counts together; `cost` is what this process can see of the engine's.
+    pub fn new(plan: &Plan, record: &Record, measured: Duration, cost: &Cost) -> Report {
         let seconds = measured.as_secs_f64();
         let ours = plan.connect.is_empty();
         let cpu_s = cost.cpu.as_secs_f64();
@@ -199,6 +250,8 @@ impl Report {
             cpu_us_per_op: if record.ops == 0 { 0.0 } else { cpu_s * 1e6 / record.ops as f64 },
             rss_bytes: machine::peak_rss_bytes(),
             latency_us: record.percentiles(),
+            latency_points: record.points(),
+            stages: figures(&cost.stages),
             ops_by_second: record.by_second.clone(),
             errors: record.errors.clone(),
             abandoned: 0,
@@ -256,6 +309,13 @@ impl Report {
             ("latency p99.9", human_micros(latency.p999)),
             ("latency max", human_micros(latency.max)),
         ]);
+        if self.stages.is_some() {
+            rows.push(("writes by stage", "mean, p99".to_owned()));
+        }
+        for stage in self.stages.iter().flatten() {
+            let (mean, p99) = (human_micros(stage.mean_us), human_micros(stage.p99_us));
+            rows.push((stage.stage, format!("{mean}, {p99}")));
+        }
         let errors: Vec<String> =
             self.errors.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
         rows.push(("errors", if errors.is_empty() { "none".into() } else { errors.join(", ") }));

@@ -31,6 +31,19 @@ fn state() -> String {
     std::env::var("CATAMARAN_STATE").unwrap_or_else(|_| "disk".to_owned())
 }
 
+/// Every stage of the way of a write was measured, and the curve of latencies ends at the slowest.
+fn check_stages(report: &Value) {
+    let stages = report["stages"].as_array().unwrap();
+    let names: Vec<&str> = stages.iter().map(|stage| stage["stage"].as_str().unwrap()).collect();
+    assert_eq!(names.first().zip(names.last()), Some((&"queue", &"whole")), "{names:?}");
+    for stage in stages {
+        positive(stage, &["count", "max_us"]);
+        assert!(stage["p50_us"].as_f64() <= stage["p99_us"].as_f64(), "{stage}");
+    }
+    let points = report["latency_points"].as_array().unwrap();
+    assert_eq!(points.last().unwrap()[1], report["latency_us"]["max"]);
+}
+
 const SMALL: &str = "--duration 1s --clients 16 --batch 16 --regions 8 --keys 20k";
 
 #[test]
@@ -65,6 +78,7 @@ fn durable_loses_nothing_over_a_restart_and_reports_every_promised_field() {
     );
     assert!(report["errors"].is_object() && report["commit"].is_string());
     positive(&report["machine"], &["cores"]);
+    check_stages(&report);
 }
 
 #[test]
@@ -94,6 +108,7 @@ fn the_log_alone_holds_what_it_acknowledged() {
     let report = run("--profile log --duration 1s --groups 100 --entries 16 --span 8 --verify");
     positive(&report, &["ops", "entries", "fsyncs", "bytes_written"]);
     positive(&report["log"], &["entries_per_s", "writes_per_s", "window"]);
+    assert_eq!(report["stages"], Value::Null);
     assert_eq!(
         (&report["verified"]["missing"], &report["verified"]["wrong"]),
         (&0.into(), &0.into())
@@ -161,6 +176,7 @@ fn running_servers_are_driven_counted_and_read_back() {
     positive(&report, &["ops", "entries", "fsyncs", "bytes_written", "cpu_s"]);
     let told = ["profile", "state", "nodes", "regions"].map(|field| report[field].clone());
     assert_eq!(Value::from(told.to_vec()), serde_json::json!(["servers", "unknown", 3, 4]));
+    check_stages(&report);
     positive(&report["verified"], &["checked"]);
     assert_eq!(
         (&report["verified"]["missing"], &report["verified"]["wrong"]),

@@ -73,6 +73,10 @@ fn responses_read_back() {
                 },
                 ..NodeWork::default()
             },
+            stages: {
+                let mut figures = (0..9).flat_map(|stage| [7 << stage, 5, 1, stage, 3]);
+                crate::driver::StageStats::read(|| figures.next().ok_or(())).unwrap()
+            },
         }),
         Response::Done,
         Response::Regions(vec![Region { id: RegionId(3), ..Region::default() }]),

@@ -4,7 +4,7 @@ use super::*;
 use crate::types::{KeyRange, PeerId};
 use proptest::prelude::*;
 
-const LIMITS: Limits = Limits { wanted: 3, moves: 4, steps: 64 };
+const LIMITS: Limits = Limits { wanted: 3, moves: 4, steps: 64, merge_bytes: 0, merges: 0 };
 
 fn site(store: u64, state: StoreState) -> Site {
     Site { store: StoreId(store), state, reachable: true, used_bytes: 0, capacity_bytes: 0 }
@@ -37,7 +37,7 @@ fn voters(id: u64, stores: &[u64]) -> Region {
 
 fn one(sites: &[Site], region: &Region, leader: u64) -> Plan {
     let leader = Some(StoreId(leader)).filter(|store| store.0 != 0);
-    plan(sites, &[Place { region, leader }], LIMITS)
+    plan(sites, &[Place { region, leader, calm: None }], LIMITS)
 }
 
 fn action(sites: &[Site], region: &Region, leader: u64) -> Option<Action> {
@@ -83,7 +83,7 @@ fn the_only_voter_makes_another_one_first() {
     let limits = Limits { wanted: 1, ..LIMITS };
     let next = |region: &Region, leader| {
         let leader = Some(StoreId(leader));
-        plan(&sites, &[Place { region, leader }], limits).steps.remove(0).action
+        plan(&sites, &[Place { region, leader, calm: None }], limits).steps.remove(0).action
     };
     assert_eq!(next(&voters(1, &[2]), 2), Action::AddLearner { on: StoreId(1) });
     let two = region(1, &[(2, Role::Voter), (1, Role::Learner)]);
@@ -123,8 +123,10 @@ fn missing_voters_are_made() {
 #[test]
 fn work_is_bounded_and_spread() {
     let regions: Vec<Region> = (1..=40).map(|id| voters(id, &[1, 2, 6])).collect();
-    let places: Vec<Place<'_>> =
-        regions.iter().map(|region| Place { region, leader: Some(StoreId(1)) }).collect();
+    let places: Vec<Place<'_>> = regions
+        .iter()
+        .map(|region| Place { region, leader: Some(StoreId(1)), calm: None })
+        .collect();
     let plan = plan(&sites(5, 1), &places, LIMITS);
     assert_eq!((plan.steps.len(), plan.unsettled), (LIMITS.moves, 40));
     let on = |step: &Step| match step.action {
@@ -167,6 +169,7 @@ fn carry_out(region: &mut Region, leader: &mut u64, step: &Step, next_id: &mut u
                 }
             }
         }
+        Action::Merge { .. } => panic!("{step:?}"),
     }
     region.epoch.conf_ver += 1;
     let after = region.peers.iter().filter(|peer| peer.role == Role::Voter).count();
@@ -199,7 +202,7 @@ proptest! {
             prop_assert!(look < 400, "no end: {cluster:?}");
             let places: Vec<Place<'_>> = cluster
                 .iter()
-                .map(|(region, leader)| Place { region, leader: Some(StoreId(*leader)) })
+                .map(|(region, leader)| Place { region, leader: Some(StoreId(*leader)), calm: None })
                 .collect();
             let plan = plan(&sites, &places, LIMITS);
             prop_assert!(plan.stuck.is_empty(), "{plan:?}");

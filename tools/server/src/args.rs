@@ -384,6 +384,11 @@ pub struct StatusArgs {
     /// A line for each region too.
     #[arg(long)]
     pub regions: bool,
+    /// Where writes waited, in microseconds, a line for each stage: queue (before the store loop), propose,
+    /// log_wait, log_write (with the sync), replicate (until committed), apply_wait, apply, answer; whole is all
+    /// of that. JSON has them always.
+    #[arg(long)]
+    pub stages: bool,
 }
 
 /// How keys and values are printed.

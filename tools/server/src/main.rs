@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `args`, `settings` | the command line and the configuration file |
 //! | `serve` | nodes: opening, waiting, stopping |
-//! | `kv`, `ctl`, `stores`, `status` | a running cluster from outside |
+//! | `kv`, `ctl`, `stores`, `status`, `stages` | a running cluster from outside |
 //! | `print` | bytes for people, JSON and pipes |
 
 mod args;
@@ -13,6 +13,7 @@ mod kv;
 mod print;
 mod serve;
 mod settings;
+mod stages;
 mod status;
 mod stores;
 

@@ -2,6 +2,7 @@
 
 use crate::args::{StatusArgs, StatusOutput};
 use crate::print::{self, columns, hex, readable};
+use crate::stages::{self, StageReport};
 use crate::stores;
 use anyhow::Result;
 use catamaran::client::{NodeStatus, RemoteClient};
@@ -50,6 +51,8 @@ struct NodeReport {
     applied: u64,
     log_bytes: u64,
     snapshots: Snapshots,
+    /// Where the writes of the regions that it leads waited.
+    stages: Vec<StageReport>,
     replicas: Vec<Replica>,
 }
 
@@ -120,6 +123,7 @@ fn node(address: &str, status: &NodeStatus) -> NodeReport {
         applied: status.regions.iter().map(|region| region.applied).sum(),
         log_bytes: status.regions.iter().map(|region| region.log_bytes).sum(),
         snapshots: snapshots(&status.work.snapshots),
+        stages: stages::stages(&status.stages),
         replicas: status.regions.iter().map(replica).collect(),
     }
 }
@@ -212,6 +216,11 @@ fn table(overview: &Overview, args: &StatusArgs) -> String {
         }
         text.push('\n');
         text.push_str(&columns(&rows));
+    }
+    if args.stages {
+        text.push('\n');
+        let nodes = overview.nodes.iter().map(|node| (node.store, &node.stages[..]));
+        text.push_str(&stages::table(nodes));
     }
     text
 }

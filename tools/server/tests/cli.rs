@@ -72,6 +72,8 @@ fn settings_that_cannot_work_are_found_before_anything_is_opened() {
         ("segment_bytes=5000000000", "segment_bytes 5000000000"),
         ("peer_queue_bytes=0", "peer_queue_bytes = 0"),
         ("region_log_bytes=100000", "compact_bytes"),
+        ("region_merge_percent=50", "region_merge_percent = 50"),
+        ("region_split_load_ms=1", "region_split_load_ms = 1"),
         ("listen=nonsense", "listen = \"nonsense\""),
         ("cluster={1 = \"nonsense\"}", "cluster: 1 = \"nonsense\""),
     ] {
@@ -181,6 +183,8 @@ fn a_cluster_is_used_inspected_and_stopped() {
             assert!(sum("applied") > 0 && sum("log_bytes") > 0);
             let replicas = nodes[0]["replicas"].as_array().unwrap();
             assert!(replicas[0]["leader_store"].is_u64());
+            let stages = nodes[0]["stages"].as_array().unwrap();
+            assert!(stages.iter().any(|s| s["stage"] == "log_write" && s["p99_us"].is_f64()));
             let bound = |at: usize, end: &str| replicas[at][end].as_str().unwrap();
             let cuts = ["", "4000000000000000", "8000000000000000", "c000000000000000", ""];
             for at in 0..4 {
@@ -194,8 +198,10 @@ fn a_cluster_is_used_inspected_and_stopped() {
         assert!(Instant::now() < until, "{status}");
         std::thread::sleep(Duration::from_millis(100));
     }
-    let table = stdout(&catamaran(&["status", "--connect", &all, "--regions"]));
-    assert!(table.contains("leader") && table.contains("follower"), "{table}");
+    let table = stdout(&catamaran(&["status", "--connect", &all, "--regions", "--stages"]));
+    for word in ["leader", "follower", "log_write", "p99.9"] {
+        assert!(table.contains(word), "{word}: {table}");
+    }
 
     // Regions are listed, cut and handed over.
     let ctl = |args: &[&str]| {

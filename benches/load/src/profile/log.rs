@@ -272,7 +272,7 @@ pub(super) fn run(plan: &Plan) -> Result<Report> {
         record.add(part);
     }
     let measured = window.end - window.start;
-    let mut report = Report::new(plan, &record, measured, costs.1.since(costs.0));
+    let mut report = Report::new(plan, &record, measured, &costs.1.since(&costs.0));
     report.log = Some(LogFigures {
         groups: plan.groups,
         threads: plan.threads,

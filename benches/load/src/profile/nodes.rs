@@ -35,9 +35,9 @@ fn measure(plan: &Plan, entry: &Entry, cost: impl Fn() -> Cost) -> (Driven, Repo
         watch(warm, &progress);
         let before = cost();
         watch(window, &progress);
-        spent = cost().since(before);
+        spent = cost().since(&before);
     });
-    let mut report = Report::new(plan, &driven.record, window.end - window.start, spent);
+    let mut report = Report::new(plan, &driven.record, window.end - window.start, &spent);
     report.abandoned = driven.abandoned;
     report.wrong_reads = driven.record.wrong_reads;
     (driven, report)
