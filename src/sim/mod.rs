@@ -16,7 +16,7 @@
 //! the workload, [`regions`] the one in which regions change, [`trouble`] the faults, [`siege`] the one that is aimed, [`watch`] what the checkers look at.
 //! On a [`stage`] nothing is drawn: what happens there a script says, step by step.
 //!
-//! Not done: shrinking of failing seeds.
+//! Not done: shrinking of failing seeds; nobody changes the record of stores here (replicas of region 1 are compared with it all the same).
 
 pub mod callers;
 pub mod checker;
