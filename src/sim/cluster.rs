@@ -330,7 +330,8 @@ impl Cluster {
             discard,
             beats,
             fatal,
-            .. // what only makes a real node faster, or measures it
+            proposed: _,
+            flush_soon: _,
         } = effects;
         self.send(now, id, &mut send_now);
         self.send_beats(now, id, beats);
