@@ -126,9 +126,6 @@ struct Durable {
     /// Write the result as JSON to this file.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// The commit of ours, to be told with the result.
-    #[arg(long)]
-    commit: Option<String>,
     /// Files written by either.
     #[arg(required = true)]
     files: Vec<PathBuf>,
@@ -186,8 +183,8 @@ fn main() -> Result<()> {
         #[cfg(feature = "etcd")]
         Command::Etcd(args) => args.run(),
         Command::Durable(args) => {
-            let mut report = Report::here(args.commit);
-            report.durable = catamaran_peers::durable::read(&args.files)?;
+            let (durable, commit) = catamaran_peers::durable::read(&args.files)?;
+            let report = Report { durable, ..Report::here(commit) };
             publish(&report, args.json.as_ref())
         }
         Command::Table { form, files } => {
