@@ -36,7 +36,6 @@ enum Command {
         #[arg(long, value_enum, default_value = "tables")]
         form: Form,
         /// Files written by `--json`.
-        #[arg(required = true)]
         files: Vec<PathBuf>,
     },
     /// Part of `consensus`, in a process of its own; by hand under a profiler.
