@@ -68,6 +68,4 @@ for repetition in $(seq "$repetitions"); do
         --duration "${seconds}s" --warmup 1s --json "$place/ours-$repetition.json" >&2
     files+=("$place/etcd-$repetition.json" "$place/ours-$repetition.json")
 done
-commit=$(git rev-parse --short=12 HEAD)
-git diff --quiet HEAD -- src || commit=$commit-dirty
-"$peers" durable --commit "${COMMIT:-$commit}" --json "$results/durable.json" "${files[@]}"
+"$peers" durable --json "$results/durable.json" "${files[@]}"

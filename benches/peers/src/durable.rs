@@ -18,6 +18,7 @@ struct Loaded {
     state: String,
     ops_per_s: f64,
     latency_us: Latency,
+    commit: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -47,22 +48,29 @@ impl Loaded {
     }
 }
 
-fn row(text: &str) -> Result<DurableRow> {
+/// A row, and the commit of ours that it is of, if it is and says so.
+fn row(text: &str) -> Result<(DurableRow, Option<String>)> {
     if let Ok(row) = serde_json::from_str::<DurableRow>(text) {
-        return Ok(row);
+        return Ok((row, None));
     }
-    let loaded: Loaded =
+    let mut loaded: Loaded =
         serde_json::from_str(text).context("neither of catamaran-load nor of catamaran-peers")?;
-    loaded.row()
+    let commit = loaded.commit.take();
+    Ok((loaded.row()?, commit))
 }
 
-/// Reads result files of either kind.
-pub fn read(files: &[PathBuf]) -> Result<Vec<DurableRow>> {
+/// Reads result files of either kind. The commit is the one that the runs of ours name: all the same one.
+pub fn read(files: &[PathBuf]) -> Result<(Vec<DurableRow>, Option<String>)> {
     let mut rows: Vec<DurableRow> = Vec::new();
+    let mut commit: Option<String> = None;
     for file in files {
         let name = || file.display().to_string();
         let text = std::fs::read_to_string(file).with_context(name)?;
-        let new = row(&text).with_context(name)?;
+        let (new, of) = row(&text).with_context(name)?;
+        if commit.is_some() && of.is_some() && of != commit {
+            bail!("{}: of {of:?}, others are of {commit:?}", name());
+        }
+        commit = of.or(commit);
         let alike =
             |row: &&mut DurableRow| DurableRow { runs: new.runs.clone(), ..(**row).clone() } == new;
         match rows.iter_mut().find(alike) {
@@ -70,5 +78,5 @@ pub fn read(files: &[PathBuf]) -> Result<Vec<DurableRow>> {
             None => rows.push(new),
         }
     }
-    Ok(rows)
+    Ok((rows, commit))
 }

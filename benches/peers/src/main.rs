@@ -36,7 +36,6 @@ enum Command {
         #[arg(long, value_enum, default_value = "tables")]
         form: Form,
         /// Files written by `--json`.
-        #[arg(required = true)]
         files: Vec<PathBuf>,
     },
     /// Part of `consensus`, in a process of its own; by hand under a profiler.
@@ -126,9 +125,6 @@ struct Durable {
     /// Write the result as JSON to this file.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// The commit of ours, to be told with the result.
-    #[arg(long)]
-    commit: Option<String>,
     /// Files written by either.
     #[arg(required = true)]
     files: Vec<PathBuf>,
@@ -186,8 +182,8 @@ fn main() -> Result<()> {
         #[cfg(feature = "etcd")]
         Command::Etcd(args) => args.run(),
         Command::Durable(args) => {
-            let mut report = Report::here(args.commit);
-            report.durable = catamaran_peers::durable::read(&args.files)?;
+            let (durable, commit) = catamaran_peers::durable::read(&args.files)?;
+            let report = Report { durable, ..Report::here(commit) };
             publish(&report, args.json.as_ref())
         }
         Command::Table { form, files } => {

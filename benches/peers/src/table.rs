@@ -77,6 +77,11 @@ pub fn document(reports: &[Report]) -> String {
         "# Catamaran beside its peers\n\nMade by `{COMMAND}` from the JSON in `benches/peers/results`; do not edit. \
          What the rows are and how they are\nmeasured: `benches/peers/README.md`.\n"
     );
+    if reports.is_empty() {
+        out.push_str(
+            "\nNo results are kept for the present state of the code: the command makes them on your machine.\n",
+        );
+    }
     for report in reports {
         out.push('\n');
         out.push_str(&report.table());

@@ -65,6 +65,15 @@ impl Returns {
     }
 }
 
+#[cfg(all(test, feature = "openraft"))]
+impl Returns {
+    /// Takes all answers that are there.
+    pub fn answers(&self) -> Vec<(u32, Fate)> {
+        let answers = std::mem::take(&mut self.state.lock().answers);
+        answers.into_iter().map(|answer| (answer.client, answer.fate)).collect()
+    }
+}
+
 /// Where requests are handed over.
 pub trait Counter: Send {
     /// Sends the next request of each of these clients. Each is answered exactly once through `back`.
