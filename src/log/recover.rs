@@ -79,7 +79,7 @@ pub(super) fn describe(bad: &BadSum) -> String {
 /// A stretch of records that cannot be read.
 struct Lost {
     from: u64,
-    /// The first record that is there again.
+    /// The first record that is there again; `u64::MAX` if nobody knows how many there were.
     to: u64,
     path: PathBuf,
     offset: u64,
@@ -348,6 +348,20 @@ impl Replay {
             self.lose(segment, end.next_seq, reached, offset, detail);
             return None;
         }
+        if segment.is_short() {
+            match segment.limit {
+                None if end.is_cut => {
+                    self.lose(segment, end.next_seq, u64::MAX, segment.len, segment.how_short());
+                    return None;
+                }
+                // It is on its way out, or was.
+                Some(limit) if limit <= self.floor => {}
+                _ => {
+                    let (file, detail) = (segment.path.clone(), segment.how_short());
+                    self.recovery.harmless.push(Damage { file, offset: segment.len, detail });
+                }
+            }
+        }
         end.bad.filter(|_| segment.limit.is_none()).map(|_| (end.offset, end.next_seq))
     }
 
@@ -428,12 +442,11 @@ impl Replay {
     /// Damaged bodies that are still needed fence off their groups.
     fn judge(&mut self) -> Result<()> {
         if let Some(lost) = self.lost.iter().find(|lost| lost.to > self.floor) {
-            let detail = format!(
-                "{}; records {} to {} were acknowledged and cannot be read",
-                lost.detail,
-                lost.from,
-                lost.to - 1
-            );
+            let which = match lost.to {
+                u64::MAX => format!("records from {} on may have been acknowledged", lost.from),
+                to => format!("records {} to {} were acknowledged", lost.from, to - 1),
+            };
+            let detail = format!("{}; {which} and cannot be read", lost.detail);
             return Err(Error::Corruption { path: lost.path.clone(), offset: lost.offset, detail });
         }
         let mut used = Vec::new();
