@@ -503,3 +503,58 @@ fn a_reset_group_is_healthy_again() {
     assert!(recovery.quarantined.is_empty());
     assert_eq!((log.last_index(2), log.last_index(1)), (30, 25));
 }
+
+/// Cuts the last segment at many lengths: it is refused, or all is there and it is told.
+fn cut_last(sound: &Sound) -> (u64, u64) {
+    let segments = sound.segments();
+    let (path, inode) = *segments.last().unwrap();
+    let len = sound.image.files[&inode].len();
+    let (mut refused, mut told) = (0, 0);
+    for to in (4096..len).step_by(611).chain((1..len / 4096).map(|n| n * 4096)).chain([len - 1]) {
+        let mut bent = sound.image.clone();
+        let bytes = sound.image.files[&inode][..to].to_vec();
+        bent.files.insert(inode, bytes.into());
+        let disk = MemDisk::of(bent);
+        let report = inspect::verify(&disk, Path::new(DIR)).unwrap();
+        let here = |file: &Path, offset: u64| file == path && offset == to as u64;
+        assert!(report.is_rotten(), "{to}: {report:?}");
+        match sound.open(&disk) {
+            Err(Error::Corruption { path: file, offset, .. }) => {
+                assert!(file == path && offset <= to as u64, "{to}: {offset}");
+                refused += 1;
+            }
+            Ok((log, recovery)) => {
+                assert_eq!(check(&log, sound, path), Ok((0, 0)), "{to}: {recovery:?}");
+                assert!(recovery.harmless.iter().any(|d| here(&d.file, d.offset)), "{recovery:?}");
+                assert!(report.findings.iter().any(|f| here(&f.file, f.offset)), "{report:?}");
+                told += 1;
+            }
+            Err(other) => panic!("{to}: {other}"),
+        }
+    }
+    (refused, told)
+}
+
+#[test]
+fn a_shortened_last_segment_is_never_silent() {
+    for footers in [Footers::No, Footers::Yes] {
+        let (refused, told) = cut_last(&small(footers));
+        assert!(refused > 4 && told > 10, "{footers:?}: {refused}, {told}");
+    }
+    let (refused, told) = cut_last(&mebibyte());
+    assert!(refused > 10 && told > 10, "{refused}, {told}");
+}
+
+#[test]
+fn a_shortened_sealed_segment_is_told() {
+    let sound = small(Footers::No);
+    let (path, inode) = sound.segments()[0];
+    let mut bent = sound.image.clone();
+    let bytes = &sound.image.files[&inode];
+    bent.files.insert(inode, bytes[..bytes.len() - 1].to_vec().into());
+    let disk = MemDisk::of(bent);
+    assert!(inspect::verify(&disk, Path::new(DIR)).unwrap().is_rotten());
+    let (log, recovery) = sound.open(&disk).unwrap();
+    assert_eq!(check(&log, &sound, path), Ok((0, 0)));
+    assert!(recovery.harmless.iter().any(|damage| damage.file == path), "{recovery:?}");
+}

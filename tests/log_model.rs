@@ -341,3 +341,54 @@ fn laggards_do_not_pin_segments() {
     assert!(recovery.quarantined.is_empty());
     whole(&log);
 }
+
+/// A position that no log can have is refused, and leaves no trace.
+#[test]
+fn impossible_positions_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { segment_bytes: 64 << 10, ..Options::default() };
+    let (log, _) = Log::open(Arc::new(OsDisk), dir.path(), options).unwrap();
+    let entry = |index: u64, term: u64| Entry { index, term, kind: 0, data: "data".into() };
+    let at = |index: u64, term: u64| LogPosition { index, term };
+    let refused = |fill: &dyn Fn(&mut LogBatch)| {
+        let mut batch = LogBatch::new();
+        fill(&mut batch);
+        let outcome = log.write(batch);
+        assert!(matches!(outcome, Err(catamaran::Error::InvalidArgument(_))), "{outcome:?}");
+    };
+    let taken = |fill: &dyn Fn(&mut LogBatch)| {
+        let mut batch = LogBatch::new();
+        fill(&mut batch);
+        log.write(batch).unwrap();
+    };
+    refused(&|batch| batch.reset(1, at(u64::MAX, 1)));
+    refused(&|batch| batch.compact_to(1, at(u64::MAX, 1)));
+    assert_eq!((log.first_index(1), log.groups()), (1, vec![]));
+    taken(&|batch| batch.reset(2, at(u64::MAX - 1, 1)));
+    assert_eq!(log.first_index(2), u64::MAX);
+    // The term of an entry that was there, of one in the same batch, of one that the batch replaces.
+    taken(&|batch| batch.append(1, [entry(1, 1), entry(2, 2), entry(3, 2)]));
+    refused(&|batch| batch.compact_to(1, at(2, 1)));
+    refused(&|batch| {
+        batch.append(1, [entry(2, 5)]);
+        batch.compact_to(1, at(2, 2));
+    });
+    refused(&|batch| {
+        batch.append(1, [entry(3, 5)]);
+        batch.compact_to(1, at(2, 5));
+    });
+    assert_eq!((log.first_index(1), log.term(1, 2).unwrap()), (1, Some(2)));
+    taken(&|batch| {
+        batch.append(1, [entry(3, 5)]);
+        batch.compact_to(1, at(2, 2));
+        batch.compact_to(1, at(3, 5));
+        batch.compact_to(1, at(1, 9));
+    });
+    assert_eq!(log.truncated(1), at(3, 5));
+    taken(&|batch| {
+        batch.reset(1, at(7, 7));
+        batch.append(1, [entry(8, 8)]);
+        batch.compact_to(1, at(8, 8));
+    });
+    assert_eq!(log.truncated(1), at(8, 8));
+}

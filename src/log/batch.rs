@@ -88,14 +88,15 @@ impl LogBatch {
         self.ops.push(BatchOp::State { group, state });
     }
 
-    /// Drops the entries up to `to.index`; `to` becomes the group's truncated position. Does nothing
-    /// when the group is compacted that far already.
+    /// Drops the entries up to `to.index`; `to` becomes the group's truncated position, so its term must be that of
+    /// the entry there. Does nothing when the group is compacted that far already.
     pub fn compact_to(&mut self, group: GroupId, to: LogPosition) {
         self.bytes += OP_OVERHEAD;
         self.ops.push(BatchOp::Compact { group, to });
     }
 
-    /// Drops every entry: the group's log begins after `to` (a snapshot was restored).
+    /// Drops every entry: the group's log begins after `to` (a snapshot was restored). There must be an index
+    /// after it.
     pub fn reset(&mut self, group: GroupId, to: LogPosition) {
         self.bytes += OP_OVERHEAD;
         self.ops.push(BatchOp::Reset { group, to });
@@ -140,6 +141,10 @@ impl LogBatch {
                     Op::State { group: *group, body }
                 }
                 BatchOp::Compact { group, to } => Op::Compact { group: *group, to: *to },
+                BatchOp::Reset { group, to } if to.index == u64::MAX => {
+                    let what = format!("group {group}: no entry can follow a reset to {to:?}");
+                    return Err(Error::InvalidArgument(what));
+                }
                 BatchOp::Reset { group, to } => Op::Reset { group: *group, to: *to },
                 BatchOp::Clear { group } => Op::Clear { group: *group },
             };
@@ -171,6 +176,23 @@ impl LogBatch {
             }
         }
     }
+}
+
+/// The term of a group's entry after these operations, if they say what is there: `Some(None)` if nothing.
+pub(super) fn term_in_batch(
+    ops: &[BatchOp],
+    entries: &[Entry],
+    group: GroupId,
+    index: u64,
+) -> Option<Option<u64>> {
+    ops.iter().rev().take_while(|op| op.group() == group).find_map(|op| match op {
+        BatchOp::Append { first, at, count, .. } if *first <= index => {
+            let n = usize::try_from(index - first).ok().filter(|n| n < count);
+            Some(n.and_then(|n| entries.get(at + n)).map(|entry| entry.term))
+        }
+        BatchOp::Reset { .. } | BatchOp::Clear { .. } => Some(None),
+        _ => None,
+    })
 }
 
 fn check_contiguous(group: GroupId, entries: &[Entry]) -> Result<()> {

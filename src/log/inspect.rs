@@ -6,11 +6,11 @@ use super::echo::echoes_beyond;
 use super::footer::check_footer;
 use super::format::{BadSum, Op, SegmentHeader, Span, decode_run};
 use super::lz4::{is_compressed, plain, raw_len};
-use super::scan::{Found, Neighbour, Record, Scan, find_segments};
+use super::scan::{Found, Neighbour, Record, Scan, Unread, survey};
 use super::seal::read_trailer;
 use super::{Entry, GroupId};
 use crate::env::{Disk, OpenMode};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::types::LogPosition;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -195,15 +195,28 @@ impl Report {
 #[derive(Debug)]
 pub struct Inspector {
     found: Vec<Found>,
+    unread: Vec<Unread>,
 }
 
 impl Inspector {
     /// Lists the segments of a directory. [`Corruption`](crate::Error::Corruption) if a header is beyond
-    /// reading, [`Identity`](crate::Error::Identity) for a format version that this build does not read.
+    /// reading or does not say what the file's name says, or if all segments were taken away;
+    /// [`Identity`](crate::Error::Identity) for a format version that this build does not read.
     pub fn open(disk: &dyn Disk, dir: &Path) -> Result<Inspector> {
+        let inspector = Inspector::survey(disk, dir)?;
+        match inspector.unread.into_iter().next() {
+            Some(Unread { path, detail }) => Err(Error::Corruption { path, offset: 0, detail }),
+            None => Ok(Inspector { unread: Vec::new(), ..inspector }),
+        }
+    }
+
+    /// The same, but files that cannot be read as segments are passed over. [`verify`](Self::verify) reports them
+    /// with the rest; what was in them is missing from [`segments`](Self::segments) and
+    /// [`records`](Self::records).
+    pub fn survey(disk: &dyn Disk, dir: &Path) -> Result<Inspector> {
         let names = disk.list(dir)?;
-        let found = find_segments(disk, dir, &names, OpenMode::Read, Neighbour::LiveLog)?;
-        Ok(Inspector { found })
+        let (found, unread) = survey(disk, dir, &names, OpenMode::Read, Neighbour::LiveLog)?;
+        Ok(Inspector { found, unread })
     }
 
     /// The segments, oldest first.
@@ -242,6 +255,10 @@ impl Inspector {
     /// Checks every checksum and every continuity.
     pub fn verify(&self) -> Result<Report> {
         let mut check = Check::default();
+        for Unread { path, detail } in &self.unread {
+            let nothing = BadSum { offset: 0, expected: 0, found: 0 };
+            check.note(path, nothing, FindingKind::Rot, detail.clone(), u64::MAX);
+        }
         for (n, segment) in self.found.iter().enumerate() {
             check.segment(segment, &self.found[n + 1..])?;
         }
@@ -253,14 +270,15 @@ impl Inspector {
 const LOOKS_MAX: usize = 16;
 
 /// [`Inspector::verify`] in one call. Beside a live node one look can meet files of two moments (a segment
-/// recycled between listing and reading), so rot is believed only when two looks in a row find the same.
+/// recycled between listing and reading), so rot is believed only when two looks in a row find the same. Files that
+/// cannot be read as segments are among the findings.
 pub fn verify(disk: &dyn Disk, dir: &Path) -> Result<Report> {
-    let mut report = Inspector::open(disk, dir)?.verify()?;
+    let mut report = Inspector::survey(disk, dir)?.verify()?;
     for _ in 1..LOOKS_MAX {
         if !report.is_rotten() {
             break;
         }
-        let again = Inspector::open(disk, dir)?.verify()?;
+        let again = Inspector::survey(disk, dir)?.verify()?;
         if again.findings == report.findings {
             break;
         }
@@ -369,9 +387,9 @@ struct Check {
 }
 
 impl Check {
-    fn note(&mut self, segment: &Found, bad: BadSum, kind: FindingKind, what: String, to: u64) {
+    fn note(&mut self, file: &Path, bad: BadSum, kind: FindingKind, what: String, to: u64) {
         let finding = Finding {
-            file: segment.path.clone(),
+            file: file.to_owned(),
             offset: bad.offset,
             kind,
             expected: bad.expected,
@@ -385,7 +403,7 @@ impl Check {
     fn segment(&mut self, segment: &Found, later: &[Found]) -> Result<()> {
         for bad in &segment.bad_header {
             let what = "one of the two copies of the segment header".to_string();
-            self.note(segment, *bad, FindingKind::Rot, what, u64::MAX);
+            self.note(&segment.path, *bad, FindingKind::Rot, what, u64::MAX);
         }
         if segment.is_void() {
             return Ok(());
@@ -394,11 +412,11 @@ impl Check {
         if let Some(expected) = self.next_seq.filter(|next| base > *next) {
             let bad = BadSum { offset: 0, expected: 0, found: 0 };
             let what = format!("records {expected} to {} are missing before this one", base - 1);
-            self.note(segment, bad, FindingKind::Rot, what, base);
+            self.note(&segment.path, bad, FindingKind::Rot, what, base);
         } else if self.next_seq.is_none() && base > 1 {
             let bad = BadSum { offset: 0, expected: 0, found: 0 };
             let what = format!("records 1 to {} are missing before this one", base - 1);
-            self.note(segment, bad, FindingKind::Rot, what, base);
+            self.note(&segment.path, bad, FindingKind::Rot, what, base);
         }
         self.segments += 1;
         let bytes = Bytes::from(read_bytes(segment)?);
@@ -420,12 +438,23 @@ impl Check {
         if end.next_seq < reached {
             let what = format!("records {} to {} cannot be read", end.next_seq, reached - 1);
             let bad = end.bad.unwrap_or(nothing);
-            self.note(segment, bad, FindingKind::Rot, what, reached);
+            self.note(&segment.path, bad, FindingKind::Rot, what, reached);
             self.next_seq = Some(reached);
-        } else if segment.limit.is_none() {
+        } else if segment.is_short() {
+            let bad = BadSum { offset: segment.len, expected: 0, found: 0 };
+            let (what, to) = match segment.limit {
+                None if end.is_cut => {
+                    (format!("records from {} on may be gone", end.next_seq), u64::MAX)
+                }
+                limit => ("no record is gone".to_owned(), limit.unwrap_or(u64::MAX)),
+            };
+            let what = format!("{}: {what}", segment.how_short());
+            self.note(&segment.path, bad, FindingKind::Rot, what, to);
+        }
+        if end.next_seq >= reached && segment.limit.is_none() {
             if let Some(bad) = end.bad {
                 let what = format!("record {} was begun", end.next_seq);
-                self.note(segment, bad, FindingKind::Torn, what, u64::MAX);
+                self.note(&segment.path, bad, FindingKind::Torn, what, u64::MAX);
             }
             if let Some(first) = records.iter().find(|r| r.header.seq > end.durable) {
                 let bad = BadSum { offset: first.offset as u64, expected: 0, found: 0 };
@@ -434,7 +463,7 @@ impl Check {
                     first.header.seq,
                     end.next_seq - 1
                 );
-                self.note(segment, bad, FindingKind::BeyondDurable, what, u64::MAX);
+                self.note(&segment.path, bad, FindingKind::BeyondDurable, what, u64::MAX);
             }
         }
         Ok(())
@@ -444,7 +473,7 @@ impl Check {
     fn footer(&mut self, segment: &Found, bytes: &Bytes, records: &[Record]) {
         let findings = check_footer(&segment.header, segment.limit, bytes, records);
         for (bad, group, what) in findings {
-            self.note(segment, bad, FindingKind::Rot, what, u64::MAX);
+            self.note(&segment.path, bad, FindingKind::Rot, what, u64::MAX);
             if let Some(raw) = self.raw.last_mut() {
                 raw.finding.group = group;
             }
@@ -463,21 +492,21 @@ impl Check {
         let kind = if seq > stated { FindingKind::Torn } else { FindingKind::Rot };
         if let Some(bad) = &record.bad_header {
             let what = format!("header of record {seq} (the group after it repeats it)");
-            self.note(segment, *bad, kind, what, seq + 1);
+            self.note(&segment.path, *bad, kind, what, seq + 1);
         }
         if let Some(bad) = &record.bad_echo {
             let what = format!("what record {seq} repeats of the group before it");
-            self.note(segment, *bad, kind, what, seq + 1);
+            self.note(&segment.path, *bad, kind, what, seq + 1);
         }
         let ops = match &record.ops {
             Ok(ops) => ops,
             Err(bad) => {
                 let what = format!("directory of record {seq}");
                 let Some(groups) = &record.groups else {
-                    return self.note(segment, *bad, kind, what, seq + 1);
+                    return self.note(&segment.path, *bad, kind, what, seq + 1);
                 };
                 for group in groups {
-                    self.note(segment, *bad, kind, what.clone(), seq + 1);
+                    self.note(&segment.path, *bad, kind, what.clone(), seq + 1);
                     if let Some(raw) = self.raw.last_mut() {
                         raw.finding.group = Some(*group);
                     }
@@ -496,7 +525,7 @@ impl Check {
             };
             if let Some((_, bad)) = bad {
                 let what = format!("group {group} in record {seq}");
-                self.note(segment, *bad, kind, what, seq + 1);
+                self.note(&segment.path, *bad, kind, what, seq + 1);
                 if let Some(raw) = self.raw.last_mut() {
                     raw.finding.group = Some(group);
                 }

@@ -6,7 +6,7 @@ use super::footer::Summary;
 use super::format::{BLOCK, BadSum, Op, RecordHeader, align};
 use super::index::{Damage, Dead, Index};
 use super::notes::Notes;
-use super::scan::{End, Found, Neighbour, Record, Scan, find_segments};
+use super::scan::{Found, Neighbour, Record, Scan, find_segments};
 use super::sealed::{Looked, STRETCH, Sealed, look_at, merge};
 use super::segment::{
     Pool, Reserve, SEGMENT_SUFFIX, Seal, Segment, SegmentTable, make_spare, parse_name,
@@ -22,6 +22,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, OnceLock};
+
+mod lost;
+
+use lost::Lost;
 
 /// What opening found.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -76,16 +80,6 @@ pub(super) fn describe(bad: &BadSum) -> String {
     format!("expected checksum {:#010x}, found {:#010x}", bad.expected, bad.found)
 }
 
-/// A stretch of records that cannot be read.
-struct Lost {
-    from: u64,
-    /// The first record that is there again.
-    to: u64,
-    path: PathBuf,
-    offset: u64,
-    detail: String,
-}
-
 /// Bodies that are damaged, by record and place in the payload.
 type BadBodies = BTreeMap<(u64, u32), Damage>;
 
@@ -94,6 +88,8 @@ struct Replay {
     index: Index,
     bad: BadBodies,
     lost: Vec<Lost>,
+    /// Segments that are too short, by where their records end.
+    short: Vec<(u64, Damage)>,
     floor: u64,
     next_seq: u64,
     durable: u64,
@@ -215,6 +211,7 @@ impl Replay {
             if segment.is_void() {
                 continue;
             }
+            self.note_length(segment);
             let base = segment.header.base_seq;
             if base > self.next_seq {
                 let detail = "a segment before this one is missing".into();
@@ -335,26 +332,6 @@ impl Replay {
         Ok(segment.limit.is_none().then_some(tail))
     }
 
-    /// Judges the end of a segment: complete, rotten, torn, or simply the end.
-    fn close_segment(&mut self, segment: &Found, end: &End) -> Option<(usize, u64)> {
-        let reached = segment.limit.unwrap_or(end.durable + 1);
-        if end.next_seq < reached {
-            let detail = match &end.bad {
-                Some(bad) => format!("record {}: {}", end.next_seq, describe(bad)),
-                None => format!("record {} is missing", end.next_seq),
-            };
-            // What is there instead may begin a block, behind the padding of the last record.
-            let offset = end.bad.map_or(end.offset as u64, |bad| bad.offset);
-            self.lose(segment, end.next_seq, reached, offset, detail);
-            return None;
-        }
-        end.bad.filter(|_| segment.limit.is_none()).map(|_| (end.offset, end.next_seq))
-    }
-
-    fn lose(&mut self, segment: &Found, from: u64, to: u64, offset: u64, detail: String) {
-        self.lost.push(Lost { from, to, path: segment.path.clone(), offset, detail });
-    }
-
     /// Replays one record that was acknowledged or is whole.
     fn record(&mut self, segment: &Found, bytes: &[u8], record: &Record) {
         let seq = record.header.seq;
@@ -424,18 +401,9 @@ impl Replay {
         }
     }
 
-    /// What was lost below the floor is void. What was lost above it could be anybody's: refuse.
     /// Damaged bodies that are still needed fence off their groups.
     fn judge(&mut self) -> Result<()> {
-        if let Some(lost) = self.lost.iter().find(|lost| lost.to > self.floor) {
-            let detail = format!(
-                "{}; records {} to {} were acknowledged and cannot be read",
-                lost.detail,
-                lost.from,
-                lost.to - 1
-            );
-            return Err(Error::Corruption { path: lost.path.clone(), offset: lost.offset, detail });
-        }
+        self.judge_losses()?;
         let mut used = Vec::new();
         let fenced = self.fences.keys().copied();
         let groups: BTreeSet<GroupId> = self.index.groups().into_iter().chain(fenced).collect();

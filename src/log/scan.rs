@@ -6,7 +6,7 @@ use super::echo::{self, Echoed, Echoes};
 use super::format::{
     BLOCK, BadSum, Op, RECORD_HEADER, RecordHeader, SegmentHeader, VERSION, align, decode_dir,
 };
-use super::segment::{SEGMENT_SUFFIX, parse_name};
+use super::segment::{SEGMENT_SUFFIX, SPARE_SUFFIX, parse_name};
 use crate::env::{Disk, File, OpenMode};
 use crate::error::{Error, Result};
 use std::collections::BTreeSet;
@@ -24,12 +24,32 @@ pub(super) struct Found {
     pub bad_header: Vec<BadSum>,
     /// Records from this number on are void: a later segment has them. None for the last segment.
     pub limit: Option<u64>,
+    /// Its length when it was found.
+    pub len: u64,
+}
+
+/// A file that is named like a segment and is none that can be read.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Unread {
+    pub path: PathBuf,
+    pub detail: String,
 }
 
 impl Found {
     /// Whether a later segment has everything this one could hold.
     pub fn is_void(&self) -> bool {
         self.limit.is_some_and(|limit| limit <= self.header.base_seq)
+    }
+
+    /// Whether it is shorter than it was made. The header is written when the file has its whole length, and
+    /// synced with it, and nothing shortens a segment that still counts: no crash leaves this behind.
+    /// (One that no longer counts may be cut to a new size just before it is recycled.)
+    pub fn is_short(&self) -> bool {
+        self.len < self.header.size
+    }
+
+    pub fn how_short(&self) -> String {
+        format!("the file was made with {} bytes and has {}", self.header.size, self.len)
     }
 
     pub fn read(&self) -> Result<Vec<u8>> {
@@ -146,7 +166,8 @@ pub(super) enum Neighbour {
     LiveLog,
 }
 
-/// Every segment of a directory, oldest first.
+/// Every segment of a directory, oldest first. [`Corruption`](Error::Corruption) if one cannot be read, or if all are
+/// gone though there were some.
 pub(super) fn find_segments(
     disk: &dyn Disk,
     dir: &Path,
@@ -154,35 +175,58 @@ pub(super) fn find_segments(
     mode: OpenMode,
     neighbour: Neighbour,
 ) -> Result<Vec<Found>> {
+    let (found, unread) = survey(disk, dir, names, mode, neighbour)?;
+    match unread.into_iter().next() {
+        Some(Unread { path, detail }) => Err(Error::Corruption { path, offset: 0, detail }),
+        None => Ok(found),
+    }
+}
+
+/// The same, with what stands in the way beside what can be read.
+pub(super) fn survey(
+    disk: &dyn Disk,
+    dir: &Path,
+    names: &[PathBuf],
+    mode: OpenMode,
+    neighbour: Neighbour,
+) -> Result<(Vec<Found>, Vec<Unread>)> {
     let mut found = Vec::new();
+    let mut unread = Vec::new();
+    let live = neighbour == Neighbour::LiveLog;
     for name in names {
         let Some(generation) = parse_name(name, SEGMENT_SUFFIX) else { continue };
         let path = dir.join(name);
         let file = match disk.open(&path, mode) {
             Ok(file) => file,
-            Err(_) if neighbour == Neighbour::LiveLog && !disk.exists(&path)? => continue,
+            Err(_) if live && !disk.exists(&path)? => continue,
             Err(error) => return Err(error),
         };
         let len = file.len()?;
         if len > LONGEST {
             // Not read: whoever made it long (it may be all hole) did not write it.
             let detail = format!("{len} bytes: no segment is that long");
-            return Err(Error::Corruption { path, offset: 0, detail });
+            unread.push(Unread { path, detail });
+            continue;
         }
         let block = file.read_up_to(0, BLOCK)?;
         let (header, bad_header) = SegmentHeader::decode(&block);
         let version = SegmentHeader::version(&block).unwrap_or(VERSION);
         let detail = match header {
             Ok(header) if header.generation == generation => {
-                found.push(Found { path, file, header, version, bad_header, limit: None });
+                found.push(Found { path, file, header, version, bad_header, limit: None, len });
                 continue;
             }
-            Ok(_) if neighbour == Neighbour::LiveLog => continue,
+            // Recycled under our eyes, it has lost its name before it gets another header. A name does not come
+            // back: if it is still there, it is this file's, and was when its header was read.
+            _ if live && !disk.exists(&path)? => continue,
             Ok(header) => format!("named {generation}, its header says {}", header.generation),
             Err(error @ Error::Identity(_)) => return Err(error),
             Err(error) => error.to_string(),
         };
-        return Err(Error::Corruption { path, offset: 0, detail });
+        unread.push(Unread { path, detail });
+    }
+    if found.is_empty() && unread.is_empty() {
+        unread.extend(orphaned_spare(disk, dir, names)?);
     }
     found.sort_by_key(|f| f.header.generation);
     let mut limit = None;
@@ -191,7 +235,31 @@ pub(super) fn find_segments(
         limit =
             Some(limit.map_or(segment.header.base_seq, |l: u64| l.min(segment.header.base_seq)));
     }
-    Ok(found)
+    Ok((found, unread))
+}
+
+/// A spare that was a segment with others before it. A segment is recycled only when a later one has its name,
+/// durably, and the last one never is: where no segment is left, they were taken away. (A first segment that
+/// was never finished says nothing: its log had not been opened yet.)
+fn orphaned_spare(disk: &dyn Disk, dir: &Path, names: &[PathBuf]) -> Result<Option<Unread>> {
+    for name in names.iter().filter(|name| parse_name(name, SPARE_SUFFIX).is_some()) {
+        let path = dir.join(name);
+        let file = match disk.open(&path, OpenMode::Read) {
+            Ok(file) => file,
+            Err(_) if !disk.exists(&path)? => continue,
+            Err(error) => return Err(error),
+        };
+        if let Ok(header) = SegmentHeader::decode(&file.read_up_to(0, BLOCK)?).0
+            && header.base_seq > 1
+        {
+            let detail = format!(
+                "there is no segment, though this spare was made one for records from {} on",
+                header.base_seq
+            );
+            return Ok(Some(Unread { path, detail }));
+        }
+    }
+    Ok(None)
 }
 
 /// One record that could be framed.
@@ -235,6 +303,9 @@ pub(super) struct End {
     pub bad: Option<BadSum>,
     /// The largest durable sequence that any readable record or header states.
     pub durable: u64,
+    /// The bytes end before the next record does, or before it could begin: had the file been longer once, it
+    /// could have been there, and whole.
+    pub is_cut: bool,
 }
 
 /// Walks the records of a segment in order.
@@ -379,6 +450,7 @@ impl<'a> Scan<'a> {
     pub fn end(mut self) -> End {
         let complete = self.limit.is_some_and(|limit| self.next_seq >= limit);
         let mut bad = None;
+        let is_cut = !complete && self.is_cut();
         if !complete {
             let mut at = align(self.at);
             while at < self.bytes.len() {
@@ -392,7 +464,19 @@ impl<'a> Scan<'a> {
             }
             bad = self.remains();
         }
-        End { next_seq: self.next_seq, offset: self.at, bad, durable: self.durable }
+        End { next_seq: self.next_seq, offset: self.at, bad, durable: self.durable, is_cut }
+    }
+
+    /// Groups are acknowledged in order: with none where the next would begin, none behind it counts.
+    fn is_cut(&self) -> bool {
+        let block = align(self.at);
+        let runs_out = |at: usize| {
+            let header = RecordHeader::decode(self.bytes.get(at..).unwrap_or(&[]), self.generation);
+            header.is_ok_and(|header| {
+                header.seq == self.next_seq && header.total() > self.bytes.len() - at
+            })
+        };
+        block + RECORD_HEADER > self.bytes.len() || runs_out(self.at) || runs_out(block)
     }
 
     /// What stands where the next record should: a damaged header of ours, or nothing of note.

@@ -1,12 +1,12 @@
 //! The writing half: submit, the round of the single writer, waiting, rotation.
 
-use super::batch::{BatchOp, Encoded, LogBatch};
+use super::batch::{BatchOp, Encoded, LogBatch, term_in_batch};
 use super::flight::{Flight, Landed};
 use super::format::{BLOCK, Op, RECORD_HEADER, align};
 use super::index::weight;
 use super::seal::DYING;
 use super::segment::Reserve;
-use super::{Log, Options, Seq, Shared};
+use super::{Entry, Log, Options, Seq, Shared};
 use crate::env::File;
 use crate::error::{Error, Result};
 use crate::types::{LogPosition, RegionId};
@@ -125,7 +125,7 @@ impl Log {
         if waiting >= shared.options.max_pending_bytes {
             return Err(Error::Busy { what: "log writer" });
         }
-        shared.validate(&encoded.source)?;
+        shared.validate(&encoded.source, &encoded.entries)?;
         let seq = queue.next_seq;
         queue.next_seq += 1;
         shared.pending_bytes.fetch_add(size, Relaxed);
@@ -304,11 +304,11 @@ impl Shared {
     }
 
     /// Refuses what would leave a gap, overwrite the compacted part or touch a damaged group.
-    fn validate(&self, ops: &[BatchOp]) -> Result<()> {
+    fn validate(&self, ops: &[BatchOp], entries: &[Entry]) -> Result<()> {
         let mut at: Option<(u64, u64, u64)> = None;
         let mut healthy = true;
         let mut groups = self.index.reading();
-        for op in ops {
+        for (n, op) in ops.iter().enumerate() {
             let group = op.group();
             let (truncated, last) = match at {
                 Some((g, truncated, last)) if g == group => (truncated, last),
@@ -342,6 +342,15 @@ impl Shared {
                     if index > last {
                         let what = format!("group {group}: compact to {index}, last is {last}");
                         return Err(Error::InvalidArgument(what));
+                    }
+                    if index > truncated {
+                        let here = term_in_batch(&ops[..n], entries, group, index);
+                        let term = here.unwrap_or_else(|| groups.get(group)?.term(index));
+                        if let Some(term) = term.filter(|term| *term != to.term) {
+                            let what =
+                                format!("group {group}: compact to {to:?}, its term is {term}");
+                            return Err(Error::InvalidArgument(what));
+                        }
                     }
                     (truncated.max(index), last)
                 }

@@ -5,11 +5,13 @@
 //! place, with the same checksums, is believed.
 
 use crate::failure::Failure;
-use crate::model::{Kept, Model};
+use crate::model::{Kept, Model, name};
 use catamaran::env::Disk;
 use catamaran::env::os::OsDisk;
+use catamaran::error::Error;
 use catamaran::log::inspect::{Finding, FindingKind, Inspector, RecordView, Report};
 use catamaran::log::{Entry, GroupId};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,13 +26,14 @@ impl<T> Loaded<T> {
     /// Warns on standard error when acknowledged bytes are damaged: what the verb shows is then
     /// incomplete.
     pub fn warn(&self) -> bool {
-        let rotten = self.report.is_rotten();
-        if rotten {
-            eprintln!(
-                "catamaran-dump: the log is damaged, what is shown is incomplete; see `verify`"
-            );
-        }
-        rotten
+        let mut rot = self.report.findings.iter().filter(|found| found.kind == FindingKind::Rot);
+        let Some(first) = rot.next() else { return false };
+        let (file, offset, what) = (name(&first.file), first.offset, &first.detail);
+        eprintln!(
+            "catamaran-dump: the log is damaged, what is shown is incomplete; see `verify` ({file} at \
+             {offset}: {what})"
+        );
+        true
     }
 }
 
@@ -57,8 +60,9 @@ impl LogDir {
         Ok(LogDir { path })
     }
 
+    /// What can be read of it: files that cannot be are for verification to name.
     pub fn inspect(&self) -> catamaran::Result<Inspector> {
-        Inspector::open(&OsDisk, &self.path)
+        Inspector::survey(&OsDisk, &self.path)
     }
 
     /// Spare files: how many, and their bytes.
@@ -110,7 +114,12 @@ impl LogDir {
         &self,
         keep: &mut impl FnMut(&RecordView, GroupId, &Entry) -> T,
     ) -> catamaran::Result<Loaded<T>> {
-        read(&self.inspect()?, keep)
+        let loaded = read(&self.inspect()?, keep)?;
+        if loaded.model.segments.is_empty() && !loaded.report.is_rotten() {
+            // Spares alone: its first opening did not come to an end, or its segments were taken away.
+            return Err(Error::io("find a segment in", &self.path, ErrorKind::NotFound.into()));
+        }
+        Ok(loaded)
     }
 }
 

@@ -179,9 +179,111 @@ fn a_segment_without_a_header_is_corruption() {
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[..4096].fill(0xaa);
     std::fs::write(&path, &bytes).unwrap();
-    for verb in ["verify", "summary", "tail", "entries"] {
+    for verb in ["verify", "segments", "summary", "tail", "entries"] {
         let run = dump(&[verb, data.to_str().unwrap()]);
         assert_eq!(run.code, 4, "{verb}");
-        assert!(run.err.contains(&name(&path)), "{verb}: {}", run.err);
+        let said = format!("{}{}", run.out, run.err);
+        assert!(said.contains(&name(&path)) || said.contains("yes, see verify"), "{verb}: {said}");
+        // The rest is shown.
+        assert!(run.out.lines().count() > 1, "{verb}: {}", run.out);
+    }
+}
+
+/// Copies, renames or removes a segment by its place in the directory.
+fn misplaced(data: &Path, what: &str) {
+    let found = segments(data);
+    let (first, last) = (&found[0], &found[found.len() - 1]);
+    let wrong = data.join("log/0000000000000077.seg");
+    match what {
+        "first copied" => _ = std::fs::copy(first, wrong).unwrap(),
+        "last copied" => _ = std::fs::copy(last, wrong).unwrap(),
+        "first renamed" => std::fs::rename(first, wrong).unwrap(),
+        _ => std::fs::rename(last, wrong).unwrap(),
+    }
+}
+
+#[test]
+fn a_segment_under_a_wrong_name_is_damage() {
+    for what in ["first copied", "last copied", "first renamed", "last renamed"] {
+        let temp = tempfile::tempdir().unwrap();
+        let data = temp.path();
+        build(data, 1);
+        misplaced(data, what);
+        let (code, page) = verify(data);
+        assert_eq!(code, 4, "{what}: {page:#}");
+        let findings = page["findings"].as_array().unwrap();
+        let named = |finding: &&Value| finding["file"] == "0000000000000077.seg";
+        let hit = findings.iter().find(named).unwrap_or_else(|| panic!("{what}: {page:#}"));
+        assert!(hit["detail"].as_str().unwrap().contains("named 77, its header says"), "{hit}");
+        // What is under its own name is listed.
+        let files = page["segments"].as_array().unwrap().len();
+        assert_eq!(files, segments(data).len() - 1, "{what}: {page:#}");
+        let repaired = dump(&["repair", data.to_str().unwrap(), "--dry-run"]);
+        assert_eq!(repaired.code, 4, "{what}: {}", repaired.err);
+    }
+    // The only one.
+    let temp = tempfile::tempdir().unwrap();
+    drop(open(temp.path()));
+    misplaced(temp.path(), "last renamed");
+    let (code, page) = verify(temp.path());
+    assert_eq!((code, &page["verdict"]), (4, &"damaged".into()), "{page:#}");
+}
+
+#[test]
+fn spares_without_a_segment_are_not_sound() {
+    // A log that never held a record: it may as well not have been opened to its end.
+    let temp = tempfile::tempdir().unwrap();
+    drop(open(temp.path()));
+    segments(temp.path()).iter().for_each(|path| std::fs::remove_file(path).unwrap());
+    let run = dump(&["verify", temp.path().to_str().unwrap()]);
+    assert_eq!(run.code, 3, "{} {}", run.out, run.err);
+    assert!(run.err.contains("segment"), "{}", run.err);
+    // One whose spares have been segments with others before them.
+    let temp = tempfile::tempdir().unwrap();
+    let data = temp.path();
+    for _ in 0..3 {
+        build_once(data);
+    }
+    segments(data).iter().for_each(|path| std::fs::remove_file(path).unwrap());
+    let (code, page) = verify(data);
+    assert_eq!((code, &page["verdict"]), (4, &"damaged".into()), "{page:#}");
+    let repaired = dump(&["repair", data.to_str().unwrap(), "--dry-run"]);
+    assert_eq!(repaired.code, 3, "{} {}", repaired.out, repaired.err);
+    let refused = catamaran::log::Log::open(
+        std::sync::Arc::new(catamaran::env::os::OsDisk),
+        &data.join("log"),
+        catamaran::log::Options::default(),
+    );
+    assert!(matches!(refused, Err(catamaran::Error::Corruption { .. })));
+}
+
+/// Opens a log and writes a few records: what a restart copies, it recycles next time.
+fn build_once(data: &Path) {
+    let log = open(data);
+    for _ in 0..3 {
+        let mut batch = catamaran::log::LogBatch::new();
+        batch.append(1, [entry(log.last_index(1) + 1, 1, folded(&[put(b"key", b"value")]))]);
+        log.write(batch).unwrap();
+    }
+}
+
+#[test]
+fn a_shortened_last_segment_is_damage() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = temp.path();
+    build(data, 1);
+    let path = segments(data).pop().unwrap();
+    let sound = std::fs::read(&path).unwrap();
+    for len in [4096, 4100, 8192, 12_288, sound.len() - 4096, sound.len() - 1] {
+        std::fs::write(&path, &sound[..len]).unwrap();
+        let (code, page) = verify(data);
+        assert_eq!((code, &page["verdict"]), (4, &"damaged".into()), "{len}: {page:#}");
+        let findings = page["findings"].as_array().unwrap();
+        let hit = findings.iter().find(|finding| number(finding, "offset") == len as u64);
+        assert!(hit.is_some_and(|hit| hit["file"] == name(&path).as_str()), "{len}: {page:#}");
+        let repaired = dump(&["repair", data.to_str().unwrap(), "--dry-run"]);
+        let harmless =
+            repaired.out.contains("without harm  ") && repaired.out.contains("was made with");
+        assert!(repaired.code == 4 || harmless, "{len}: {}{}", repaired.out, repaired.err);
     }
 }

@@ -75,15 +75,18 @@ pub fn judge(dir: &Path) -> Result<Judgement, Failure> {
     let inspector = loop {
         match Inspector::open(&overlay, dir) {
             Ok(inspector) => break inspector,
-            // A segment whose header does not read: without it then, as if it were missing.
+            // A segment whose header does not read, or is of another name: without it then, as if it were missing.
             Err(Error::Corruption { path, detail, .. }) if overlay.hide(&path) => {
-                lost.push(format!("{}: no header ({detail})", name(&path)));
+                lost.push(format!("{}: no header of its own ({detail})", name(&path)));
                 hidden.push(path);
             }
             Err(error) => return Err(error.into()),
         }
     };
     let Loaded { model, report } = load::read(&inspector, &mut |_, _, _| ())?;
+    if model.segments.is_empty() && hidden.is_empty() {
+        return Err(Failure::Open(format!("{}: no segment is left here", dir.display())));
+    }
     let newest = model.segments.last().map(|segment| segment.path.clone());
     let end_is_gone = hidden.iter().any(|path| newest.as_ref().is_none_or(|newest| path > newest));
     let (fates, notes) = (BTreeMap::new(), Vec::new());
