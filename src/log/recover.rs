@@ -9,7 +9,7 @@ use super::notes::Notes;
 use super::scan::{End, Found, Neighbour, Record, Scan, find_segments};
 use super::sealed::{Looked, STRETCH, Sealed, look_at, merge};
 use super::segment::{
-    Pool, Reserve, SEGMENT_SUFFIX, Seal, Segment, SegmentTable, make_spare, parse_name,
+    Pool, Reserve, Reserved, SEGMENT_SUFFIX, Seal, Segment, SegmentTable, parse_name,
 };
 use super::tail::Tail;
 use super::write::{Queue, Waiters, Writer};
@@ -150,18 +150,11 @@ impl Log {
         pool.adopt(&names)?;
         let (active, base) = replay.take_over(&mut pool, tail, &options)?;
         let table = replay.build_table(&mut pool, found, active, base)?;
-        if pool.len() == 0 {
-            // The reserve. On a full disk the log opens without: it can be read, and purged.
-            let path = pool.next_path();
-            match make_spare(&*disk, dir, path, options.segment_bytes) {
-                Ok(spare) => pool.put(spare),
-                Err(Error::DiskFull { path }) => {
-                    tracing::warn!(?path, "no room for a spare segment");
-                }
-                Err(error) => return Err(error),
-            }
+        if pool.reserve()? == Reserved::No {
+            tracing::warn!(
+                "no room for a spare segment: purge has only what the last one has left"
+            );
         }
-
         let Replay { index, recovery, next_seq, echo, .. } = replay;
         let last = next_seq - 1;
         let writer = table.by_base.values().next_back().map(|active| Writer::new(active, last));
@@ -494,12 +487,16 @@ impl Replay {
         let last = self.next_seq - 1;
         let spare = pool.take(Reserve::Use)?;
         let Some(tail) = tail else {
+            pool.reserve()?;
             return Ok((pool.activate(spare, self.next_seq, last, |_| Vec::new())?, self.next_seq));
         };
         let used = tail.records.last().map_or(0, |(_, _, end, _)| *end) as u64;
         // A short segment is copied whole: the old file is free at once, and a node that restarts
-        // often does not leave a trail of files.
-        let whole = tail.clean && used <= options.segment_bytes / 4;
+        // often does not leave a trail of files. So is a long one on a full disk: the old file is the reserve
+        // then, for purge and for the next open.
+        let short = tail.clean && used <= options.segment_bytes / 4;
+        let whole =
+            short || pool.reserve()? == Reserved::No && tail.clean && used <= options.segment_bytes;
         let base = if whole { tail.base_seq } else { (self.durable + 1).min(self.next_seq) };
         let base = base.max(tail.base_seq);
         let mut payloads = Vec::new();

@@ -143,6 +143,11 @@ impl Live {
         }
         self.bytes[self.at] += len;
     }
+
+    /// What was counted, in the order of the segments.
+    pub fn into_bytes(self) -> Vec<u64> {
+        self.bytes
+    }
 }
 
 /// A file that waits to become a segment.
@@ -159,6 +164,14 @@ pub(super) enum Reserve {
     Keep,
     /// This is purge: the last spare may go, for a segment comes back.
     Use,
+}
+
+/// Whether there is a spare file in reserve.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Reserved {
+    Yes,
+    /// The disk is full.
+    No,
 }
 
 /// The pool of spare files.
@@ -243,6 +256,11 @@ impl Pool {
         self.spares.len() as u64 * self.segment_bytes
     }
 
+    /// Bytes that records may take of a segment.
+    pub fn usable(&self) -> u64 {
+        self.segment_bytes.saturating_sub(self.footer_room + BLOCK as u64)
+    }
+
     /// Whether [`fill`](Self::fill) has something to do.
     pub fn wants(&self) -> bool {
         self.spares.len() < self.keep
@@ -278,6 +296,20 @@ impl Pool {
         }
         let path = self.next_path();
         make_spare(self.disk.as_ref(), &self.dir, path, self.segment_bytes)
+    }
+
+    /// Has one spare at hand, if there is room for it.
+    pub fn reserve(&mut self) -> Result<Reserved> {
+        if !self.spares.is_empty() {
+            return Ok(Reserved::Yes);
+        }
+        let path = self.next_path();
+        match make_spare(self.disk.as_ref(), &self.dir, path, self.segment_bytes) {
+            Ok(spare) => self.spares.push(spare),
+            Err(Error::DiskFull { .. }) => return Ok(Reserved::No),
+            Err(error) => return Err(error),
+        }
+        Ok(Reserved::Yes)
     }
 
     pub fn next_generation(&mut self) -> u64 {
@@ -372,19 +404,23 @@ impl Leaving {
         let mut kept = Vec::new();
         for (path, file, to) in self.files {
             let len = file.len()?;
-            let to = to.filter(|_| len >= self.size);
-            match &to {
-                Some(to) => {
-                    if len > self.size {
-                        // A footer or a large batch made it grow. Nothing in it is needed any more.
-                        file.set_len(self.size)?;
-                    }
-                    self.disk.rename(&path, to)?;
+            let mut to = to.filter(|_| len >= self.size);
+            if let Some(name) = &to {
+                let renamed = match len > self.size {
+                    // A footer or a large batch made it grow. Nothing in it is needed any more.
+                    true => file.set_len(self.size),
+                    false => Ok(()),
+                };
+                match renamed.and_then(|()| self.disk.rename(&path, name)) {
+                    Ok(()) => {}
+                    // To remove it takes no room.
+                    Err(Error::DiskFull { .. }) => to = None,
+                    Err(error) => return Err(error),
                 }
-                None => {
-                    drop(file);
-                    self.disk.remove(&path)?;
-                }
+            }
+            if to.is_none() {
+                drop(file);
+                self.disk.remove(&path)?;
             }
             // Before the file gets a new header, too: else a crash could show it under its old name.
             self.disk.sync_dir(&self.dir)?;
