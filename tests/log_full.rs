@@ -84,9 +84,10 @@ fn serves(log: &Log, last: u64) {
 
 #[test]
 fn a_full_disk_gets_room_beside_laggards() {
-    for lag in [1000, 1250] {
+    for (lag, spare_segments) in [(1000, 1), (1000, 2), (1250, 1), (1250, 2)] {
+        let options = Options { spare_segments, ..options() };
         let disk = MemDisk::default();
-        let (log, _) = open(&disk).unwrap();
+        let (log, _) = Log::open(Arc::new(disk.clone()), Path::new("/log"), options).unwrap();
         let last = fill(&disk, &log, lag);
         compact(&log, 1, last - 1).unwrap();
         assert!(purge(&log) >= 12, "{lag}: {:?}", log.stats());
@@ -190,6 +191,73 @@ fn a_full_disk_opens_again_and_again() {
         check(&log, last, 1000);
         serves(&log, last);
     }
+}
+
+/// A purge was cut off when it had taken the reserve: some room, but not for a segment.
+#[test]
+fn a_full_disk_opens_without_a_reserve() {
+    let disk = MemDisk::default();
+    let (log, _) = open(&disk).unwrap();
+    let last = fill(&disk, &log, 1000);
+    drop(log);
+    {
+        let mut state = disk.state();
+        let spare = |path: &std::path::PathBuf| path.extension().is_some_and(|e| e == "free");
+        let spares: Vec<_> = state.image.names.keys().filter(|path| spare(path)).cloned().collect();
+        assert!(!spares.is_empty());
+        for path in spares {
+            let inode = state.image.names.remove(&path).unwrap();
+            state.image.files.remove(&inode);
+        }
+        let used: u64 = state.image.files.values().map(|file| file.len() as u64).sum();
+        state.capacity = Some(used + SEGMENT / 2 + 10_000);
+    }
+    for n in 0..4 {
+        let (log, recovery) = open(&disk).unwrap_or_else(|error| panic!("open {n}: {error}"));
+        assert!(recovery.quarantined.is_empty(), "{recovery:?}");
+        assert!(log.last_index(1) + 1 >= last, "open {n}");
+    }
+    let (log, _) = open(&disk).unwrap();
+    let last = log.last_index(1);
+    compact(&log, 1, last).unwrap();
+    compact(&log, 2, last).unwrap();
+    assert!(purge(&log) > 10, "{:?}", log.stats());
+    log.barrier().unwrap();
+    serves(&log, last);
+}
+
+/// What groups state is more than a segment holds, and the disk is full.
+#[test]
+fn states_move_on_a_full_disk() {
+    let disk = MemDisk::default();
+    let options = Options { segment_bytes: 64 << 10, spare_segments: 1, ..options() };
+    let (log, _) = Log::open(Arc::new(disk.clone()), Path::new("/log"), options).unwrap();
+    for group in 10..2_010 {
+        let mut batch = LogBatch::new();
+        batch.set_state(group, vec![7; 60]);
+        log.submit(batch).unwrap();
+        if group % 100 == 99 {
+            log.write_round().unwrap();
+        }
+    }
+    log.barrier().unwrap();
+    let mut last = 0;
+    disk.state().capacity = Some(20 * (64 << 10));
+    loop {
+        last += 1;
+        let mut batch = LogBatch::new();
+        batch.append(1, [entry(last, 3500)]);
+        let seq = log.submit(batch).unwrap();
+        if let Err(error) = log.wait(seq) {
+            assert!(matches!(error, Error::DiskFull { .. }), "{error}");
+            break;
+        }
+    }
+    compact(&log, 1, last - 1).unwrap();
+    assert!(purge(&log) > 5, "{:?}", log.stats());
+    log.barrier().unwrap();
+    assert!((10..2_010).all(|group| log.state(group).unwrap() == vec![7; 60]));
+    serves(&log, last);
 }
 
 fn idle_bytes(log: &Log, calls: u64) -> u64 {

@@ -110,7 +110,12 @@
 //!
 //! **Full disk.** One spare file is held in reserve, for purge alone. When no segment can be made,
 //! a round fails with `DiskFull`, what was submitted stays queued and readable, and a later round
-//! tries again. A failed sync, or a failed write of another kind, is final.
+//! tries again. Purge begins nothing that the room it has (the rest of the active segment, the spares) cannot
+//! hold, what waits before it included; it moves what fits if that frees more, keeps writers from the
+//! room meanwhile, and never queues a record while its last one waits. Opening takes the reserve, but copies
+//! the last segment whole then, so that its file is the next reserve; where there is none (a purge
+//! was cut off), it makes do with a shorter file. A failed sync, or a failed write of another kind, is
+//! final, whoever asked for it: the writer, purge, or who keeps spares ready.
 //!
 //! # Locks
 //! In this order: purge, writer, queue, flights, shard, segments, pool. Readers take one shard, then segments.

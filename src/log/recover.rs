@@ -485,20 +485,23 @@ impl Replay {
         options: &Options,
     ) -> Result<(Segment, u64)> {
         let last = self.next_seq - 1;
-        let spare = pool.take(Reserve::Use)?;
         let Some(tail) = tail else {
+            let spare = pool.take(Reserve::Use)?;
             pool.reserve()?;
             return Ok((pool.activate(spare, self.next_seq, last, |_| Vec::new())?, self.next_seq));
         };
         let used = tail.records.last().map_or(0, |(_, _, end, _)| *end) as u64;
+        let unstated = (self.durable + 1).min(self.next_seq).max(tail.base_seq);
+        let first = tail.records.iter().find(|(seq, ..)| *seq >= unstated);
+        let least = first.map_or(0, |(_, start, ..)| used - *start as u64);
+        let spare = pool.take_for([if tail.clean { used } else { least }, least])?;
+        let size = spare.file.len()?;
         // A short segment is copied whole: the old file is free at once, and a node that restarts
         // often does not leave a trail of files. So is a long one on a full disk: the old file is the reserve
         // then, for purge and for the next open.
-        let short = tail.clean && used <= options.segment_bytes / 4;
-        let whole =
-            short || pool.reserve()? == Reserved::No && tail.clean && used <= options.segment_bytes;
-        let base = if whole { tail.base_seq } else { (self.durable + 1).min(self.next_seq) };
-        let base = base.max(tail.base_seq);
+        let short = used <= (options.segment_bytes / 4).min(size);
+        let whole = tail.clean && (short || pool.reserve()? == Reserved::No && used <= size);
+        let base = if whole { tail.base_seq } else { unstated };
         let mut payloads = Vec::new();
         let durable = self.durable.min(last);
         let mut echo = EchoDraft::new(BLOCK as u64, base);

@@ -298,6 +298,24 @@ impl Pool {
         make_spare(self.disk.as_ref(), &self.dir, path, self.segment_bytes)
     }
 
+    /// Takes a file for a copy of so many bytes, best of as many as the first says: if there is neither a spare
+    /// nor room for one, a shorter file, for a log must be opened to be purged. A small one, so that there is
+    /// room for another at the next open.
+    pub fn take_for(&mut self, copies: [u64; 2]) -> Result<Spare> {
+        let block = BLOCK as u64;
+        let beside = self.footer_room + 4 * block;
+        let [best, least] = copies.map(|bytes| bytes.next_multiple_of(block) + beside);
+        let more = least + self.segment_bytes / 16 / block * block;
+        let mut taken = self.take(Reserve::Use);
+        for size in [best, more, least] {
+            if size < self.segment_bytes && matches!(taken, Err(Error::DiskFull { .. })) {
+                let path = self.next_path();
+                taken = make_spare(self.disk.as_ref(), &self.dir, path, size);
+            }
+        }
+        taken
+    }
+
     /// Has one spare at hand, if there is room for it.
     pub fn reserve(&mut self) -> Result<Reserved> {
         if !self.spares.is_empty() {
