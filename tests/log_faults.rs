@@ -213,10 +213,17 @@ impl Run {
         self.disk.acked(durable);
         if let Err(error) = result {
             self.expect_typed(&error);
-            if matches!(self.faults.plan().hit, Some((Call::Sync, _)))
-                && matches!(error, Error::Io { op: "sync", .. } | Error::Stopped { .. })
+            if matches!(self.faults.plan().hit, Some((Call::Sync | Call::SyncDir, _)))
+                && matches!(
+                    error,
+                    Error::Io { op: "sync" | "sync directory", .. } | Error::Stopped { .. }
+                )
             {
-                self.stopped = log.write_round().is_err();
+                // Whoever asked for it: the writer, purge, or who keeps spares ready.
+                let after = [log.write_round().map(drop), log.purge().map(drop)];
+                let stops = |after: &Result<()>| matches!(after, Err(Error::Stopped { .. }));
+                assert!(after.iter().all(stops), "goes on after a failed sync: {error}, {after:?}");
+                self.stopped = true;
             }
         }
     }

@@ -512,6 +512,11 @@ impl Index {
         groups
     }
 
+    /// The sum over all groups.
+    pub fn sum(&self, of: impl Fn(&Group) -> u64) -> u64 {
+        self.shards.iter().map(|s| s.read().values().map(&of).sum::<u64>()).sum()
+    }
+
     pub fn len(&self) -> usize {
         self.shards.iter().map(|s| s.read().len()).sum()
     }

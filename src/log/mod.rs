@@ -93,7 +93,7 @@
 //! so). What a run says of its size is believed up to what its block can come to.
 //!
 //! **Purge.** Segments go from the oldest on: at once if nothing in them lives, else once the log holds
-//! 1.75 times what lives and their live rest (the tails of laggards) is a third of them or less, and
+//! 1.75 times what lives and their live rest (the tails of laggards, states, positions) is a third of them or less, and
 //! did not shrink much since the call before (what is dying would be moved for nothing); it is moved forward, neighbouring small runs put together, a segment's worth a call at most. A move is a
 //! record like any other (`rewrite`): copied and submitted with what still lives under the submit lock,
 //! durable before the index leads readers to it, and replayed as the same entries at another place, so
@@ -110,7 +110,12 @@
 //!
 //! **Full disk.** One spare file is held in reserve, for purge alone. When no segment can be made,
 //! a round fails with `DiskFull`, what was submitted stays queued and readable, and a later round
-//! tries again. A failed sync, or a failed write of another kind, is final.
+//! tries again. Purge begins nothing that the room it has (the rest of the active segment, the spares) cannot
+//! hold, what waits before it included; it moves what fits if that frees more, keeps writers from the
+//! room meanwhile, and never queues a record while its last one waits. Opening takes the reserve, but copies
+//! the last segment whole then, so that its file is the next reserve; where there is none (a purge
+//! was cut off), it makes do with a shorter file. A failed sync, or a failed write of another kind, is
+//! final, whoever asked for it: the writer, purge, or who keeps spares ready.
 //!
 //! # Locks
 //! In this order: purge, writer, queue, flights, shard, segments, pool. Readers take one shard, then segments.
@@ -128,6 +133,7 @@
 //!   can only fence off, for several times the bytes.
 
 mod batch;
+mod choose;
 mod echo;
 mod flight;
 mod footer;
@@ -324,7 +330,7 @@ pub struct Stats {
     pub batches: u64,
     /// Entries submitted.
     pub entries: u64,
-    /// Bytes of runs that some group needs.
+    /// Bytes of runs, states and positions that some group needs.
     pub live_bytes: u64,
     /// Bytes of segments and spares on the disk.
     pub disk_bytes: u64,
@@ -360,8 +366,8 @@ impl Stats {
         ratio(self.raw_entry_bytes, self.entry_bytes)
     }
 
-    /// Bytes that segments hold for each byte of entries that some group needs, as they are stored. 0 if
-    /// none does.
+    /// Bytes that segments hold for each byte of entries, states and positions that some group needs, as they
+    /// are stored. 0 if none does.
     pub fn space_amplification(&self) -> f64 {
         ratio(self.used_bytes, self.live_bytes)
     }
@@ -403,6 +409,7 @@ impl Log {
             stats.disk_bytes = segments.by_base.values().map(|s| s.size).sum();
             stats.used_bytes = segments.by_base.values().map(|s| s.used).sum();
         }
+        stats.live_bytes += shared.stated_bytes();
         let pool = shared.pool.lock();
         stats.spares = pool.len() as u64;
         stats.disk_bytes += pool.bytes();
@@ -425,6 +432,7 @@ impl Log {
 
     fn fill_pool(&self) -> crate::Result<bool> {
         let shared = &*self.shared;
+        shared.check_running()?;
         let path = {
             let mut pool = shared.pool.lock();
             if !pool.wants() {
@@ -433,7 +441,11 @@ impl Log {
             pool.next_path()
         };
         let size = shared.options.segment_bytes;
-        let spare = segment::make_spare(shared.disk.as_ref(), &shared.dir, path, size)?;
+        let spare = segment::make_spare(shared.disk.as_ref(), &shared.dir, path, size);
+        let spare = spare.map_err(|error| match error {
+            full @ crate::Error::DiskFull { .. } => full,
+            other => shared.poison(other),
+        })?;
         let mut pool = shared.pool.lock();
         pool.put(spare);
         Ok(pool.wants())

@@ -2,6 +2,7 @@
 //! needed is moved forward first. The argument why this is safe stands at the head of the room.
 
 use super::batch::Encoded;
+use super::choose::{Lived, Plan, Room};
 use super::format::{Op, Span, decode_run};
 use super::index::{Group, Run};
 use super::lz4::{RunWriter, is_compressed, plain};
@@ -9,7 +10,6 @@ use super::segment::Reserve;
 use super::write::{Pending, Queue, TakeQueue};
 use super::{Entry, GroupId, Log, RECORD_HEADER, Shared};
 use crate::error::{Error, Result};
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 /// What a purge did.
@@ -26,7 +26,8 @@ pub struct Purged {
     /// Whether live entries that cannot be read held it up: they stay where they are, and with them
     /// all that is newer. The log tells of file and offset when it meets them first.
     pub blocked: bool,
-    /// Whether as many went as go in one call ([`Purged::MOST`]): call again, there may be more.
+    /// Whether something went, and it was the bound of a call that ended it ([`Purged::MOST`] segments, a
+    /// segment's worth of copies): call again, there may be more.
     pub more: bool,
 }
 
@@ -35,8 +36,8 @@ impl Purged {
     pub const MOST: u64 = 8;
 }
 
-/// Runs are moved in records of about this size, so that submitters are not held up for long.
-const MOVE_BYTES: usize = 1 << 20;
+/// Runs are moved in records of about this size (or a quarter of a segment, if that is less), so that submitters are not held up for long.
+pub(super) const MOVE_BYTES: usize = 1 << 20;
 
 /// Bodies are put together up to this size: a reader of one entry reads the whole body.
 const BODY_BYTES: usize = 32 << 10;
@@ -96,8 +97,9 @@ impl Log {
     /// as many sealed, and one restatement (state and position, some dozens of bytes) of each group that
     /// said nothing since.
     ///
-    /// Blocks for disk IO and runs the writer's rounds itself. On
-    /// [`DiskFull`](crate::Error::DiskFull) nothing is lost.
+    /// Blocks for disk IO and runs the writer's rounds itself. Nothing is begun for which there is no room: on
+    /// [`DiskFull`](crate::Error::DiskFull) nothing is lost, and a later call needs no more than this one. A
+    /// write or sync that fails otherwise is final.
     pub fn purge(&self) -> Result<Purged> {
         let shared = &*self.shared;
         let mut watch = shared.purging.lock();
@@ -113,14 +115,48 @@ impl Log {
     }
 }
 
-/// What lived in each segment when purge looked last, by first sequence number.
-pub(super) type Watch = BTreeMap<u64, u64>;
+/// What purge remembers from one call to the next.
+#[derive(Default, Debug)]
+pub(super) struct Watch {
+    lived: Lived,
+    /// Our last record, while it is not durable. On a full disk it stays, and no other is queued: however
+    /// often purge is called, what waits for the writer does not grow.
+    queued: Option<Queued>,
+}
+
+/// A record of purge on its way to the disk.
+#[derive(Debug)]
+struct Queued {
+    seq: u64,
+    /// Runs in it take the place of what lies below.
+    floor: u64,
+    moved: Vec<(GroupId, Run)>,
+}
 
 impl Shared {
     fn purge_once(&self, watch: &mut Watch) -> Result<Purged> {
+        // What an earlier call could not finish for want of room.
+        self.land(watch)?;
+        let Some(mut plan) = self.choose_floor(&mut watch.lived, Room::Any) else {
+            return Ok(Purged::default());
+        };
+        let room = self.make_room(plan.cost)?;
+        if room == Room::Any {
+            return self.carry_out(watch, plan);
+        }
+        // Nobody else may use up what is left: it is enough for this, and this gives it back.
+        let only = self.choose_floor(&mut watch.lived, room);
+        plan = only.ok_or_else(|| Error::DiskFull { path: self.dir.clone() })?;
+        self.writer.lock().reserved = true;
+        let purged = self.carry_out(watch, plan);
+        self.writer.lock().reserved = false;
+        purged
+    }
+
+    fn carry_out(&self, watch: &mut Watch, plan: Plan) -> Result<Purged> {
         let mut purged = Purged::default();
-        let Some(floor) = self.choose_floor(watch) else { return Ok(purged) };
-        match self.move_runs(floor) {
+        let floor = plan.floor;
+        match self.move_runs(floor, watch) {
             Ok(moved) => purged.moved_bytes = moved,
             Err(error @ Error::Corruption { .. }) => {
                 // Its group will meet it when it reads. What lies before can still go, next time.
@@ -130,7 +166,7 @@ impl Shared {
             }
             Err(error) => return Err(error),
         }
-        let Some(restated) = self.checkpoint(floor)? else { return Ok(purged) };
+        let Some(restated) = self.checkpoint(floor, watch)? else { return Ok(purged) };
         purged.restated = restated;
 
         let doomed = {
@@ -139,91 +175,40 @@ impl Shared {
             std::mem::replace(&mut table.by_base, kept)
         };
         purged.segments = doomed.len() as u64;
-        purged.more = purged.segments == Purged::MOST;
+        purged.more = plan.more || purged.segments == Purged::MOST;
         purged.bytes = doomed.values().map(|segment| segment.size).sum();
         self.counters.purged_segments.fetch_add(purged.segments, Relaxed);
         let files = doomed.into_values().map(|segment| (segment.path, segment.file)).collect();
         let leaving = self.pool.lock().part_with(files);
-        // Without the pool: a writer may need a spare meanwhile.
-        let spares = leaving.rename()?;
+        // Without the pool: a writer may need a spare meanwhile. Nobody knows the files that a failure leaves
+        // behind: it is final, and the next open finds them.
+        let spares = leaving.rename().map_err(|error| self.poison(error))?;
         self.pool.lock().add(spares);
         Ok(purged)
     }
 
-    /// The first sequence number that stays, if anything can go. What holds nothing live goes at once.
-    /// Live bytes are moved only when the log holds a good deal more than lives in it, and as few as
-    /// possible: of the prefixes of segments, the longest that frees enough for what moving it costs.
-    fn choose_floor(&self, watch: &mut Watch) -> Option<u64> {
-        let pinned = self.oldest_damage().min(self.oldest_rot());
-        let segments = self.segments.read();
-        let now = segments.by_base.iter().map(|(base, segment)| (*base, segment.live)).collect();
-        let before = std::mem::replace(watch, now);
-        let live: u64 = segments.by_base.values().map(|s| s.live).sum();
-        let used: u64 = segments.by_base.values().map(|s| s.used).sum();
-        let segment_bytes = self.options.segment_bytes;
-        let (mut moved, mut freed) = (0, 0);
-        let mut floor = None;
-        let bases = segments.by_base.keys().skip(1);
-        let mut settled = true;
-        let oldest = segments.by_base.iter().zip(bases).take(Purged::MOST as usize);
-        for ((base, segment), next) in oldest {
-            // A call moves a segment's worth at most.
-            if *next > pinned || moved + segment.live > segment_bytes {
-                break;
-            }
-            // As the log would be without the segments before this one.
-            let rest = used - freed + moved;
-            let crowded = rest * 4 > live * 7;
-            moved += segment.live;
-            freed += segment.used;
-            // What is dying anyway would be moved for nothing: a little patience.
-            settled &= segment.live == 0
-                || before.get(base).is_some_and(|live| live - live / 8 <= segment.live);
-            let pays = settled && moved * 100 <= freed * self.options.rewrite_percent;
-            let pressing = rest > 2 * live + 4 * segment_bytes;
-            if moved == 0 || segment.live == 0 && floor.is_some() || crowded && (pays || pressing) {
-                floor = Some(*next);
-            }
-        }
-        floor
-    }
-
-    /// The oldest record that a damaged group refers to: it is evidence, and stays.
-    fn oldest_damage(&self) -> u64 {
-        let mut oldest = u64::MAX;
-        for id in self.index.groups() {
-            let Some(group) = self.index.read(id) else { continue };
-            if group.damage.is_some() {
-                let facts = [group.state_seq, group.base_seq, group.damage_seq];
-                let runs = group.runs.iter().map(|run| run.seq);
-                let seqs = runs.chain(facts.into_iter().filter(|seq| *seq > 0));
-                oldest = oldest.min(seqs.min().unwrap_or(0));
-            }
-        }
-        oldest
-    }
-
     /// Moves every live run below `floor` forward, small ones put together. Returns the bytes moved.
-    fn move_runs(&self, floor: u64) -> Result<u64> {
+    fn move_runs(&self, floor: u64, watch: &mut Watch) -> Result<u64> {
         let mut moved = 0;
         let mut load: Vec<Moving> = Vec::new();
         let mut weight = 0;
+        let piece = self.piece() as usize;
         for id in self.index.groups() {
             let old: Vec<Run> = match self.index.read(id) {
                 Some(group) => group.runs.iter().copied().filter(|r| r.seq < floor).collect(),
                 None => continue,
             };
             for body in self.merge_runs(id, old)? {
+                if weight > 0 && weight + body.body.len() > piece {
+                    self.move_load(floor, std::mem::take(&mut load), watch)?;
+                    weight = 0;
+                }
                 weight += body.body.len();
                 moved += body.body.len() as u64;
                 load.push(body);
-                if weight >= MOVE_BYTES {
-                    self.move_load(floor, std::mem::take(&mut load))?;
-                    weight = 0;
-                }
             }
         }
-        self.move_load(floor, load)?;
+        self.move_load(floor, load, watch)?;
         self.counters.moved_bytes.fetch_add(moved, Relaxed);
         Ok(moved)
     }
@@ -263,21 +248,11 @@ impl Shared {
         }
     }
 
-    /// The oldest record that could not be read and still is somebody's.
-    fn oldest_rot(&self) -> u64 {
-        let mut rotten = self.rotten.lock();
-        rotten.retain(|seq, group| {
-            let group = self.index.read(*group);
-            group.is_some_and(|group| group.runs.iter().any(|run| run.seq == *seq))
-        });
-        rotten.keys().next().copied().unwrap_or(u64::MAX)
-    }
-
-    fn move_load(&self, floor: u64, mut load: Vec<Moving>) -> Result<()> {
+    fn move_load(&self, floor: u64, mut load: Vec<Moving>, watch: &mut Watch) -> Result<()> {
         if load.is_empty() {
             return Ok(());
         }
-        let seq = {
+        {
             let mut queue = self.queue.lock();
             let bytes = load.iter().map(|m| m.body.len()).sum();
             let mut record = Encoded::with_capacity(load.len(), bytes);
@@ -292,55 +267,76 @@ impl Shared {
                 record.push(Op::Rewrite { group, from, count, skip, terms, body });
                 moving.run = Some(run);
             }
-            self.enqueue(&mut queue, record)
-        };
-        let done = self.round_to(seq);
-        // The index follows only now: until the copy is durable, readers go to the old place.
+            let seq = self.enqueue(&mut queue, record);
+            let runs = load.into_iter().filter_map(|m| Some((m.group, Run { seq, ..m.run? })));
+            watch.queued = Some(Queued { seq, floor, moved: runs.collect() });
+        }
+        self.land(watch)
+    }
+
+    /// Makes our last record durable, if it is not. Only then does the index follow: until the copies are
+    /// durable, readers go to the old places. (However much later: what died since stays dead, and what is
+    /// newer than the record lies above its floor.)
+    fn land(&self, watch: &mut Watch) -> Result<()> {
+        let Some(queued) = &watch.queued else { return Ok(()) };
+        self.round_to(queued.seq)?;
+        let Some(Queued { floor, moved, .. }) = watch.queued.take() else { return Ok(()) };
         let mut dead = Vec::new();
-        for moving in load {
-            let Some(run) = moving.run else { continue };
-            let run = Run { seq, ..run };
+        for (id, run) in moved {
             let mut gone = Vec::new();
-            let placed = done.is_ok()
-                && self.index.change_existing(moving.group, |group| {
-                    group.relocate(&(0..floor), vec![run], &mut gone) > 0
-                }) == Some(true);
+            let placed = self
+                .index
+                .change_existing(id, |group| group.relocate(&(0..floor), vec![run], &mut gone) > 0)
+                == Some(true);
             dead.extend(gone);
             if !placed {
-                dead.push((seq, run.body.len));
+                dead.push((run.seq, run.body.len));
             }
         }
         self.segments.write().bury(dead);
-        done
+        Ok(())
     }
 
-    /// Restates what only records below `floor` say, and makes that durable with the floor itself.
-    /// `None` if something below is still live after all.
-    fn checkpoint(&self, floor: u64) -> Result<Option<u64>> {
-        let restated;
-        let seq = {
-            let mut queue = self.queue.lock();
-            let mut record = Encoded::with_capacity(64, 4096);
-            // Nothing changes meanwhile but by us: changes need the queue's lock, or purge's.
-            let mut said = Vec::new();
-            for id in self.index.groups() {
-                let Some(group) = self.index.read(id) else { continue };
-                if group.runs.iter().any(|run| run.seq < floor) {
-                    return Ok(None);
+    /// Restates what only records below `floor` say, and makes that durable with the floor itself; in several
+    /// records if it is much, the last of which has the floor. `None` if something below is still live
+    /// after all.
+    fn checkpoint(&self, floor: u64, watch: &mut Watch) -> Result<Option<u64>> {
+        let piece = self.piece() as usize;
+        let mut restated = 0;
+        loop {
+            let mut rest = false;
+            {
+                let mut queue = self.queue.lock();
+                let mut record = Encoded::with_capacity(64, 4096);
+                // Nothing changes meanwhile but by us: changes need the queue's lock, or purge's.
+                let mut said = Vec::new();
+                for id in self.index.groups() {
+                    let Some(group) = self.index.read(id) else { continue };
+                    if group.runs.iter().any(|run| run.seq < floor) {
+                        return Ok(None);
+                    }
+                    rest |= record.dir.len() + record.payload.len() >= piece;
+                    if rest {
+                        break;
+                    }
+                    said.extend(restate(id, &group, floor, &mut record)?);
                 }
-                said.extend(restate(id, &group, floor, &mut record)?);
+                if !rest {
+                    record.push(Op::Floor { seq: floor });
+                }
+                let seq = self.enqueue(&mut queue, record);
+                // Only now, that there is such a record.
+                for restated in &said {
+                    self.index.change_existing(restated.group, |group| restated.apply(group, seq));
+                }
+                restated += said.len() as u64;
+                watch.queued = Some(Queued { seq, floor, moved: Vec::new() });
             }
-            record.push(Op::Floor { seq: floor });
-            let seq = self.enqueue(&mut queue, record);
-            // Only now, that there is such a record.
-            for restated in &said {
-                self.index.change_existing(restated.group, |group| restated.apply(group, seq));
+            self.land(watch)?;
+            if !rest {
+                return Ok(Some(restated));
             }
-            restated = said.len() as u64;
-            seq
-        };
-        self.round_to(seq)?;
-        Ok(Some(restated))
+        }
     }
 
     /// Queues a record of our own making. It may exceed the bound of the queue: it frees space.

@@ -9,7 +9,7 @@ use super::notes::Notes;
 use super::scan::{Found, Neighbour, Record, Scan, find_segments};
 use super::sealed::{Looked, STRETCH, Sealed, look_at, merge};
 use super::segment::{
-    Pool, Reserve, SEGMENT_SUFFIX, Seal, Segment, SegmentTable, make_spare, parse_name,
+    Pool, Reserve, Reserved, SEGMENT_SUFFIX, Seal, Segment, SegmentTable, parse_name,
 };
 use super::tail::Tail;
 use super::write::{Queue, Waiters, Writer};
@@ -146,18 +146,11 @@ impl Log {
         pool.adopt(&names)?;
         let (active, base) = replay.take_over(&mut pool, tail, &options)?;
         let table = replay.build_table(&mut pool, found, active, base)?;
-        if pool.len() == 0 {
-            // The reserve. On a full disk the log opens without: it can be read, and purged.
-            let path = pool.next_path();
-            match make_spare(&*disk, dir, path, options.segment_bytes) {
-                Ok(spare) => pool.put(spare),
-                Err(Error::DiskFull { path }) => {
-                    tracing::warn!(?path, "no room for a spare segment");
-                }
-                Err(error) => return Err(error),
-            }
+        if pool.reserve()? == Reserved::No {
+            tracing::warn!(
+                "no room for a spare segment: purge has only what the last one has left"
+            );
         }
-
         let Replay { index, recovery, next_seq, echo, .. } = replay;
         let last = next_seq - 1;
         let writer = table.by_base.values().next_back().map(|active| Writer::new(active, last));
@@ -460,16 +453,23 @@ impl Replay {
         options: &Options,
     ) -> Result<(Segment, u64)> {
         let last = self.next_seq - 1;
-        let spare = pool.take(Reserve::Use)?;
         let Some(tail) = tail else {
+            let spare = pool.take(Reserve::Use)?;
+            pool.reserve()?;
             return Ok((pool.activate(spare, self.next_seq, last, |_| Vec::new())?, self.next_seq));
         };
         let used = tail.records.last().map_or(0, |(_, _, end, _)| *end) as u64;
+        let unstated = (self.durable + 1).min(self.next_seq).max(tail.base_seq);
+        let first = tail.records.iter().find(|(seq, ..)| *seq >= unstated);
+        let least = first.map_or(0, |(_, start, ..)| used - *start as u64);
+        let spare = pool.take_for([if tail.clean { used } else { least }, least])?;
+        let size = spare.file.len()?;
         // A short segment is copied whole: the old file is free at once, and a node that restarts
-        // often does not leave a trail of files.
-        let whole = tail.clean && used <= options.segment_bytes / 4;
-        let base = if whole { tail.base_seq } else { (self.durable + 1).min(self.next_seq) };
-        let base = base.max(tail.base_seq);
+        // often does not leave a trail of files. So is a long one on a full disk: the old file is the reserve
+        // then, for purge and for the next open.
+        let short = used <= (options.segment_bytes / 4).min(size);
+        let whole = tail.clean && (short || pool.reserve()? == Reserved::No && used <= size);
+        let base = if whole { tail.base_seq } else { unstated };
         let mut payloads = Vec::new();
         let durable = self.durable.min(last);
         let mut echo = EchoDraft::new(BLOCK as u64, base);

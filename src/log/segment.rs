@@ -143,6 +143,11 @@ impl Live {
         }
         self.bytes[self.at] += len;
     }
+
+    /// What was counted, in the order of the segments.
+    pub fn into_bytes(self) -> Vec<u64> {
+        self.bytes
+    }
 }
 
 /// A file that waits to become a segment.
@@ -159,6 +164,14 @@ pub(super) enum Reserve {
     Keep,
     /// This is purge: the last spare may go, for a segment comes back.
     Use,
+}
+
+/// Whether there is a spare file in reserve.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Reserved {
+    Yes,
+    /// The disk is full.
+    No,
 }
 
 /// The pool of spare files.
@@ -243,6 +256,11 @@ impl Pool {
         self.spares.len() as u64 * self.segment_bytes
     }
 
+    /// Bytes that records may take of a segment.
+    pub fn usable(&self) -> u64 {
+        self.segment_bytes.saturating_sub(self.footer_room + BLOCK as u64)
+    }
+
     /// Whether [`fill`](Self::fill) has something to do.
     pub fn wants(&self) -> bool {
         self.spares.len() < self.keep
@@ -278,6 +296,38 @@ impl Pool {
         }
         let path = self.next_path();
         make_spare(self.disk.as_ref(), &self.dir, path, self.segment_bytes)
+    }
+
+    /// Takes a file for a copy of so many bytes, best of as many as the first says: if there is neither a spare
+    /// nor room for one, a shorter file, for a log must be opened to be purged. A small one, so that there is
+    /// room for another at the next open.
+    pub fn take_for(&mut self, copies: [u64; 2]) -> Result<Spare> {
+        let block = BLOCK as u64;
+        let beside = self.footer_room + 4 * block;
+        let [best, least] = copies.map(|bytes| bytes.next_multiple_of(block) + beside);
+        let more = least + self.segment_bytes / 16 / block * block;
+        let mut taken = self.take(Reserve::Use);
+        for size in [best, more, least] {
+            if size < self.segment_bytes && matches!(taken, Err(Error::DiskFull { .. })) {
+                let path = self.next_path();
+                taken = make_spare(self.disk.as_ref(), &self.dir, path, size);
+            }
+        }
+        taken
+    }
+
+    /// Has one spare at hand, if there is room for it.
+    pub fn reserve(&mut self) -> Result<Reserved> {
+        if !self.spares.is_empty() {
+            return Ok(Reserved::Yes);
+        }
+        let path = self.next_path();
+        match make_spare(self.disk.as_ref(), &self.dir, path, self.segment_bytes) {
+            Ok(spare) => self.spares.push(spare),
+            Err(Error::DiskFull { .. }) => return Ok(Reserved::No),
+            Err(error) => return Err(error),
+        }
+        Ok(Reserved::Yes)
     }
 
     pub fn next_generation(&mut self) -> u64 {
@@ -372,19 +422,23 @@ impl Leaving {
         let mut kept = Vec::new();
         for (path, file, to) in self.files {
             let len = file.len()?;
-            let to = to.filter(|_| len >= self.size);
-            match &to {
-                Some(to) => {
-                    if len > self.size {
-                        // A footer or a large batch made it grow. Nothing in it is needed any more.
-                        file.set_len(self.size)?;
-                    }
-                    self.disk.rename(&path, to)?;
+            let mut to = to.filter(|_| len >= self.size);
+            if let Some(name) = &to {
+                let renamed = match len > self.size {
+                    // A footer or a large batch made it grow. Nothing in it is needed any more.
+                    true => file.set_len(self.size),
+                    false => Ok(()),
+                };
+                match renamed.and_then(|()| self.disk.rename(&path, name)) {
+                    Ok(()) => {}
+                    // To remove it takes no room.
+                    Err(Error::DiskFull { .. }) => to = None,
+                    Err(error) => return Err(error),
                 }
-                None => {
-                    drop(file);
-                    self.disk.remove(&path)?;
-                }
+            }
+            if to.is_none() {
+                drop(file);
+                self.disk.remove(&path)?;
             }
             // Before the file gets a new header, too: else a crash could show it under its old name.
             self.disk.sync_dir(&self.dir)?;

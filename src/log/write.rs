@@ -52,6 +52,9 @@ pub(super) struct Writer {
     pub offset: u64,
     /// Bytes of it that records may take.
     pub size: u64,
+    /// On a full disk purge alone writes, until it has given space back: the room that is left is enough for
+    /// what it began.
+    pub reserved: bool,
     /// Batches taken from the queue that have no place yet.
     pub stalled: VecDeque<Pending>,
     /// The number of the next flight.
@@ -455,6 +458,9 @@ impl Shared {
             if writer.stalled.is_empty() {
                 return Ok(None);
             }
+            if writer.reserved && reserve == Reserve::Keep {
+                return Err(Error::DiskFull { path: self.dir.clone() });
+            }
             let fits = writer.how_many_fit();
             if fits > 0 {
                 let flight = self.board(writer, fits);
@@ -527,6 +533,7 @@ impl Writer {
             generation: segment.generation,
             offset: segment.used,
             size: segment.size.saturating_sub(segment.room),
+            reserved: false,
             stalled: VecDeque::new(),
             next_flight: 0,
             stated,

@@ -59,6 +59,8 @@ pub struct Plan {
     pub fail_next_sync: bool,
     /// From the fault on nothing that grows a file succeeds, until there is room again.
     pub full: bool,
+    /// So full that nothing can be written, not even over what is there.
+    pub stuffed: bool,
     /// What failed, once it has.
     pub hit: Option<(Call, PathBuf)>,
     /// Bytes that files may still grow by.
@@ -145,6 +147,9 @@ impl FaultDisk {
         }
         let n = plan.calls;
         plan.calls += 1;
+        if plan.stuffed && matches!(call, Call::Create | Call::Write | Call::Overwrite) {
+            return Some(Fault::Enospc);
+        }
         if call == Call::Sync && std::mem::take(&mut plan.fail_next_sync) {
             plan.hit = Some((call, path.to_owned()));
             return Some(Fault::Eio);

@@ -26,7 +26,7 @@ fn a_checkpoint_over_live_entries_changes_nothing() {
     let before = said(&log);
     let next = log.shared.queue.lock().next_seq;
     // The first group's state would be said again, were it not for the second one's entry.
-    assert_eq!(log.shared.checkpoint(next).unwrap(), None);
+    assert_eq!(log.shared.checkpoint(next, &mut Watch::default()).unwrap(), None);
     assert_eq!(log.shared.queue.lock().next_seq, next);
     assert_eq!(said(&log), before);
 
@@ -34,6 +34,6 @@ fn a_checkpoint_over_live_entries_changes_nothing() {
     batch.clear(2);
     log.write(batch).unwrap();
     let next = log.shared.queue.lock().next_seq;
-    assert_eq!(log.shared.checkpoint(next).unwrap(), Some(1));
+    assert_eq!(log.shared.checkpoint(next, &mut Watch::default()).unwrap(), Some(1));
     assert_eq!(said(&log).0, next);
 }

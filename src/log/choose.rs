@@ -1,0 +1,218 @@
+//! What purge is to give back: which of the oldest segments, and whether the disk has room for what
+//! has to be said again of them.
+
+use super::Shared;
+use super::format::BLOCK;
+use super::purge::{MOVE_BYTES, Purged};
+use super::segment::make_spare;
+use crate::error::{Error, Result};
+use std::collections::BTreeMap;
+
+/// What lived in each segment when purge looked last, by first sequence number.
+pub(super) type Lived = BTreeMap<u64, u64>;
+
+/// What a call of purge is to do.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plan {
+    /// The first sequence number that stays.
+    pub floor: u64,
+    /// Bytes of records that this takes at most, those that wait already among them.
+    pub cost: u64,
+    /// Whether it was the work of a call, not what lives, that set the floor.
+    pub more: bool,
+}
+
+/// Where the records of a purge are to find a place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Room {
+    /// Files can be made.
+    Any,
+    /// The disk is full: so many bytes are left.
+    Only(u64),
+}
+
+/// To say a state or a position again takes about so many bytes beside the state itself.
+const SAYING: u64 = 16;
+
+/// A moved run takes at most so many bytes beside its body: in the directory, and in an echo.
+const MOVING: u64 = 96;
+
+impl Shared {
+    /// What can go, if anything can. What holds nothing live goes at once (or next to nothing: an eighth,
+    /// of states and positions). Live bytes are moved only when the log holds a good deal more than
+    /// lives in it, and as few as possible: of the prefixes of segments, the longest that frees enough for what
+    /// moving it costs. On a full disk the longest that there is room to move, if it frees a quarter of it.
+    pub(super) fn choose_floor(&self, lived: &mut Lived, room: Room) -> Option<Plan> {
+        let pinned = self.oldest_damage().min(self.oldest_rot());
+        let (stated, beside) = self.weigh(room);
+        let (waiting, _) = self.places();
+        let segments = self.segments.read();
+        let weight = |(base, n): (&u64, usize)| {
+            segments.by_base.get(base).map_or(0, |s| s.live) + stated.get(n).unwrap_or(&0)
+        };
+        let now: Lived = segments.by_base.keys().zip(0..).map(|at| (*at.0, weight(at))).collect();
+        let live: u64 = now.values().sum();
+        let before = match room {
+            Room::Any => std::mem::replace(lived, now),
+            Room::Only(_) => Lived::new(),
+        };
+        let used: u64 = segments.by_base.values().map(|s| s.used).sum();
+        let segment_bytes = self.options.segment_bytes;
+        // Moved, said again, freed, and what moving takes beside the bodies.
+        let (mut moved, mut said, mut freed, mut extra) = (0, 0, 0, 0);
+        let mut plan: Option<Plan> = None;
+        let mut settled = true;
+        let mut ended = false;
+        let bases = segments.by_base.keys().skip(1);
+        let oldest = segments.by_base.iter().zip(bases).take(Purged::MOST as usize);
+        for (n, ((base, segment), next)) in oldest.enumerate() {
+            if *next > pinned {
+                break;
+            }
+            let states = stated.get(n).copied().unwrap_or(0);
+            // As the log would be without the segments before this one.
+            let rest = used - freed + moved + said;
+            moved += segment.live;
+            said += states;
+            freed += segment.used;
+            extra += beside.get(n).copied().unwrap_or(0);
+            // A call moves a segment's worth at most. (What one segment states is never too much.)
+            let cost = self.cost(waiting, moved, said, extra);
+            let fits = moved <= segment_bytes && (n == 0 || moved + said <= segment_bytes);
+            if !fits || matches!(room, Room::Only(room) if cost > room) {
+                ended = true;
+                break;
+            }
+            let lives = segment.live + states;
+            // What is dying anyway would be moved for nothing: a little patience.
+            settled &=
+                lives == 0 || before.get(base).is_some_and(|before| before - before / 8 <= lives);
+            let free = moved == 0 && said * 8 <= freed;
+            let follows = plan.is_some() && segment.live == 0 && states * 8 <= segment.used;
+            let goes = match room {
+                Room::Only(_) => (moved + said) * 4 <= freed * 3,
+                Room::Any => {
+                    let percent = self.options.rewrite_percent;
+                    let pays = settled && (moved + said) * 100 <= freed * percent;
+                    let pressing = rest > 2 * live + 4 * segment_bytes;
+                    rest * 4 > live * 7 && (pays || pressing)
+                }
+            };
+            if free || follows || goes {
+                plan = Some(Plan { floor: *next, cost, more: false });
+            }
+        }
+        plan.map(|plan| Plan { more: ended, ..plan })
+    }
+
+    /// Of each segment, in their order: bytes of the states and positions whose latest statement it holds; and
+    /// what moving its runs would take beside their bodies, if that matters.
+    fn weigh(&self, room: Room) -> (Vec<u64>, Vec<u64>) {
+        let (mut stated, mut beside) = {
+            let segments = self.segments.read();
+            (segments.live(), segments.live())
+        };
+        let groups = self.index.groups();
+        let mut reading = self.index.reading();
+        for id in groups {
+            let Some(group) = reading.get(id) else { continue };
+            if let Some(state) = &group.state {
+                stated.add(group.state_seq, SAYING + state.len() as u64);
+            }
+            if group.base_seq > 0 {
+                stated.add(group.base_seq, SAYING);
+            }
+            if room != Room::Any {
+                for run in &group.runs {
+                    // A packed run may be of many, with terms of their own.
+                    let runs = if run.is_packed() { 1 + u64::from(run.count.min(128)) } else { 1 };
+                    beside.add(run.seq, MOVING * runs);
+                }
+            }
+        }
+        (stated.into_bytes(), beside.into_bytes())
+    }
+
+    /// Bytes of states and positions that some group needs.
+    pub(super) fn stated_bytes(&self) -> u64 {
+        self.index.sum(|group| {
+            let state = group.state.as_ref().map_or(0, |state| SAYING + state.len() as u64);
+            state + if group.base_seq > 0 { SAYING } else { 0 }
+        })
+    }
+
+    /// Records of a purge have this size at most, if no body in them is larger.
+    pub(super) fn piece(&self) -> u64 {
+        (self.options.segment_bytes / 4).min(MOVE_BYTES as u64)
+    }
+
+    /// Bytes that it takes to write what waits, what is moved and what is said again: each record of ours
+    /// may be a group of its own.
+    fn cost(&self, waiting: u64, moved: u64, said: u64, extra: u64) -> u64 {
+        let block = BLOCK as u64;
+        let records = |bytes: u64| bytes.div_ceil(self.piece()) * u64::from(bytes > 0);
+        // What waits and the first record of ours fly together.
+        let groups = records(moved) + records(said).max(1) - 1;
+        let bytes = waiting + moved + extra + said + said / 2 + 256;
+        (bytes + bytes / 16).next_multiple_of(block) + groups * block
+    }
+
+    /// Bytes of batches that have no place yet, and what the active segment has left.
+    fn places(&self) -> (u64, u64) {
+        let writer = self.writer.lock();
+        let queue = self.queue.lock();
+        let waiting = writer.stalled.iter().chain(&queue.pending);
+        let waiting: usize = waiting.map(|pending| pending.size()).sum();
+        let echoes: usize = writer.echoes.iter().map(|(_, echo)| echo.len()).sum();
+        ((waiting + echoes) as u64, writer.size.saturating_sub(writer.offset))
+    }
+
+    /// Makes spares until records of `cost` bytes will find a place, whatever happens to the disk. Tells what
+    /// there is if it is full.
+    ///
+    /// What fits into one stretch finds a place there even if the rest of the active segment is too short for
+    /// its first record; of several spares each may stay half empty for that reason.
+    pub(super) fn make_room(&self, cost: u64) -> Result<Room> {
+        loop {
+            let (_, rest) = self.places();
+            let mut pool = self.pool.lock();
+            let spares = pool.len() as u64;
+            let room = rest.max(pool.usable() * (spares + 1) / 2 * u64::from(spares > 0));
+            if room >= cost {
+                return Ok(Room::Any);
+            }
+            let path = pool.next_path();
+            drop(pool);
+            match make_spare(&*self.disk, &self.dir, path, self.options.segment_bytes) {
+                Ok(spare) => self.pool.lock().put(spare),
+                Err(Error::DiskFull { .. }) => return Ok(Room::Only(room)),
+                Err(error) => return Err(self.poison(error)),
+            }
+        }
+    }
+
+    /// The oldest record that a damaged group refers to: it is evidence, and stays.
+    fn oldest_damage(&self) -> u64 {
+        let mut oldest = u64::MAX;
+        for id in self.index.groups() {
+            let Some(group) = self.index.read(id) else { continue };
+            if group.damage.is_some() {
+                let facts = [group.state_seq, group.base_seq, group.damage_seq];
+                let runs = group.runs.iter().map(|run| run.seq);
+                let seqs = runs.chain(facts.into_iter().filter(|seq| *seq > 0));
+                oldest = oldest.min(seqs.min().unwrap_or(0));
+            }
+        }
+        oldest
+    }
+
+    /// The oldest record that could not be read and still is somebody's.
+    fn oldest_rot(&self) -> u64 {
+        let mut rotten = self.rotten.lock();
+        rotten.retain(|seq, group| {
+            let group = self.index.read(*group);
+            group.is_some_and(|group| group.runs.iter().any(|run| run.seq == *seq))
+        });
+        rotten.keys().next().copied().unwrap_or(u64::MAX)
+    }
+}
