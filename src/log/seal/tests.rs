@@ -20,7 +20,9 @@ fn step(log: &Log, group: u64, what: u8, n: u64) {
     match what {
         0 => batch.set_state(group, vec![n as u8; (n % 90) as usize]),
         1 => {
-            batch.compact_to(group, LogPosition { index: first + n % (last + 1 - first), term: 1 })
+            let index = first + n % (last + 1 - first);
+            let term = log.term(group, index).unwrap().unwrap_or(1);
+            batch.compact_to(group, LogPosition { index, term });
         }
         2 if n.is_multiple_of(7) => batch.reset(group, LogPosition { index: last + n, term: 2 }),
         3 if n.is_multiple_of(9) => batch.clear(group),
