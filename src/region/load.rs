@@ -3,7 +3,7 @@
 //! **Protocol.** The leader counts the batches that it takes. At every look (a tenth of
 //! [`split_load_for`](StoreConfig::split_load_for)) it compares their rate with
 //! [`split_load`](StoreConfig::split_load). As long as that is not reached nothing else happens: no key is looked at and
-//! nothing is allocated. Once it is, a [`Search`] for a key begins, and goes on while the rate stays there; one look
+//! nothing is allocated. Once it is, a search for a key begins, and goes on while the rate stays there; one look
 //! below ends it. After ten looks in a row the key is taken that divides what was seen best, if it leaves at least three
 //! eighths on either side, and goes out as a wish, as those of [`size`](super::size) do; then a new search begins, with
 //! nothing remembered. So a wish that came to nothing is wished again, and not before.
