@@ -126,6 +126,7 @@ impl Peer {
             return Peer::refuse(effects, token, Error::EpochNotMatch { current });
         }
         if self.is_far_too_large(config) {
+            self.refused_for_size(config, effects);
             let error = Error::Busy { what: "region, far above its size: it is about to be cut" };
             return Peer::refuse(effects, token, error);
         }
