@@ -1,14 +1,13 @@
 //! lsm-tree by itself: its memtable, sealed and flushed by one thread, its leveled strategy on another.
 
 use super::Engine;
+use super::beside::{Beside, LOOK};
 use super::work::{Load, Rows};
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use lsm_tree::compaction::Leveled;
 use lsm_tree::{AbstractTree, AnyTree, Cache, Config, Guard, SequenceNumberCounter};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Block cache, as ours has it.
@@ -19,8 +18,6 @@ const PAUSE_PER_DEBT: Duration = Duration::from_micros(500);
 const PAUSE_MAX: Duration = Duration::from_millis(10);
 /// Memtables that wait for their flush, beyond which writing waits.
 const SEALED_MAX: usize = 3;
-/// How often an idle thread looks.
-const LOOK: Duration = Duration::from_millis(2);
 
 /// The tree and who works for it.
 pub struct Lsm {
@@ -28,8 +25,7 @@ pub struct Lsm {
     sequence: SequenceNumberCounter,
     visible: SequenceNumberCounter,
     memtable: u64,
-    ended: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<lsm_tree::Result<()>>>,
+    beside: Beside,
 }
 
 impl Lsm {
@@ -40,42 +36,10 @@ impl Lsm {
         let config = Config::new(dir.join("tree"), sequence.clone(), visible.clone());
         let config = config.use_cache(Arc::new(Cache::with_capacity_bytes(CACHE)));
         let tree = config.open().context("cannot open the tree")?;
-        let ended = Arc::default();
         let memtable = load.memtable;
-        let mut lsm = Lsm { tree, sequence, visible, memtable, ended, threads: Vec::new() };
+        let mut lsm = Lsm { tree, sequence, visible, memtable, beside: Beside::default() };
         lsm.resume()?;
         Ok(lsm)
-    }
-
-    fn start(
-        &mut self,
-        name: &str,
-        step: impl Fn(&AnyTree, u64) -> lsm_tree::Result<bool> + Send + 'static,
-    ) -> Result<()> {
-        let (tree, visible) = (self.tree.clone(), self.visible.clone());
-        let ended = Arc::clone(&self.ended);
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-            while !ended.load(Ordering::Relaxed) {
-                // Nobody reads the past: overwritten entries may go.
-                if !step(&tree, visible.get())? {
-                    std::thread::sleep(LOOK);
-                }
-            }
-            Ok(())
-        });
-        self.threads.push(thread.context("cannot start a thread")?);
-        Ok(())
-    }
-
-    fn stop(&mut self) -> Result<()> {
-        self.ended.store(true, Ordering::Relaxed);
-        for thread in self.threads.drain(..) {
-            match thread.join() {
-                Ok(result) => result?,
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        }
-        Ok(())
     }
 }
 
@@ -109,17 +73,14 @@ impl Engine for Lsm {
             std::thread::sleep((PAUSE_PER_DEBT * debt).min(PAUSE_MAX));
         }
         while self.tree.sealed_memtable_count() > SEALED_MAX {
-            // A thread that failed has ended; writers would wait for it for ever.
-            if self.threads.iter().any(JoinHandle::is_finished) {
-                return Err(anyhow!("flush or compaction failed"));
-            }
+            self.beside.check()?;
             std::thread::sleep(LOOK);
         }
         Ok(())
     }
 
     fn settle(&mut self) -> Result<()> {
-        self.stop()?;
+        self.beside.stop()?;
         self.tree.rotate_memtable();
         let watermark = self.visible.get();
         while flush(&self.tree, watermark)? {}
@@ -128,9 +89,11 @@ impl Engine for Lsm {
     }
 
     fn resume(&mut self) -> Result<()> {
-        self.ended.store(false, Ordering::Relaxed);
-        self.start("flusher", flush)?;
-        self.start("compactor", compact)
+        // Nobody reads the past: overwritten entries may go.
+        let (tree, visible) = (self.tree.clone(), self.visible.clone());
+        self.beside.start("flusher", move || Ok(flush(&tree, visible.get())?))?;
+        let (tree, visible) = (self.tree.clone(), self.visible.clone());
+        self.beside.start("compactor", move || Ok(compact(&tree, visible.get())?))
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<usize>> {
@@ -144,12 +107,5 @@ impl Engine for Lsm {
             keys += 1;
         }
         Ok(keys)
-    }
-}
-
-impl Drop for Lsm {
-    fn drop(&mut self) {
-        // After an error: the threads go, what they say was said before.
-        let _ = self.stop();
     }
 }

@@ -10,6 +10,7 @@
 //! All have one tree, memtables of the same size, a Bloom filter of ten bits a key, no compression. Each measurement
 //! is a process of its own: nobody works in a heap or page cache that another has filled.
 
+mod beside;
 pub mod drive;
 mod lsm;
 mod ours;

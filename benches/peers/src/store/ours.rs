@@ -1,16 +1,14 @@
 //! Ours, with the threads and the pacing that a node gives it: a flusher, a compactor, small sleeps by debt.
 
 use super::Engine;
+use super::beside::Beside;
 use super::work::{KEY, Load, Rows};
-use anyhow::{Context, Result, anyhow};
+use anyhow::Result;
 use bytes::Bytes;
 use catamaran::kv::lsm::{LsmOptions, LsmTables};
 use catamaran::kv::{Direction, Options, StateStore, TableStore, WriteBatch};
 use catamaran::types::KeyRange;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Unmerged ingestions from which applying is slowed down, and by how much: the driver's figures.
@@ -19,15 +17,12 @@ const PAUSE_PER_DEBT: Duration = Duration::from_micros(500);
 const PAUSE_MAX: Duration = Duration::from_millis(10);
 /// Memtables, active and frozen, beyond so many times their size slow it down as well.
 const MEMTABLES_MAX: u64 = 4;
-/// How often an idle thread looks.
-const LOOK: Duration = Duration::from_millis(2);
 
 /// The store and who works for it.
 pub struct Ours {
     store: TableStore,
     memtables_max: u64,
-    ended: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<catamaran::Result<()>>>,
+    beside: Beside,
 }
 
 impl Ours {
@@ -36,43 +31,10 @@ impl Ours {
         let tables = LsmTables::open(&dir.join("state"), LsmOptions::default())?;
         let options = Options { memtable_bytes: load.memtable };
         let store = TableStore::open(Box::new(tables), options)?;
-        let mut ours = Ours {
-            store,
-            memtables_max: load.memtable * MEMTABLES_MAX,
-            ended: Arc::default(),
-            threads: Vec::new(),
-        };
+        let mut ours =
+            Ours { store, memtables_max: load.memtable * MEMTABLES_MAX, beside: Beside::default() };
         ours.resume()?;
         Ok(ours)
-    }
-
-    fn start(
-        &mut self,
-        name: &str,
-        step: impl Fn(&TableStore) -> catamaran::Result<bool> + Send + 'static,
-    ) -> Result<()> {
-        let (store, ended) = (self.store.clone(), Arc::clone(&self.ended));
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-            while !ended.load(Ordering::Relaxed) {
-                if !step(&store)? {
-                    std::thread::sleep(LOOK);
-                }
-            }
-            Ok(())
-        });
-        self.threads.push(thread.context("cannot start a thread")?);
-        Ok(())
-    }
-
-    fn stop(&mut self) -> Result<()> {
-        self.ended.store(true, Ordering::Relaxed);
-        for thread in self.threads.drain(..) {
-            match thread.join() {
-                Ok(result) => result?,
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        }
-        Ok(())
     }
 }
 
@@ -107,24 +69,21 @@ impl Engine for Ours {
         if self.store.memtable_bytes() > self.memtables_max {
             std::thread::sleep(PAUSE_MAX);
         }
-        // A thread that failed has ended; writers would wait for it for ever.
-        if self.threads.iter().any(JoinHandle::is_finished) {
-            return Err(anyhow!("flush or compaction failed"));
-        }
-        Ok(())
+        self.beside.check()
     }
 
     fn settle(&mut self) -> Result<()> {
-        self.stop()?;
+        self.beside.stop()?;
         while flush(&self.store)? {}
         while self.store.maintain()? {}
         Ok(())
     }
 
     fn resume(&mut self) -> Result<()> {
-        self.ended.store(false, Ordering::Relaxed);
-        self.start("flusher", flush_if_full)?;
-        self.start("compactor", |store| store.maintain())
+        let store = self.store.clone();
+        self.beside.start("flusher", move || Ok(flush_if_full(&store)?))?;
+        let store = self.store.clone();
+        self.beside.start("compactor", move || Ok(store.maintain()?))
     }
 
     fn get(&self, key: &[u8]) -> Result<Option<usize>> {
@@ -139,12 +98,5 @@ impl Engine for Ours {
             keys += 1;
         }
         Ok(keys)
-    }
-}
-
-impl Drop for Ours {
-    fn drop(&mut self) {
-        // After an error: the threads go, what they say was said before.
-        let _ = self.stop();
     }
 }
