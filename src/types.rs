@@ -84,7 +84,9 @@ impl KeyRange {
 
     /// Whether `key` lies in the range.
     pub fn contains(&self, key: &[u8]) -> bool {
-        key >= &self.start[..] && (self.end.is_empty() || key < &self.end[..])
+        // Nothing is compared with an empty bound: see `router::cache`.
+        (self.start.is_empty() || key >= &self.start[..])
+            && (self.end.is_empty() || key < &self.end[..])
     }
 
     /// Whether no key can lie in the range.

@@ -2,7 +2,7 @@
 
 use super::pages::{Pages, Rows};
 use super::request::{Body, NodeStatus, Response};
-use super::{Backend, Batch, Done, Swap, odd, written};
+use super::{Backend, Batch, Done, Swap, gate, odd, written};
 use crate::codec::command::{self, BATCH_BYTES_MAX, KEY_BYTES_MAX};
 use crate::error::{Error, Result};
 use crate::kv::Direction;
@@ -52,7 +52,7 @@ impl Client {
             let _ = tell.send(result);
         });
         self.backend.call(body, self.timeout, done);
-        told.await.unwrap_or_else(|_| Err(Error::Stopped { reason: "the node has gone".into() }))
+        heard(told).await
     }
 
     /// The value of a key, linearizable.
@@ -121,8 +121,16 @@ impl Client {
     /// order. Previous values beyond 4 MiB in all (less when many such answers come together) are not told:
     /// see [`Swap::left_out`].
     pub async fn write(&self, batch: Batch) -> Result<Vec<Swap>> {
-        let response = self.call(Body::Write { command: batch.finish() }).await;
-        command::decode_swaps(&written(response)?)
+        let (tell, told) = oneshot::channel();
+        let done = Done::new(move |result| {
+            // Nobody listens any more: fine.
+            let _ = tell.send(result);
+        });
+        self.backend.write_soon(batch.finish(), self.timeout, done);
+        let company = Company(&*self.backend);
+        gate::Yield::default().await;
+        drop(company);
+        command::decode_swaps(&written(heard(told).await)?)
     }
 
     /// Runs a command of an embedder's own state machine in the region that owns `key`, and gives its
@@ -181,6 +189,19 @@ impl Client {
             Response::Done => Ok(()),
             _ => Err(odd()),
         }
+    }
+}
+
+async fn heard(told: oneshot::Receiver<Result<Response>>) -> Result<Response> {
+    told.await.unwrap_or_else(|_| Err(Error::Stopped { reason: "the node has gone".into() }))
+}
+
+/// Lets in what waits at the gate when it goes, its future dropped or not.
+struct Company<'a>(&'a dyn Backend);
+
+impl Drop for Company<'_> {
+    fn drop(&mut self) {
+        self.0.let_in();
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::ask::Answer;
 use super::directory::Bureau;
+use super::gate::{Entrant, Gate};
 use super::job::{Job, Reach};
 use super::parked::Parked;
 use super::request::{self, Body, Request, Response, Route};
@@ -27,6 +28,7 @@ pub(super) struct Inner {
     pub routes: RwLock<RangeCache>,
     pub bureau: Bureau,
     pub parked: Parked,
+    gate: Gate,
     outstanding: Mutex<Slab<Outstanding>>,
     jitter: AtomicU64,
 }
@@ -69,6 +71,7 @@ impl Local {
             routes: RwLock::new(routes),
             bureau: Bureau::default(),
             parked: Parked::default(),
+            gate: Gate::default(),
             outstanding: Mutex::default(),
             jitter: AtomicU64::new(seed),
         });
@@ -263,13 +266,43 @@ impl Backend for Door {
         inner.start(body, started, started.after(timeout), 0, done);
     }
 
+    fn write_soon(&self, command: Bytes, timeout: Duration, done: Done<Response>) {
+        let Some(inner) = &self.0.upgrade() else { return done.call(Err(gone())) };
+        inner.enter(inner.gate.leave(Entrant { command, timeout, done }));
+    }
+
+    fn let_in(&self) {
+        if let Some(inner) = &self.0.upgrade() {
+            inner.enter(inner.gate.open());
+        }
+    }
+
     fn write_many(&self, batches: Vec<(Bytes, Done<Response>)>, timeout: Duration) {
-        let Some(inner) = &self.0.upgrade() else {
-            for (_, done) in batches {
-                done.call(Err(gone()));
-            }
-            return;
-        };
+        match self.0.upgrade() {
+            Some(inner) => inner.write_many(batches, timeout),
+            None => batches.into_iter().for_each(|(_, done)| done.call(Err(gone()))),
+        }
+    }
+
+    fn read_now(&self, body: &Body) -> Option<Result<Response>> {
+        self.0.upgrade()?.read_now(body)
+    }
+}
+
+impl Inner {
+    /// Those who waited at the gate, as many together as have the same patience.
+    fn enter(self: &Arc<Self>, mut entrants: Vec<Entrant>) {
+        while let Some(timeout) = entrants.first().map(|first| first.timeout) {
+            let others = entrants.iter().position(|other| other.timeout != timeout);
+            let rest = others.map(|at| entrants.split_off(at)).unwrap_or_default();
+            let batches = entrants.into_iter().map(|one| (one.command, one.done)).collect();
+            self.write_many(batches, timeout);
+            entrants = rest;
+        }
+    }
+
+    fn write_many(self: &Arc<Self>, batches: Vec<(Bytes, Done<Response>)>, timeout: Duration) {
+        let inner = self;
         let started = inner.now();
         let deadline = started.after(timeout);
         let mut here: BTreeMap<usize, (RegionId, Vec<Submission>)> = BTreeMap::new();
@@ -299,10 +332,6 @@ impl Backend for Door {
         for (command, done) in elsewhere {
             inner.start(Body::Write { command }, started, deadline, 0, done);
         }
-    }
-
-    fn read_now(&self, body: &Body) -> Option<Result<Response>> {
-        self.0.upgrade()?.read_now(body)
     }
 }
 

@@ -27,6 +27,7 @@ pub mod ask;
 mod block;
 mod directory;
 pub mod fault;
+mod gate;
 mod job;
 pub mod local;
 mod locate;
@@ -93,6 +94,15 @@ pub(crate) trait Backend: Send + Sync + 'static {
             self.call(Body::Write { command }, timeout, done);
         }
     }
+
+    /// Writes a batch, together with others of the same moment: at the latest when somebody [lets in](Self::let_in)
+    /// what waits, which whoever calls this must do.
+    fn write_soon(&self, command: Bytes, timeout: Duration, done: Done<Response>) {
+        self.call(Body::Write { command }, timeout, done);
+    }
+
+    /// Lets in every batch that waits for company.
+    fn let_in(&self) {}
 
     /// Reads at once on the caller's thread, if that is possible.
     fn read_now(&self, body: &Body) -> Option<Result<Response>> {

@@ -10,10 +10,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// The queue before one worker. Not bounded here: what is committed must be applied; `pressure` refuses
+/// One applier, and the queue before it. Not bounded here: what is committed must be applied; `pressure` refuses
 /// new proposals instead.
-#[derive(Default)]
+///
+/// * Whoever holds the applier applies: mostly the worker, and a store loop for the little of a quiet moment (see
+///   [`queue`]). The worker takes it before it takes tasks out, so while a loop has it and nothing waits, nothing is on
+///   its way.
 pub struct ApplyQueue {
+    applier: Mutex<Applier>,
     state: Mutex<State>,
     wake: Condvar,
 }
@@ -34,6 +38,11 @@ struct State {
 }
 
 impl ApplyQueue {
+    /// An empty queue.
+    pub fn new(applier: Applier) -> ApplyQueue {
+        ApplyQueue { applier: Mutex::new(applier), state: Mutex::default(), wake: Condvar::new() }
+    }
+
     fn push(&self, now: Time, tasks: Vec<ApplyTask>) {
         let waited_for = waited_for(&tasks);
         let mut state = self.state.lock();
@@ -51,13 +60,23 @@ impl ApplyQueue {
         }
     }
 
-    fn take(&self) -> Option<Waiting> {
+    /// Sleeps until something waits. `false` once it is closed.
+    fn wait(&self) -> bool {
         let mut state = self.state.lock();
         while state.waiting.tasks.is_empty() && !state.closed {
             state.sleeping = true;
             self.wake.wait(&mut state);
         }
-        (!state.closed).then(|| std::mem::take(&mut state.waiting))
+        !state.closed
+    }
+
+    fn take(&self) -> Waiting {
+        std::mem::take(&mut self.state.lock().waiting)
+    }
+
+    fn is_idle(&self) -> bool {
+        let state = self.state.lock();
+        state.waiting.tasks.is_empty() && !state.closed
     }
 
     /// Ends the worker; what it has not begun is dropped (the log has it).
@@ -77,14 +96,32 @@ fn bytes_of(task: &ApplyTask) -> usize {
     }
 }
 
+/// What a loop applies itself, at most: beyond it the worker's other core is worth waking it.
+const AT_ONCE_BYTES: usize = 4 << 10;
+
 /// Hands tasks, committed by `now`, to the workers of their regions.
+///
+/// A little that is quick is applied here and now if its worker has nothing else to do: waking it, and being woken by
+/// what it reports, costs more than the work.
 pub fn queue(shared: &Shared, now: Time, tasks: Vec<ApplyTask>) {
     // Counted before a worker can count it off again.
     let bytes = tasks.iter().map(bytes_of).sum();
     shared.apply_bytes.fetch_add(bytes, Ordering::Relaxed);
     let workers = shared.apply.len();
+    let little = bytes <= AT_ONCE_BYTES && !is_behind(shared);
+    let hand = |queue: &ApplyQueue, tasks: Vec<ApplyTask>| match queue
+        .applier
+        .try_lock()
+        .filter(|applier| little && applier.is_quick(&tasks))
+    {
+        Some(mut applier) if queue.is_idle() => {
+            let committed = vec![(now, waited_for(&tasks))];
+            work(shared, &mut applier, Waiting { tasks, committed });
+        }
+        _ => queue.push(now, tasks),
+    };
     if workers == 1 {
-        return shared.apply[0].push(now, tasks);
+        return hand(&shared.apply[0], tasks);
     }
     let mut parts: Vec<Vec<ApplyTask>> = (0..workers).map(|_| Vec::new()).collect();
     for task in tasks {
@@ -92,7 +129,7 @@ pub fn queue(shared: &Shared, now: Time, tasks: Vec<ApplyTask>) {
     }
     for (queue, part) in shared.apply.iter().zip(parts) {
         if !part.is_empty() {
-            queue.push(now, part);
+            hand(queue, part);
         }
     }
 }
@@ -101,6 +138,10 @@ pub fn queue(shared: &Shared, now: Time, tasks: Vec<ApplyTask>) {
 const DEBT_FREE: usize = 8;
 const PAUSE_PER_DEBT: Duration = Duration::from_micros(500);
 const PAUSE_MAX: Duration = Duration::from_millis(10);
+
+fn is_behind(shared: &Shared) -> bool {
+    shared.behind.load(Ordering::Relaxed) || shared.kv.debt() > DEBT_FREE
+}
 
 /// Small sleeps while compaction is late, so that it never has to stop writers hard.
 fn pace(shared: &Shared) {
@@ -114,54 +155,68 @@ fn pace(shared: &Shared) {
 }
 
 /// The thread.
-pub fn run(shared: &Shared, at: usize, mut applier: Applier) {
-    let stages = &shared.stages;
-    while let Some(Waiting { tasks, committed }) = shared.apply[at].take() {
-        let began = shared.clock.now();
-        for (since, batches) in &committed {
-            stages.record(Stage::ApplyWait, *since, began, *batches);
-        }
-        let waited_for = committed.iter().map(|(_, batches)| batches).sum();
-        let mut outcome = ApplyOutcome::default();
-        let bytes: usize = tasks.iter().map(bytes_of).sum();
-        let entries: usize = tasks
-            .iter()
-            .map(|task| match task {
-                ApplyTask::Entries { entries, .. } => entries.len(),
-                ApplyTask::Restore { .. } | ApplyTask::Destroy { .. } => 0,
-            })
-            .sum();
-        let result = applier.apply(tasks, &mut outcome);
-        shared.apply_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        // After an error nothing of the pass is answered: the stop tells the callers.
-        if let Err(error) = result {
-            return shared.fail("apply", error);
-        }
-        let applied = shared.clock.now();
-        stages.record(Stage::Apply, began, applied, waited_for);
-        let answered = shared.desks.complete(outcome.replies);
-        let ended = shared.clock.now();
-        stages.record(Stage::Answer, applied, ended, waited_for);
-        for (since, writes) in answered {
-            stages.record(Stage::Whole, since, ended, writes as usize);
-        }
-        post(shared, outcome.applied);
-        if let Some(cut) = outcome.cut {
-            let cut = Arc::new(cut);
-            shared.post_all(|| Event::Flushed(Arc::clone(&cut)));
-        }
-        for file in outcome.discard {
-            super::round::remove(shared, &file.path);
-        }
-        let counters = &shared.counters;
-        counters.applied_entries.fetch_add(entries as u64, Ordering::Relaxed);
-        counters.applied_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        counters.apply_passes.fetch_add(1, Ordering::Relaxed);
-        if shared.kv.should_flush() {
-            shared.upkeep.wake();
+pub fn run(shared: &Shared, at: usize) {
+    let queue = &shared.apply[at];
+    while queue.wait() {
+        {
+            let mut applier = queue.applier.lock();
+            let waiting = queue.take();
+            if !waiting.tasks.is_empty() && !work(shared, &mut applier, waiting) {
+                return;
+            }
         }
         pace(shared);
     }
+}
+
+/// Applies, answers, reports. `false` if the store cannot go on.
+fn work(shared: &Shared, applier: &mut Applier, waiting: Waiting) -> bool {
+    let Waiting { tasks, committed } = waiting;
+    let (stages, began) = (&shared.stages, shared.clock.now());
+    for (since, batches) in &committed {
+        stages.record(Stage::ApplyWait, *since, began, *batches);
+    }
+    let waited_for = committed.iter().map(|(_, batches)| batches).sum();
+    let mut outcome = ApplyOutcome::default();
+    let bytes: usize = tasks.iter().map(bytes_of).sum();
+    let entries: usize = tasks
+        .iter()
+        .map(|task| match task {
+            ApplyTask::Entries { entries, .. } => entries.len(),
+            ApplyTask::Restore { .. } | ApplyTask::Destroy { .. } => 0,
+        })
+        .sum();
+    let result = applier.apply(tasks, &mut outcome);
+    shared.apply_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    // After an error nothing of the pass is answered: the stop tells the callers.
+    if let Err(error) = result {
+        shared.fail("apply", error);
+        return false;
+    }
+    let applied = shared.clock.now();
+    stages.record(Stage::Apply, began, applied, waited_for);
+    let answered = shared.desks.complete(outcome.replies);
+    let ended = shared.clock.now();
+    stages.record(Stage::Answer, applied, ended, waited_for);
+    for (since, writes) in answered {
+        stages.record(Stage::Whole, since, ended, writes as usize);
+    }
+    post(shared, outcome.applied);
+    if let Some(cut) = outcome.cut {
+        let cut = Arc::new(cut);
+        shared.post_all(|| Event::Flushed(Arc::clone(&cut)));
+    }
+    for file in outcome.discard {
+        super::round::remove(shared, &file.path);
+    }
+    let counters = &shared.counters;
+    counters.applied_entries.fetch_add(entries as u64, Ordering::Relaxed);
+    counters.applied_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    counters.apply_passes.fetch_add(1, Ordering::Relaxed);
+    if shared.kv.should_flush() {
+        shared.upkeep.wake();
+    }
+    true
 }
 
 fn post(shared: &Shared, applied: Vec<Applied>) {

@@ -137,6 +137,8 @@ struct Shared {
     writer: WriterQueue,
     apply: Vec<ApplyQueue>,
     apply_bytes: AtomicUsize,
+    /// Whether nobody waits for the disk: the loops write the log themselves.
+    instant: bool,
     readers: Readers,
     upkeep: upkeep::Upkeep,
     /// Raised while the state store owes too much to take more.
@@ -223,7 +225,8 @@ impl Driver {
             inboxes: (0..stores.len()).map(inbox).collect(),
             desks: Desks::new(stores.len()),
             writer: WriterQueue::new(stores.len()),
-            apply: appliers.iter().map(|_| ApplyQueue::default()).collect(),
+            apply: appliers.into_iter().map(ApplyQueue::new).collect(),
+            instant: disk.is_instant(),
             apply_bytes: AtomicUsize::new(0),
             readers: Readers::default(),
             upkeep: upkeep::Upkeep::default(),
@@ -246,8 +249,8 @@ impl Driver {
         for (at, store) in stores.into_iter().enumerate() {
             bodies.push((format!("store-{at}"), Box::new(move |s| round::run(s, at, store))));
         }
-        for (at, applier) in appliers.into_iter().enumerate() {
-            bodies.push((format!("apply-{at}"), Box::new(move |s| apply::run(s, at, applier))));
+        for at in 0..shared.apply.len() {
+            bodies.push((format!("apply-{at}"), Box::new(move |s| apply::run(s, at))));
         }
         for at in 0..read_workers {
             bodies.push((format!("read-{at}"), Box::new(|s| s.readers.run())));

@@ -106,6 +106,7 @@ fn perform(
     if !effects.after_persist.is_empty() {
         super::writer::queue(shared, at, now, effects.after_persist.drain(..));
     }
+    super::writer::write_at_once(shared);
     if !effects.apply.is_empty() {
         super::apply::queue(shared, now, std::mem::take(&mut effects.apply));
     }

@@ -115,6 +115,44 @@ pub fn release_all(shared: &Shared) {
     }
 }
 
+/// What a round of the log came to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Written {
+    All,
+    /// The disk is full: to be tried again.
+    TurnedAway,
+    /// The store stops.
+    Failed,
+}
+
+fn write(shared: &Shared) -> Written {
+    shared.writer.began.store(shared.clock.now().0, Ordering::Relaxed);
+    match shared.log.write_round() {
+        Ok(_) => {
+            has_room(shared, Room::Log);
+            release_all(shared);
+            Written::All
+        }
+        Err(error @ Error::DiskFull { .. }) => {
+            is_full(shared, Room::Log, &error);
+            shared.upkeep.log_is_full();
+            Written::TurnedAway
+        }
+        Err(error) => {
+            shared.fail("log", error);
+            Written::Failed
+        }
+    }
+}
+
+/// Writes what waits on the caller's thread, where nobody waits for the disk. What the disk has no room for is left
+/// to the writer.
+pub fn write_at_once(shared: &Shared) {
+    if shared.instant {
+        write(shared);
+    }
+}
+
 /// The thread.
 pub fn run(shared: &Shared) {
     let mut unstated = false;
@@ -122,7 +160,17 @@ pub fn run(shared: &Shared) {
     // up. Without one nobody would learn that there is room again, for new writes are refused.
     let mut turned_away = false;
     while !shared.stopped() {
-        if !turned_away && !shared.log.wait_for_work(NAP) {
+        let work = turned_away
+            || match shared.instant {
+                false => shared.log.wait_for_work(NAP),
+                true => {
+                    shared.upkeep.pause(shared, NAP);
+                    // The loops have written. What is left they had nothing else to hand on with.
+                    unstated = true;
+                    shared.log.wait_for_work(Duration::ZERO)
+                }
+            };
+        if !work {
             // Quiet: state on the disk what is durable, so that damage to it is told from a torn tail.
             if std::mem::take(&mut unstated)
                 && let Err(error) = shared.log.barrier()
@@ -137,21 +185,13 @@ pub fn run(shared: &Shared) {
         if shared.stopped() {
             return;
         }
-        shared.writer.began.store(shared.clock.now().0, Ordering::Relaxed);
-        match shared.log.write_round() {
-            Ok(_) => {
-                turned_away = false;
-                unstated = true;
-                has_room(shared, Room::Log);
-                release_all(shared);
-            }
-            Err(error @ Error::DiskFull { .. }) => {
+        match write(shared) {
+            Written::All => (turned_away, unstated) = (false, true),
+            Written::TurnedAway => {
                 turned_away = true;
-                is_full(shared, Room::Log, &error);
-                shared.upkeep.log_is_full();
                 shared.upkeep.pause(shared, FULL_PAUSE);
             }
-            Err(error) => return shared.fail("log", error),
+            Written::Failed => return,
         }
     }
 }

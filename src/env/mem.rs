@@ -62,6 +62,10 @@ impl Tree {
 }
 
 impl Disk for MemDisk {
+    fn is_instant(&self) -> bool {
+        true
+    }
+
     fn open(&self, path: &Path, mode: OpenMode) -> Result<Arc<dyn File>> {
         let mut tree = self.tree.lock();
         tree.expect_parent("open", path)?;

@@ -59,6 +59,11 @@ pub trait Disk: Send + Sync + Debug + 'static {
     fn sync_dir(&self, dir: &Path) -> Result<()>;
     /// Takes the exclusive lock of a directory ([`crate::Error::Locked`] if another has it).
     fn lock_dir(&self, dir: &Path) -> Result<Box<dyn DirLock>>;
+    /// Whether writing and syncing take no longer than copying: a thread that waits for it elsewhere costs more
+    /// than it saves.
+    fn is_instant(&self) -> bool {
+        false
+    }
     /// How many jobs are worth running beside each other; at least 1.
     fn hands(&self) -> usize {
         1

@@ -97,6 +97,23 @@ impl Applier {
         self.epochs = Epochs::Ignored;
     }
 
+    /// Whether these tasks are entries of users' commands that are all [quick](StateMachine::is_quick).
+    pub fn is_quick(&self, tasks: &[ApplyTask]) -> bool {
+        let quick = |entry: &CommittedEntry| match Payload::parse(&entry.data) {
+            _ if entry.data.is_empty() => true,
+            Ok(Payload::Normal { batches, .. }) => {
+                batches.iter().all(|command| self.machine.is_quick(command))
+            }
+            Ok(Payload::Compact(_) | Payload::Admin(_)) | Err(_) => false,
+        };
+        tasks.iter().all(|task| match task {
+            ApplyTask::Entries { region, entries, .. } => {
+                self.regions.contains_key(region) && entries.iter().all(quick)
+            }
+            ApplyTask::Restore { .. } | ApplyTask::Destroy { .. } => false,
+        })
+    }
+
     /// Applies the tasks, in order. An error is fatal: the store must stop.
     pub fn apply(&mut self, tasks: Vec<ApplyTask>, out: &mut ApplyOutcome) -> Result<()> {
         self.answer_room = ANSWER_BYTES;
