@@ -290,8 +290,8 @@ impl Backend for Door {
 }
 
 impl Inner {
-    /// Those who waited at the gate, as many together as have the same patience.
-    fn enter(self: &Arc<Self>, mut entrants: Vec<Entrant>) {
+    /// Those who waited at the gate, or came together, as many at once as have the same patience.
+    pub fn enter(self: &Arc<Self>, mut entrants: Vec<Entrant>) {
         while let Some(timeout) = entrants.first().map(|first| first.timeout) {
             let others = entrants.iter().position(|other| other.timeout != timeout);
             let rest = others.map(|at| entrants.split_off(at)).unwrap_or_default();

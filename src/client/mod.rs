@@ -28,6 +28,7 @@ mod block;
 mod directory;
 pub mod fault;
 mod gate;
+mod hints;
 mod job;
 pub mod local;
 mod locate;

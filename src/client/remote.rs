@@ -1,10 +1,13 @@
 //! [`RemoteClient`]: the same calls as the embedded [`Client`], over connections to running nodes.
 
+use super::ask::{Answer, Ask};
+use super::hints::{self, Hints};
 use super::request::{Body, Request, Response, decode_response};
 use super::{Backend, Client, Done};
 use crate::error::{Error, Result};
 use crate::router::retry::{self, Access, Decision};
 use crate::transport::remote::Connection;
+use crate::types::StoreId;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -14,14 +17,19 @@ use tokio::runtime::{Handle, Runtime};
 
 /// An address that could not be reached is left alone this long while others can.
 const DOWN: Duration = Duration::from_millis(500);
+/// For a question to the directory.
+const LOCATE: Duration = Duration::from_secs(1);
 /// For one dial, at most.
 const DIAL: Duration = Duration::from_secs(2);
+/// No store's id.
+const NOBODY: u64 = 0;
 /// What a node gets to answer beyond its own deadline, which is the caller's.
 const GRACE: Duration = Duration::from_millis(200);
 
 /// A client of nodes in other processes.
 ///
-/// * Calls go round the addresses; each connection is dialled when first needed, and again when broken.
+/// * Calls go to the node that leads their region, once that is known, or else round the addresses; each connection is
+///   dialled when first needed, and again when broken.
 /// * When a node cannot be reached, or says that the request certainly was not applied, the next one is
 ///   asked. When a connection breaks under a write, its outcome is unknown and the caller is told.
 ///
@@ -46,6 +54,7 @@ impl RemoteClient {
             .map_err(|e| Error::io("start runtime", "client", e))?;
         let slots = addresses.iter().map(|address| Slot {
             address: address.clone(),
+            store: AtomicU64::new(NOBODY),
             connection: tokio::sync::Mutex::default(),
             down_until: Mutex::new(None),
         });
@@ -55,6 +64,7 @@ impl RemoteClient {
             cluster,
             next: AtomicUsize::new(0),
             jitter: AtomicU64::new(u64::from(std::process::id())),
+            hints: Hints::default(),
         };
         let remote = Remote { shared: Arc::new(shared), handle, runtime: Some(runtime) };
         Ok(RemoteClient { client: Client::new(Arc::new(remote), timeout) })
@@ -68,6 +78,8 @@ impl RemoteClient {
 
 struct Slot {
     address: String,
+    /// Who answered there last.
+    store: AtomicU64,
     connection: tokio::sync::Mutex<Option<Connection>>,
     down_until: Mutex<Option<Instant>>,
 }
@@ -77,6 +89,7 @@ struct Shared {
     cluster: Option<u64>,
     next: AtomicUsize,
     jitter: AtomicU64,
+    hints: Hints,
 }
 
 struct Remote {
@@ -97,7 +110,7 @@ impl Drop for Remote {
 impl Backend for Remote {
     fn call(&self, body: Body, timeout: Duration, done: Done<Response>) {
         let shared = Arc::clone(&self.shared);
-        self.handle.spawn(async move { done.call(shared.ask(body, timeout).await) });
+        self.handle.spawn(async move { done.call(shared.routed(body, timeout).await) });
     }
 }
 
@@ -115,17 +128,47 @@ fn access(body: &Body) -> Access {
 }
 
 impl Shared {
-    async fn ask(&self, body: Body, timeout: Duration) -> Result<Response> {
+    /// Asks, and sees to it that the next one knows whom.
+    async fn routed(self: &Arc<Self>, body: Body, timeout: Duration) -> Result<Response> {
+        let hint = self.hints.of(&body, Instant::now());
+        if let Some(start) = hint.ask {
+            let shared = Arc::clone(self);
+            tokio::spawn(async move {
+                let ask = Body::Directory(Ask::Locate { start, count: hints::REGIONS });
+                let located = shared.ask(ask, None, LOCATE).await;
+                let infos = match located {
+                    Ok(Response::Directory(Answer::Located(infos))) => infos,
+                    _ => Vec::new(),
+                };
+                shared.hints.heard(&infos, Instant::now());
+            });
+        }
+        self.ask(body, hint.leader, timeout).await
+    }
+
+    async fn ask(
+        &self,
+        body: Body,
+        leader: Option<StoreId>,
+        timeout: Duration,
+    ) -> Result<Response> {
         let deadline = Instant::now() + timeout;
+        let led = leader.and_then(|leader| self.slot_of(leader));
         let first = self.next.fetch_add(1, Ordering::Relaxed);
         let access = access(&body);
         for attempt in 0.. {
             let left = deadline.saturating_duration_since(Instant::now());
-            let slot = self.choose(first.wrapping_add(attempt as usize));
+            let slot = match led {
+                Some(slot) if attempt == 0 => slot,
+                _ => self.choose(first.wrapping_add(attempt as usize)),
+            };
             let error = match self.attempt(slot, &body, left).await {
                 Ok(response) => return Ok(response),
                 Err(error) => error,
             };
+            if attempt == 0 && led.is_some() {
+                self.hints.misled(&body);
+            }
             let left = deadline.saturating_duration_since(Instant::now());
             let jitter = self.jitter.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
             match retry::decide(access, &error, attempt, left, jitter) {
@@ -134,6 +177,13 @@ impl Shared {
             }
         }
         Err(Error::Busy { what: "every node" })
+    }
+
+    /// The slot of a store that has answered before and is not known to be down.
+    fn slot_of(&self, store: StoreId) -> Option<&Slot> {
+        let slot = self.slots.iter().find(|s| s.store.load(Ordering::Relaxed) == store.0)?;
+        let now = Instant::now();
+        slot.down_until.lock().is_none_or(|until| until <= now).then_some(slot)
     }
 
     /// The slot whose turn it is, or the next one that is not known to be down.
@@ -184,6 +234,7 @@ impl Shared {
             *current = None;
             let connection = Connection::connect(&slot.address, self.cluster).await?;
             *slot.down_until.lock() = None;
+            slot.store.store(connection.peer().1.0, Ordering::Relaxed);
             *current = Some(connection.clone());
             Ok(connection)
         };

@@ -1,6 +1,7 @@
 //! Requests that come over the network: from other nodes (routed) and from remote clients.
 
 use super::Done;
+use super::gate::Entrant;
 use super::local::{Inner, written};
 use super::request::{Body, Request, Response, encode_response};
 use crate::driver::Submission;
@@ -15,10 +16,11 @@ use std::time::Duration;
 /// Nobody is waited for longer than this, whatever he says.
 const TIMEOUT_MAX: Duration = Duration::from_secs(600);
 
-/// Takes what one read of a connection brought; routed writes of one loop enter it together.
+/// Takes what one read of a connection brought; its writes enter together, those of one loop.
 pub(super) fn serve(inner: &Arc<Inner>, origin: Origin, requests: Vec<(u64, Bytes)>) {
     let now = inner.now();
     let mut writes: BTreeMap<usize, (RegionId, Time, Vec<Submission>)> = BTreeMap::new();
+    let mut entrants = Vec::new();
     for (id, bytes) in requests {
         let back = Arc::clone(inner);
         let answer = move |result: Result<Response>| {
@@ -37,7 +39,8 @@ pub(super) fn serve(inner: &Arc<Inner>, origin: Origin, requests: Vec<(u64, Byte
             answer(Err(Error::InvalidArgument("only stores report and announce".into())));
             continue;
         }
-        let deadline = now.after(timeout.min(TIMEOUT_MAX));
+        let timeout = timeout.min(TIMEOUT_MAX);
+        let deadline = now.after(timeout);
         match (route, body) {
             (Some(route), Body::Write { command } | Body::Execute { command, .. }) => {
                 let (region, version) = (route.region, route.version);
@@ -63,9 +66,13 @@ pub(super) fn serve(inner: &Arc<Inner>, origin: Origin, requests: Vec<(u64, Byte
                 // A refused job answers by the drop of `done`.
                 let _ = inner.driver.spawn_read(job);
             }
+            (None, Body::Write { command }) => {
+                entrants.push(Entrant { command, timeout, done: Done::new(answer) });
+            }
             (None, body) => inner.start(body, now, deadline, 0, Done::new(answer)),
         }
     }
+    inner.enter(entrants);
     for (region, deadline, submissions) in writes.into_values() {
         inner.driver.propose(region, deadline, submissions);
     }
