@@ -11,15 +11,17 @@ use log_disk::{Crash, Image, MemDisk, Survivors};
 use std::path::Path;
 use std::sync::Arc;
 
-const SEGMENT: u64 = 64 << 10;
-
-fn options() -> Options {
-    Options { segment_bytes: SEGMENT, cache_bytes: 0, ..Options::default() }
+fn options(segment_bytes: u64) -> Options {
+    Options { segment_bytes, cache_bytes: 0, ..Options::default() }
 }
 
+/// Large enough that the room which is kept for a footer is more than a few blocks.
+const LARGE: u64 = 512 << 10;
+const SMALL: u64 = 64 << 10;
+
 fn open(disk: &MemDisk) -> Log {
-    let (log, recovery) =
-        Log::open(Arc::new(disk.clone()), Path::new("/log"), options(SMALL)).unwrap();
+    let disk = Arc::new(disk.clone());
+    let (log, recovery) = Log::open(disk, Path::new("/log"), options(LARGE)).unwrap();
     assert!(recovery.quarantined.is_empty(), "{recovery:?}");
     log
 }
@@ -133,11 +135,14 @@ fn a_crash_of_such_an_open_loses_nothing() {
     }
 }
 
-/// Records of so many small entries that a footer needs more than a segment leaves to it.
+const GROUPS: u64 = 95;
+
+/// Records of so many small entries that a footer needs more than a segment leaves to it; all of them live, so that
+/// purge has nothing else to do.
 fn small(log: &Log, records: std::ops::Range<u64>) {
     for index in records {
         let mut batch = LogBatch::new();
-        (1..=120).for_each(|group| batch.append(group, [entry(index, 8)]));
+        (1..=GROUPS).for_each(|group| batch.append(group, [entry(index, 24)]));
         log.write(batch).unwrap();
     }
 }
@@ -177,7 +182,7 @@ fn a_footer_that_found_no_room_is_written_later() {
         drop(log);
         let (log, recovery) = Log::open(Arc::new(disk.clone()), dir, options(SMALL)).unwrap();
         assert!(recovery.footers > 4 && recovery.harmless.is_empty(), "{recovery:?}");
-        check(&log, 120, if begins_another > 0 { 164 } else { 149 }, 8);
+        check(&log, GROUPS, if begins_another > 0 { 164 } else { 149 }, 24);
     }
 }
 

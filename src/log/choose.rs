@@ -4,7 +4,7 @@
 use super::Shared;
 use super::format::BLOCK;
 use super::index::SAYING;
-use super::purge::{HOLD_MOVED, HOLD_RUNS, HOLD_SAID, MOVE_BYTES, Purged};
+use super::purge::{HOLD_MOVED, HOLD_SAID, MOVE_BYTES, Purged};
 use super::segment::make_spare;
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
@@ -75,7 +75,7 @@ impl Shared {
             freed += segment.used;
             extra += beside.get(n).copied().unwrap_or(0);
             // A call moves a segment's worth at most. (What one segment states is never too much.)
-            let cost = self.cost(waiting, moved, said, extra);
+            let cost = self.cost(waiting, moved, said, extra, room);
             let fits = moved <= segment_bytes && (n == 0 || moved + said <= segment_bytes);
             if !fits || matches!(room, Room::Only(room) if cost > room) {
                 ended = true;
@@ -138,12 +138,16 @@ impl Shared {
 
     /// Bytes that it takes to write what waits, what is moved and what is said again: each record of ours
     /// may be a group of its own.
-    fn cost(&self, waiting: u64, moved: u64, said: u64, extra: u64) -> u64 {
+    fn cost(&self, waiting: u64, moved: u64, said: u64, extra: u64, room: Room) -> u64 {
         let block = BLOCK as u64;
-        let records = |bytes: u64, most: u64| bytes.div_ceil(self.piece().min(most));
-        let runs = extra / (MOVING * HOLD_RUNS as u64);
+        let piece = self.piece();
+        let (for_moved, for_said) = match room {
+            Room::Any => (piece.min(HOLD_MOVED as u64), piece.min(HOLD_SAID)),
+            // Nobody else writes: what is queued together flies together.
+            Room::Only(_) => (piece, piece),
+        };
         // What waits and the first record of ours fly together.
-        let groups = records(moved, HOLD_MOVED as u64) + runs + records(said, HOLD_SAID).max(1) - 1;
+        let groups = moved.div_ceil(for_moved) + said.div_ceil(for_said).max(1) - 1;
         let bytes = waiting + moved + extra + said + said / 2 + 256;
         (bytes + bytes / 16).next_multiple_of(block) + groups * block
     }

@@ -13,14 +13,15 @@ use crate::error::{Error, Result};
 /// A file for the copy, of so many bytes, best of as many as the first says. If there is neither a spare nor
 /// room for one, not even a short one, the last segment gives the room: see [`give_rest`].
 fn file_for(pool: &mut Pool, found: &[Found], tail: &Tail, copies: [u64; 2]) -> Result<Spare> {
-    let taken = pool.take_for(copies);
-    if !matches!(taken, Err(Error::DiskFull { .. })) || !give_rest(found, tail)? {
-        return taken;
+    let is_full = |taken: &Result<Spare>| matches!(taken, Err(Error::DiskFull { .. }));
+    let mut taken = pool.take_for(copies);
+    if is_full(&taken) && give_rest(found, tail)? {
+        taken = pool.take_for(copies);
     }
-    match pool.take_for(copies) {
-        Err(Error::DiskFull { .. }) => pool.take_bare(copies[1]),
-        taken => taken,
+    if is_full(&taken) {
+        taken = pool.take_bare(copies[1]);
     }
+    taken
 }
 
 /// Gives the rest of the last segment's file, in which nothing was ever acknowledged, back to the disk; tells
