@@ -19,7 +19,7 @@ fn groups() -> Vec<u64> {
 
 /// Segments of garbage behind what all groups state.
 fn garbage(log: &Log, from: &mut u64) {
-    for _ in 0..160 {
+    for _ in 0..640 {
         let mut batch = LogBatch::new();
         let entry = Entry { index: *from, term: 1, kind: 0, data: vec![1; 64 << 10].into() };
         batch.append(0, [entry]);
@@ -47,11 +47,13 @@ fn submits(log: &Log, over: &AtomicBool) -> (Duration, u64) {
     (worst, count)
 }
 
+const ROUNDS: u64 = 6;
+
 #[test]
 #[ignore = "a measurement"]
 fn submits_beside_purge() {
     for groups in groups() {
-        let options = Options { segment_bytes: 8 << 20, ..Options::default() };
+        let options = Options { segment_bytes: 32 << 20, ..Options::default() };
         let (log, _) = Log::open(Arc::new(MemDisk::default()), Path::new("/log"), options).unwrap();
         let mut from = 1;
         for some in (1..=groups).collect::<Vec<_>>().chunks(1000) {
@@ -72,22 +74,26 @@ fn submits_beside_purge() {
                 (worst, count, took)
             })
         };
-        let idle = || std::thread::sleep(Duration::from_millis(300));
-        let alone = measure(&mut from, &idle);
         let restated = std::cell::Cell::new(0);
-        let beside = measure(&mut from, &|| {
+        let purge = || {
             for _ in 0..6 {
                 restated.set(restated.get() + log.purge().unwrap().restated);
             }
-        });
+        };
+        // Of several rounds the best: on a busy machine the worst of a round tells of the machine.
+        let mut rounds = Vec::new();
+        for _ in 0..ROUNDS {
+            restated.set(0);
+            let (worst, count, took) = measure(&mut from, &purge);
+            if restated.get() >= groups / 2 {
+                rounds.push((worst, count, took));
+            }
+        }
+        rounds.sort();
+        let said = rounds.iter().map(|(worst, ..)| *worst).collect::<Vec<_>>();
         println!(
-            "{groups} groups: worst of {} submits alone {:?}; of {} beside purge {:?}; it restated {} groups in {:?}",
-            alone.1,
-            alone.0,
-            beside.1,
-            beside.0,
-            restated.get(),
-            beside.2
+            "{groups} groups: worst submit beside a purge that restates them, by rounds: {said:?}; {:?} (worst, submits, time)",
+            rounds.first()
         );
     }
 }
