@@ -28,6 +28,12 @@ const DENSITY: Density = Density([97, 127]);
 /// Denser, to meet planted bugs soon.
 const DENSE: Density = Density([41, 61]);
 
+/// What comes in less than every workload (18 times in 24 of them, in clumps), and is wanted a third as often. Of fewer
+/// workloads than this nothing can be said: they may well have none.
+const SELDOM: [&str; 2] =
+    ["groups on the disk before an earlier one", "spares and footers beside groups in the air"];
+const SOME: u64 = 8;
+
 fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default)
 }
@@ -77,11 +83,15 @@ fn crash_at_every_operation() {
         "bytes that purge rewrote",
         "groups that purge restated",
         "groups in the air with others",
-        "groups on the disk before an earlier one",
-        "spares and footers beside groups in the air",
     ] {
         let times = tally.did.get(verb).copied().unwrap_or(0);
         assert!(times >= seeds.div_ceil(4), "{verb}: {times} times in {seeds} workloads");
+    }
+    for verb in SELDOM {
+        let times = tally.did.get(verb).copied().unwrap_or(0);
+        let least = if seeds < SOME { 0 } else { seeds.div_ceil(4) };
+        println!("{verb}: {times} times, at least {least} wanted");
+        assert!(times >= least, "{verb}: {times} times in {seeds} workloads");
     }
     for purpose in [
         "create a spare",

@@ -258,6 +258,20 @@ impl Encoded {
         })
     }
 
+    /// A body that was made elsewhere, with its checksum.
+    pub fn adopt(&mut self, body: Vec<u8>, crc: u32) -> Result<Span> {
+        let (rel, len) = (self.payload.len(), body.len());
+        if rel + len > MAX_PAYLOAD {
+            return Err(too_large());
+        }
+        if rel == 0 && len > self.payload.capacity() / 2 {
+            self.payload = body;
+        } else {
+            self.payload.extend_from_slice(&body);
+        }
+        Ok(Span { rel: rel as u32, len: len as u32, crc })
+    }
+
     pub fn push(&mut self, op: Op) {
         op.encode_to(&mut self.dir);
         if let Op::State { body, .. } = &op {

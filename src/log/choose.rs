@@ -3,7 +3,8 @@
 
 use super::Shared;
 use super::format::BLOCK;
-use super::purge::{MOVE_BYTES, Purged};
+use super::index::SAYING;
+use super::purge::{HOLD_MOVED, HOLD_SAID, MOVE_BYTES, Purged};
 use super::segment::make_spare;
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
@@ -30,9 +31,6 @@ pub(super) enum Room {
     /// The disk is full: so many bytes are left.
     Only(u64),
 }
-
-/// To say a state or a position again takes about so many bytes beside the state itself.
-const SAYING: u64 = 16;
 
 /// A moved run takes at most so many bytes beside its body: in the directory, and in an echo.
 const MOVING: u64 = 96;
@@ -77,7 +75,7 @@ impl Shared {
             freed += segment.used;
             extra += beside.get(n).copied().unwrap_or(0);
             // A call moves a segment's worth at most. (What one segment states is never too much.)
-            let cost = self.cost(waiting, moved, said, extra);
+            let cost = self.cost(waiting, moved, said, extra, room);
             let fits = moved <= segment_bytes && (n == 0 || moved + said <= segment_bytes);
             if !fits || matches!(room, Room::Only(room) if cost > room) {
                 ended = true;
@@ -133,26 +131,23 @@ impl Shared {
         (stated.into_bytes(), beside.into_bytes())
     }
 
-    /// Bytes of states and positions that some group needs.
-    pub(super) fn stated_bytes(&self) -> u64 {
-        self.index.sum(|group| {
-            let state = group.state.as_ref().map_or(0, |state| SAYING + state.len() as u64);
-            state + if group.base_seq > 0 { SAYING } else { 0 }
-        })
-    }
-
-    /// Records of a purge have this size at most, if no body in them is larger.
+    /// Records of a purge that wait together come to this size at most, if no body in them is larger.
     pub(super) fn piece(&self) -> u64 {
         (self.options.segment_bytes / 4).min(MOVE_BYTES as u64)
     }
 
     /// Bytes that it takes to write what waits, what is moved and what is said again: each record of ours
     /// may be a group of its own.
-    fn cost(&self, waiting: u64, moved: u64, said: u64, extra: u64) -> u64 {
+    fn cost(&self, waiting: u64, moved: u64, said: u64, extra: u64, room: Room) -> u64 {
         let block = BLOCK as u64;
-        let records = |bytes: u64| bytes.div_ceil(self.piece()) * u64::from(bytes > 0);
+        let piece = self.piece();
+        let (for_moved, for_said) = match room {
+            Room::Any => (piece.min(HOLD_MOVED as u64), piece.min(HOLD_SAID)),
+            // Nobody else writes: what is queued together flies together.
+            Room::Only(_) => (piece, piece),
+        };
         // What waits and the first record of ours fly together.
-        let groups = records(moved) + records(said).max(1) - 1;
+        let groups = moved.div_ceil(for_moved) + said.div_ceil(for_said).max(1) - 1;
         let bytes = waiting + moved + extra + said + said / 2 + 256;
         (bytes + bytes / 16).next_multiple_of(block) + groups * block
     }
@@ -160,9 +155,8 @@ impl Shared {
     /// Bytes of batches that have no place yet, and what the active segment has left.
     fn places(&self) -> (u64, u64) {
         let writer = self.writer.lock();
-        let queue = self.queue.lock();
-        let waiting = writer.stalled.iter().chain(&queue.pending);
-        let waiting: usize = waiting.map(|pending| pending.size()).sum();
+        let stalled: usize = writer.stalled.iter().map(|pending| pending.size()).sum();
+        let waiting = stalled + self.queue.lock().waiting();
         let echoes: usize = writer.echoes.iter().map(|(_, echo)| echo.len()).sum();
         ((waiting + echoes) as u64, writer.size.saturating_sub(writer.offset))
     }
@@ -184,7 +178,10 @@ impl Shared {
             let path = pool.next_path();
             drop(pool);
             match make_spare(&*self.disk, &self.dir, path, self.options.segment_bytes) {
-                Ok(spare) => self.pool.lock().put(spare),
+                Ok(spare) => {
+                    self.pool.lock().put(spare);
+                    self.room_came();
+                }
                 Err(Error::DiskFull { .. }) => return Ok(Room::Only(room)),
                 Err(error) => return Err(self.poison(error)),
             }
@@ -194,6 +191,9 @@ impl Shared {
     /// The oldest record that a damaged group refers to: it is evidence, and stays.
     fn oldest_damage(&self) -> u64 {
         let mut oldest = u64::MAX;
+        if !self.index.has_damage() {
+            return oldest;
+        }
         for id in self.index.groups() {
             let Some(group) = self.index.read(id) else { continue };
             if group.damage.is_some() {

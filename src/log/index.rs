@@ -2,13 +2,11 @@
 //! the newest entries themselves. Runs are batch-grained: a fixed cost per group and batch, nothing per
 //! entry but what the cache holds.
 
+use super::Entry;
 use super::format::{Op, Span, Terms};
-use super::{Entry, GroupId};
 use crate::types::LogPosition;
 use bytes::Bytes;
-use parking_lot::{MappedRwLockReadGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::collections::{HashMap, VecDeque}; // lookup only
-use std::hash::{BuildHasherDefault, Hasher};
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::PathBuf;
 
@@ -79,6 +77,9 @@ pub struct Damage {
     pub detail: String,
 }
 
+/// To state a state or a position takes about so many bytes beside the state itself.
+pub(super) const SAYING: u64 = 16;
+
 /// Bodies that a group no longer needs: (record, bytes).
 pub(super) type Dead = Vec<(u64, u32)>;
 
@@ -133,6 +134,18 @@ impl Group {
     fn term_of(&self, index: u64) -> Option<u64> {
         let after = self.terms.partition_point(|(from, _)| *from <= index);
         after.checked_sub(1).map(|i| self.terms[i].1)
+    }
+
+    /// Bytes that its state and position take where they are stated, about.
+    pub fn stated_bytes(&self) -> u64 {
+        let state = self.state.as_ref().map_or(0, |state| SAYING + state.len() as u64);
+        state + if self.base_seq > 0 { SAYING } else { 0 }
+    }
+
+    /// Whether only records below `floor` say what its state or its position is.
+    pub fn is_stated_below(&self, floor: u64) -> bool {
+        let base = self.base_seq > 0 && self.base_seq < floor;
+        base || self.state.is_some() && self.state_seq < floor
     }
 
     /// Whether nothing is known that is worth keeping.
@@ -422,144 +435,5 @@ impl Relocation {
     fn close(&mut self) {
         self.placed += usize::from(self.open.is_some());
         self.out.extend(self.open.take());
-    }
-}
-
-/// A multiplicative hash: group ids are dense and not chosen by an enemy.
-#[derive(Default)]
-pub(super) struct GroupHasher(u64);
-
-impl Hasher for GroupHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(self.0.rotate_left(8) ^ u64::from(*byte));
-        }
-    }
-    fn write_u64(&mut self, value: u64) {
-        let mixed = value.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        self.0 = mixed ^ (mixed >> 29);
-    }
-}
-
-type Shard = HashMap<GroupId, Group, BuildHasherDefault<GroupHasher>>;
-
-const SHARDS: usize = 64;
-
-/// So many groups with neighbouring numbers share a shard: a batch over many groups takes few locks. Each
-/// is a barrier that keeps the processor from fetching the next group while it waits for this one.
-const NEIGHBOURS: u64 = 16;
-
-/// All groups, sharded so that readers of different groups seldom meet. Writers come one at a time:
-/// every change is made under the submit lock.
-#[derive(Debug)]
-pub(super) struct Index {
-    shards: Vec<RwLock<Shard>>,
-}
-
-impl Default for Index {
-    fn default() -> Index {
-        Index { shards: (0..SHARDS).map(|_| RwLock::default()).collect() }
-    }
-}
-
-impl Index {
-    /// The shard that holds a group. Changes of groups in different shards may be made beside each other.
-    pub fn shard_of(group: GroupId) -> usize {
-        ((group / NEIGHBOURS) % SHARDS as u64) as usize
-    }
-
-    fn shard(&self, group: GroupId) -> &RwLock<Shard> {
-        &self.shards[Index::shard_of(group)]
-    }
-
-    /// Looks at many groups, best in order: one lock for neighbours.
-    pub fn reading(&self) -> Reading<'_> {
-        Reading { index: self, open: None }
-    }
-
-    /// Changes many groups, best in order: one lock for neighbours. Readers of the group that was changed
-    /// last wait as long as this lives.
-    pub fn changing(&self) -> Changing<'_> {
-        Changing { index: self, open: None }
-    }
-
-    pub fn read(&self, group: GroupId) -> Option<MappedRwLockReadGuard<'_, Group>> {
-        RwLockReadGuard::try_map(self.shard(group).read(), |shard| shard.get(&group)).ok()
-    }
-
-    /// Changes the group, making it if it is new and dropping it if nothing is left.
-    pub fn change<T>(&self, group: GroupId, change: impl FnOnce(&mut Group) -> T) -> T {
-        self.changing().change(group, change)
-    }
-
-    /// Changes the group if there is one.
-    pub fn change_existing<T>(
-        &self,
-        group: GroupId,
-        change: impl FnOnce(&mut Group) -> T,
-    ) -> Option<T> {
-        let mut shard = self.shard(group).write();
-        shard.get_mut(&group).map(change)
-    }
-
-    pub fn groups(&self) -> Vec<GroupId> {
-        let mut groups: Vec<GroupId> =
-            self.shards.iter().flat_map(|s| s.read().keys().copied().collect::<Vec<_>>()).collect();
-        groups.sort_unstable();
-        groups
-    }
-
-    /// The sum over all groups.
-    pub fn sum(&self, of: impl Fn(&Group) -> u64) -> u64 {
-        self.shards.iter().map(|s| s.read().values().map(&of).sum::<u64>()).sum()
-    }
-
-    pub fn len(&self) -> usize {
-        self.shards.iter().map(|s| s.read().len()).sum()
-    }
-}
-
-/// A look at one group after the other. Holds the lock of one shard.
-pub(super) struct Reading<'a> {
-    index: &'a Index,
-    open: Option<(usize, RwLockReadGuard<'a, Shard>)>,
-}
-
-impl Reading<'_> {
-    pub fn get(&mut self, group: GroupId) -> Option<&Group> {
-        let place = Index::shard_of(group);
-        if self.open.as_ref().is_some_and(|(open, _)| *open != place) {
-            // Never two locks at a time.
-            self.open = None;
-        }
-        let (_, shard) = self.open.get_or_insert_with(|| (place, self.index.shards[place].read()));
-        shard.get(&group)
-    }
-}
-
-/// Changes of one group after the other. Holds the lock of one shard.
-pub(super) struct Changing<'a> {
-    index: &'a Index,
-    open: Option<(usize, RwLockWriteGuard<'a, Shard>)>,
-}
-
-impl Changing<'_> {
-    /// As [`Index::change`].
-    pub fn change<T>(&mut self, group: GroupId, change: impl FnOnce(&mut Group) -> T) -> T {
-        let place = Index::shard_of(group);
-        if self.open.as_ref().is_some_and(|(open, _)| *open != place) {
-            // Never two locks at a time.
-            self.open = None;
-        }
-        let (_, shard) = self.open.get_or_insert_with(|| (place, self.index.shards[place].write()));
-        let entry = shard.entry(group).or_default();
-        let out = change(entry);
-        if entry.is_blank() {
-            shard.remove(&group);
-        }
-        out
     }
 }

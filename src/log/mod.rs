@@ -97,7 +97,8 @@
 //! did not shrink much since the call before (what is dying would be moved for nothing); it is moved forward, neighbouring small runs put together, a segment's worth a call at most. A move is a
 //! record like any other (`rewrite`): copied and submitted with what still lives under the submit lock,
 //! durable before the index leads readers to it, and replayed as the same entries at another place, so
-//! a crash before, between or after the moves costs nothing but space. It names one group's entries each
+//! a crash before, between or after the moves costs nothing but space. Submitters are held up for one record of it
+//! at a time, of some hundred groups or a quarter of a MiB; nobody waits while purge looks at all groups. It names one group's entries each
 //! and can do nothing to another's. The argument that nothing comes back or is lost: let `F`
 //! be the first record that stays. Before any file goes, a checkpoint record restates for every group
 //! the state and truncated position whose latest statement lies below `F`, holds or follows copies of
@@ -114,7 +115,8 @@
 //! hold, what waits before it included; it moves what fits if that frees more, keeps writers from the
 //! room meanwhile, and never queues a record while its last one waits. Opening takes the reserve, but copies
 //! the last segment whole then, so that its file is the next reserve; where there is none (a purge
-//! was cut off), it makes do with a shorter file. A failed sync, or a failed write of another kind, is
+//! was cut off), it makes do with a shorter file, and where there is no room at all, with the room that the last segment
+//! does not use. A footer that finds no room is tried again when there may be some. A failed sync, or a failed write of another kind, is
 //! final, whoever asked for it: the writer, purge, or who keeps spares ready.
 //!
 //! # Locks
@@ -138,11 +140,13 @@ mod echo;
 mod flight;
 mod footer;
 mod format;
+mod groups;
 mod index;
 pub mod inspect;
 mod lz4;
 mod notes;
 mod purge;
+mod queue;
 pub mod raft_rs;
 mod read;
 mod recover;
@@ -163,16 +167,16 @@ pub use write::Round;
 use crate::env::{DirLock, Disk};
 use bytes::Bytes;
 use flight::Air;
-use format::RECORD_HEADER;
-use index::Index;
+use groups::Index;
 use parking_lot::{Condvar, Mutex, RwLock};
+use queue::Queue;
 use segment::{Pool, SegmentTable};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, OnceLock};
-use write::{Queue, Waiters, Writer};
+use write::{Waiters, Writer};
 
 #[doc = include_str!("format.md")]
 pub mod format_page {}
@@ -283,6 +287,8 @@ struct Shared {
     /// What failed for good, once something has.
     poisoned: OnceLock<String>,
     cache_bytes: AtomicUsize,
+    /// How often there may have been new room on the disk: see `seal`.
+    room: AtomicU64,
     counters: Counters,
     _lock: Box<dyn DirLock>,
 }
@@ -409,7 +415,7 @@ impl Log {
             stats.disk_bytes = segments.by_base.values().map(|s| s.size).sum();
             stats.used_bytes = segments.by_base.values().map(|s| s.used).sum();
         }
-        stats.live_bytes += shared.stated_bytes();
+        stats.live_bytes += shared.index.stated_bytes();
         let pool = shared.pool.lock();
         stats.spares = pool.len() as u64;
         stats.disk_bytes += pool.bytes();
@@ -446,6 +452,7 @@ impl Log {
             full @ crate::Error::DiskFull { .. } => full,
             other => shared.poison(other),
         })?;
+        shared.room_came();
         let mut pool = shared.pool.lock();
         pool.put(spare);
         Ok(pool.wants())

@@ -4,12 +4,13 @@
 use super::batch::Encoded;
 use super::choose::{Lived, Plan, Room};
 use super::format::{Op, Span, decode_run};
-use super::index::{Group, Run};
+use super::index::{Group, Run, SAYING};
 use super::lz4::{RunWriter, is_compressed, plain};
+use super::queue::TakeQueue;
 use super::segment::Reserve;
-use super::write::{Pending, Queue, TakeQueue};
-use super::{Entry, GroupId, Log, RECORD_HEADER, Shared};
+use super::{Entry, GroupId, Log, Shared};
 use crate::error::{Error, Result};
+use parking_lot::MutexGuard;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 /// What a purge did.
@@ -36,8 +37,16 @@ impl Purged {
     pub const MOST: u64 = 8;
 }
 
-/// Runs are moved in records of about this size (or a quarter of a segment, if that is less), so that submitters are not held up for long.
+/// Purge queues about this much (or a quarter of a segment, if that is less), then waits until it is durable.
 pub(super) const MOVE_BYTES: usize = 1 << 20;
+
+/// What submitters wait for, at most: purge holds the queue's lock for one record of this many bytes of runs
+/// (or one run, if that is larger), of this many runs,
+pub(super) const HOLD_MOVED: usize = 256 << 10;
+pub(super) const HOLD_RUNS: usize = 256;
+/// or of this many bytes of states and positions, whatever the number of groups. (See also `SAYING`: some
+/// hundred groups.)
+pub(super) const HOLD_SAID: u64 = 8 << 10;
 
 /// Bodies are put together up to this size: a reader of one entry reads the whole body.
 const BODY_BYTES: usize = 32 << 10;
@@ -48,8 +57,7 @@ struct Moving {
     from: u64,
     end: u64,
     body: Vec<u8>,
-    /// Its place in the record that carries it, once it is in one.
-    run: Option<Run>,
+    crc: u32,
 }
 
 impl Moving {
@@ -84,7 +92,8 @@ impl Open {
         let mut body = Vec::new();
         let above = if compressed { Some(0) } else { above };
         RunWriter::new(above).write(&mut body, &entries)?;
-        Ok(Some(Moving { group, from, end, body, run: None }))
+        let crc = crc32c::crc32c(&body);
+        Ok(Some(Moving { group, from, end, body, crc }))
     }
 }
 
@@ -104,6 +113,8 @@ impl Log {
         let shared = &*self.shared;
         let mut watch = shared.purging.lock();
         shared.check_running()?;
+        watch.calls += 1;
+        shared.called(watch.calls);
         let purged = shared.purge_once(&mut watch)?;
         // Only now: what went needs no footer.
         for _ in 0..Purged::MOST {
@@ -118,19 +129,31 @@ impl Log {
 /// What purge remembers from one call to the next.
 #[derive(Default, Debug)]
 pub(super) struct Watch {
+    /// Calls of purge.
+    calls: u64,
     lived: Lived,
-    /// Our last record, while it is not durable. On a full disk it stays, and no other is queued: however
+    /// Our last records, while they are not durable. On a full disk they stay, and no others are queued: however
     /// often purge is called, what waits for the writer does not grow.
     queued: Option<Queued>,
 }
 
-/// A record of purge on its way to the disk.
+/// Records of purge on their way to the disk.
 #[derive(Debug)]
 struct Queued {
+    /// The last of them.
     seq: u64,
-    /// Runs in it take the place of what lies below.
+    /// Runs in them take the place of what lies below.
     floor: u64,
     moved: Vec<(GroupId, Run)>,
+}
+
+impl Watch {
+    /// A record was queued, behind those that are.
+    fn queue(&mut self, seq: u64, floor: u64, moved: Vec<(GroupId, Run)>) {
+        let queued = self.queued.get_or_insert_with(|| Queued { seq, floor, moved: Vec::new() });
+        queued.seq = seq;
+        queued.moved.extend(moved);
+    }
 }
 
 impl Shared {
@@ -184,6 +207,7 @@ impl Shared {
         // behind: it is final, and the next open finds them.
         let spares = leaving.rename().map_err(|error| self.poison(error))?;
         self.pool.lock().add(spares);
+        self.room_came();
         Ok(purged)
     }
 
@@ -248,35 +272,58 @@ impl Shared {
         }
     }
 
-    fn move_load(&self, floor: u64, mut load: Vec<Moving>, watch: &mut Watch) -> Result<()> {
-        if load.is_empty() {
-            return Ok(());
-        }
-        {
-            let mut queue = self.queue.lock();
-            let bytes = load.iter().map(|m| m.body.len()).sum();
-            let mut record = Encoded::with_capacity(load.len(), bytes);
-            for moving in &mut load {
-                let Some(group) = self.index.read(moving.group) else { continue };
-                // As it is now: it may have been overwritten or compacted since it was read.
-                let Some((from, end)) = moving.still_there(&group, floor) else { continue };
-                let body = record.copy(&moving.body)?;
-                let (count, skip) = ((end - from) as u32, (from - moving.from) as u32);
-                let run = Run { from, seq: 0, body, count, skip, packed: 0 };
-                let (group, terms) = (moving.group, group.terms_of(&run));
-                record.push(Op::Rewrite { group, from, count, skip, terms, body });
-                moving.run = Some(run);
+    fn move_load(&self, floor: u64, load: Vec<Moving>, watch: &mut Watch) -> Result<()> {
+        let mut load = load.into_iter().peekable();
+        while let Some(first) = load.next() {
+            let mut bytes = first.body.len();
+            let mut some = vec![first];
+            while some.len() < HOLD_RUNS
+                && let Some(next) = load.next_if(|m| bytes + m.body.len() <= HOLD_MOVED)
+            {
+                bytes += next.body.len();
+                some.push(next);
             }
-            let seq = self.enqueue(&mut queue, record);
-            let runs = load.into_iter().filter_map(|m| Some((m.group, Run { seq, ..m.run? })));
-            watch.queued = Some(Queued { seq, floor, moved: runs.collect() });
+            self.queue_moves(floor, some, bytes, watch)?;
         }
         self.land(watch)
     }
 
-    /// Makes our last record durable, if it is not. Only then does the index follow: until the copies are
+    /// Queues one record with what still lives of these.
+    fn queue_moves(
+        &self,
+        floor: u64,
+        some: Vec<Moving>,
+        bytes: usize,
+        watch: &mut Watch,
+    ) -> Result<()> {
+        let mut record = Encoded::with_capacity(some.len(), bytes);
+        let mut moved = Vec::with_capacity(some.len());
+        let mut queue = self.queue.lock();
+        for moving in some {
+            let Some(group) = self.index.read(moving.group) else { continue };
+            // As it is now: it may have been overwritten or compacted since it was read.
+            let Some((from, end)) = moving.still_there(&group, floor) else { continue };
+            let body = record.adopt(moving.body, moving.crc)?;
+            let (count, skip) = ((end - from) as u32, (from - moving.from) as u32);
+            let run = Run { from, seq: 0, body, count, skip, packed: 0 };
+            let (group, terms) = (moving.group, group.terms_of(&run));
+            record.push(Op::Rewrite { group, from, count, skip, terms, body });
+            moved.push((group, run));
+        }
+        if moved.is_empty() {
+            return Ok(());
+        }
+        let seq = self.enqueue(&mut queue, record);
+        // To who waits: else we would have it again before they are awake.
+        MutexGuard::unlock_fair(queue);
+        let moved = moved.into_iter().map(|(group, run)| (group, Run { seq, ..run }));
+        watch.queue(seq, floor, moved.collect());
+        Ok(())
+    }
+
+    /// Makes our last records durable, if they are not. Only then does the index follow: until the copies are
     /// durable, readers go to the old places. (However much later: what died since stays dead, and what is
-    /// newer than the record lies above its floor.)
+    /// newer than a record lies above its floor.)
     fn land(&self, watch: &mut Watch) -> Result<()> {
         let Some(queued) = &watch.queued else { return Ok(()) };
         self.round_to(queued.seq)?;
@@ -299,59 +346,85 @@ impl Shared {
 
     /// Restates what only records below `floor` say, and makes that durable with the floor itself; in several
     /// records if it is much, the last of which has the floor. `None` if something below is still live
-    /// after all.
+    /// after all: then nothing was queued.
+    ///
+    /// Nobody is held up by the look at all groups. It may be made beside submitters, and what it finds stays
+    /// true: nothing comes to be said below the floor any more, for what is submitted from here on has a number
+    /// above it, and nobody but us (with purge's lock) gives runs other places. So a group that says nothing
+    /// below the floor, or is not there yet, never will; one that does is looked at again, in the same
+    /// critical section in which it is restated, with which submitters cannot interfere.
     fn checkpoint(&self, floor: u64, watch: &mut Watch) -> Result<Option<u64>> {
-        let piece = self.piece() as usize;
+        let Some(below) = self.stated_below(floor) else { return Ok(None) };
+        let mut below = below.into_iter();
         let mut restated = 0;
         loop {
-            let mut rest = false;
-            {
-                let mut queue = self.queue.lock();
-                let mut record = Encoded::with_capacity(64, 4096);
-                // Nothing changes meanwhile but by us: changes need the queue's lock, or purge's.
-                let mut said = Vec::new();
-                for id in self.index.groups() {
-                    let Some(group) = self.index.read(id) else { continue };
-                    if group.runs.iter().any(|run| run.seq < floor) {
-                        return Ok(None);
-                    }
-                    rest |= record.dir.len() + record.payload.len() >= piece;
-                    if rest {
-                        break;
-                    }
-                    said.extend(restate(id, &group, floor, &mut record)?);
+            let mut bytes = 0;
+            while bytes < self.piece() {
+                let (said, groups, rest) = self.say_again(&mut below, floor, watch)?;
+                bytes += said;
+                restated += groups;
+                if rest == Rest::None {
+                    self.land(watch)?;
+                    return Ok(Some(restated));
                 }
-                if !rest {
-                    record.push(Op::Floor { seq: floor });
-                }
-                let seq = self.enqueue(&mut queue, record);
-                // Only now, that there is such a record.
-                for restated in &said {
-                    self.index.change_existing(restated.group, |group| restated.apply(group, seq));
-                }
-                restated += said.len() as u64;
-                watch.queued = Some(Queued { seq, floor, moved: Vec::new() });
             }
             self.land(watch)?;
-            if !rest {
-                return Ok(Some(restated));
-            }
         }
     }
 
-    /// Queues a record of our own making. It may exceed the bound of the queue: it frees space.
-    pub(super) fn enqueue(&self, queue: &mut Queue, mut encoded: Encoded) -> u64 {
-        let seq = queue.next_seq;
-        queue.next_seq += 1;
-        encoded.dir_crc = crc32c::crc32c(&encoded.dir);
-        let runs = encoded.ops.iter().filter(|op| matches!(op, Op::Rewrite { .. }));
-        let run_bytes = runs.filter_map(Op::body).map(|body| u64::from(body.len)).sum();
-        encoded.ops = Vec::new();
-        let size = RECORD_HEADER + encoded.dir.len() + encoded.payload.len();
-        self.pending_bytes.fetch_add(size, Relaxed);
-        queue.pending.push(Pending { seq, encoded, run_bytes });
-        self.counters.batches.fetch_add(1, Relaxed);
-        seq
+    /// The groups whose state or position only records below `floor` say; `None` if entries of some group lie
+    /// there.
+    fn stated_below(&self, floor: u64) -> Option<Vec<GroupId>> {
+        let mut below = Vec::new();
+        for id in self.index.groups() {
+            let Some(group) = self.index.read(id) else { continue };
+            if group.runs.iter().any(|run| run.seq < floor) {
+                return None;
+            }
+            if group.is_stated_below(floor) {
+                below.push(id);
+            }
+        }
+        Some(below)
+    }
+
+    /// Queues one record that restates some of these groups, and, behind the last of them, has the floor. Returns
+    /// about how many bytes that took, and how many groups it was.
+    fn say_again(
+        &self,
+        below: &mut std::vec::IntoIter<GroupId>,
+        floor: u64,
+        watch: &mut Watch,
+    ) -> Result<(u64, u64, Rest)> {
+        let mut record = Encoded::with_capacity(64, 4096);
+        let mut said = Vec::new();
+        let mut bytes = 0;
+        let mut queue = self.queue.lock();
+        while bytes < HOLD_SAID
+            && let Some(id) = below.next()
+        {
+            let again = match self.index.read(id) {
+                Some(group) => restate(id, &group, floor, &mut record)?,
+                None => None,
+            };
+            // One that has said something newer since was counted on, and takes its time as well.
+            bytes += again.as_ref().map_or(SAYING, Restated::weight);
+            said.extend(again);
+        }
+        let rest = if below.len() == 0 { Rest::None } else { Rest::Some };
+        if rest == Rest::None {
+            record.push(Op::Floor { seq: floor });
+        } else if said.is_empty() {
+            return Ok((0, 0, rest));
+        }
+        let seq = self.enqueue(&mut queue, record);
+        // Only now, that there is such a record.
+        for restated in &said {
+            self.index.change_existing(restated.group, |group| restated.apply(group, seq));
+        }
+        MutexGuard::unlock_fair(queue);
+        watch.queue(seq, floor, Vec::new());
+        Ok((bytes, said.len() as u64, rest))
     }
 
     /// Until `seq` is durable. Others may let groups take off meanwhile.
@@ -370,6 +443,13 @@ impl Shared {
     }
 }
 
+/// Whether there is more to be said again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Rest {
+    Some,
+    None,
+}
+
 /// What a checkpoint says again of a group.
 struct Restated {
     group: GroupId,
@@ -378,6 +458,12 @@ struct Restated {
 }
 
 impl Restated {
+    /// Bytes, as they are counted on beforehand.
+    fn weight(&self) -> u64 {
+        let state = self.state.map_or(0, |body| SAYING + u64::from(body.len));
+        state + if self.base { SAYING } else { 0 }
+    }
+
     /// The group's facts stand in record `seq` from here on.
     fn apply(&self, group: &mut Group, seq: u64) {
         if self.base {

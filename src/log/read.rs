@@ -4,7 +4,7 @@
 use super::format::decode_run;
 use super::index::{Damage, Run};
 use super::lz4::plain;
-use super::write::Queue;
+use super::queue::Queue;
 use super::{Entry, GroupId, Log, Shared};
 use crate::env::File;
 use crate::error::{Error, Result};
@@ -21,7 +21,9 @@ struct Missing {
     terms: Vec<(u64, u64)>,
 }
 
-/// A file may be recycled between the look into the index and the read: then look again.
+/// A file may be recycled between the look into the index and the read: then other bytes are there, or fewer
+/// than the file had a moment ago, which the disk calls an error. Whatever it was, look again if the index
+/// sends elsewhere now.
 const ATTEMPTS: usize = 8;
 
 /// How many groups the cache's clock visits for one batch: eviction stays cheap.
@@ -95,9 +97,12 @@ impl Log {
         }
         let mut last_error = None;
         for _ in 0..ATTEMPTS {
-            match self.shared.try_entries(group, low, high, max_bytes) {
+            let mut reading = None;
+            match self.shared.try_entries(group, low, high, max_bytes, &mut reading) {
                 Ok(entries) => return Ok(entries),
-                Err(error @ Error::Corruption { .. }) => last_error = Some(error),
+                Err(error) if reading.is_some_and(|run| self.shared.has_moved(group, &run)) => {
+                    last_error = Some(error);
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -140,7 +145,15 @@ fn quarantined(group: GroupId, damage: Option<&Damage>) -> Result<()> {
 }
 
 impl Shared {
-    fn try_entries(&self, id: GroupId, low: u64, high: u64, max_bytes: u64) -> Result<Vec<Entry>> {
+    /// What of the disk was being read is left in `reading`, for who meets an error.
+    fn try_entries(
+        &self,
+        id: GroupId,
+        low: u64,
+        high: u64,
+        max_bytes: u64,
+        reading: &mut Option<Run>,
+    ) -> Result<Vec<Entry>> {
         let outside = |first: u64, last: u64| {
             let what = format!("group {id}: entries {low}..{high} of {first}..={last}");
             Err(Error::InvalidArgument(what))
@@ -198,6 +211,7 @@ impl Shared {
                 let after = terms.partition_point(|(from, _)| *from <= index);
                 after.checked_sub(1).map_or(0, |n| terms[n].1)
             };
+            *reading = Some(run);
             let parts = if run.is_packed() { self.unpack(id, &run)? } else { vec![run] };
             for run in parts {
                 let body = match last_body.take() {
@@ -218,6 +232,19 @@ impl Shared {
             }
         }
         Ok(out)
+    }
+
+    /// Whether the entries of this run lie elsewhere by now, are gone, or their segment is. A segment leaves the
+    /// table before its file is touched, so whoever met a recycled file sees it here.
+    fn has_moved(&self, id: GroupId, run: &Run) -> bool {
+        let same = |now: &Run| {
+            now.seq == run.seq && now.body == run.body && now.is_packed() == run.is_packed()
+        };
+        let still = match self.index.read(id) {
+            Some(group) => group.find(run.from).is_some_and(|n| same(&group.runs[n])),
+            None => false,
+        };
+        !still || self.segments.read().locate(run.seq).is_none()
     }
 
     /// A run's body from the disk, its checksum checked, and where it lies.

@@ -1,18 +1,18 @@
 //! Opening: read, replay, judge, take over.
 
-use super::echo::{EchoDraft, echoes_beyond, groups_of};
+use super::echo::echoes_beyond;
 use super::flight::Air;
 use super::footer::Summary;
-use super::format::{BLOCK, BadSum, Op, RecordHeader, align};
-use super::index::{Damage, Dead, Index};
+use super::format::{BadSum, Op};
+use super::groups::Index;
+use super::index::{Damage, Dead};
 use super::notes::Notes;
+use super::queue::Queue;
 use super::scan::{Found, Neighbour, Record, Scan, find_segments};
 use super::sealed::{Looked, STRETCH, Sealed, look_at, merge};
-use super::segment::{
-    Pool, Reserve, Reserved, SEGMENT_SUFFIX, Seal, Segment, SegmentTable, parse_name,
-};
+use super::segment::{Pool, Reserved, SEGMENT_SUFFIX, Seal, Segment, SegmentTable, parse_name};
 use super::tail::Tail;
-use super::write::{Queue, Waiters, Writer};
+use super::write::{Waiters, Writer};
 use super::{Counters, GroupId, Log, Options, Shared};
 use crate::env::{Disk, OpenMode};
 use crate::error::{Error, Result};
@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, OnceLock};
 
 mod lost;
+mod takeover;
 
 use lost::Lost;
 
@@ -144,7 +145,7 @@ impl Log {
             pool.see_generation(generation);
         }
         pool.adopt(&names)?;
-        let (active, base) = replay.take_over(&mut pool, tail, &options)?;
+        let (active, base) = replay.take_over(&mut pool, &found, tail, &options)?;
         let table = replay.build_table(&mut pool, found, active, base)?;
         if pool.reserve()? == Reserved::No {
             tracing::warn!(
@@ -164,7 +165,7 @@ impl Log {
             disk,
             dir: dir.to_owned(),
             index,
-            queue: Mutex::new(Queue { next_seq, ..Queue::default() }),
+            queue: Mutex::new(Queue::new(next_seq)),
             pending_bytes: AtomicUsize::new(0),
             work: Condvar::new(),
             writer: Mutex::new(writer),
@@ -177,6 +178,7 @@ impl Log {
             rotten: Mutex::default(),
             poisoned: OnceLock::new(),
             cache_bytes: AtomicUsize::new(0),
+            room: AtomicU64::new(0),
             counters: Counters::default(),
             _lock: lock,
         };
@@ -321,7 +323,8 @@ impl Replay {
             self.recovery.torn = Some(TornTail { file, offset: offset as u64, seq });
         }
         let generation = segment.header.generation;
-        let tail = Tail { base_seq: base, generation, bytes, records: whole, clean };
+        let is_cut = end.is_cut;
+        let tail = Tail { base_seq: base, generation, bytes, records: whole, clean, is_cut };
         Ok(segment.limit.is_none().then_some(tail))
     }
 
@@ -443,68 +446,6 @@ impl Replay {
         self.recovery.groups = self.index.len() as u64;
         self.recovery.last_seq = self.next_seq - 1;
         Ok(())
-    }
-
-    /// Makes the new active segment, with a copy of what nobody states to be durable.
-    fn take_over(
-        &mut self,
-        pool: &mut Pool,
-        tail: Option<Tail>,
-        options: &Options,
-    ) -> Result<(Segment, u64)> {
-        let last = self.next_seq - 1;
-        let Some(tail) = tail else {
-            let spare = pool.take(Reserve::Use)?;
-            pool.reserve()?;
-            return Ok((pool.activate(spare, self.next_seq, last, |_| Vec::new())?, self.next_seq));
-        };
-        let used = tail.records.last().map_or(0, |(_, _, end, _)| *end) as u64;
-        let unstated = (self.durable + 1).min(self.next_seq).max(tail.base_seq);
-        let first = tail.records.iter().find(|(seq, ..)| *seq >= unstated);
-        let least = first.map_or(0, |(_, start, ..)| used - *start as u64);
-        let spare = pool.take_for([if tail.clean { used } else { least }, least])?;
-        let size = spare.file.len()?;
-        // A short segment is copied whole: the old file is free at once, and a node that restarts
-        // often does not leave a trail of files. So is a long one on a full disk: the old file is the reserve
-        // then, for purge and for the next open.
-        let short = used <= (options.segment_bytes / 4).min(size);
-        let whole = tail.clean && (short || pool.reserve()? == Reserved::No && used <= size);
-        let base = if whole { tail.base_seq } else { unstated };
-        let mut payloads = Vec::new();
-        let durable = self.durable.min(last);
-        let mut echo = EchoDraft::new(BLOCK as u64, base);
-        let segment = pool.activate(spare, base, last, |generation| {
-            let first = tail.records.iter().find(|(seq, ..)| *seq >= base);
-            let room = first.map_or(0, |(_, start, ..)| align(used as usize - start));
-            let mut out = Vec::with_capacity(room);
-            for (seq, start, end, payload) in tail.records.iter().filter(|(seq, ..)| *seq >= base) {
-                let old = &tail.bytes[*start..*end];
-                let body = &old[super::format::RECORD_HEADER..];
-                let dir_len = payload - start - super::format::RECORD_HEADER;
-                let echoes = tail.echoes_of_others(*seq, *start, *end);
-                let header = RecordHeader {
-                    generation,
-                    seq: *seq,
-                    durable: durable.min(seq - 1),
-                    dir_len: dir_len as u32,
-                    payload_len: (end - payload) as u32,
-                    dir_crc: crc32c::crc32c(&body[..dir_len]),
-                    echo_len: echoes.len() as u32,
-                };
-                echo.push(&header, &groups_of(&body[..dir_len], header.payload_len));
-                header.encode_to(&mut out);
-                payloads.push((BLOCK + out.len() + dir_len) as u32);
-                out.extend_from_slice(body);
-                out.extend_from_slice(echoes);
-            }
-            out.resize(align(out.len()), 0);
-            out
-        })?;
-        // The copy has no second one of its headers until the next group is written.
-        self.echo = echo.finish();
-        self.recovery.copied_bytes = segment.used - BLOCK as u64;
-        self.places.insert(base, payloads);
-        Ok((segment, base))
     }
 
     /// The table that readers use; files that hold nothing of worth go back to the pool.

@@ -7,13 +7,13 @@ use super::format::{SegmentHeader, align};
 use super::index::{Dead, Run};
 use super::notes::Notes;
 use super::scan::Scan;
-use super::segment::Seal;
+use super::segment::{Attempt, Seal, Stage};
 use super::{GroupId, Shared};
 use crate::env::File;
 use crate::error::{Error, Result};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
 /// So many of the newest segments get no footer while less than half of them lives: where entries are
 /// compacted soon after, most segments are purged before anybody could need it, and opening reads the
@@ -38,6 +38,10 @@ struct Noted {
     /// Where its records end.
     end: u64,
 }
+
+/// A footer that found no room is tried again when there may be some: when a segment was given back, a spare was
+/// made, another segment was begun, and after so many calls of purge.
+const PATIENCE: u64 = 64;
 
 impl Candidate {
     /// The records as the disk has them, and where they end; `None` if they cannot all be read.
@@ -81,13 +85,26 @@ impl Shared {
     /// lock of purge. A segment with damage in it stays as it is: reading it anew at every open is
     /// what keeps its groups fenced off.
     pub(super) fn seal_one(&self) -> Result<bool> {
-        let Some((candidate, noted)) = self.next_to_seal() else { return Ok(false) };
+        // Before the attempt: room that comes meanwhile is reason for another.
+        let room = self.room.load(Acquire);
+        let Some((candidate, noted, mut stage)) = self.next_to_seal(room) else {
+            return Ok(false);
+        };
         let base = candidate.header.base_seq;
-        let sealed = self.write_footer(&candidate, noted);
-        let seal = if matches!(sealed, Ok(Some(_))) { Seal::Footer } else { Seal::Never };
+        let sealed = self.write_footer(&candidate, &noted, &mut stage);
+        let seal = match &sealed {
+            Ok(Some(_)) => Seal::Footer,
+            Err(Error::DiskFull { .. }) if stage != Stage::Unknown => {
+                Seal::Waits(Attempt { room, stage })
+            }
+            _ => Seal::Never,
+        };
         if let Some(segment) = self.segments.write().by_base.get_mut(&base) {
             segment.seal = seal;
             segment.size = candidate.file.len().unwrap_or(segment.size);
+            if matches!(seal, Seal::Waits(_)) {
+                segment.notes = noted.notes;
+            }
         }
         let footer = match sealed {
             Ok(Some(footer)) => footer,
@@ -108,7 +125,19 @@ impl Shared {
         Ok(true)
     }
 
-    fn next_to_seal(&self) -> Option<(Candidate, Noted)> {
+    /// There may be room on the disk that was not there before.
+    pub(super) fn room_came(&self) {
+        self.room.fetch_add(1, AcqRel);
+    }
+
+    /// Purge was called so many times. The disk may have got room that the log does not know of.
+    pub(super) fn called(&self, times: u64) {
+        if times.is_multiple_of(PATIENCE) {
+            self.room_came();
+        }
+    }
+
+    fn next_to_seal(&self, room: u64) -> Option<(Candidate, Noted, Stage)> {
         let mut segments = self.segments.write();
         let nexts = segments.by_base.keys().skip(1);
         // What is old enough needs a footer in any case.
@@ -116,8 +145,17 @@ impl Shared {
         let mut pairs = segments.by_base.iter().zip(nexts).enumerate();
         let (_, ((base, segment), next)) = pairs.find(|(n, ((_, segment), _))| {
             let dying = segment.live * 2 < segment.used && segment.used > LITTLE;
-            segment.seal == Seal::Open && (*n < old || !dying)
+            let due = match segment.seal {
+                Seal::Open => true,
+                Seal::Waits(attempt) => attempt.room != room,
+                Seal::Footer | Seal::Never => false,
+            };
+            due && (*n < old || !dying)
         })?;
+        let stage = match segment.seal {
+            Seal::Waits(attempt) => attempt.stage,
+            _ => Stage::Body,
+        };
         let header = SegmentHeader {
             generation: segment.generation,
             base_seq: *base,
@@ -131,12 +169,18 @@ impl Shared {
             payloads: segment.payloads.clone(),
             end: segment.used,
         };
-        Some((Candidate { header, next_seq, file, path }, noted))
+        Some((Candidate { header, next_seq, file, path }, noted, stage))
     }
 
-    /// Writes the footer behind the segment's records; `None` if nobody remembers them and they cannot all
-    /// be read.
-    fn write_footer(&self, candidate: &Candidate, noted: Noted) -> Result<Option<Footer>> {
+    /// Writes the footer behind the segment's records, or, at the stage of the trailer, what is missing of it;
+    /// `None` if nobody remembers the records and they cannot all be read. A footer is the same whenever it is
+    /// made, so an attempt that found no room may be made again: the body, as long as nothing points to it.
+    fn write_footer(
+        &self,
+        candidate: &Candidate,
+        noted: &Noted,
+        stage: &mut Stage,
+    ) -> Result<Option<Footer>> {
         let base = candidate.header.base_seq;
         let (draft, end) = match noted.notes.draft(base, &noted.payloads) {
             Some(draft) => (draft, Some(noted.end)),
@@ -154,13 +198,18 @@ impl Shared {
             return Ok(None);
         }
         let len = room.max(align(needed as usize) as u64);
-        candidate.file.write_at(at, &footer.body)?;
-        if len > room {
-            // The file grows: it ends in whole blocks.
-            candidate.file.set_len(len)?;
+        if *stage == Stage::Body {
+            candidate.file.write_at(at, &footer.body)?;
+            if len > room {
+                // The file grows: it ends in whole blocks.
+                candidate.file.set_len(len)?;
+            }
+            *stage = Stage::Unknown;
+            candidate.file.sync_data()?;
+            *stage = Stage::Trailer;
         }
-        candidate.file.sync_data()?;
         candidate.file.write_at(len - TRAILER as u64, &footer.trailer.encode())?;
+        *stage = Stage::Unknown;
         candidate.file.sync_data()?;
         self.counters.footer_bytes.fetch_add((footer.body.len() + TRAILER) as u64, Relaxed);
         Ok(Some(footer))

@@ -6,7 +6,8 @@
 
 use super::GroupId;
 use super::footer::{Groups, Summary, Trailer};
-use super::index::{Group, Index};
+use super::groups::Index;
+use super::index::Group;
 use super::scan::Found;
 use super::seal::{read_summary, read_trailer};
 use crate::env::{Disk, Job};

@@ -32,8 +32,29 @@ pub(super) enum Seal {
     Open,
     /// It has.
     Footer,
-    /// It is not to get one: damaged, or no room on the disk.
+    /// The disk was full: it is to be tried again.
+    Waits(Attempt),
+    /// It is not to get one: damaged, or a sync failed.
     Never,
+}
+
+/// What came of the last attempt to write a footer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Attempt {
+    /// How often there may have been new room by then (`Shared::room`).
+    pub room: u64,
+    pub stage: Stage,
+}
+
+/// How far a footer has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Stage {
+    /// Its body is to be written.
+    Body,
+    /// Its body is durable, and not to be written again: a trailer that points to it may be on the disk.
+    Trailer,
+    /// A sync failed: what it covered is not known, nor could another one tell.
+    Unknown,
 }
 
 /// A segment that readers may be sent to.
@@ -314,6 +335,13 @@ impl Pool {
             }
         }
         taken
+    }
+
+    /// Takes a file that holds a copy of so many bytes and nothing else: not even room for a footer.
+    pub fn take_bare(&mut self, copy: u64) -> Result<Spare> {
+        let size = copy.next_multiple_of(BLOCK as u64) + 2 * BLOCK as u64;
+        let path = self.next_path();
+        make_spare(self.disk.as_ref(), &self.dir, path, size)
     }
 
     /// Has one spare at hand, if there is room for it.

@@ -7,10 +7,13 @@ use super::format::RecordHeader;
 pub(super) struct Tail {
     pub base_seq: u64,
     pub generation: u64,
+    /// The file as far as anything in it matters, and a block more.
     pub bytes: Vec<u8>,
     /// Whole records: (number, start, end of the payload, start of the payload).
     pub records: Vec<(u64, usize, usize, usize)>,
     pub clean: bool,
+    /// Whether `bytes` end before the place where the next record would begin, or within a record there.
+    pub is_cut: bool,
 }
 
 impl Tail {

@@ -4,6 +4,7 @@ use super::batch::{BatchOp, Encoded, LogBatch, term_in_batch};
 use super::flight::{Flight, Landed};
 use super::format::{BLOCK, Op, RECORD_HEADER, align};
 use super::index::weight;
+use super::queue::{Pending, Queue, TakeQueue};
 use super::seal::DYING;
 use super::segment::Reserve;
 use super::{Entry, Log, Options, Seq, Shared};
@@ -15,34 +16,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::time::Duration;
-
-/// A batch that has its number and waits for the writer.
-#[derive(Debug)]
-pub(super) struct Pending {
-    pub seq: u64,
-    pub encoded: Encoded,
-    /// Bytes of runs in it.
-    pub run_bytes: u64,
-}
-
-impl Pending {
-    pub fn size(&self) -> usize {
-        RECORD_HEADER + self.encoded.dir.len() + self.encoded.payload.len()
-    }
-}
-
-/// What submitters and the writer share. Its lock orders batches: a batch gets its number, becomes
-/// visible in the index and enters the queue under it, so index and disk agree on the order.
-#[derive(Debug, Default)]
-pub(super) struct Queue {
-    pub next_seq: u64,
-    pub pending: Vec<Pending>,
-    /// Groups that have entries in the cache; the hand of the clock is at the front.
-    pub clock: VecDeque<u64>,
-    pub writer_sleeps: bool,
-    /// Batches left the queue that are in no group yet, for want of room in the segment.
-    pub leftover: bool,
-}
 
 /// The writer's own.
 #[derive(Debug)]
@@ -89,12 +62,6 @@ pub struct Round {
     pub bytes: u64,
 }
 
-impl Queue {
-    fn is_empty(&self) -> bool {
-        self.pending.is_empty() && !self.leftover
-    }
-}
-
 impl Log {
     /// Takes a batch: it is visible to readers on return and durable once [`durable`](Self::durable)
     /// reaches the returned number. Never waits for the disk.
@@ -134,7 +101,7 @@ impl Log {
         shared.pending_bytes.fetch_add(size, Relaxed);
 
         let run_bytes = shared.index_batch(queue, seq, &mut encoded);
-        queue.pending.push(Pending { seq, encoded, run_bytes });
+        queue.push(Pending { seq, encoded, run_bytes });
         shared.counters.batches.fetch_add(1, Relaxed);
         if queue.writer_sleeps {
             queue.writer_sleeps = false;
@@ -386,20 +353,21 @@ impl Shared {
         let mut count_entries = 0;
         for (op, source) in encoded.ops.iter().zip(source) {
             let Some(id) = op.group() else { continue };
-            groups.change(id, |group| match source {
-                BatchOp::Append { count, .. } => {
-                    freed += group.take(seq, op, None, &mut dead);
+            freed += match source {
+                BatchOp::Append { count, .. } => groups.append(id, |group| {
+                    let freed = group.take(seq, op, None, &mut dead);
                     group.cache.extend(entries.by_ref().take(count));
                     if !group.in_clock {
                         group.in_clock = true;
                         queue.clock.push_back(id);
                     }
-                }
+                    freed
+                }),
                 BatchOp::State { state, .. } => {
-                    freed += group.take(seq, op, Some(state), &mut dead);
+                    groups.change(id, |group| group.take(seq, op, Some(state), &mut dead))
                 }
-                _ => freed += group.take(seq, op, None, &mut dead),
-            });
+                _ => groups.change(id, |group| group.take(seq, op, None, &mut dead)),
+            };
             if let Op::Append { body, count, .. } = op {
                 run_bytes += u64::from(body.len);
                 count_entries += u64::from(*count);
@@ -449,7 +417,8 @@ impl Shared {
     ) -> Result<Option<Flight>> {
         self.check_running()?;
         if queue == TakeQueue::First {
-            writer.stalled.extend(std::mem::take(&mut self.queue.lock().pending));
+            let taken = self.queue.lock().take();
+            writer.stalled.extend(taken);
         }
         loop {
             if let Some(flight) = self.air.again() {
@@ -500,6 +469,7 @@ impl Shared {
         drop(pool);
         self.counters.fsyncs.fetch_add(1, Relaxed);
         writer.enter(&segment);
+        self.room_came();
         writer.stated = base - 1;
         let mut segments = self.segments.write();
         segments.by_base.insert(base, segment);
@@ -509,13 +479,6 @@ impl Shared {
         }
         Ok(())
     }
-}
-
-/// Whether a group is to take in what waits in the queue.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum TakeQueue {
-    First,
-    No,
 }
 
 impl Round {

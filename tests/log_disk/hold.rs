@@ -24,6 +24,10 @@ pub enum Call {
 pub trait Rule: std::fmt::Debug + Send + Sync + 'static {
     /// Asked by the thread that is about to do it; an error is what comes of it.
     fn before(&self, call: Call, path: &Path) -> std::result::Result<(), ErrorKind>;
+    /// Asked before a read.
+    fn before_read(&self, _: &Path) -> std::result::Result<(), ErrorKind> {
+        Ok(())
+    }
     /// A sync of this thread is done.
     fn synced(&self) {}
 }
@@ -184,6 +188,8 @@ impl<R: Rule> HoldFile<R> {
 
 impl<R: Rule> File for HoldFile<R> {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        let path = self.file.path();
+        self.hold.before_read(path).map_err(|kind| Error::io("read", path, kind.into()))?;
         self.file.read_at(offset, buf)
     }
     fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()> {

@@ -37,3 +37,76 @@ fn a_checkpoint_over_live_entries_changes_nothing() {
     assert_eq!(log.shared.checkpoint(next, &mut Watch::default()).unwrap(), Some(1));
     assert_eq!(said(&log).0, next);
 }
+
+/// Submitters wait for one record of a checkpoint, not for all that groups state; and what they say meanwhile is
+/// neither lost nor undone by what is said again beside it.
+#[test]
+fn a_checkpoint_holds_submitters_up_for_few_groups_at_a_time() {
+    const GROUPS: u64 = 3000;
+    let options = Options { segment_bytes: 1 << 20, ..Options::default() };
+    let disk = MemDisk::default();
+    let open = || Log::open(Arc::new(disk.clone()), Path::new("/log"), options.clone()).unwrap().0;
+    let log = open();
+    let mut batch = LogBatch::new();
+    (1..=GROUPS).for_each(|group| batch.set_state(group, group.to_le_bytes().to_vec()));
+    log.write(batch).unwrap();
+    let next = || log.shared.queue.lock().next_seq;
+    let first = next();
+    let restated = log.shared.checkpoint(first, &mut Watch::default()).unwrap();
+    assert_eq!(restated, Some(GROUPS));
+    let records = next() - first;
+    assert!(records >= GROUPS * (SAYING + 8) / (2 * HOLD_SAID), "{records}");
+
+    // Two submitters, each with its groups, beside one checkpoint after the other.
+    let over = std::sync::atomic::AtomicBool::new(false);
+    let said = std::thread::scope(|scope| {
+        let submitters: Vec<_> = (0..2u64)
+            .map(|who| {
+                let (log, over) = (&log, &over);
+                scope.spawn(move || {
+                    let mut said = std::collections::BTreeMap::new();
+                    let mut turn = who;
+                    while !over.load(Relaxed) || turn < 200 {
+                        turn += 2;
+                        let group = 1 + turn * 7919 % GROUPS;
+                        let group = group - group % 2 + who + 1;
+                        let mut batch = LogBatch::new();
+                        if turn % 5 == 0 {
+                            batch.clear(group);
+                            said.insert(group, None);
+                        } else {
+                            let state = format!("{who} at {turn}").into_bytes();
+                            batch.set_state(group, state.clone());
+                            said.insert(group, Some(state));
+                        }
+                        log.submit(batch).unwrap();
+                    }
+                    said
+                })
+            })
+            .collect();
+        for _ in 0..10 {
+            let floor = log.shared.queue.lock().next_seq;
+            assert!(log.shared.checkpoint(floor, &mut Watch::default()).unwrap().is_some());
+            for id in log.shared.index.groups() {
+                assert!(!log.shared.index.read(id).is_some_and(|g| g.is_stated_below(floor)));
+            }
+        }
+        over.store(true, Relaxed);
+        submitters.into_iter().flat_map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+    });
+    log.barrier().unwrap();
+    let check = |log: &Log| {
+        for (group, state) in &said {
+            assert_eq!(log.state(*group).as_deref(), state.as_deref(), "group {group}");
+        }
+    };
+    check(&log);
+    drop(log);
+    let log = open();
+    check(&log);
+    let all: std::collections::BTreeSet<u64> = said.iter().map(|(group, _)| *group).collect();
+    for group in (1..=GROUPS).filter(|group| !all.contains(group)) {
+        assert_eq!(log.state(group).as_deref(), Some(&group.to_le_bytes()[..]), "group {group}");
+    }
+}

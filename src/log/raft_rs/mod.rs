@@ -81,6 +81,19 @@
 //! 5. After a restart raft-rs hands out committed entries again from `Config::applied` on. Configuration
 //!    changes among them that [`RaftStorage::conf_index`] covers are in the recorded configuration already.
 //!
+//! # An entry that cannot be read
+//! The log says so; raft-rs has no answer for it. What its version 0.7 makes of what a storage may return instead:
+//!
+//! | raft-rs wants entries | `Unavailable`, `Other`, any other error | `LogTemporarilyUnavailable` | `Compacted` | none, as if there were none | so the answer is |
+//! |---|---|---|---|---|---|
+//! | to send them | ends the process | sends nothing, its progress stays; asks again at the next heartbeat's response | sends a snapshot in their place, again and again | sends an append without entries | `LogTemporarilyUnavailable` |
+//! | to hand them out | ends the process | ends the process | ends the process | hands out nothing | none |
+//! | to look for changes of the configuration, before a campaign | ends the process | ends the process | ends the process | **campaigns, though there may be one** | one entry that counts as such a change: it does not campaign |
+//!
+//! The entry of the last row never leaves raft-rs, which counts it and drops it. Whoever else asks
+//! ([`GetEntriesContext::empty`](::raft::GetEntriesContext::empty)) is told `LogTemporarilyUnavailable`. Ending the process, for one group's damage,
+//! would take all groups along.
+//!
 //! # The state record
 //! | offset | bytes | what |
 //! |---|---|---|

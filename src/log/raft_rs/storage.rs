@@ -5,7 +5,7 @@ use super::record::Record;
 use crate::error::{Error, Result};
 use crate::log::{GroupId, Log, LogBatch};
 use crate::types::{LogPosition, RegionId};
-use ::raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
+use ::raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot};
 use ::raft::{GetEntriesContext, RaftState, Ready, Storage, StorageError};
 use parking_lot::Mutex;
 use std::fmt;
@@ -213,6 +213,52 @@ impl RaftStorage {
     }
 }
 
+/// What raft-rs wants entries for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Purpose {
+    /// To send them to a peer.
+    Send,
+    /// To hand them out to be applied.
+    Apply,
+    /// To see whether a change of the configuration is among them, before it stands for election.
+    LookForChanges,
+    /// Somebody asks who is not raft-rs.
+    Outside,
+}
+
+impl Purpose {
+    /// raft-rs tells only whether entries may come later, and shows the rest when the context is printed. (One
+    /// that prints it otherwise is answered as if it wanted to apply them; `log_raft_fault` would tell.)
+    fn of(context: &GetEntriesContext) -> Purpose {
+        let printed = format!("{context:?}");
+        let says = |name: &str| printed.contains(name);
+        if says("SendAppend") {
+            Purpose::Send
+        } else if says("TransferLeader") || says("CommitByVote") {
+            Purpose::LookForChanges
+        } else if says("Empty") {
+            Purpose::Outside
+        } else {
+            Purpose::Apply
+        }
+    }
+
+    /// The answer when the entries from `low` on cannot be read, of which raft-rs makes least. The page of the
+    /// room says what it makes of each.
+    fn without_entries(self, low: u64) -> ::raft::Result<Vec<Entry>> {
+        match self {
+            Purpose::Send | Purpose::Outside => Err(StorageError::LogTemporarilyUnavailable.into()),
+            Purpose::Apply => Ok(Vec::new()),
+            // It only counts: with one of these it keeps from campaigning.
+            Purpose::LookForChanges => {
+                let mut change = Entry { index: low, ..Entry::default() };
+                change.set_entry_type(EntryType::EntryConfChangeV2);
+                Ok(vec![change])
+            }
+        }
+    }
+}
+
 /// raft-rs lists the members in the order of a hash map; the record's bytes must not depend on that.
 fn sorted(conf: &ConfState) -> ConfState {
     let mut conf = conf.clone();
@@ -234,7 +280,7 @@ impl Storage for RaftStorage {
         low: u64,
         high: u64,
         max_size: impl Into<Option<u64>>,
-        _context: GetEntriesContext,
+        context: GetEntriesContext,
     ) -> ::raft::Result<Vec<Entry>> {
         if low <= self.log.truncated(self.group).index {
             return Err(StorageError::Compacted.into());
@@ -244,7 +290,7 @@ impl Storage for RaftStorage {
             Ok(entries) => Ok(entries),
             Err(error) => {
                 self.note(error);
-                Ok(Vec::new())
+                Purpose::of(&context).without_entries(low)
             }
         }
     }

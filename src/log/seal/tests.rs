@@ -61,7 +61,7 @@ proptest! {
         let mut compared = 0;
         for (group, what, n) in script {
             step(&log, group, what, n);
-            let Some((candidate, noted)) = log.shared.next_to_seal() else { continue };
+            let Some((candidate, noted, _)) = log.shared.next_to_seal(0) else { continue };
             let (read, end) = candidate.scan().unwrap();
             let base = candidate.header.base_seq;
             if let Some(draft) = noted.notes.draft(base, &noted.payloads) {

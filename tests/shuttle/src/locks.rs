@@ -20,6 +20,13 @@ pub struct MutexGuard<'a, T> {
     mutex: &'a Mutex<T>,
 }
 
+impl<T> MutexGuard<'_, T> {
+    /// Who is next is the scheduler's choice here, as ever.
+    pub fn unlock_fair(guard: Self) {
+        drop(guard);
+    }
+}
+
 impl<T> Mutex<T> {
     pub fn new(data: T) -> Mutex<T> {
         Mutex { gate: shuttle::sync::Mutex::new(()), data: real_locks::Mutex::new(data) }
