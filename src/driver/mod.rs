@@ -11,7 +11,9 @@
 //!
 //! Their number does not depend on the number of regions. A write crosses: caller -> inbox -> loop ->
 //! log writer (and transport) -> loop (`Persisted`, acknowledgements) -> apply -> caller. Everything is
-//! handed over in batches, and a thread is woken only when it sleeps.
+//! handed over in batches, and a thread is woken only when it sleeps. On a quiet node being woken is most of what a write
+//! costs, so two hand-overs are left out when there is little to do: a loop applies a little itself while the apply worker
+//! sleeps (`apply::queue`), and writes the log itself where the disk is memory (`writer::write_at_once`).
 //!
 //! **Bounds.** Inboxes bound what clients propose and what peers send; a full one answers `Busy` or
 //! drops (raft sends again). Apply queues and the state store's memtables do not refuse work that is
