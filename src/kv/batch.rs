@@ -1,6 +1,10 @@
 //! The write batch: what one apply pass wants to write, in order.
 
-use super::run::{Kind, RegionChange, Run, Slot, covers, normalise, order, prefix_of};
+use super::run::{RegionChange, Run, covers, normalise};
+use super::slot::{
+    HEAD, Kind, Slot, is_delete_at, is_put_at, key_at, kind_at, order, prefix_of, record_delete,
+    record_put, record_put_elsewhere, value_at,
+};
 use crate::error::{Error, Result};
 use crate::types::{KeyRange, RegionId, RegionState};
 use bytes::Bytes;
@@ -15,10 +19,10 @@ pub const MAX_KEY_LEN: usize = 65_000;
 /// reference.
 const COPY_LIMIT: usize = 1 << 10;
 
-/// The arena never grows beyond this, so that 32-bit offsets always suffice.
+/// No record begins beyond this in the arena, so that 32-bit offsets always suffice.
 const ARENA_LIMIT: usize = 1 << 30;
 
-/// The arena's place in the chunk list.
+/// The arena's place in the chunk list. First, so that distances to other chunks are known at once.
 const ARENA: u32 = 0;
 
 /// A piece of memory that keys and values of a batch point into. See [`WriteBatch::add_chunk`].
@@ -43,6 +47,7 @@ pub struct Mark {
     ranges: usize,
     regions: usize,
     refused: bool,
+    live: usize,
 }
 
 /// An ordered list of writes that takes effect as a whole.
@@ -61,6 +66,8 @@ pub struct WriteBatch {
     ranges: Vec<(usize, KeyRange)>,
     regions: Vec<(RegionId, Option<RegionState>)>,
     refused: bool,
+    /// Bytes of the ops' records, counted while they are at hand.
+    live: usize,
     pending: PendingIndex,
 }
 
@@ -87,6 +94,7 @@ impl WriteBatch {
             ranges: Vec::new(),
             regions: Vec::new(),
             refused: false,
+            live: 0,
             pending: PendingIndex::default(),
         }
     }
@@ -114,34 +122,35 @@ impl WriteBatch {
 
     /// Sets `key`. Small writes are copied, large values are kept by reference.
     pub fn put(&mut self, key: Bytes, value: Bytes) {
-        if value.len() > u32::MAX as usize {
+        if !self.takes(&key) || u32::try_from(value.len()).is_err() {
             self.refused = true;
             return;
         }
-        let Some((key_chunk, key_at)) = self.own(&key, value.len()) else { return };
-        let (value_chunk, value_at) = if key.len() + value.len() <= COPY_LIMIT {
-            let at = self.arena.len() as u32;
-            self.arena.extend_from_slice(&value);
-            (ARENA, at)
+        self.live += HEAD + key.len() + value.len();
+        if key.len() + value.len() <= COPY_LIMIT {
+            self.ops.push(next_in(&self.arena, &key));
+            record_put(&mut self.arena, &key, &value);
         } else {
-            (self.add_chunk(value.clone()).0, 0)
-        };
-        self.ops.push(Slot {
-            prefix: prefix_of(&key),
-            key_chunk,
-            key_at,
-            value_chunk,
-            value_at,
-            value_len: value.len() as u32,
-            key_len: key.len() as u16,
-            kind: Kind::Put,
-        });
+            let place = 0..value.len() as u32;
+            let ChunkId(chunk) = self.add_chunk(value);
+            self.ops.push(next_in(&self.arena, &key));
+            record_put_elsewhere(&mut self.arena, &key, chunk - ARENA, place);
+        }
     }
 
     /// Removes `key`.
     pub fn delete(&mut self, key: Bytes) {
-        let Some((key_chunk, key_at)) = self.own(&key, 0) else { return };
-        self.push_delete(&key, key_chunk, key_at);
+        if !self.takes(&key) {
+            self.refused = true;
+            return;
+        }
+        self.live += HEAD + key.len();
+        self.ops.push(next_in(&self.arena, &key));
+        record_delete(&mut self.arena, &key);
+    }
+
+    fn takes(&self, key: &[u8]) -> bool {
+        key.len() <= MAX_KEY_LEN && self.arena.len() <= ARENA_LIMIT
     }
 
     /// Removes every key of `range`: those in the store and those written earlier in this batch.
@@ -162,37 +171,50 @@ impl WriteBatch {
     }
 
     /// Registers memory that [`put_in`](Self::put_in) and [`delete_in`](Self::delete_in) point into, without
-    /// copying it (a raft entry's payload). The store keeps all of it until the keys are flushed.
+    /// copying it (a raft entry's payload). The store keeps all of it until the keys are flushed, or until too
+    /// much of what it keeps is dead.
     pub fn add_chunk(&mut self, chunk: Bytes) -> ChunkId {
         self.chunks.push(chunk);
         ChunkId((self.chunks.len() - 1) as u32)
     }
 
-    /// Sets a key; key and value lie in a chunk of this batch.
+    /// Sets a key; key and value lie in a chunk of this batch. Nothing is copied if they lie there as in a
+    /// [command](crate::codec::command)'s put; else small writes are, and of large ones the key.
     pub fn put_in(&mut self, chunk: ChunkId, key: Range<u32>, value: Range<u32>) {
-        let Some(bytes) = self.piece(chunk, &key) else { return };
-        let prefix = prefix_of(bytes);
-        if value.start > value.end || value.end as usize > self.chunks[chunk.0 as usize].len() {
+        let there = piece(&self.chunks, chunk, &value).is_some();
+        let Some(name) = piece(&self.chunks, chunk, &key).filter(|key| there && self.takes(key))
+        else {
             self.refused = true;
             return;
+        };
+        self.live += HEAD + key.len() + value.len();
+        let bytes = &self.chunks[chunk.0 as usize];
+        if is_put_at(bytes, &key, &value) {
+            self.ops.push(slot_of(name, chunk, &key));
+            return;
         }
-        self.ops.push(Slot {
-            prefix,
-            key_chunk: chunk.0,
-            key_at: key.start,
-            value_chunk: chunk.0,
-            value_at: value.start,
-            value_len: value.end - value.start,
-            key_len: (key.end - key.start) as u16,
-            kind: Kind::Put,
-        });
+        self.ops.push(next_in(&self.arena, name));
+        if key.len() + value.len() <= COPY_LIMIT {
+            let value = &bytes[value.start as usize..value.end as usize];
+            record_put(&mut self.arena, name, value);
+        } else {
+            record_put_elsewhere(&mut self.arena, name, chunk.0 - ARENA, value);
+        }
     }
 
-    /// Removes a key that lies in a chunk of this batch.
+    /// Removes a key that lies in a chunk of this batch; copied or not as [`put_in`](Self::put_in) does it.
     pub fn delete_in(&mut self, chunk: ChunkId, key: Range<u32>) {
-        let Some(bytes) = self.piece(chunk, &key) else { return };
-        let bytes = bytes.to_vec();
-        self.push_delete(&bytes, chunk.0, key.start);
+        let Some(name) = piece(&self.chunks, chunk, &key).filter(|key| self.takes(key)) else {
+            self.refused = true;
+            return;
+        };
+        self.live += HEAD + key.len();
+        if is_delete_at(&self.chunks[chunk.0 as usize], &key) {
+            self.ops.push(slot_of(name, chunk, &key));
+        } else {
+            self.ops.push(next_in(&self.arena, name));
+            record_delete(&mut self.arena, name);
+        }
     }
 
     /// What this batch will do to `key`, for compare-and-swap behind earlier writes of the same batch. The
@@ -202,8 +224,9 @@ impl WriteBatch {
             return Pending::Unknown;
         }
         for at in self.pending.indexed..self.ops.len() {
-            let key = Box::from(self.op_key(&self.ops[at]));
-            self.pending.last.insert(key, at);
+            let slot = &self.ops[at];
+            let key = key_at(self.chunk(slot.chunk), slot.at);
+            self.pending.last.insert(Box::from(key), at);
         }
         self.pending.indexed = self.ops.len();
         let last = self.pending.last.get(key).copied();
@@ -212,13 +235,7 @@ impl WriteBatch {
         };
         match last {
             Some(at) if hidden(at) => Pending::Deleted,
-            Some(at) => {
-                let slot = &self.ops[at];
-                match slot.kind {
-                    Kind::Delete => Pending::Deleted,
-                    Kind::Put => Pending::Put(self.op_value(slot)),
-                }
-            }
+            Some(at) => self.pending_of(&self.ops[at]),
             None if self.ranges.iter().any(|(_, range)| range.contains(key)) => Pending::Deleted,
             None => Pending::Unknown,
         }
@@ -231,6 +248,7 @@ impl WriteBatch {
             ranges: self.ranges.len(),
             regions: self.regions.len(),
             refused: self.refused,
+            live: self.live,
         }
     }
 
@@ -240,83 +258,76 @@ impl WriteBatch {
         self.ranges.truncate(mark.ranges);
         self.regions.truncate(mark.regions);
         self.refused = mark.refused;
+        self.live = mark.live;
         if self.pending.indexed > mark.ops {
             self.pending = PendingIndex::default();
         }
     }
 
-    fn push_delete(&mut self, key: &[u8], key_chunk: u32, key_at: u32) {
-        self.ops.push(Slot {
-            prefix: prefix_of(key),
-            key_chunk,
-            key_at,
-            value_chunk: key_chunk,
-            value_at: key_at,
-            value_len: 0,
-            key_len: key.len() as u16,
-            kind: Kind::Delete,
-        });
-    }
-
-    /// Copies a key into the arena, leaving room for `value_len` bytes behind it.
-    fn own(&mut self, key: &[u8], value_len: usize) -> Option<(u32, u32)> {
-        let copied = key.len() + if value_len <= COPY_LIMIT { value_len } else { 0 };
-        if key.len() > MAX_KEY_LEN || self.arena.len() + copied > ARENA_LIMIT {
-            self.refused = true;
-            return None;
-        }
-        let at = self.arena.len() as u32;
-        self.arena.extend_from_slice(key);
-        Some((ARENA, at))
-    }
-
-    fn piece(&mut self, chunk: ChunkId, key: &Range<u32>) -> Option<&[u8]> {
-        let fits = key.start <= key.end
-            && (key.end - key.start) as usize <= MAX_KEY_LEN
-            && (chunk.0 as usize) < self.chunks.len()
-            && key.end as usize <= self.chunks[chunk.0 as usize].len();
-        if !fits {
-            self.refused = true;
-            return None;
-        }
-        Some(&self.chunks[chunk.0 as usize][key.start as usize..key.end as usize])
-    }
-
-    fn op_key(&self, slot: &Slot) -> &[u8] {
-        let range = slot.key_at as usize..slot.key_at as usize + slot.key_len as usize;
-        match slot.key_chunk {
-            ARENA => &self.arena[range],
-            chunk => &self.chunks[chunk as usize][range],
+    fn chunk(&self, chunk: u32) -> &[u8] {
+        match chunk {
+            ARENA => &self.arena,
+            chunk => &self.chunks[chunk as usize],
         }
     }
 
-    fn op_value(&self, slot: &Slot) -> Bytes {
-        let range = slot.value_at as usize..slot.value_at as usize + slot.value_len as usize;
-        match slot.value_chunk {
-            ARENA => Bytes::copy_from_slice(&self.arena[range]),
-            chunk => self.chunks[chunk as usize].slice(range),
+    fn pending_of(&self, slot: &Slot) -> Pending {
+        let bytes = self.chunk(slot.chunk);
+        if kind_at(bytes, slot.at) == Kind::Delete {
+            return Pending::Deleted;
         }
+        let value = value_at(bytes, slot.at);
+        let chunk = slot.chunk.wrapping_add(value.chunks_on);
+        Pending::Put(match chunk {
+            ARENA => Bytes::copy_from_slice(&self.arena[value.place]),
+            chunk => self.chunks[chunk as usize].slice(value.place),
+        })
     }
 
     /// Sorts the batch into a run: the last write of each key, range deletes applied to what came before them.
-    pub(super) fn into_run(mut self) -> Result<Run> {
+    pub(super) fn into_run(self) -> Result<Run> {
         if self.refused {
             return Err(Error::InvalidArgument(format!(
                 "a key of the batch is longer than {MAX_KEY_LEN} bytes, or a piece lies outside its chunk"
             )));
         }
-        self.chunks[ARENA as usize] = Bytes::from(std::mem::take(&mut self.arena));
-        let chunks = self.chunks;
-        let mut ops = self.ops;
+        let (mut ops, mut chunks, mut live) = (self.ops, self.chunks, self.live);
+        let all = ops.len();
+        if self.arena.is_empty() {
+            // Every op is in a later chunk, then.
+            chunks.remove(ARENA as usize);
+            ops.iter_mut().for_each(|slot| slot.chunk -= 1);
+        } else {
+            chunks[ARENA as usize] = Bytes::from(self.arena);
+        }
         if !self.ranges.is_empty() {
             ops = without_covered(ops, &self.ranges, &chunks);
         }
         if !ops.is_sorted_by(|a, b| order(a, b, &chunks).is_lt()) {
             ops = sorted(&ops, &chunks);
         }
+        if ops.len() < all {
+            live = ops.iter().map(|slot| slot.record_len(&chunks)).sum();
+        }
         let ranges = normalise(self.ranges.into_iter().map(|(_, range)| range).collect());
-        Ok(Run::new(ops, chunks, ranges, last_changes(self.regions)))
+        Ok(Run::new(ops.into(), chunks, live, ranges, last_changes(self.regions)))
     }
+}
+
+/// The slot of the record that is about to be written to the arena.
+fn next_in(arena: &[u8], key: &[u8]) -> Slot {
+    Slot { prefix: prefix_of(key), chunk: ARENA, at: arena.len() as u32 }
+}
+
+/// The slot of the record that has its key there.
+fn slot_of(key: &[u8], chunk: ChunkId, place: &Range<u32>) -> Slot {
+    Slot { prefix: prefix_of(key), chunk: chunk.0, at: place.start - HEAD as u32 }
+}
+
+/// Bytes of a chunk that a caller registered.
+fn piece<'a>(chunks: &'a [Bytes], chunk: ChunkId, place: &Range<u32>) -> Option<&'a [u8]> {
+    let bytes = chunks.get(chunk.0 as usize)?;
+    bytes.get(place.start as usize..place.end as usize)
 }
 
 /// The ops by key, of each key the last one.

@@ -1,6 +1,7 @@
 //! Cuts on their way to disk: the flush, and the snapshot restore, which is a flush with a region replaced.
 
-use super::run::{Kind, RegionChange, Run, Scratch, normalise};
+use super::merge::Scratch;
+use super::run::{RegionChange, Run, normalise};
 use super::store::Inner;
 use super::tables::{Sink, TablesView, data_key, region_key, scan_data};
 use super::view::lay_over;
@@ -149,13 +150,13 @@ fn write_points(
 ) -> Result<()> {
     let mut scratch = Vec::new();
     let mut doomed = doomed_keys(deleted, tables).peekable();
-    for at in span {
-        let key = run.key(at);
+    for slot in span.filter_map(|at| run.slots.get(at)) {
+        let key = run.key(slot);
         delete_up_to(&mut doomed, Some(key), &mut scratch, sink)?;
         data_key(key, &mut scratch);
-        match run.slots[at].kind {
-            Kind::Put => sink.put(&scratch, run.value(at))?,
-            Kind::Delete => sink.delete(&scratch)?,
+        match run.value(slot) {
+            Some(value) => sink.put(&scratch, value)?,
+            None => sink.delete(&scratch)?,
         }
     }
     delete_up_to(&mut doomed, None, &mut scratch, sink)

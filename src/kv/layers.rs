@@ -1,8 +1,16 @@
 //! The active memtable: sorted runs, oldest first, merged geometrically.
 //!
 //! A run's class is the logarithm of its size to base [`FAN`]. When the newest run of some class makes
-//! `FAN` runs of that class or smaller at the tail, those are merged into one. So an entry is copied about
-//! `log_FAN(entries / batch)` times (32 bytes each time), and a get searches at most `FAN` runs per class.
+//! `FAN` runs of that class or smaller at the tail, those are merged into one. So a slot is copied about
+//! `log_FAN(entries / batch)` times, and a get searches at most `FAN` runs per class.
+//!
+//! What a write of n bytes costs in memory, all in all:
+//! * `n` once, as received. It moves only if most of what lies beside it is dead, in proportion to what has died.
+//! * 16 bytes for its slot, in each class again: read once and written once; the passes between, `log_2(FAN)`, stay in
+//!   the processor's cache.
+//! * Of that, first touches of memory (several times as expensive as all the rest): `n`, 16 for the index as it
+//!   grows, and 16 for the one class whose merges are larger than what the allocator keeps at hand. What other merges
+//!   need was given back by those before, since all of them take and give blocks of one size.
 
 use super::run::Run;
 use std::ops::Range;

@@ -7,7 +7,8 @@
 //!
 //! Layers, newest first, and who owns them:
 //! * [`WriteBatch`] — what one apply pass wants to write; keys and values may point into the raft entry.
-//! * memtable (`run`, `layers`) — each batch is one immutable sorted run; runs are merged geometrically.
+//! * memtable (`run`, `layers`, `merge`) — each batch is one immutable sorted run: `slots`, in blocks, that point to
+//!   records in the chunks they came in (`slot`). Runs are merged geometrically.
 //! * frozen memtable — a cut on its way to disk (at most one), kept until the tables hold it.
 //! * [`Tables`] — sorted tables on disk: [`lsm::LsmTables`], or [`mem::MemTables`] for the simulator.
 //!
@@ -39,7 +40,10 @@ mod layers;
 pub mod lsm;
 pub mod mem;
 pub mod memory;
+mod merge;
 mod run;
+mod slot;
+mod slots;
 mod store;
 mod tables;
 mod view;

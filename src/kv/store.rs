@@ -2,7 +2,8 @@
 
 use super::flush::TableFlush;
 use super::layers;
-use super::run::{Run, Scratch};
+use super::merge::Scratch;
+use super::run::Run;
 use super::tables::{IDENT_KEY, region_key};
 use super::tables::{Regions, Sink, Tables, load_meta};
 use super::view::{Picture, StoreView};
@@ -184,7 +185,6 @@ impl Inner {
                 (state.active[due].to_vec(), state.generation)
             };
             let merged = Arc::new(Run::merge(&runs, &mut scratch));
-            scratch.keep(layers::WRITER_SLOTS);
             let mut state = self.state.lock();
             if state.generation != generation {
                 return;
@@ -201,14 +201,6 @@ impl Inner {
     /// Merges what is due and too large for a writer. `true` if there was something.
     fn merge_large(&self) -> bool {
         let mut scratch = self.merging_large.lock();
-        let worked = self.merge_large_with(&mut scratch);
-        if !worked {
-            scratch.idle();
-        }
-        worked
-    }
-
-    fn merge_large_with(&self, scratch: &mut Scratch) -> bool {
         let (runs, generation) = {
             let mut state = self.state.lock();
             if state.reserved != 0 {
@@ -228,7 +220,7 @@ impl Inner {
             state.reserved = due.end;
             (runs, state.generation)
         };
-        let merged = Arc::new(Run::merge(&runs, scratch));
+        let merged = Arc::new(Run::merge(&runs, &mut scratch));
         let mut state = self.state.lock();
         if state.generation != generation {
             return true;

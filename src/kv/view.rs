@@ -1,6 +1,7 @@
 //! Reading: memtable runs over table snapshot, newest first.
 
-use super::run::{Found, Kind, Run, covers};
+use super::run::{Found, Run, covers};
+use super::slot::Slot;
 use super::tables::{Regions, TableScan, TablesView, data_key, scan_data};
 use super::{Direction, Scan, View};
 use crate::error::Result;
@@ -64,10 +65,7 @@ impl View for StoreView {
         let mut sources = Vec::new();
         // Newest first; each source remembers which range deletes are newer than it.
         for (at, run) in runs.iter().enumerate().rev() {
-            let span = run.span(range);
-            if !span.is_empty() {
-                sources.push(Source { run: Arc::clone(run), rest: span, age: at });
-            }
+            sources.extend(Source::new(run, run.span(range), at, direction));
         }
         let deleting = runs
             .iter()
@@ -93,35 +91,56 @@ impl View for StoreView {
 struct Source {
     run: Arc<Run>,
     rest: std::ops::Range<usize>,
+    /// The first of the rest, seen in the scan's direction.
+    head: Slot,
     /// Place in the picture's list: higher is newer.
     age: usize,
 }
 
 impl Source {
-    /// The slot at the front, seen in the scan's direction. `rest` is never empty.
-    fn head(&self, direction: Direction) -> usize {
-        match direction {
-            Direction::Forward => self.rest.start,
-            Direction::Reverse => self.rest.end - 1,
-        }
+    /// `None` if there is nothing.
+    fn new(
+        run: &Arc<Run>,
+        rest: std::ops::Range<usize>,
+        age: usize,
+        direction: Direction,
+    ) -> Option<Source> {
+        let head = head_of(run, &rest, direction)?;
+        Some(Source { run: Arc::clone(run), rest, head, age })
     }
 
-    fn advance(&mut self, direction: Direction) {
+    fn key(&self) -> &[u8] {
+        self.run.key(&self.head)
+    }
+
+    /// Leaves the head behind. `false`: there is nothing else.
+    fn advance(&mut self, direction: Direction) -> bool {
         match direction {
             Direction::Forward => self.rest.start += 1,
             Direction::Reverse => self.rest.end -= 1,
         }
+        let head = head_of(&self.run, &self.rest, direction);
+        self.head = head.unwrap_or(self.head);
+        head.is_some()
     }
 
     /// Which of two sources comes first in the scan.
     fn order(&self, other: &Source, direction: Direction) -> Ordering {
-        let (a, b) = (self.head(direction), other.head(direction));
-        let ascending = match self.run.slots[a].prefix.cmp(&other.run.slots[b].prefix) {
-            Ordering::Equal => self.run.key(a).cmp(other.run.key(b)),
+        let ascending = match self.head.prefix.cmp(&other.head.prefix) {
+            Ordering::Equal => self.key().cmp(other.key()),
             decided => decided,
         };
         directed(ascending, direction)
     }
+}
+
+fn head_of(run: &Run, rest: &std::ops::Range<usize>, direction: Direction) -> Option<Slot> {
+    let at = match direction {
+        _ if rest.is_empty() => return None,
+        Direction::Forward => rest.start,
+        Direction::Reverse => rest.end - 1,
+    };
+    run.slots.get(at).copied()
 }
 
 fn directed(ascending: Ordering, direction: Direction) -> Ordering {
@@ -167,13 +186,11 @@ impl Merged {
 
     /// Moves every source past `key`, which is the head of `self.sources[from]` and of none before it.
     fn skip(&mut self, from: usize, key: &[u8]) {
-        let direction = self.direction;
-        for source in &mut self.sources[from..] {
-            if source.run.key(source.head(direction)) == key {
-                source.advance(direction);
-            }
-        }
-        self.sources.retain(|source| !source.rest.is_empty());
+        let (direction, mut place) = (self.direction, 0);
+        self.sources.retain_mut(|source| {
+            place += 1;
+            place <= from || source.key() != key || source.advance(direction)
+        });
     }
 }
 
@@ -195,16 +212,13 @@ impl Iterator for Merged {
                     None => {}
                 }
             }
-            let from_runs = self.first().map(|at| {
-                let source = &self.sources[at];
-                (at, source.head(self.direction))
-            });
+            let from_runs = self.first().map(|at| (at, self.sources[at].head));
             let order = match (&from_runs, &self.head) {
                 (None, None) => return None,
                 (Some(_), None) => Ordering::Less,
                 (None, Some(_)) => Ordering::Greater,
                 (Some((at, slot)), Some((key, _))) => {
-                    directed(self.sources[*at].run.key(*slot).cmp(key), self.direction)
+                    directed(self.sources[*at].run.key(slot).cmp(key), self.direction)
                 }
             };
             match from_runs {
@@ -213,10 +227,12 @@ impl Iterator for Merged {
                         self.head = None;
                     }
                     let (run, age) = (Arc::clone(&self.sources[at].run), self.sources[at].age);
-                    let key = run.key(slot);
+                    let key = run.key(&slot);
                     self.skip(at, key);
-                    if run.slots[slot].kind == Kind::Put && !self.deleted(Some(age), key) {
-                        return Some(Ok((run.key_bytes(slot), run.value_bytes(slot))));
+                    if let Some(value) = run.value_bytes(&slot)
+                        && !self.deleted(Some(age), key)
+                    {
+                        return Some(Ok((run.key_bytes(&slot), value)));
                     }
                 }
                 _ => {

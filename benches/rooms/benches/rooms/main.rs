@@ -4,6 +4,7 @@
 #![allow(clippy::expect_used, reason = "a benchmark that fails stops")]
 
 mod apply;
+mod kv;
 mod log;
 mod raft;
 mod router;
@@ -65,6 +66,6 @@ fn short() -> Criterion {
 criterion_group! {
     name = rooms;
     config = short();
-    targets = wire::suite, router::suite, raft::suite, log::suite, apply::suite
+    targets = wire::suite, router::suite, raft::suite, log::suite, apply::suite, kv::suite
 }
 criterion_main!(rooms);
