@@ -35,8 +35,9 @@
 
 use super::config::StoreConfig;
 use super::effects::Outbox;
-use super::neighbours::{Bed, End, Neighbours};
+use super::neighbours::{Bed, End, Neighbours, On};
 use super::peer::Peer;
+use super::sparse::Empty;
 use crate::raft::Standing;
 use crate::types::{RegionId, Role, StoreId};
 use ::raft::eraftpb::{Message, MessageType};
@@ -112,7 +113,7 @@ impl Peer {
             && self.held.is_empty()
             && self.flights.is_idle()
             && !self.region.is_joint()
-            && self.proposals.is_idle()
+            && self.proposals.is_empty()
             && self.reads.is_idle()
             && self.progress.applied.index == self.group.status().last_index
             && self.progress.applying_bytes == 0
@@ -170,8 +171,8 @@ impl Peer {
                 out.push(store, envelope);
             }
         }
-        let on = even.into_iter().map(|(_, store)| (store, End::Leads)).collect();
-        self.lie_down(neighbours, on);
+        let on: Vec<StoreId> = even.into_iter().map(|(_, store)| store).collect();
+        self.lie_down(neighbours, On::followers(&on));
         true
     }
 
@@ -197,17 +198,18 @@ impl Peer {
         if !neighbours.get(leader).support || !self.rested() {
             return false;
         }
-        self.lie_down(neighbours, vec![(leader, End::Follows)]);
+        self.lie_down(neighbours, On::Leader(leader));
         true
     }
 
-    fn lie_down(&mut self, neighbours: &Neighbours, on: Vec<(StoreId, End)>) {
+    fn lie_down(&mut self, neighbours: &Neighbours, on: On) {
         let mark = mark(self.region.id, self.group.mark());
         self.group.rest();
         self.group.storage().rest();
         self.log_bytes.free();
         self.proposals.free();
         self.reads.free();
+        self.held.free();
         self.rest.asleep = Some(neighbours.lie_down(self.region.id, mark, on));
     }
 

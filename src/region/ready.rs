@@ -400,14 +400,14 @@ impl Peer {
         if !self.runs() || self.group.pending_snapshot() != Some(received.position) {
             return Some(received.file);
         }
-        self.received.replace(received).map(|old| old.file)
+        self.received.replace(Box::new(received)).map(|old| old.file)
     }
 
     fn begin_restore(&mut self, snapshot: Snapshot, ready: Ready, pass: &mut Pass<'_>) {
         let meta = snapshot.get_metadata();
         let position = LogPosition { index: meta.index, term: meta.term };
         let received = self.received.take().filter(|r| r.position == position);
-        let Some(Received { file, swallow, .. }) = received else {
+        let Some(Received { file, swallow, .. }) = received.map(|received| *received) else {
             return self.quarantine("raft restores a snapshot without data".into(), pass.effects);
         };
         let head = match codec::region::decode_head(&snapshot.data) {
