@@ -48,12 +48,6 @@ impl Default for GroupConfig {
     }
 }
 
-impl From<&GroupConfig> for Arc<GroupConfig> {
-    fn from(config: &GroupConfig) -> Arc<GroupConfig> {
-        Arc::new(config.clone())
-    }
-}
-
 /// Why a proposal was refused. It has not entered the log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ProposeError {
@@ -264,13 +258,17 @@ impl<S: Storage> Group<S> {
     /// Brings a peer to life from its storage; `applied` is what its state machine holds.
     ///
     /// Errors when the storage does not hold a consistent raft state.
-    pub fn new(
+    pub fn new(id: PeerId, config: &GroupConfig, applied: u64, storage: S) -> ::raft::Result<Self> {
+        Group::sharing(id, Arc::new(config.clone()), applied, storage)
+    }
+
+    /// As [`new`](Self::new), with one configuration for many groups.
+    pub fn sharing(
         id: PeerId,
-        config: impl Into<Arc<GroupConfig>>,
+        config: Arc<GroupConfig>,
         applied: u64,
         storage: S,
     ) -> ::raft::Result<Self> {
-        let config = config.into();
         let node = config.node(id, applied, Shown::as_it_is(storage))?;
         let mut group = Group {
             node: Some(Box::new(node)),

@@ -133,7 +133,7 @@ pub(crate) fn group_of(
     if found.fence.is_some() {
         storage = storage.fenced();
     }
-    let mut group = Group::new(state.peer, Arc::clone(config), raft_applied, storage)
+    let mut group = Group::sharing(state.peer, Arc::clone(config), raft_applied, storage)
         .map_err(|e| Error::malformed("raft state", e.to_string()))?;
     group.storage_mut().started();
     if found.fence.is_none() && campaign == Campaign::Now {

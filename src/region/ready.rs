@@ -145,7 +145,9 @@ impl Peer {
         config: &StoreConfig,
         pass: &mut Pass<'_>,
     ) -> Option<Collected> {
-        if ready.changed_role.is_some()
+        // (A node that was made anew says that it leads; it never ceased to.)
+        let known = (self.unpersisted.term, self.unpersisted.leads);
+        if (self.group.status().term, self.group.leads()) != known
             || !(ready.entries.is_empty() && ready.committed.is_empty() && ready.reads.is_empty())
         {
             self.stir();
@@ -225,7 +227,8 @@ impl Peer {
     }
 
     fn send(&self, messages: Vec<Message>, wait: Wait, pass: &mut Pass<'_>) {
-        for message in messages {
+        for mut message in messages {
+            self.hush(&mut message);
             let Some((store, envelope)) = self.envelope(message) else { continue };
             match wait {
                 Wait::No => pass.effects.send_now.push(store, envelope),

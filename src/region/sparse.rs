@@ -66,13 +66,14 @@ mod tests {
     #[test]
     fn what_is_empty_is_given_back_and_nothing_else() {
         let mut sparse = Sparse::<Vec<u8>>::default();
-        assert!(sparse.first().is_none() && sparse.0.is_none(), "nobody put anything in");
+        assert_eq!(sparse[..], []);
+        assert!(sparse.0.is_none(), "nobody put anything in");
         sparse.push(7);
         sparse.free();
         assert_eq!(sparse[..], [7]);
         sparse.clear();
         assert!(sparse.0.is_some());
         sparse.free();
-        assert!(sparse.0.is_none() && sparse.first().is_none());
+        assert!(sparse.0.is_none());
     }
 }

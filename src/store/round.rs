@@ -293,7 +293,11 @@ impl Store {
                 message.context.clear();
             }
             if peer.asleep() {
-                peer.wake(&self.config, Wake::Asked);
+                // Whoever answers the word to sleep does not agree.
+                let answers = message.get_msg_type() == MessageType::MsgHeartbeatResponse
+                    && message.context.is_empty();
+                let why = if answers { Wake::Returned(envelope.from_store) } else { Wake::Asked };
+                peer.wake(&self.config, why);
                 self.watch.awake.insert(envelope.region);
             }
             peer.meet(envelope.from, envelope.from_store);
