@@ -12,6 +12,7 @@ use ::raft::eraftpb::{
 };
 use ::raft::{Config, RawNode, SnapshotStatus, StateRole, Storage};
 use bytes::Bytes;
+use std::sync::{Arc, LazyLock};
 
 /// How the groups of a store behave. Times are in ticks.
 #[derive(Clone, Debug)]
@@ -140,8 +141,8 @@ impl Ready {
 /// * Rounds are numbered on when a node is made anew: `base` is the last number before its first.
 pub struct Group<S: Storage> {
     pub(super) node: Option<Box<RawNode<Shown<S>>>>,
-    pub(super) resting: Option<Box<Resting<S>>>,
-    pub(super) config: GroupConfig,
+    pub(super) resting: Option<Resting<S>>,
+    pub(super) config: Arc<GroupConfig>,
     pub(super) id: PeerId,
     pub(super) base: u64,
     /// The last round handed out.
@@ -153,6 +154,10 @@ pub struct Group<S: Storage> {
     /// Whether the storage held less than it should when the group rose.
     pub(super) lost: bool,
 }
+
+/// Where raft-rs's own log goes: nowhere, and of all groups together.
+static SILENCE: LazyLock<slog::Logger> =
+    LazyLock::new(|| slog::Logger::root(slog::Discard, slog::o!()));
 
 /// What an entry weighs in a message, about.
 fn weight(entry: &Entry) -> u64 {
@@ -242,8 +247,7 @@ impl GroupConfig {
             max_committed_size_per_ready: self.committed_bytes_max,
             ..Default::default()
         };
-        let logger = slog::Logger::root(slog::Discard, slog::o!());
-        let mut node = RawNode::new(&config, storage, &logger)?;
+        let mut node = RawNode::new(&config, storage, &SILENCE)?;
         // Only a leader that appends needs them, and gets them again then.
         node.raft.maybe_free_inflight_buffers();
         Ok(node)
@@ -255,11 +259,21 @@ impl<S: Storage> Group<S> {
     ///
     /// Errors when the storage does not hold a consistent raft state.
     pub fn new(id: PeerId, config: &GroupConfig, applied: u64, storage: S) -> ::raft::Result<Self> {
+        Group::sharing(id, Arc::new(config.clone()), applied, storage)
+    }
+
+    /// As [`new`](Self::new), with one configuration for many groups.
+    pub fn sharing(
+        id: PeerId,
+        config: Arc<GroupConfig>,
+        applied: u64,
+        storage: S,
+    ) -> ::raft::Result<Self> {
         let node = config.node(id, applied, Shown::as_it_is(storage))?;
         let mut group = Group {
             node: Some(Box::new(node)),
             resting: None,
-            config: config.clone(),
+            config,
             id,
             base: 0,
             number: 0,

@@ -22,6 +22,14 @@ pub(super) struct Far {
     pub active: bool,
 }
 
+impl Far {
+    /// One that has everything, and was heard of.
+    pub fn even(peer: PeerId, last: u64) -> Far {
+        let (matched, committed) = (last, last);
+        Far { peer, matched, committed, replicates: true, restores: false, active: true }
+    }
+}
+
 impl<S: Storage> Group<S> {
     pub(super) fn raft(&self) -> Option<&Raft<Shown<S>>> {
         self.node.as_ref().map(|node| &node.raft)
@@ -30,7 +38,7 @@ impl<S: Storage> Group<S> {
     /// How it sees every replica, itself included, by peer id; of use for leaders.
     pub(super) fn far(&self) -> Vec<Far> {
         let Some(raft) = self.raft() else {
-            return self.resting.as_ref().map_or(Vec::new(), |resting| resting.far());
+            return self.resting.as_ref().map_or(Vec::new(), |resting| resting.far(self.id));
         };
         let mut far: Vec<Far> = raft
             .prs()

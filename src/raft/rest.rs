@@ -70,9 +70,41 @@ impl<S: Storage> Storage for Shown<S> {
     }
 }
 
+/// Ids that mostly need no memory of their own.
+enum Ids {
+    Few([u64; 3], u8),
+    Many(Box<[u64]>),
+}
+
+impl From<Vec<u64>> for Ids {
+    fn from(ids: Vec<u64>) -> Ids {
+        let mut few = [0; 3];
+        match few.get_mut(..ids.len()) {
+            Some(room) => {
+                room.copy_from_slice(&ids);
+                Ids::Few(few, ids.len() as u8)
+            }
+            None => Ids::Many(ids.into()),
+        }
+    }
+}
+
+impl std::ops::Deref for Ids {
+    type Target = [u64];
+
+    fn deref(&self) -> &[u64] {
+        match self {
+            Ids::Few(ids, count) => &ids[..usize::from(*count)],
+            Ids::Many(ids) => ids,
+        }
+    }
+}
+
 /// A group at rest.
 ///
 /// * `last` is committed, applied and persisted; it is the end of the log.
+/// * It lies within its group, and mostly allocates nothing: what is allocated just as a node is freed comes to lie where
+///   the node was, and the memory of ten thousand nodes could not be given back for it.
 pub(super) struct Resting<S> {
     storage: S,
     term: u64,
@@ -81,10 +113,10 @@ pub(super) struct Resting<S> {
     last: u64,
     last_term: u64,
     /// Voters, then learners.
-    members: Box<[u64]>,
-    voters: usize,
-    /// Of a leader: everybody else.
-    followers: Box<[Far]>,
+    members: Ids,
+    voters: u32,
+    /// Of a leader: those who are not even with it, or were not heard of.
+    odd: Box<[Far]>,
 }
 
 impl<S> Resting<S> {
@@ -107,25 +139,22 @@ impl<S> Resting<S> {
         self.last_term == self.term
     }
 
-    pub fn far(&self) -> Vec<Far> {
-        let mut far = self.followers.to_vec();
-        let known = |id: &u64| self.followers.iter().any(|far| far.peer.0 == *id);
-        let others = self.members.iter().filter(|id| !known(id));
-        far.extend(others.map(|id| Far {
-            peer: PeerId(*id),
+    pub fn far(&self, own: PeerId) -> Vec<Far> {
+        let odd = |id: &u64| self.odd.iter().find(|far| far.peer.0 == *id).copied();
+        let known = |id: &u64| self.leads(own) || self.leader == *id;
+        let even = |id: &u64| match known(id) {
+            true => Far::even(PeerId(*id), self.last),
             // What is not a leader's to know is not kept; its own log it knows.
-            matched: if self.leader == *id { self.last } else { 0 },
-            committed: self.last,
-            replicates: true,
-            restores: false,
-            active: self.leader == *id,
-        }));
+            false => Far { matched: 0, active: false, ..Far::even(PeerId(*id), self.last) },
+        };
+        let mut far: Vec<Far> =
+            self.members.iter().map(|id| odd(id).unwrap_or_else(|| even(id))).collect();
         far.sort_unstable_by_key(|far| far.peer);
         far
     }
 
     pub fn configuration(&self) -> ConfState {
-        let (voters, learners) = self.members.split_at(self.voters);
+        let (voters, learners) = self.members.split_at(self.voters as usize);
         ConfState { voters: voters.to_vec(), learners: learners.to_vec(), ..Default::default() }
     }
 }
@@ -134,7 +163,7 @@ impl<S: Storage> Group<S> {
     /// raft-rs's node. A group at rest rises.
     pub(super) fn node(&mut self) -> &mut RawNode<Shown<S>> {
         if let Some(resting) = self.resting.take() {
-            let node = self.rise(*resting);
+            let node = self.rise(resting);
             self.node = Some(Box::new(node));
             self.fix_timeout();
         }
@@ -154,16 +183,19 @@ impl<S: Storage> Group<S> {
             return;
         }
         let ConfState { mut voters, learners, .. } = self.configuration();
-        let followers = match leads {
-            true => self.far().into_iter().filter(|far| far.peer != self.id).collect(),
+        let even = |far: &Far| *far == Far::even(far.peer, status.last_index);
+        let odd = match leads {
+            true => {
+                self.far().into_iter().filter(|far| far.peer != self.id && !even(far)).collect()
+            }
             false => Box::default(),
         };
         let Some(node) = self.node.take() else { return };
         let raft = node.raft.r;
-        let count = voters.len();
+        let count = voters.len() as u32;
         voters.extend(learners);
         self.base = self.number;
-        self.resting = Some(Box::new(Resting {
+        self.resting = Some(Resting {
             term: status.term,
             vote: raft.vote,
             leader: raft.leader_id,
@@ -171,9 +203,9 @@ impl<S: Storage> Group<S> {
             last_term: raft.raft_log.term(status.last_index).unwrap_or(0),
             members: voters.into(),
             voters: count,
-            followers,
+            odd,
             storage: raft.raft_log.store.inner,
-        }));
+        });
     }
 
     /// Whether it rests.
@@ -189,7 +221,8 @@ impl<S: Storage> Group<S> {
     /// Makes the node anew.
     fn rise(&mut self, resting: Resting<S>) -> RawNode<Shown<S>> {
         let conf_state = resting.configuration();
-        let Resting { storage, term, vote, leader, last, last_term, followers, .. } = resting;
+        let far = resting.far(self.id);
+        let Resting { storage, term, vote, leader, last, last_term, .. } = resting;
         let first = storage.first_index().unwrap_or(last + 1);
         let end = storage.last_index().unwrap_or(0);
         // What was compacted meanwhile has no term any more, unless it is the point that the log starts after.
@@ -207,7 +240,8 @@ impl<S: Storage> Group<S> {
         if leader == self.id.0 && !self.lost {
             raft.state = StateRole::Leader;
             for (id, progress) in raft.mut_prs().iter_mut() {
-                let Some(far) = followers.iter().find(|far| far.peer.0 == *id) else {
+                let others = || far.iter().filter(|far| far.peer != self.id);
+                let Some(far) = others().find(|far| far.peer.0 == *id) else {
                     progress.become_replicate();
                     continue;
                 };

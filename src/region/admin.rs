@@ -73,7 +73,7 @@ impl Peer {
             }
             Admin::PrepareMerge(prepare) => {
                 let own = RegionState {
-                    region: self.region.clone(),
+                    region: Region::clone(&self.region),
                     removed: self.removed.clone(),
                     ..RegionState::default()
                 };

@@ -38,6 +38,9 @@ pub(crate) struct Asking {
 }
 
 impl Asking {
+    /// Nobody was asked yet.
+    pub const NEVER: Asking = Asking { due: 0, pause: 0 };
+
     /// Whether it is time; then the next time is set.
     pub fn is_due(&mut self, ticks: u64, config: &StoreConfig) -> bool {
         if ticks < self.due {

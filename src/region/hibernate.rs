@@ -14,7 +14,10 @@
 //! followers at once. Followers wake when their leader's *node* loses our support, and campaign soon, each after
 //! its own delay; the delays, and the chunks in which a store wakes its groups, keep it from being one storm. A
 //! leader wakes when a follower's node comes back (it may lag, or have forgotten whom it follows), or when so many
-//! went silent that it cannot lead any more. What is lost or late mends itself: a follower that never got the word
+//! went silent that it cannot lead any more. In the first case it wakes *softly*: the others are told to sleep on
+//! instead of being sent heartbeats, and once the one for whom it woke is even all lie down again. If that takes too
+//! long, or anything else is wanted, it speaks to everybody after all. (After three quarters of an election timeout: soon
+//! raft would look whether its leader hears of a quorum, which sleeps.) What is lost or late mends itself: a follower that never got the word
 //! campaigns in time, and asks its sleeping leader for a vote; a late word puts a follower to sleep that the next
 //! heartbeat wakes.
 //!
@@ -35,10 +38,11 @@
 
 use super::config::StoreConfig;
 use super::effects::Outbox;
-use super::neighbours::{Bed, End, Neighbours};
+use super::neighbours::{Bed, End, Neighbours, On};
 use super::peer::Peer;
+use super::sparse::Empty;
 use crate::raft::Standing;
-use crate::types::{RegionId, Role, StoreId};
+use crate::types::{PeerId, RegionId, Role, StoreId};
 use ::raft::eraftpb::{Message, MessageType};
 
 /// What the leader's last heartbeat says.
@@ -50,15 +54,29 @@ pub(crate) struct Rest {
     /// Ticks since anything happened.
     quiet: u64,
     asleep: Option<Bed>,
+    /// Of a leader that woke for its follower on this node alone; and until which tick it may stay so.
+    softly: Option<(StoreId, u64)>,
 }
 
 /// Why a replica is woken.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Wake {
+    /// A follower's node is there again, or the follower did not agree to sleep: leaders look after that one.
+    Returned(StoreId),
     /// Something is to be done, or looked at.
     Asked,
     /// The node of its leader is gone.
     LeaderLost(StoreId),
+}
+
+impl Wake {
+    /// For both reasons.
+    pub(crate) fn and(self, other: Wake) -> Wake {
+        match (self, other) {
+            (Wake::Returned(one), Wake::Returned(other)) if one != other => Wake::Asked,
+            (one, other) => one.max(other),
+        }
+    }
 }
 
 fn mix(x: u64) -> u64 {
@@ -84,7 +102,7 @@ impl Peer {
 
     /// Something happened.
     pub(crate) fn stir(&mut self) {
-        self.rest.quiet = 0;
+        (self.rest.quiet, self.rest.softly) = (0, None);
     }
 
     /// One more tick without anything. Whether it is time to sleep.
@@ -112,7 +130,7 @@ impl Peer {
             && self.held.is_empty()
             && self.flights.is_idle()
             && !self.region.is_joint()
-            && self.proposals.is_idle()
+            && self.proposals.is_empty()
             && self.reads.is_idle()
             && self.progress.applied.index == self.group.status().last_index
             && self.progress.applying_bytes == 0
@@ -149,6 +167,32 @@ impl Peer {
         (majority > voters / 2).then_some(even)
     }
 
+    /// A leader that woke softly and could not sleep again in time speaks to everybody.
+    pub(crate) fn speak_up(&mut self) -> bool {
+        if self.rest.softly.is_none_or(|(_, until)| self.ticks < until) {
+            return false;
+        }
+        self.stir();
+        let leads = self.runs() && self.group.leads();
+        if leads {
+            self.group.ping();
+        }
+        leads
+    }
+
+    /// What a leader that woke softly says unasked to those for whom it did not wake is the word to sleep.
+    pub(crate) fn hush(&self, message: &mut Message) {
+        let Some((awake_for, _)) = self.rest.softly else { return };
+        let unasked =
+            message.get_msg_type() == MessageType::MsgHeartbeat && message.context.is_empty();
+        // Who lacks something is told of less than all.
+        let has_all = || message.commit == self.group.status().last_index;
+        let to = || self.region.peer(PeerId(message.to)).map(|peer| peer.store);
+        if unasked && has_all() && to() != Some(awake_for) {
+            message.context = SLEEP.into();
+        }
+    }
+
     /// A leader that has been quiet for long sleeps, if it may, and says so. `false`: it stays awake.
     pub(crate) fn try_to_sleep(&mut self, neighbours: &Neighbours, out: &mut Outbox) -> bool {
         if self.asleep() || !self.runs() || !self.group.leads() || !self.rested() {
@@ -170,8 +214,9 @@ impl Peer {
                 out.push(store, envelope);
             }
         }
-        let on = even.into_iter().map(|(_, store)| (store, End::Leads)).collect();
-        self.lie_down(neighbours, on);
+        self.rest.softly = None;
+        let on: Vec<StoreId> = even.into_iter().map(|(_, store)| store).collect();
+        self.lie_down(neighbours, On::followers(&on));
         true
     }
 
@@ -197,25 +242,34 @@ impl Peer {
         if !neighbours.get(leader).support || !self.rested() {
             return false;
         }
-        self.lie_down(neighbours, vec![(leader, End::Follows)]);
+        self.lie_down(neighbours, On::Leader(leader));
         true
     }
 
-    fn lie_down(&mut self, neighbours: &Neighbours, on: Vec<(StoreId, End)>) {
+    fn lie_down(&mut self, neighbours: &Neighbours, on: On) {
         let mark = mark(self.region.id, self.group.mark());
         self.group.rest();
         self.group.storage().rest();
         self.log_bytes.free();
         self.proposals.free();
         self.reads.free();
+        self.held.free();
         self.rest.asleep = Some(neighbours.lie_down(self.region.id, mark, on));
     }
 
     /// Ends its sleep, if it sleeps.
     pub(crate) fn wake(&mut self, config: &StoreConfig, why: Wake) {
         let Some(bed) = self.rest.asleep.take() else { return };
-        self.rest.quiet = 0;
+        self.stir();
         match why {
+            Wake::Returned(store) if self.group.leads() => {
+                let tired = config.hibernate_ticks().unwrap_or(0);
+                self.rest.quiet = tired.saturating_sub(config.group.heartbeat_ticks as u64);
+                // Before raft looks whether it hears of a quorum.
+                let patience = config.group.election_ticks as u64 * 3 / 4;
+                self.rest.softly = Some((store, self.ticks + patience));
+                self.group.ping();
+            }
             _ if self.group.leads() => self.group.ping(),
             Wake::LeaderLost(store) if bed.is_on(store, End::Follows) => {
                 // The first heartbeat interval is for the others to notice, too.
@@ -230,7 +284,7 @@ impl Peer {
     /// Ends its sleep in the middle of a round, in which raft may not be touched.
     pub(crate) fn sit_up(&mut self) {
         self.rest.asleep = None;
-        self.rest.quiet = 0;
+        self.stir();
     }
 
     /// Whether it sleeps on a node, at that end.

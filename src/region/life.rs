@@ -11,7 +11,6 @@ use super::config::StoreConfig;
 use super::effects::Campaign;
 use super::hibernate::Rest;
 use super::peer::{Peer, Progress};
-use super::propose::Proposals;
 use super::read::Reads;
 use super::ready::Unpersisted;
 use super::share::PeerShare;
@@ -20,7 +19,7 @@ use super::storage::{self, PeerStorage};
 use crate::error::{Error, Result};
 use crate::kv::StateStore;
 use crate::log::{Log, LogBatch};
-use crate::raft::Group;
+use crate::raft::{Group, GroupConfig};
 use crate::types::{INITIAL_POSITION, LogPosition, RegionState, Time};
 use ::raft::eraftpb::HardState;
 use std::sync::Arc;
@@ -110,45 +109,60 @@ fn afresh(state: &RegionState, batch: &mut LogBatch) -> Found {
     Found { hard_state, past: Past::None, fence: None }
 }
 
+/// The group of a replica whose log agrees with its state.
+///
+/// It is made apart from the replica, which stays where it is when the group has gone to rest: a store that opens makes
+/// all groups first, and what they take can be given back in one piece.
+pub(crate) fn group_of(
+    config: &Arc<GroupConfig>,
+    log: &Log,
+    kv: &Arc<dyn StateStore>,
+    state: &RegionState,
+    found: &Found,
+    campaign: Campaign,
+) -> Result<Group<PeerStorage>> {
+    let mut hard_state = found.hard_state.clone();
+    let mut raft_applied = state.applied.index;
+    if found.fence.is_some() {
+        // Its group is never touched; raft-rs must only accept it, whatever the log looks like.
+        raft_applied = log.truncated(state.region.id.0).index;
+        hard_state.commit = raft_applied;
+    }
+    let kv = kv.clone();
+    let mut storage = PeerStorage::new(log.clone(), kv, &state.region, hard_state);
+    if found.fence.is_some() {
+        storage = storage.fenced();
+    }
+    let mut group = Group::sharing(state.peer, Arc::clone(config), raft_applied, storage)
+        .map_err(|e| Error::malformed("raft state", e.to_string()))?;
+    group.storage_mut().started();
+    if found.fence.is_none() && campaign == Campaign::Now {
+        group.campaign();
+    }
+    Ok(group)
+}
+
 impl Peer {
-    /// Starts a replica whose log agrees with its state.
+    /// Starts a replica with its group.
     pub(crate) fn start(
         config: &StoreConfig,
         log: &Log,
-        kv: &Arc<dyn StateStore>,
+        group: Group<PeerStorage>,
         state: RegionState,
         found: Found,
-        campaign: Campaign,
         now: Time,
-    ) -> Result<Peer> {
-        let mut hard_state = found.hard_state.clone();
-        let mut raft_applied = state.applied.index;
-        if found.fence.is_some() {
-            // Its group is never touched; raft-rs must only accept it, whatever the log looks like.
-            raft_applied = log.truncated(state.region.id.0).index;
-            hard_state.commit = raft_applied;
-        }
-        let kv = kv.clone();
-        let mut storage = PeerStorage::new(log.clone(), kv, &state.region, hard_state);
-        if found.fence.is_some() {
-            storage = storage.fenced();
-        }
-        let mut group = Group::new(state.peer, &config.group, raft_applied, storage)
-            .map_err(|e| Error::malformed("raft state", e.to_string()))?;
-        group.storage_mut().started();
-        if found.fence.is_none() && campaign == Campaign::Now {
-            group.campaign();
-        }
+    ) -> Peer {
         let votes_from = match found.past {
             Past::None => now,
             Past::Some => now.after(config.vote_ban()),
         };
-        Ok(Peer {
+        let region = Arc::new(state.region);
+        Peer {
             id: state.peer,
             store: config.store,
             group,
-            share: Arc::new(PeerShare::new(state.peer, &state.region)),
-            proposals: Proposals::default(),
+            share: Arc::new(PeerShare::new(state.peer, Arc::clone(&region))),
+            proposals: Default::default(),
             reads: Reads::new(config.nonce),
             unpersisted: Unpersisted::new(found.hard_state),
             progress: Progress {
@@ -157,7 +171,7 @@ impl Peer {
                 compacted: state.compacted,
                 applying_bytes: 0,
             },
-            log_bytes: LogBytes::of(log.sizes(state.region.id.0)),
+            log_bytes: LogBytes::of(log.sizes(region.id.0)),
             received: None,
             restoring: None,
             flights: Default::default(),
@@ -166,14 +180,14 @@ impl Peer {
             banned_until: votes_from,
             handed_over_in: 0,
             reshaping: None,
-            size: match state.applied == INITIAL_POSITION && state.region.epoch.version == 1 {
+            size: match state.applied == INITIAL_POSITION && region.epoch.version == 1 {
                 true => Size::nothing(),
                 false => Size::default(),
             },
             load: Default::default(),
             changing: None,
             removed: state.removed,
-            merging: state.merging,
+            merging: state.merging.map(Box::new),
             handed: state.applied.index,
             held: Default::default(),
             lent: None,
@@ -185,7 +199,7 @@ impl Peer {
             leaving: false,
             ticks: 0,
             rest: Rest::default(),
-            region: state.region,
-        })
+            region,
+        }
     }
 }

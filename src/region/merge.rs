@@ -41,6 +41,7 @@ use super::config::StoreConfig;
 use super::effects::*;
 use super::farewell::Asking;
 use super::peer::Peer;
+use super::sparse::Empty;
 use crate::codec::admin::{Admin, commit_in};
 use crate::codec::merge::{Commit, Prepare};
 use crate::error::{Error, Result};
@@ -71,8 +72,23 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+    const NOTHING: Held = Held {
+        entries: VecDeque::new(),
+        commit: None,
+        asking: Asking::NEVER,
+        asked: false,
+        unrecorded: None,
+    };
+}
+
+impl Empty for Held {
+    fn empty() -> &'static Held {
+        static NOTHING: Held = Held::NOTHING;
+        &NOTHING
+    }
+
+    fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.commit.is_none() && self.unrecorded.is_none()
     }
 }
 
@@ -203,7 +219,7 @@ impl Peer {
 
     /// The region is frozen from now on, or thawed.
     pub(super) fn set_merging(&mut self, merging: Option<Merging>) {
-        self.merging = merging;
+        self.merging = merging.map(Box::new);
         self.wishing = Asking::default();
         if self.frozen() {
             self.share.set_lease(Time(0));
@@ -235,12 +251,12 @@ impl Peer {
         let commit = Box::new(Commit {
             target: merging.target,
             epoch: merging.epoch,
-            source: self.region.clone(),
+            source: Region::clone(&self.region),
             at: merging.at,
             first: merging.first,
             entries,
         });
-        let (source, merging) = (self.region.id, merging.clone());
+        let (source, merging) = (self.region.id, Merging::clone(merging));
         effects.merge_wishes.push(MergeWish { source, merging, commit });
     }
 
@@ -344,11 +360,13 @@ impl Peer {
     /// shape that the applier will find.
     pub(super) fn release(&mut self, effects: &mut Effects) {
         let mut out = Vec::new();
-        while let Some(next) = self.held.entries.front() {
-            if self.held.commit.is_none() {
-                self.held.commit = commit_in(&next.data);
+        while !self.held.entries.is_empty() {
+            let held = &mut *self.held;
+            let Some(next) = held.entries.front() else { break };
+            if held.commit.is_none() {
+                held.commit = commit_in(&next.data);
             }
-            if let Some(commit) = &self.held.commit {
+            if let Some(commit) = &held.commit {
                 let judged = self.progress.applied.index + 1 == next.position.index;
                 if !judged || !out.is_empty() {
                     break;
@@ -389,7 +407,8 @@ impl Peer {
 
     /// Writes down what a source's replica is about to rely on.
     pub(super) fn record_held(&mut self, batch: &mut LogBatch) {
-        if let Some(index) = self.held.unrecorded.take() {
+        if let Some(index) = self.held.unrecorded {
+            self.held.unrecorded = None;
             self.record_commit(index, batch);
         }
     }
@@ -412,7 +431,7 @@ impl Peer {
 
     /// What is held is dropped: a snapshot overtook it, or the replica ends.
     pub(super) fn drop_held(&mut self, effects: &mut Effects) {
-        let held = std::mem::take(&mut self.held);
+        let held = std::mem::take(&mut *self.held);
         for token in held.entries.into_iter().flat_map(|entry| entry.waiting) {
             let error = Error::Ambiguous { what: "overtaken by a snapshot" };
             Peer::refuse(effects, token, error);
@@ -441,9 +460,9 @@ impl Peer {
     /// refuses for ever.
     pub(super) fn known_of(&self, commit: &Commit) -> Option<Result<AdminDone>> {
         if self.removed.iter().any(|gone| gone.region == commit.source.id) {
-            return Some(Ok(AdminDone::Shaped(vec![self.region.clone()])));
+            return Some(Ok(AdminDone::Shaped(vec![Region::clone(&self.region)])));
         }
-        let current = || vec![self.region.clone()];
+        let current = || vec![Region::clone(&self.region)];
         match self.region.epoch {
             _ if self.region.id != commit.target => {
                 let what = format!("{} is not to take {} in", self.region.id, commit.source.id);

@@ -45,5 +45,6 @@ pub mod sending;
 pub mod share;
 pub mod size;
 pub mod snapshot;
+mod sparse;
 pub mod split;
 pub mod storage;

@@ -135,8 +135,8 @@ impl Neighbours {
     }
 
     /// A replica goes to sleep: `mark` says with whom, at which place of which log; the other end says the same.
-    pub(crate) fn lie_down(&self, region: RegionId, mark: u64, on: Vec<(StoreId, End)>) -> Bed {
-        let bed = Bed { neighbours: self.clone(), chunk: chunk_of(region), mark, on };
+    pub(crate) fn lie_down(&self, region: RegionId, mark: u64, on: On) -> Bed {
+        let bed = Bed { neighbours: self.clone(), chunk: chunk_of(region) as u8, mark, on };
         bed.count(u64::wrapping_add);
         bed
     }
@@ -146,17 +146,48 @@ impl Neighbours {
 #[derive(Debug)]
 pub struct Bed {
     neighbours: Neighbours,
-    chunk: usize,
+    chunk: u8,
     mark: u64,
-    on: Vec<(StoreId, End)>,
+    on: On,
+}
+
+/// On which nodes a replica sleeps.
+#[derive(Debug)]
+pub(crate) enum On {
+    /// It follows a leader there.
+    Leader(StoreId),
+    /// It leads; these nodes have followers that were told to sleep, too. One or two need no memory of their own.
+    One([StoreId; 1]),
+    Two([StoreId; 2]),
+    Many(Box<[StoreId]>),
+}
+
+impl On {
+    pub fn followers(stores: &[StoreId]) -> On {
+        match *stores {
+            [one] => On::One([one]),
+            [one, other] => On::Two([one, other]),
+            _ => On::Many(stores.into()),
+        }
+    }
+
+    fn parts(&self) -> (&[StoreId], End) {
+        match self {
+            On::Leader(store) => (std::slice::from_ref(store), End::Follows),
+            On::One(stores) => (stores, End::Leads),
+            On::Two(stores) => (stores, End::Leads),
+            On::Many(stores) => (stores, End::Leads),
+        }
+    }
 }
 
 impl Bed {
     fn count(&self, how: impl Fn(u64, u64) -> u64) {
         let mut known = self.neighbours.known.lock();
-        for (store, end) in &self.on {
+        let (stores, end) = self.on.parts();
+        for store in stores {
             if let Some(known) = known.get_mut(store) {
-                let sum = &mut known.sums(*end)[self.chunk];
+                let sum = &mut known.sums(end)[usize::from(self.chunk)];
                 *sum = how(*sum, self.mark);
             }
         }
@@ -164,7 +195,8 @@ impl Bed {
 
     /// Whether it sleeps on this node, at that end.
     pub fn is_on(&self, store: StoreId, end: End) -> bool {
-        self.on.contains(&(store, end))
+        let (stores, own) = self.on.parts();
+        own == end && stores.contains(&store)
     }
 }
 
@@ -184,8 +216,8 @@ mod tests {
         let (a, b) = (StoreId(1), StoreId(2));
         neighbours.meet(a);
         let sum = |store, end| neighbours.sums(store, end)[chunk_of(RegionId(CHUNKS as u64 + 3))];
-        let one = neighbours.lie_down(RegionId(3), 5, vec![(a, End::Leads), (b, End::Leads)]);
-        let two = neighbours.lie_down(RegionId(3), u64::MAX, vec![(a, End::Leads)]);
+        let one = neighbours.lie_down(RegionId(3), 5, On::followers(&[a, b]));
+        let two = neighbours.lie_down(RegionId(3), u64::MAX, On::followers(&[a]));
         assert_eq!((sum(a, End::Leads), sum(a, End::Follows), sum(b, End::Leads)), (4, 0, 0));
         drop(one);
         assert_eq!(sum(a, End::Leads), u64::MAX);
@@ -197,7 +229,7 @@ mod tests {
     fn who_is_slept_on_is_not_forgotten() {
         let neighbours = Neighbours::default();
         neighbours.meet(StoreId(1));
-        let bed = neighbours.lie_down(RegionId(3), 5, vec![(StoreId(1), End::Follows)]);
+        let bed = neighbours.lie_down(RegionId(3), 5, On::Leader(StoreId(1)));
         assert!(!neighbours.forget(StoreId(1)) && neighbours.knows(StoreId(1)));
         drop(bed);
         assert!(neighbours.forget(StoreId(1)) && !neighbours.knows(StoreId(1)));

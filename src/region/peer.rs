@@ -12,6 +12,7 @@ use super::ready::{Received, Restoring, Unpersisted};
 use super::sending::Flights;
 use super::share::PeerShare;
 use super::size::Size;
+use super::sparse::Sparse;
 use super::storage::PeerStorage;
 use crate::error::Error;
 use crate::raft::guard::Verdict;
@@ -45,23 +46,24 @@ pub struct Progress {
 ///
 /// * `progress.flushed <= progress.applied.index <=` committed; the log is never compacted above `flushed`.
 /// * While `restoring` is set the group's round is held open: nothing is stepped, ticked or proposed.
+/// * `region` is the very one that `share` shows.
 /// * Once `fence` is set the group is never touched again; the replica answers nothing but
 ///   [`Error::Quarantined`].
 pub struct Peer {
     /// The region as of the applied index.
-    pub region: Region,
+    pub region: Arc<Region>,
     /// This replica.
     pub id: PeerId,
     pub(crate) store: StoreId,
     pub(crate) group: Group<PeerStorage>,
     pub(crate) share: Arc<PeerShare>,
-    pub(crate) proposals: Proposals,
+    pub(crate) proposals: Sparse<Proposals>,
     pub(crate) reads: Reads,
     pub(crate) unpersisted: Unpersisted,
     pub(crate) progress: Progress,
     pub(crate) log_bytes: LogBytes,
     /// A snapshot that raft has accepted and not yet handed out.
-    pub(crate) received: Option<Received>,
+    pub(crate) received: Option<Box<Received>>,
     pub(crate) restoring: Option<Box<Restoring>>,
     /// Snapshots that leave.
     pub(crate) flights: Flights,
@@ -82,11 +84,11 @@ pub struct Peer {
     /// Former replicas, of this region or of one merged into it, that are not known to be gone.
     pub(crate) removed: Vec<Departed>,
     /// Set while the region is frozen, to be merged into another.
-    pub(crate) merging: Option<Merging>,
+    pub(crate) merging: Option<Box<Merging>>,
     /// The last entry that was handed to the applier.
     pub(crate) handed: u64,
     /// Committed entries from a merge on that waits for its source.
-    pub(crate) held: Held,
+    pub(crate) held: Sparse<Held>,
     /// It stands still here: its data are about to be another region's.
     pub(crate) lent: Option<Lent>,
     #[cfg(any(test, feature = "sim"))]
@@ -282,7 +284,7 @@ impl Peer {
     pub fn status(&self) -> RegionStatus {
         let status = self.group.status();
         RegionStatus {
-            region: self.region.clone(),
+            region: Region::clone(&self.region),
             peer: self.id,
             leads: self.runs() && self.group.leads(),
             leader: status.leader,

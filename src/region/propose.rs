@@ -8,10 +8,11 @@ use super::config::StoreConfig;
 use super::effects::{Effects, Reply, Token};
 use super::merge::FROZEN;
 use super::peer::Peer;
+use super::sparse::Empty;
 use crate::codec::command::{self, PayloadBuilder};
 use crate::error::Error;
 use crate::raft::ProposeError;
-use crate::types::LogPosition;
+use crate::types::{LogPosition, Region};
 use bytes::Bytes;
 use std::collections::VecDeque;
 
@@ -27,25 +28,31 @@ pub struct Proposals {
     pending: VecDeque<(Token, Bytes)>,
     pending_bytes: usize,
     proposed: VecDeque<(LogPosition, Vec<Token>)>,
-    /// Of the last entry known to be committed.
+    /// Of the last entry known to be committed, while anybody waited.
     term: u64,
+}
+
+impl Empty for Proposals {
+    fn empty() -> &'static Proposals {
+        static NOTHING: Proposals = Proposals {
+            pending: VecDeque::new(),
+            pending_bytes: 0,
+            proposed: VecDeque::new(),
+            term: 0,
+        };
+        &NOTHING
+    }
+
+    // (The term only says which of `proposed` were given up already.)
+    fn is_empty(&self) -> bool {
+        self.pending.is_empty() && self.proposed.is_empty()
+    }
 }
 
 impl Proposals {
     /// Whether something waits for a place in the log.
     pub fn has_pending(&self) -> bool {
         !self.pending.is_empty()
-    }
-
-    /// Whether nobody waits.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.pending.is_empty() && self.proposed.is_empty()
-    }
-
-    /// Gives back the memory of the queues.
-    pub(crate) fn free(&mut self) {
-        self.pending.shrink_to_fit();
-        self.proposed.shrink_to_fit();
     }
 
     /// Takes back everything that has no place in the log.
@@ -122,7 +129,7 @@ impl Peer {
             return Peer::refuse(effects, token, FROZEN);
         }
         if version != self.region.epoch.version {
-            let current = vec![self.region.clone()];
+            let current = vec![Region::clone(&self.region)];
             return Peer::refuse(effects, token, Error::EpochNotMatch { current });
         }
         if self.is_far_too_large(config) {

@@ -18,8 +18,9 @@ use super::config::StoreConfig;
 use super::effects::{Effects, ReadGrant, Reply, Token};
 use super::merge::FROZEN;
 use super::peer::Peer;
+use super::sparse::{Empty, Sparse};
 use crate::error::Error;
-use crate::types::{PeerId, Time};
+use crate::types::{PeerId, Region, Time};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -54,13 +55,30 @@ struct RoundTrip {
 }
 
 /// The reads of one replica.
-///
-/// * `rounds` are in order of their start; all belong to the present term and role.
 #[derive(Debug)]
 pub struct Reads {
+    queue: Sparse<Queue>,
+    sequence: u64,
+}
+
+/// Who waits.
+///
+/// * `rounds` are in order of their start; all belong to the present term and role.
+#[derive(Default, Debug)]
+struct Queue {
     waiting: Vec<Waiting>,
     rounds: VecDeque<RoundTrip>,
-    sequence: u64,
+}
+
+impl Empty for Queue {
+    fn empty() -> &'static Queue {
+        static NOTHING: Queue = Queue { waiting: Vec::new(), rounds: VecDeque::new() };
+        &NOTHING
+    }
+
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.rounds.is_empty()
+    }
 }
 
 /// Rounds under way at once; more reads wait for the next.
@@ -72,40 +90,50 @@ impl Reads {
     /// `nonce` sets this life's contexts apart from those before a restart: an answer to an earlier life
     /// says nothing about now (found by seed 528 of the simulator).
     pub fn new(nonce: u64) -> Reads {
-        Reads { waiting: Vec::new(), rounds: VecDeque::new(), sequence: nonce }
+        Reads { queue: Sparse::default(), sequence: nonce }
     }
 
     /// Whether nobody waits.
     pub(crate) fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.rounds.is_empty()
+        self.queue.is_empty()
     }
 
     /// Whether reads wait for a round to begin.
     pub(crate) fn has_waiting(&self) -> bool {
-        !self.waiting.is_empty()
+        !self.queue.waiting.is_empty()
     }
 
-    /// Gives back the memory of the queues.
+    /// Gives back the memory of the queues, if nobody waits.
     pub(crate) fn free(&mut self) {
-        self.waiting.shrink_to_fit();
-        self.rounds.shrink_to_fit();
+        self.queue.free();
     }
 
     /// Gives up on everything.
     pub fn abandon(&mut self) -> Vec<Token> {
         self.restart_rounds();
-        self.waiting.drain(..).map(|waiting| waiting.token).collect()
+        if self.is_idle() {
+            return Vec::new();
+        }
+        self.queue.waiting.drain(..).map(|waiting| waiting.token).collect()
     }
 
     /// Rounds of an older term or role count for nothing: their reads wait for a new one.
     pub fn restart_rounds(&mut self) {
-        for round in self.rounds.drain(..) {
-            self.waiting.extend(round.waiting);
+        if self.is_idle() {
+            return;
+        }
+        let Queue { waiting, rounds } = &mut *self.queue;
+        for round in rounds.drain(..) {
+            waiting.extend(round.waiting);
         }
     }
 
     fn confirmed(&mut self, sequence: u64, index: u64) {
-        if let Some(round) = self.rounds.iter_mut().find(|round| round.sequence == sequence) {
+        if self.is_idle() {
+            return;
+        }
+        let mut rounds = self.queue.rounds.iter_mut();
+        if let Some(round) = rounds.find(|round| round.sequence == sequence) {
             round.index.get_or_insert(index);
         }
     }
@@ -128,13 +156,13 @@ impl Peer {
         let answer = if !self.runs() {
             Err(self.fenced())
         } else if version != self.region.epoch.version {
-            Err(Error::EpochNotMatch { current: vec![self.region.clone()] })
+            Err(Error::EpochNotMatch { current: vec![Region::clone(&self.region)] })
         } else if self.may_serve(now, level) {
             Ok(ReadGrant { epoch: self.region.epoch })
         } else if self.frozen() {
             Err(FROZEN)
         } else {
-            self.reads.waiting.push(Waiting { token, asked: now });
+            self.reads.queue.waiting.push(Waiting { token, asked: now });
             return;
         };
         effects.replies.push((token, Reply::Read(answer)));
@@ -156,13 +184,15 @@ impl Peer {
         let status = self.group.status();
         let leads = self.group.leads();
         let can = if leads { self.group.committed_in_term() } else { status.leader.is_some() };
-        if self.reads.waiting.is_empty() || !can || self.reads.rounds.len() >= ROUNDS_MAX {
+        let queue = &self.reads.queue;
+        if queue.waiting.is_empty() || !can || queue.rounds.len() >= ROUNDS_MAX {
             return;
         }
         self.reads.sequence = self.reads.sequence.wrapping_add(1);
         let sequence = self.reads.sequence;
-        let waiting = std::mem::take(&mut self.reads.waiting);
-        self.reads.rounds.push_back(RoundTrip { sequence, started: now, index: None, waiting });
+        let Queue { waiting, rounds } = &mut *self.reads.queue;
+        let waiting = std::mem::take(waiting);
+        rounds.push_back(RoundTrip { sequence, started: now, index: None, waiting });
         self.group.read_index(context(self.id, sequence));
     }
 
@@ -175,7 +205,7 @@ impl Peer {
         }
         #[cfg(any(test, feature = "sim"))]
         if self.planted.fresh_unapplied {
-            let confirmed = self.reads.rounds.iter().filter(|round| round.index.is_some());
+            let confirmed = self.reads.queue.rounds.iter().filter(|round| round.index.is_some());
             confirmed.for_each(|round| self.share.set_fresh(round.started));
         }
     }
@@ -183,10 +213,9 @@ impl Peer {
     /// Lets the reads proceed whose index is applied; renews lease and freshness.
     pub(crate) fn finish_reads(&mut self, config: &StoreConfig, effects: &mut Effects) {
         let applied = self.progress.applied.index;
-        while let Some(at) =
-            self.reads.rounds.iter().position(|r| r.index.is_some_and(|index| index <= applied))
-        {
-            let Some(round) = self.reads.rounds.remove(at) else { return };
+        let ready = |round: &RoundTrip| round.index.is_some_and(|index| index <= applied);
+        while let Some(at) = self.reads.queue.rounds.iter().position(ready) {
+            let Some(round) = self.reads.queue.rounds.remove(at) else { return };
             if !self.frozen() {
                 // Its keys may be written to elsewhere, by the region that it was merged into.
                 self.share.set_fresh(round.started);
@@ -212,11 +241,14 @@ impl Peer {
     pub(crate) fn retry_reads(&mut self, now: Time, config: &StoreConfig, effects: &mut Effects) {
         let timeout = config.election_timeout();
         let reads = &mut self.reads;
-        if reads.rounds.iter().any(|r| r.index.is_none() && now.since(r.started) > timeout) {
+        if reads.is_idle() {
+            return;
+        }
+        if reads.queue.rounds.iter().any(|r| r.index.is_none() && now.since(r.started) > timeout) {
             reads.restart_rounds();
         }
         let patience = timeout * PATIENCE;
-        reads.waiting.retain(|waiting| {
+        reads.queue.waiting.retain(|waiting| {
             let keep = now.since(waiting.asked) <= patience;
             if !keep {
                 let after_ms = patience.as_millis() as u64;

@@ -145,7 +145,9 @@ impl Peer {
         config: &StoreConfig,
         pass: &mut Pass<'_>,
     ) -> Option<Collected> {
-        if ready.changed_role.is_some()
+        // (A node that was made anew says that it leads; it never ceased to.)
+        let known = (self.unpersisted.term, self.unpersisted.leads);
+        if (self.group.status().term, self.group.leads()) != known
             || !(ready.entries.is_empty() && ready.committed.is_empty() && ready.reads.is_empty())
         {
             self.stir();
@@ -225,7 +227,8 @@ impl Peer {
     }
 
     fn send(&self, messages: Vec<Message>, wait: Wait, pass: &mut Pass<'_>) {
-        for message in messages {
+        for mut message in messages {
+            self.hush(&mut message);
             let Some((store, envelope)) = self.envelope(message) else { continue };
             match wait {
                 Wait::No => pass.effects.send_now.push(store, envelope),
@@ -400,14 +403,14 @@ impl Peer {
         if !self.runs() || self.group.pending_snapshot() != Some(received.position) {
             return Some(received.file);
         }
-        self.received.replace(received).map(|old| old.file)
+        self.received.replace(Box::new(received)).map(|old| old.file)
     }
 
     fn begin_restore(&mut self, snapshot: Snapshot, ready: Ready, pass: &mut Pass<'_>) {
         let meta = snapshot.get_metadata();
         let position = LogPosition { index: meta.index, term: meta.term };
         let received = self.received.take().filter(|r| r.position == position);
-        let Some(Received { file, swallow, .. }) = received else {
+        let Some(Received { file, swallow, .. }) = received.map(|received| *received) else {
             return self.quarantine("raft restores a snapshot without data".into(), pass.effects);
         };
         let head = match codec::region::decode_head(&snapshot.data) {

@@ -37,7 +37,7 @@ pub struct PeerShare {
 
 impl PeerShare {
     /// A replica that knows nothing yet.
-    pub fn new(peer: PeerId, region: &Region) -> PeerShare {
+    pub fn new(peer: PeerId, region: Arc<Region>) -> PeerShare {
         let epoch = region.epoch;
         PeerShare {
             peer,
@@ -53,7 +53,7 @@ impl PeerShare {
             taken: AtomicU64::new(0),
             applied: AtomicU64::new(0),
             reads: AtomicU64::new(0),
-            region: RwLock::new(Arc::new(region.clone())),
+            region: RwLock::new(region),
         }
     }
 
@@ -149,10 +149,10 @@ impl PeerShare {
         self.region.read().clone()
     }
 
-    pub(crate) fn set_region(&self, region: &Region) {
+    pub(crate) fn set_region(&self, region: Arc<Region>) {
         self.epoch_conf_ver.store(region.epoch.conf_ver, Ordering::SeqCst);
         self.epoch_version.store(region.epoch.version, Ordering::SeqCst);
-        *self.region.write() = Arc::new(region.clone());
+        *self.region.write() = region;
     }
 
     /// Whether the replica stands still: what it holds may be taken over by another region's.
@@ -305,7 +305,7 @@ impl Registry {
         }
         let Some(share) = replicas.by_region.get(&region.id).cloned() else { return };
         let before = share.region().range.start.clone();
-        share.set_region(region);
+        share.set_region(Arc::new(region.clone()));
         if replicas.by_start.get(&before) == Some(&region.id) {
             replicas.by_start.remove(&before);
         }
@@ -318,6 +318,15 @@ impl Registry {
         replicas.claims.remove(&region);
         replicas.by_region.remove(&region);
         replicas.by_start.retain(|_, id| *id != region);
+    }
+
+    /// The replicas of a loop that begins. Maps that grow in order are half empty: they are made anew in the end.
+    pub(crate) fn insert_all(&self, shares: impl Iterator<Item = (RegionId, Arc<PeerShare>)>) {
+        shares.for_each(|(region, share)| self.insert(region, share));
+        let mut replicas = self.replicas.write();
+        let Replicas { by_region, by_start, .. } = &mut *replicas;
+        *by_region = std::mem::take(by_region).into_iter().collect();
+        *by_start = std::mem::take(by_start).into_iter().collect();
     }
 
     pub(crate) fn insert(&self, region: RegionId, share: Arc<PeerShare>) {

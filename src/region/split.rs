@@ -30,6 +30,7 @@ use crate::codec::command::KEY_BYTES_MAX;
 use crate::error::{Error, Result};
 use crate::types::*;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// The regions that a split leaves behind, the cut one first.
 ///
@@ -105,14 +106,15 @@ impl Peer {
     /// The region has another shape: whoever waits with the old one is told.
     pub(crate) fn reshaped(&mut self, region: Region, effects: &mut Effects) {
         let moved = region.epoch.version != self.region.epoch.version;
-        self.region = region;
-        self.share.set_region(&self.region);
+        let shown = self.share.region();
+        self.region = if *shown == region { shown } else { Arc::new(region) };
+        self.share.set_region(Arc::clone(&self.region));
         if !moved {
             return;
         }
         self.forget_size();
         self.load.forget();
-        let error = || Error::EpochNotMatch { current: vec![self.region.clone()] };
+        let error = || Error::EpochNotMatch { current: vec![Region::clone(&self.region)] };
         for token in self.proposals.take_pending() {
             effects.replies.push((token, Reply::Written(Err(error()))));
         }

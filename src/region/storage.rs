@@ -4,6 +4,7 @@
 //! ([`PeerStorage::take_fault`]) and answered as harmlessly as the trait allows; the peer looks at the
 //! note before it acts on what raft-rs made of the answer, and fences itself.
 
+use super::sparse::{Empty, Sparse};
 use crate::codec;
 use crate::kv::{StateStore, View};
 use crate::log::Log;
@@ -25,17 +26,35 @@ pub struct PeerStorage {
     log: Log,
     kv: Arc<dyn StateStore>,
     region: RegionId,
-    /// Whom raft wants to send a snapshot.
-    wanted: RefCell<BTreeSet<PeerId>>,
-    /// For whom one may be made at this moment.
+    /// For whom a snapshot may be made at this moment.
     allowed: Cell<Option<PeerId>>,
-    /// What was made and not yet taken, and of which index.
-    views: RefCell<BTreeMap<PeerId, Made>>,
     /// Until raft has started.
     start: Option<Box<RaftState>>,
     /// Shown as empty: damaged entries have no terms, and raft-rs ends the process over the last one's.
     fenced: bool,
-    fault: RefCell<Option<String>>,
+    notes: RefCell<Sparse<Notes>>,
+}
+
+/// What came up while raft read.
+#[derive(Default)]
+struct Notes {
+    /// Whom raft wants to send a snapshot.
+    wanted: BTreeSet<PeerId>,
+    /// What was made and not yet taken, and of which index.
+    views: BTreeMap<PeerId, Made>,
+    fault: Option<String>,
+}
+
+impl Empty for Notes {
+    fn empty() -> &'static Notes {
+        static NOTHING: Notes =
+            Notes { wanted: BTreeSet::new(), views: BTreeMap::new(), fault: None };
+        &NOTHING
+    }
+
+    fn is_empty(&self) -> bool {
+        self.wanted.is_empty() && self.views.is_empty() && self.fault.is_none()
+    }
 }
 
 /// The index and the data of a snapshot.
@@ -107,12 +126,10 @@ impl PeerStorage {
             log,
             kv,
             region: region.id,
-            wanted: RefCell::default(),
             allowed: Cell::new(None),
             start: Some(Box::new(RaftState::new(hard_state, conf_state(region)))),
-            views: RefCell::default(),
             fenced: false,
-            fault: RefCell::default(),
+            notes: RefCell::default(),
         }
     }
 
@@ -129,17 +146,17 @@ impl PeerStorage {
 
     /// Damage met since the last call.
     pub fn take_fault(&self) -> Option<String> {
-        self.fault.borrow_mut().take()
+        self.note(|notes| notes.fault.take())
     }
 
     /// The data of the snapshot that was last made for `to`.
     pub fn take_view(&self, to: PeerId) -> Option<Box<dyn View>> {
-        self.views.borrow_mut().remove(&to).map(|(_, view)| view)
+        self.note(|notes| notes.views.remove(&to)).map(|(_, view)| view)
     }
 
     /// Whom raft wanted to send a snapshot since the last call, in vain.
     pub(crate) fn take_wanted(&self) -> BTreeSet<PeerId> {
-        std::mem::take(&mut *self.wanted.borrow_mut())
+        self.note(|notes| std::mem::take(&mut notes.wanted))
     }
 
     /// From now on a snapshot may be made for `to`, and for nobody else.
@@ -149,7 +166,7 @@ impl PeerStorage {
 
     /// The index of the snapshot that was made for `to` and is not yet taken.
     pub(crate) fn made(&self, to: PeerId) -> Option<u64> {
-        self.views.borrow().get(&to).map(|(index, _)| *index)
+        self.notes.borrow().views.get(&to).map(|(index, _)| *index)
     }
 
     /// The entries `from..to` as they are applied, with their places. `None` unless all of them are there.
@@ -191,8 +208,19 @@ impl PeerStorage {
         self.log.rest(self.region.0);
     }
 
+    /// Takes something out, if anything is there.
+    fn note<T: Default>(&self, take: impl FnOnce(&mut Notes) -> T) -> T {
+        let mut notes = self.notes.borrow_mut();
+        if notes.is_empty() {
+            return T::default();
+        }
+        let taken = take(&mut notes);
+        notes.free();
+        taken
+    }
+
     fn fail(&self, what: String) {
-        self.fault.borrow_mut().get_or_insert(what);
+        self.notes.borrow_mut().fault.get_or_insert(what);
     }
 }
 
@@ -246,7 +274,7 @@ impl Storage for PeerStorage {
         let unavailable = || StorageError::SnapshotTemporarilyUnavailable.into();
         let to = PeerId(to);
         if self.allowed.get() != Some(to) {
-            self.wanted.borrow_mut().insert(to);
+            self.notes.borrow_mut().wanted.insert(to);
             return Err(unavailable());
         }
         let view = self.kv.view().map_err(|_| unavailable())?;
@@ -261,7 +289,7 @@ impl Storage for PeerStorage {
         meta.term = state.applied.term;
         meta.set_conf_state(conf_state(&state.region));
         snapshot.data = codec::region::encode_head(&state);
-        self.views.borrow_mut().insert(to, (state.applied.index, view));
+        self.notes.borrow_mut().views.insert(to, (state.applied.index, view));
         Ok(snapshot)
     }
 }

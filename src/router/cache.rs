@@ -1,8 +1,9 @@
 //! [`RangeCache`]: which region owns a key, as far as this node has heard.
 
 use crate::types::{Epoch, KeyRange, Region, RegionId, StoreId};
-use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::borrow::Borrow;
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound::{self, Excluded, Included};
 use std::sync::Arc;
 
@@ -15,27 +16,60 @@ pub struct Route {
     pub leader: Option<StoreId>,
 }
 
-/// Regions by start key.
-///
-/// * Regions in it never overlap. Gaps are possible, and mean "not known".
-/// * A region gives way only to one that is not older: of two versions of one region the larger epoch
-///   stays, and a region with a smaller version never displaces an overlapping one with a larger.
-#[derive(Clone, Default, Debug)]
-pub struct RangeCache {
-    by_start: BTreeMap<Bytes, Route>,
-    starts: BTreeMap<RegionId, Bytes>,
-}
+/// A route under its region's first key. (Kept with it, the key would cost as much as all the rest.)
+#[derive(Clone, Debug)]
+struct Placed(Route);
 
 /// The lowest key, at an address that can be read. An empty `Bytes` points nowhere, and a vectorised comparison
 /// of no bytes still loads from there, masked: the processor takes a detour of hundreds of cycles for it. Every
 /// lookup compares with the first region's start (8 % of what small writes cost was this).
 static LOWEST: [u8; 1] = [0];
 
-fn anchored(start: &Bytes) -> Bytes {
-    match start.is_empty() {
-        true => Bytes::from_static(&LOWEST[..0]),
-        false => start.clone(),
+impl Placed {
+    fn start(&self) -> &[u8] {
+        match &self.0.region.range.start {
+            start if start.is_empty() => &LOWEST[..0],
+            start => start,
+        }
     }
+}
+
+impl Borrow<[u8]> for Placed {
+    fn borrow(&self) -> &[u8] {
+        self.start()
+    }
+}
+
+impl PartialEq for Placed {
+    fn eq(&self, other: &Placed) -> bool {
+        self.start() == other.start()
+    }
+}
+
+impl Eq for Placed {}
+
+impl PartialOrd for Placed {
+    fn partial_cmp(&self, other: &Placed) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Placed {
+    fn cmp(&self, other: &Placed) -> Ordering {
+        self.start().cmp(other.start())
+    }
+}
+
+/// Regions by start key.
+///
+/// * `by_id` holds exactly the regions of `by_start`.
+/// * Regions in it never overlap. Gaps are possible, and mean "not known".
+/// * A region gives way only to one that is not older: of two versions of one region the larger epoch
+///   stays, and a region with a smaller version never displaces an overlapping one with a larger.
+#[derive(Clone, Default, Debug)]
+pub struct RangeCache {
+    by_start: BTreeSet<Placed>,
+    by_id: BTreeMap<RegionId, Arc<Region>>,
 }
 
 fn up_to(last: Bound<&[u8]>) -> (Bound<&[u8]>, Bound<&[u8]>) {
@@ -64,18 +98,18 @@ impl RangeCache {
 
     /// All known regions, by start key.
     pub fn routes(&self) -> impl Iterator<Item = &Route> {
-        self.by_start.values()
+        self.by_start.iter().map(|placed| &placed.0)
     }
 
     /// The region that owns `key`.
     pub fn lookup(&self, key: &[u8]) -> Option<&Route> {
-        let (_, route) = self.by_start.range::<[u8], _>(up_to(Included(key))).next_back()?;
+        let Placed(route) = self.by_start.range::<[u8], _>(up_to(Included(key))).next_back()?;
         route.region.range.contains(key).then_some(route)
     }
 
     /// The region that owns the keys just below `end` (an empty `end`: the last keys of all).
     pub fn lookup_before(&self, end: &[u8]) -> Option<&Route> {
-        let (_, route) = match end.is_empty() {
+        let Placed(route) = match end.is_empty() {
             true => self.by_start.iter().next_back()?,
             false => self.by_start.range::<[u8], _>(up_to(Excluded(end))).next_back()?,
         };
@@ -86,7 +120,8 @@ impl RangeCache {
 
     /// A region by its id.
     pub fn get(&self, region: RegionId) -> Option<&Route> {
-        self.by_start.get(self.starts.get(&region)?)
+        let start = &self.by_id.get(&region)?.range.start;
+        self.by_start.get(&start[..]).map(|placed| &placed.0)
     }
 
     /// The known regions that share keys with `range`, by start key.
@@ -94,15 +129,20 @@ impl RangeCache {
         if range.is_empty() {
             return Vec::new();
         }
-        let first = match self.by_start.range::<[u8], _>(up_to(Included(&range.start))).next_back()
-        {
-            Some((start, route)) if route.region.range.contains(&range.start) => start.clone(),
-            _ => range.start.clone(),
+        let upto = self.by_start.range::<[u8], _>(up_to(Included(&range.start))).next_back();
+        let first = match upto {
+            Some(Placed(route)) if route.region.range.contains(&range.start) => {
+                &route.region.range.start
+            }
+            _ => &range.start,
         };
         self.by_start
-            .range(first..)
-            .take_while(|(start, _)| range.end.is_empty() || start[..] < range.end[..])
-            .map(|(_, route)| route.clone())
+            .range::<[u8], _>((Included(&first[..]), Bound::Unbounded))
+            .map(|placed| &placed.0)
+            .take_while(|route| {
+                range.end.is_empty() || route.region.range.start[..] < range.end[..]
+            })
+            .cloned()
             .collect()
     }
 
@@ -120,23 +160,24 @@ impl RangeCache {
             return false;
         }
         for gone in rivals.iter().chain(&known) {
-            self.by_start.remove(&gone.region.range.start);
-            self.starts.remove(&gone.region.id);
+            self.by_start.remove(&gone.region.range.start[..]);
+            self.by_id.remove(&gone.region.id);
         }
         let leader =
             known.and_then(|known| known.leader).filter(|store| region.peer_on(*store).is_some());
-        let start = anchored(&region.range.start);
-        self.starts.insert(region.id, start.clone());
-        self.by_start.insert(start, Route { region, leader });
+        self.by_id.insert(region.id, Arc::clone(&region));
+        self.by_start.insert(Placed(Route { region, leader }));
         true
     }
 
     /// Learns who leads a region, or that nobody knows.
     pub fn set_leader(&mut self, region: RegionId, leader: Option<StoreId>) {
-        if let Some(start) = self.starts.get(&region)
-            && let Some(route) = self.by_start.get_mut(start)
-        {
-            route.leader = leader;
+        let Some(start) = self.by_id.get(&region).map(|region| &region.range.start[..]) else {
+            return;
+        };
+        let known = self.by_start.get(start).is_some_and(|placed| placed.0.leader == leader);
+        if !known && let Some(Placed(route)) = self.by_start.take(start) {
+            self.by_start.insert(Placed(Route { leader, ..route }));
         }
     }
 }

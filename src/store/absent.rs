@@ -166,7 +166,8 @@ impl Store {
             life::Past::Some if !alone => Campaign::Later,
             _ => campaign,
         };
-        let peer = Peer::start(&self.config, &self.log, &self.kv, state, found, campaign, now)?;
+        let group = life::group_of(&self.group, &self.log, &self.kv, &state, &found, campaign)?;
+        let peer = Peer::start(&self.config, &self.log, group, state, found, now);
         self.registry.insert(region, peer.share.clone());
         self.peers.insert(region, Box::new(peer));
         self.touched.insert(region);

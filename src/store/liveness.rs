@@ -224,7 +224,7 @@ fn compare(before: Option<&(Box<Sums>, Box<Sums>)>, theirs: &Sums, ours: &Sums) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::region::neighbours::Neighbour;
+    use crate::region::neighbours::{Neighbour, On};
     use crate::types::RegionId;
 
     const T: Duration = Duration::from_millis(500);
@@ -355,8 +355,8 @@ mod tests {
         pair.run(Duration::ZERO, T * 2, &[]);
         let here = pair.nodes[0].1.clone();
         let there = pair.nodes[1].1.clone();
-        let even = here.lie_down(RegionId(5), 77, vec![(StoreId(2), End::Follows)]);
-        let same = there.lie_down(RegionId(5), 77, vec![(StoreId(1), End::Leads)]);
+        let even = here.lie_down(RegionId(5), 77, On::Leader(StoreId(2)));
+        let same = there.lie_down(RegionId(5), 77, On::followers(&[StoreId(1)]));
         pair.run(T * 2, T * 10, &[]);
         assert_eq!(pair.seen(0).doubts, [0; CHUNKS]);
         // The leader forgets: the follower sleeps alone.

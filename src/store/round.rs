@@ -10,7 +10,7 @@ use crate::codec::{self, admin::Admin};
 use crate::error::{Error, Result};
 use crate::kv::{Cut, StateStore};
 use crate::log::{Log, LogBatch};
-use crate::raft::Envelope;
+use crate::raft::{Envelope, GroupConfig};
 use crate::region::config::StoreConfig;
 use crate::region::effects::*;
 use crate::region::hibernate::{self, Wake};
@@ -33,6 +33,8 @@ const PASSES_MAX: usize = 16;
 /// * Messages to another peer id than the present one are dropped.
 pub struct Store {
     pub(super) config: StoreConfig,
+    /// Part of it, of all groups together.
+    pub(super) group: Arc<GroupConfig>,
     pub(super) log: Log,
     pub(super) kv: Arc<dyn StateStore>,
     pub(super) registry: Registry,
@@ -71,10 +73,10 @@ impl Store {
             let seq = log.submit(batch)?;
             log.wait(seq)?;
         }
-        let mut peers = BTreeMap::new();
+        let group_config = Arc::new(config.group.clone());
+        let mut groups = Vec::with_capacity(states.len());
         for (state, mut found) in states.into_iter().zip(found) {
-            let region = state.region.id;
-            if let Some(damage) = quarantined.get(&region) {
+            if let Some(damage) = quarantined.get(&state.region.id) {
                 found.fence = Some(damage.clone());
             }
             // The first peer of a new cluster's region; the only one of any.
@@ -85,10 +87,16 @@ impl Store {
                 life::Past::Some if alone => Campaign::Now,
                 _ => Campaign::Later,
             };
-            let peer = Peer::start(&config, &log, &kv, state, found, campaign, now)?;
-            registry.insert(region, peer.share.clone());
-            peers.insert(region, Box::new(peer));
+            let group = life::group_of(&group_config, &log, &kv, &state, &found, campaign)?;
+            groups.push((state, found, group));
         }
+        let start = |(state, found, group)| {
+            let peer = Peer::start(&config, &log, group, state, found, now);
+            (peer.region.id, Box::new(peer))
+        };
+        // All at once: a map that grows in order is half empty.
+        let peers: BTreeMap<RegionId, Box<Peer>> = groups.into_iter().map(start).collect();
+        registry.insert_all(peers.iter().map(|(id, peer)| (*id, peer.share.clone())));
         let touched: BTreeSet<RegionId> = peers.keys().copied().collect();
         let liveness = match shard.index {
             0 => Liveness::new(&config, registry.neighbours(), now),
@@ -104,6 +112,7 @@ impl Store {
             .collect();
         let mut store = Store {
             config,
+            group: group_config,
             log,
             kv,
             registry: registry.clone(),
@@ -284,7 +293,11 @@ impl Store {
                 message.context.clear();
             }
             if peer.asleep() {
-                peer.wake(&self.config, Wake::Asked);
+                // Whoever answers the word to sleep does not agree.
+                let answers = message.get_msg_type() == MessageType::MsgHeartbeatResponse
+                    && message.context.is_empty();
+                let why = if answers { Wake::Returned(envelope.from_store) } else { Wake::Asked };
+                peer.wake(&self.config, why);
                 self.watch.awake.insert(envelope.region);
             }
             peer.meet(envelope.from, envelope.from_store);

@@ -74,7 +74,13 @@ impl Store {
             self.touched.insert(region);
         }
         let tired = peer.grows_tired(&self.config);
-        !(tired && peer.try_to_sleep(self.registry.neighbours(), &mut self.pending.send_now))
+        if tired && peer.try_to_sleep(self.registry.neighbours(), &mut self.pending.send_now) {
+            return false;
+        }
+        if peer.speak_up() {
+            self.touched.insert(region);
+        }
+        true
     }
 
     /// A beat of another node; for the loop that has the beats.
@@ -118,16 +124,17 @@ impl Store {
                 };
                 let why = if lost && peer.sleeps_on(store, End::Follows) {
                     Wake::LeaderLost(store)
-                } else if returned && peer.sleeps_leading(store)
-                    || lost && peer.sleeps_leading(store) && peer.is_outvoted(&neighbours)
+                } else if lost && peer.sleeps_leading(store) && peer.is_outvoted(&neighbours)
                     || doubted()
                 {
                     Wake::Asked
+                } else if returned && peer.sleeps_leading(store) {
+                    Wake::Returned(store)
                 } else {
                     continue;
                 };
                 let due = self.watch.due.entry(*region).or_insert(why);
-                *due = why.max(*due);
+                *due = why.and(*due);
             }
         }
     }
