@@ -109,7 +109,8 @@ impl Report {
              `benches/rivals/results`; do not edit. What the rows are and\nhow they are measured: \
              `benches/rivals/README.md`. Targets are ratios against raft-engine: each is judged by the\n\
              variant (new or recycled files, with or without compression) that is best at it; raft-log stands \
-             in the tables\nbelow. What is not met is explained in `src/log/tuning.md`.\n\n"
+             in the tables\nbelow where it took part (see there). \
+             What is not met is explained in `src/log/tuning.md`.\n\n"
         );
         if self.rows.is_empty() && self.space.is_empty() {
             out.push_str(
