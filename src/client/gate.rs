@@ -149,8 +149,7 @@ mod tests {
                 task.await.unwrap().unwrap();
             }
         });
-        let entered = node.entered.lock().clone();
-        entered
+        node.entered.lock().clone()
     }
 
     #[test]
