@@ -27,6 +27,8 @@
 //!
 //! **Stages.** How long writes take from border to border is [measured](Stage), always: [`Driver::stages`].
 //!
+//! What limits a node of 2, 16 and 64 cores has [a page](scaling_page).
+//!
 //! Not done: moving regions between loops by load (a region's loop is its id modulo the loops).
 
 mod apply;
@@ -37,6 +39,8 @@ mod inbox;
 mod outward;
 pub mod readers;
 mod round;
+#[doc = include_str!("scaling.md")]
+pub mod scaling_page {}
 mod stages;
 pub mod timer;
 mod upkeep;
