@@ -2,12 +2,14 @@
 //! has to be said again of them.
 
 use super::Shared;
+use super::ahead::Berth;
 use super::format::BLOCK;
 use super::index::SAYING;
 use super::purge::{HOLD_MOVED, HOLD_SAID, MOVE_BYTES, Purged};
 use super::segment::make_spare;
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// What lived in each segment when purge looked last, by first sequence number.
 pub(super) type Lived = BTreeMap<u64, u64>;
@@ -32,18 +34,27 @@ pub(super) enum Room {
     Only(u64),
 }
 
-/// A moved run takes at most so many bytes beside its body: in the directory, and in an echo.
-const MOVING: u64 = 96;
+/// What a record takes at most beside its operations: its header, its place in an echo, the echo's own head,
+/// and a floor.
+const RECORD: u64 = 128;
 
 impl Shared {
     /// What can go, if anything can. What holds nothing live goes at once (or next to nothing: an eighth,
     /// of states and positions). Live bytes are moved only when the log holds a good deal more than
     /// lives in it, and as few as possible: of the prefixes of segments, the longest that frees enough for what
     /// moving it costs. On a full disk the longest that there is room to move, if it frees a quarter of it.
-    pub(super) fn choose_floor(&self, lived: &mut Lived, room: Room) -> Option<Plan> {
-        let pinned = self.oldest_damage().min(self.oldest_rot());
+    ///
+    /// Everything that waits is to be written before, or, if there is a `berth`, what the berth says.
+    pub(super) fn choose_floor(
+        &self,
+        lived: &mut Lived,
+        room: Room,
+        berth: Option<&Berth>,
+    ) -> Option<Plan> {
+        let undone = berth.map_or(u64::MAX, |berth| berth.undone);
+        let pinned = self.oldest_damage().min(self.oldest_rot()).min(undone);
         let (stated, beside) = self.weigh(room);
-        let (waiting, _) = self.places();
+        let waiting = berth.map_or_else(|| self.places().0, |berth| berth.bytes);
         let segments = self.segments.read();
         let weight = |(base, n): (&u64, usize)| {
             segments.by_base.get(base).map_or(0, |s| s.live) + stated.get(n).unwrap_or(&0)
@@ -104,7 +115,7 @@ impl Shared {
     }
 
     /// Of each segment, in their order: bytes of the states and positions whose latest statement it holds; and
-    /// what moving its runs would take beside their bodies, if that matters.
+    /// what saying them again takes at most beside that, and moving its runs beside their bodies, if that matters.
     fn weigh(&self, room: Room) -> (Vec<u64>, Vec<u64>) {
         let (mut stated, mut beside) = {
             let segments = self.segments.read();
@@ -114,17 +125,18 @@ impl Shared {
         let mut reading = self.index.reading();
         for id in groups {
             let Some(group) = reading.get(id) else { continue };
+            let [state_beside, base_beside] = group.saying(id);
             if let Some(state) = &group.state {
                 stated.add(group.state_seq, SAYING + state.len() as u64);
+                beside.add(group.state_seq, state_beside);
             }
             if group.base_seq > 0 {
                 stated.add(group.base_seq, SAYING);
+                beside.add(group.base_seq, base_beside);
             }
             if room != Room::Any {
                 for run in &group.runs {
-                    // A packed run may be of many, with terms of their own.
-                    let runs = if run.is_packed() { 1 + u64::from(run.count.min(128)) } else { 1 };
-                    beside.add(run.seq, MOVING * runs);
+                    beside.add(run.seq, group.moving(run));
                 }
             }
         }
@@ -148,17 +160,18 @@ impl Shared {
         };
         // What waits and the first record of ours fly together.
         let groups = moved.div_ceil(for_moved) + said.div_ceil(for_said).max(1) - 1;
-        let bytes = waiting + moved + extra + said + said / 2 + 256;
-        (bytes + bytes / 16).next_multiple_of(block) + groups * block
+        // Two neighbours come to more than the bound of one.
+        let records = 2 * moved.div_ceil(HOLD_MOVED as u64) + said.div_ceil(HOLD_SAID) + 1;
+        let bytes = waiting + moved + extra + said + records * RECORD;
+        bytes.next_multiple_of(block) + groups * block
     }
 
-    /// Bytes of batches that have no place yet, and what the active segment has left.
-    fn places(&self) -> (u64, u64) {
+    /// What batches that have no place yet take, and what the active segment has left.
+    pub(super) fn places(&self) -> (u64, u64) {
         let writer = self.writer.lock();
-        let stalled: usize = writer.stalled.iter().map(|pending| pending.size()).sum();
+        let stalled: u64 = writer.stalled.iter().map(|pending| pending.room()).sum();
         let waiting = stalled + self.queue.lock().waiting();
-        let echoes: usize = writer.echoes.iter().map(|(_, echo)| echo.len()).sum();
-        ((waiting + echoes) as u64, writer.size.saturating_sub(writer.offset))
+        (waiting + writer.echoed(), writer.size.saturating_sub(writer.offset))
     }
 
     /// Makes spares until records of `cost` bytes will find a place, whatever happens to the disk. Tells what
@@ -182,7 +195,10 @@ impl Shared {
                     self.pool.lock().put(spare);
                     self.room_came();
                 }
-                Err(Error::DiskFull { .. }) => return Ok(Room::Only(room)),
+                Err(Error::DiskFull { .. }) => {
+                    self.full.store(true, Relaxed);
+                    return Ok(Room::Only(room));
+                }
                 Err(error) => return Err(self.poison(error)),
             }
         }

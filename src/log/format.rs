@@ -427,6 +427,11 @@ pub(super) fn put(out: &mut Vec<u8>, mut value: u64) {
     out.push(value as u8);
 }
 
+/// How many bytes [`put`] takes for it.
+pub(super) fn varint(value: u64) -> u64 {
+    u64::from((64 - (value | 1).leading_zeros()).div_ceil(7))
+}
+
 fn put_body(out: &mut Vec<u8>, body: Span) {
     put(out, u64::from(body.len));
     out.extend_from_slice(&body.crc.to_le_bytes());
@@ -535,6 +540,15 @@ mod tests {
             }
         }
         assert!(decode_run(&body, 1, 11, 5, term).is_err());
+    }
+
+    #[test]
+    fn numbers_take_what_is_counted() {
+        for value in (0..64).flat_map(|bit| [(1 << bit) - 1, 1 << bit]).chain([u64::MAX]) {
+            let mut out = Vec::new();
+            put(&mut out, value);
+            assert_eq!(varint(value), out.len() as u64, "{value}");
+        }
     }
 
     #[test]

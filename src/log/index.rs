@@ -2,8 +2,8 @@
 //! the newest entries themselves. Runs are batch-grained: a fixed cost per group and batch, nothing per
 //! entry but what the cache holds.
 
-use super::Entry;
-use super::format::{Op, Span, Terms};
+use super::format::{Op, Span, Terms, varint};
+use super::{Entry, GroupId};
 use crate::types::LogPosition;
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -77,8 +77,20 @@ pub struct Damage {
     pub detail: String,
 }
 
-/// To state a state or a position takes about so many bytes beside the state itself.
+/// To state a state or a position takes about so many bytes beside the state itself: what counts as living. For
+/// what it takes at most, see [`Group::saying`].
 pub(super) const SAYING: u64 = 16;
+
+/// A moved run of one term takes at most so many bytes beside its body: tag, name (twice, for the echo), first
+/// index and term of 10 bytes each; count, skip, number of terms and size of 5; a checksum; and a share of its
+/// record's header.
+const MOVING: u64 = 1 + 2 * 10 + 10 + 10 + 5 + 5 + 5 + 5 + 4 + 8;
+
+/// Each further term takes at most so many.
+const TERM: u64 = 10 + 10;
+
+/// A packed run is of so many at most.
+const PACKED: u32 = 128;
 
 /// Bodies that a group no longer needs: (record, bytes).
 pub(super) type Dead = Vec<(u64, u32)>;
@@ -142,6 +154,24 @@ impl Group {
         state + if self.base_seq > 0 { SAYING } else { 0 }
     }
 
+    /// What it takes at most to say the group's state again, and its position, beside the state itself and the
+    /// [`SAYING`] of each: operation and place in the echo.
+    pub fn saying(&self, id: GroupId) -> [u64; 2] {
+        let name = 1 + 2 * varint(id);
+        let state = self.state.as_ref().map_or(0, |state| name + varint(state.len() as u64) + 4);
+        let base = name + varint(self.truncated.index) + varint(self.truncated.term);
+        [state, base].map(|bytes| bytes.saturating_sub(SAYING))
+    }
+
+    /// What moving this run takes at most beside its bodies: operations, and places in the echo.
+    pub fn moving(&self, run: &Run) -> u64 {
+        // A packed run may be of many.
+        let runs = if run.is_packed() { 1 + u64::from(run.count.min(PACKED)) } else { 1 };
+        let first = self.terms.partition_point(|(from, _)| *from <= run.from);
+        let terms = self.terms[first..].partition_point(|(from, _)| *from < run.end()) as u64;
+        MOVING * runs + TERM * terms
+    }
+
     /// Whether only records below `floor` say what its state or its position is.
     pub fn is_stated_below(&self, floor: u64) -> bool {
         let base = self.base_seq > 0 && self.base_seq < floor;
@@ -169,6 +199,33 @@ impl Group {
     pub fn find(&self, index: u64) -> Option<usize> {
         let after = self.runs.partition_point(|run| run.from <= index);
         after.checked_sub(1).filter(|i| index < self.runs[*i].end())
+    }
+
+    /// The oldest record of which this operation, which was submitted, would make something void or older than
+    /// the newest: without the operation that record is needed. `u64::MAX` if there is none.
+    pub fn undoes(&self, op: &Op) -> u64 {
+        let said = |seq: u64| if seq == 0 { u64::MAX } else { seq };
+        let oldest = |runs: &mut dyn Iterator<Item = &Run>| {
+            runs.map(|run| run.seq).min().unwrap_or(u64::MAX)
+        };
+        match op {
+            Op::Append { first, .. } if *first > self.last() => u64::MAX,
+            Op::Append { first, .. } => {
+                oldest(&mut self.runs.iter().rev().take_while(|run| run.end() > *first))
+            }
+            Op::State { .. } => said(self.state_seq),
+            Op::Compact { to, .. } if to.index <= self.truncated.index => u64::MAX,
+            Op::Compact { to, .. } => {
+                let gone = oldest(&mut self.runs.iter().take_while(|run| run.from <= to.index));
+                gone.min(said(self.base_seq))
+            }
+            Op::Reset { .. } | Op::Clear { .. } => {
+                let facts = [self.base_seq, self.state_seq, self.damage_seq].map(said);
+                facts.into_iter().fold(oldest(&mut self.runs.iter()), u64::min)
+            }
+            // Not submitted: what purge says again or moves is void nowhere before it says so.
+            Op::Base { .. } | Op::Rewrite { .. } | Op::Floor { .. } => u64::MAX,
+        }
     }
 
     /// Takes in one operation of record `seq`. Returns how many bytes left the cache.

@@ -100,9 +100,9 @@
 //! a crash before, between or after the moves costs nothing but space. Submitters are held up for one record of it
 //! at a time, of some hundred groups or a quarter of a MiB; nobody waits while purge looks at all groups. It names one group's entries each
 //! and can do nothing to another's. The argument that nothing comes back or is lost: let `F`
-//! be the first record that stays. Before any file goes, a checkpoint record restates for every group
-//! the state and truncated position whose latest statement lies below `F`, holds or follows copies of
-//! every live run below `F`, and ends with `Floor(F)`; it is synced. Replay then reads: everything
+//! be the first record that stays. Before any file goes, a checkpoint, of as many records as it takes, restates for every group
+//! the state and truncated position whose latest statement lies below `F`, follows copies of
+//! every live run below `F`, and ends with `Floor(F)`; all of them are synced. Replay then reads: everything
 //! learnt below `F` is dropped at `Floor(F)`, everything needed stands at or above `F`. The doomed
 //! files go from the oldest on, each durably before the next, and any of the newest may survive a crash. A clear, reset or overwrite kills only what is
 //! older than itself, and older files never outlive newer ones *unvoided*: a cleared group's entries
@@ -113,14 +113,16 @@
 //! a round fails with `DiskFull`, what was submitted stays queued and readable, and a later round
 //! tries again. Purge begins nothing that the room it has (the rest of the active segment, the spares) cannot
 //! hold, what waits before it included; it moves what fits if that frees more, keeps writers from the
-//! room meanwhile, and never queues a record while its last one waits. Opening takes the reserve, but copies
+//! room meanwhile, and queues nothing while records of an earlier call wait. If what waits before it is too much,
+//! what it says goes to the disk in one of the first batches that wait (the berth): see `ahead`. Opening takes the reserve, but copies
 //! the last segment whole then, so that its file is the next reserve; where there is none (a purge
 //! was cut off), it makes do with a shorter file, and where there is no room at all, with the room that the last segment
 //! does not use. A footer that finds no room is tried again when there may be some. A failed sync, or a failed write of another kind, is
 //! final, whoever asked for it: the writer, purge, or who keeps spares ready.
 //!
 //! # Locks
-//! In this order: purge, writer, queue, flights, shard, segments, pool. Readers take one shard, then segments.
+//! In this order: purge, writer, queue, flights, rotten, shard, segments, pool, boarding. Readers take one shard, then segments.
+//! Nothing is taken under `boarding` (of the waiters); `rotten` is held with one shard at a time.
 //!
 //! # Not done, and why
 //! - Records are replayed one segment after the other: that is the last segment, and those that a crash found
@@ -134,6 +136,7 @@
 //! - The echo names groups, it does not repeat directories: a second copy would save the groups that naming
 //!   can only fence off, for several times the bytes.
 
+mod ahead;
 mod batch;
 mod choose;
 mod echo;
@@ -174,7 +177,7 @@ use segment::{Pool, SegmentTable};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, OnceLock};
 use write::{Waiters, Writer};
 
@@ -287,6 +290,8 @@ struct Shared {
     /// What failed for good, once something has.
     poisoned: OnceLock<String>,
     cache_bytes: AtomicUsize,
+    /// Whether a new segment found no room, the last time that one was wanted.
+    full: AtomicBool,
     /// How often there may have been new room on the disk: see `seal`.
     room: AtomicU64,
     counters: Counters,

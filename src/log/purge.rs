@@ -1,9 +1,10 @@
 //! Giving space back: the oldest segments go once nothing in them is needed. What little is still
 //! needed is moved forward first. The argument why this is safe stands at the head of the room.
 
+use super::ahead::{Berth, Stated};
 use super::batch::Encoded;
 use super::choose::{Lived, Plan, Room};
-use super::format::{Op, Span, decode_run};
+use super::format::{BLOCK, Op, Span, decode_run};
 use super::index::{Group, Run, SAYING};
 use super::lz4::{RunWriter, is_compressed, plain};
 use super::queue::TakeQueue;
@@ -72,6 +73,9 @@ impl Moving {
     }
 }
 
+/// On a full disk purge tries these shares of its place for what waits before it, in percent.
+const SHARES: [u64; 4] = [85, 50, 15, 0];
+
 /// Neighbouring entries that are to share a body.
 #[derive(Default)]
 struct Open {
@@ -135,24 +139,35 @@ pub(super) struct Watch {
     /// Our last records, while they are not durable. On a full disk they stay, and no others are queued: however
     /// often purge is called, what waits for the writer does not grow.
     queued: Option<Queued>,
+    /// Where they find a place before others, while there is no room for all that waits before them.
+    berth: Option<Berth>,
 }
 
 /// Records of purge on their way to the disk.
 #[derive(Debug)]
-struct Queued {
-    /// The last of them.
-    seq: u64,
+pub(super) struct Queued {
+    /// Their numbers, ascending, but of those that have moved into others' batches.
+    pub seqs: Vec<u64>,
+    /// When this one is durable, they are.
+    pub last: u64,
     /// Runs in them take the place of what lies below.
-    floor: u64,
-    moved: Vec<(GroupId, Run)>,
+    pub floor: u64,
+    pub moved: Vec<(GroupId, Run)>,
 }
 
 impl Watch {
     /// A record was queued, behind those that are.
     fn queue(&mut self, seq: u64, floor: u64, moved: Vec<(GroupId, Run)>) {
-        let queued = self.queued.get_or_insert_with(|| Queued { seq, floor, moved: Vec::new() });
-        queued.seq = seq;
+        let new = || Queued { seqs: Vec::new(), last: seq, floor, moved: Vec::new() };
+        let queued = self.queued.get_or_insert_with(new);
+        queued.seqs.push(seq);
+        queued.last = seq;
         queued.moved.extend(moved);
+    }
+
+    /// What may be queued before it has to be durable: all that takes one place, if there is but one.
+    fn piece(&self, piece: u64) -> u64 {
+        if self.berth.is_some() { u64::MAX } else { piece }
     }
 }
 
@@ -160,20 +175,43 @@ impl Shared {
     fn purge_once(&self, watch: &mut Watch) -> Result<Purged> {
         // What an earlier call could not finish for want of room.
         self.land(watch)?;
-        let Some(mut plan) = self.choose_floor(&mut watch.lived, Room::Any) else {
+        let Some(plan) = self.choose_floor(&mut watch.lived, Room::Any, None) else {
             return Ok(Purged::default());
         };
         let room = self.make_room(plan.cost)?;
         if room == Room::Any {
             return self.carry_out(watch, plan);
         }
-        // Nobody else may use up what is left: it is enough for this, and this gives it back.
-        let only = self.choose_floor(&mut watch.lived, room);
-        plan = only.ok_or_else(|| Error::DiskFull { path: self.dir.clone() })?;
-        self.writer.lock().reserved = true;
-        let purged = self.carry_out(watch, plan);
-        self.writer.lock().reserved = false;
-        purged
+        if let Some(plan) = self.choose_floor(&mut watch.lived, room, None) {
+            return self.alone(watch, None, |watch| self.carry_out(watch, plan));
+        }
+        // Not with all that waits before it. Then with as much of that as possible: it may be what gives
+        // things up.
+        for part in SHARES {
+            let Some(berth) = self.berth(part) else { break };
+            let room = Room::Only(berth.room);
+            if let Some(plan) = self.choose_floor(&mut watch.lived, room, Some(&berth)) {
+                return self.alone(watch, Some(berth), |watch| self.carry_out(watch, plan));
+            }
+        }
+        Err(Error::DiskFull { path: self.dir.clone() })
+    }
+
+    /// Nobody else may use up what is left meanwhile: it is enough for this, and this gives it back.
+    fn alone<T>(
+        &self,
+        watch: &mut Watch,
+        berth: Option<Berth>,
+        purge: impl FnOnce(&mut Watch) -> Result<T>,
+    ) -> Result<T> {
+        let before = std::mem::replace(&mut watch.berth, berth);
+        let reserved = std::mem::replace(&mut self.writer.lock().reserved, true);
+        let done = purge(watch);
+        watch.berth = before;
+        let mut writer = self.writer.lock();
+        writer.reserved = reserved;
+        writer.until = u64::MAX;
+        done
     }
 
     fn carry_out(&self, watch: &mut Watch, plan: Plan) -> Result<Purged> {
@@ -216,7 +254,7 @@ impl Shared {
         let mut moved = 0;
         let mut load: Vec<Moving> = Vec::new();
         let mut weight = 0;
-        let piece = self.piece() as usize;
+        let piece = usize::try_from(watch.piece(self.piece())).unwrap_or(usize::MAX);
         for id in self.index.groups() {
             let old: Vec<Run> = match self.index.read(id) {
                 Some(group) => group.runs.iter().copied().filter(|r| r.seq < floor).collect(),
@@ -285,7 +323,7 @@ impl Shared {
             }
             self.queue_moves(floor, some, bytes, watch)?;
         }
-        self.land(watch)
+        self.land(watch).map(drop)
     }
 
     /// Queues one record with what still lives of these.
@@ -324,10 +362,28 @@ impl Shared {
     /// Makes our last records durable, if they are not. Only then does the index follow: until the copies are
     /// durable, readers go to the old places. (However much later: what died since stays dead, and what is
     /// newer than a record lies above its floor.)
-    fn land(&self, watch: &mut Watch) -> Result<()> {
-        let Some(queued) = &watch.queued else { return Ok(()) };
-        self.round_to(queued.seq)?;
-        let Some(Queued { floor, moved, .. }) = watch.queued.take() else { return Ok(()) };
+    fn land(&self, watch: &mut Watch) -> Result<Stated> {
+        let Some(queued) = &watch.queued else { return Ok(Stated::Yes) };
+        let waits = self.durable.load(Acquire) < queued.last;
+        // What waits before them must not use up what is left, for then they would wait for ever.
+        if waits
+            && watch.berth.is_none()
+            && self.make_room(self.places().0.next_multiple_of(BLOCK as u64))? != Room::Any
+            && let Some(berth) = self.berth(SHARES[0])
+        {
+            return self.alone(watch, Some(berth), |watch| self.land_now(watch));
+        }
+        self.land_now(watch)
+    }
+
+    fn land_now(&self, watch: &mut Watch) -> Result<Stated> {
+        let Some(queued) = &mut watch.queued else { return Ok(Stated::Yes) };
+        let stated = match &watch.berth {
+            Some(berth) => self.advance(queued, berth)?,
+            None => Stated::Yes,
+        };
+        self.round_to(queued.last)?;
+        let Some(Queued { floor, moved, .. }) = watch.queued.take() else { return Ok(stated) };
         let mut dead = Vec::new();
         for (id, run) in moved {
             let mut gone = Vec::new();
@@ -341,7 +397,7 @@ impl Shared {
             }
         }
         self.segments.write().bury(dead);
-        Ok(())
+        Ok(stated)
     }
 
     /// Restates what only records below `floor` say, and makes that durable with the floor itself; in several
@@ -359,13 +415,16 @@ impl Shared {
         let mut restated = 0;
         loop {
             let mut bytes = 0;
-            while bytes < self.piece() {
+            while bytes < watch.piece(self.piece()) {
                 let (said, groups, rest) = self.say_again(&mut below, floor, watch)?;
                 bytes += said;
                 restated += groups;
                 if rest == Rest::None {
-                    self.land(watch)?;
-                    return Ok(Some(restated));
+                    // Without the floor nothing may go yet; what was said again stays said.
+                    return match self.land(watch)? {
+                        Stated::Yes => Ok(Some(restated)),
+                        Stated::No => Err(Error::DiskFull { path: self.dir.clone() }),
+                    };
                 }
             }
             self.land(watch)?;

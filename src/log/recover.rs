@@ -20,7 +20,7 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, OnceLock};
 
 mod lost;
@@ -179,6 +179,7 @@ impl Log {
             poisoned: OnceLock::new(),
             cache_bytes: AtomicUsize::new(0),
             room: AtomicU64::new(0),
+            full: AtomicBool::new(false),
             counters: Counters::default(),
             _lock: lock,
         };

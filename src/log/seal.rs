@@ -127,13 +127,14 @@ impl Shared {
 
     /// There may be room on the disk that was not there before.
     pub(super) fn room_came(&self) {
+        self.full.store(false, Relaxed);
         self.room.fetch_add(1, AcqRel);
     }
 
     /// Purge was called so many times. The disk may have got room that the log does not know of.
     pub(super) fn called(&self, times: u64) {
         if times.is_multiple_of(PATIENCE) {
-            self.room_came();
+            self.room.fetch_add(1, AcqRel);
         }
     }
 

@@ -28,6 +28,8 @@ pub(super) struct Writer {
     /// On a full disk purge alone writes, until it has given space back: the room that is left is enough for
     /// what it began.
     pub reserved: bool,
+    /// And then nothing above this number: see `ahead`.
+    pub until: u64,
     /// Batches taken from the queue that have no place yet.
     pub stalled: VecDeque<Pending>,
     /// The number of the next flight.
@@ -77,10 +79,10 @@ impl Log {
     }
 
     /// Whether less than an eighth of what may wait for the writer does: callers that cannot take a refusal
-    /// look here before they produce a batch.
+    /// look here before they produce a batch. On a full disk it is less: see [`is_crowded`](Self::is_crowded).
     pub fn has_room(&self) -> bool {
         let shared = &*self.shared;
-        shared.pending_bytes.load(Relaxed) < shared.options.max_pending_bytes / 8
+        shared.pending_bytes.load(Relaxed) < 2 * shared.crowd()
     }
 
     pub(super) fn submit_locked(
@@ -100,8 +102,8 @@ impl Log {
         queue.next_seq += 1;
         shared.pending_bytes.fetch_add(size, Relaxed);
 
-        let run_bytes = shared.index_batch(queue, seq, &mut encoded);
-        queue.push(Pending { seq, encoded, run_bytes });
+        let (run_bytes, undoes) = shared.index_batch(queue, seq, &mut encoded);
+        queue.push(Pending { seq, encoded, run_bytes, undoes });
         shared.counters.batches.fetch_add(1, Relaxed);
         if queue.writer_sleeps {
             queue.writer_sleeps = false;
@@ -139,10 +141,11 @@ impl Log {
 
     /// Whether what waits for the writer has used up a sixteenth of its bound: whoever feeds the log
     /// should hold back now, for [`submit`](Self::submit) refuses at the bound, and what is on its way
-    /// (inboxes, a peer's window) still comes. Takes no lock.
+    /// (inboxes, a peer's window) still comes. While the disk is known to be full it is a quarter of a
+    /// segment, if that is less: the reserve holds it, then, beside what purge has to write. Takes no lock.
     pub fn is_crowded(&self) -> bool {
         let shared = &*self.shared;
-        shared.pending_bytes.load(Relaxed) > shared.options.max_pending_bytes / 16
+        shared.pending_bytes.load(Relaxed) > shared.crowd()
     }
 
     /// Everything up to this number survives a crash.
@@ -239,6 +242,15 @@ impl Log {
 }
 
 impl Shared {
+    /// More than this should not wait for the writer.
+    fn crowd(&self) -> usize {
+        let crowd = self.options.max_pending_bytes / 16;
+        match self.full.load(Relaxed) {
+            true => crowd.min((self.options.segment_bytes / 4) as usize),
+            false => crowd,
+        }
+    }
+
     pub(super) fn stopped(&self) -> bool {
         self.poisoned.get().is_some()
     }
@@ -340,9 +352,10 @@ impl Shared {
         Ok(())
     }
 
-    /// Makes a batch visible. Returns the bytes of its runs.
-    fn index_batch(&self, queue: &mut Queue, seq: u64, encoded: &mut Encoded) -> u64 {
+    /// Makes a batch visible. Returns the bytes of its runs, and the oldest record that it undoes.
+    fn index_batch(&self, queue: &mut Queue, seq: u64, encoded: &mut Encoded) -> (u64, u64) {
         let mut dead = Vec::new();
+        let mut undoes = u64::MAX;
         let mut run_bytes = 0;
         let mut freed = 0;
         let source = std::mem::take(&mut encoded.source);
@@ -351,22 +364,28 @@ impl Shared {
         let mut entries = std::mem::take(&mut encoded.entries).into_iter();
         let mut groups = self.index.changing();
         let mut count_entries = 0;
+        let mut enter = Vec::new();
         for (op, source) in encoded.ops.iter().zip(source) {
             let Some(id) = op.group() else { continue };
             freed += match source {
                 BatchOp::Append { count, .. } => groups.append(id, |group| {
+                    undoes = undoes.min(group.undoes(op));
                     let freed = group.take(seq, op, None, &mut dead);
                     group.cache.extend(entries.by_ref().take(count));
                     if !group.in_clock {
                         group.in_clock = true;
-                        queue.clock.push_back(id);
+                        enter.push(id);
                     }
                     freed
                 }),
-                BatchOp::State { state, .. } => {
-                    groups.change(id, |group| group.take(seq, op, Some(state), &mut dead))
-                }
-                _ => groups.change(id, |group| group.take(seq, op, None, &mut dead)),
+                BatchOp::State { state, .. } => groups.change(id, |group| {
+                    undoes = undoes.min(group.undoes(op));
+                    group.take(seq, op, Some(state), &mut dead)
+                }),
+                _ => groups.change(id, |group| {
+                    undoes = undoes.min(group.undoes(op));
+                    group.take(seq, op, None, &mut dead)
+                }),
             };
             if let Op::Append { body, count, .. } = op {
                 run_bytes += u64::from(body.len);
@@ -374,6 +393,7 @@ impl Shared {
             }
         }
         drop(groups);
+        enter.into_iter().for_each(|id| queue.enter_clock(id, &self.index));
         self.counters.entries.fetch_add(count_entries, Relaxed);
         encoded.ops = Vec::new();
         self.counters.entry_bytes.fetch_add(run_bytes, Relaxed);
@@ -383,7 +403,7 @@ impl Shared {
         if !dead.is_empty() {
             self.segments.write().bury(dead);
         }
-        run_bytes
+        (run_bytes, undoes)
     }
 
     /// One round, with the writer's lock held. On return all that took off before is published as well.
@@ -430,7 +450,11 @@ impl Shared {
             if writer.reserved && reserve == Reserve::Keep {
                 return Err(Error::DiskFull { path: self.dir.clone() });
             }
-            let fits = writer.how_many_fit();
+            let most = writer.how_many_may();
+            if most == 0 {
+                return Ok(None);
+            }
+            let fits = writer.how_many_fit().min(most);
             if fits > 0 {
                 let flight = self.board(writer, fits);
                 self.tell_leftover(writer);
@@ -458,7 +482,10 @@ impl Shared {
         let base = self.durable.load(Relaxed) + 1;
         let mut pool = self.pool.lock();
         let spare = pool.take(reserve).map_err(|error| match error {
-            full @ Error::DiskFull { .. } => full,
+            full @ Error::DiskFull { .. } => {
+                self.full.store(true, Relaxed);
+                full
+            }
             other => self.poison(other),
         })?;
         let segment = pool.activate(spare, base, base - 1, |_| Vec::new());
@@ -497,6 +524,7 @@ impl Writer {
             offset: segment.used,
             size: segment.size.saturating_sub(segment.room),
             reserved: false,
+            until: u64::MAX,
             stalled: VecDeque::new(),
             next_flight: 0,
             stated,

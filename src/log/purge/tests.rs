@@ -110,3 +110,46 @@ fn a_checkpoint_holds_submitters_up_for_few_groups_at_a_time() {
         assert_eq!(log.state(group).as_deref(), Some(&group.to_le_bytes()[..]), "group {group}");
     }
 }
+
+/// What is counted on beforehand is never less than what it takes, whatever the numbers.
+#[test]
+fn what_is_counted_on_is_enough() {
+    let mut seed = 88_172_645_463_325_252_u64;
+    let mut roll = move || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        // Numbers of all lengths.
+        seed >> (seed.rotate_left(11) % 64)
+    };
+    for _ in 0..20_000 {
+        let (id, len) = (roll(), roll() % 40_000);
+        let state = (roll() % 3 > 0).then(|| vec![1; len as usize].into());
+        let state_seq = u64::from(state.is_some());
+        let truncated = crate::types::LogPosition { index: roll() >> 1, term: roll() };
+        let base_seq = roll() % 2;
+        let mut group = Group { truncated, base_seq, state, state_seq, ..Group::default() };
+        let mut record = Encoded::with_capacity(4, 0);
+        let said = restate(id, &group, 2, &mut record).unwrap();
+        let [state, base] = group.saying(id);
+        let counted =
+            said.as_ref().map_or(0, Restated::weight) + state * state_seq + base * base_seq;
+        let taken = record.dir.len() + record.payload.len() + record.groups.len();
+        assert!(counted >= taken as u64, "{counted} of {taken}: {id} {group:?}");
+
+        // A run, at the end of one with other terms.
+        let (from, count) = (truncated.index + 1, 1 + (roll() % u64::from(u32::MAX)) as u32);
+        let mut at = from;
+        for _ in 0..roll() % 300 {
+            group.terms.push((at, roll()));
+            at = at.saturating_add(1 + roll());
+        }
+        let body = Span { rel: 0, len: roll() as u32, crc: roll() as u32 };
+        let run = Run { from, seq: 1, body, count, skip: roll() as u32, packed: 0 };
+        let mut record = Encoded::with_capacity(4, 0);
+        let (skip, terms) = (run.skip, group.terms_of(&run));
+        record.push(Op::Rewrite { group: id, from, count, skip, terms, body });
+        let taken = record.dir.len() + record.groups.len();
+        assert!(group.moving(&run) >= taken as u64, "{taken} of {id} {run:?} {:?}", group.terms);
+    }
+}
