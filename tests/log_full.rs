@@ -379,3 +379,25 @@ fn a_failed_sync_ends_the_log_whoever_asked_for_it() {
         assert!(hits > 1, "{what}: {hits}");
     }
 }
+
+/// Options that could only lead into a corner are refused, and the field is named.
+#[test]
+fn options_that_make_no_sense_are_refused() {
+    let sound = Options::default();
+    for (field, options) in [
+        ("spare_segments", Options { spare_segments: 0, ..sound.clone() }),
+        ("max_pending_bytes", Options { max_pending_bytes: 0, ..sound.clone() }),
+        ("rewrite_percent", Options { rewrite_percent: 101, ..sound.clone() }),
+        ("rewrite_percent", Options { rewrite_percent: u64::MAX, ..sound.clone() }),
+        ("segment_bytes", Options { segment_bytes: 4096, ..sound.clone() }),
+    ] {
+        let opened = Log::open(Arc::new(MemDisk::default()), Path::new("/log"), options.clone());
+        for refused in [options.validate(), opened.map(drop)] {
+            let Err(Error::InvalidArgument(what)) = refused else { panic!("{field}: {refused:?}") };
+            assert!(what.contains(field), "{what}");
+        }
+    }
+    let least = Options { spare_segments: 1, max_pending_bytes: 1, rewrite_percent: 0, ..sound };
+    least.validate().unwrap();
+    Options { rewrite_percent: 100, ..least }.validate().unwrap();
+}

@@ -7,6 +7,7 @@ mod log_disk;
 
 use catamaran::Error;
 use catamaran::env::mem::MemDisk;
+use catamaran::env::os::OsDisk;
 use catamaran::log::{Entry, Log, LogBatch, Options, Seq};
 use catamaran::testkit::{Batch, Group, Model};
 use log_disk::Dice;
@@ -271,4 +272,53 @@ fn the_rest_of_a_compacted_run_does_not_end_a_read() {
     log.write(LogBatch::from(&Batch::new().state(2, "s"))).unwrap();
     assert_eq!(log.stats().cache_bytes, 0);
     assert_eq!(log.entries(1, 100, 111, 5000).unwrap().len(), 11);
+}
+
+/// `entries` hands out as many as the limit allows, whether they come from the cache or from the disk.
+#[test]
+fn bounded_reads_of_small_entries() {
+    let dir = tempfile::tempdir().unwrap();
+    let options =
+        Options { segment_bytes: 64 << 10, compress_above: Some(64), ..Options::default() };
+    let open = || Log::open(Arc::new(OsDisk), dir.path(), options.clone()).unwrap().0;
+    let log = open();
+    let sizes: Vec<usize> = (1..=100).map(|n| [1, 0, 1, 7, 200][n % 5]).collect();
+    for (group, each) in [(1, 1), (2, 10), (3, 100)] {
+        for first in (1..=100usize).step_by(each) {
+            let entry = |n: usize| {
+                let len = if group == 1 { 1 } else { sizes[n - 1] };
+                Entry { index: n as u64, term: 1, kind: 0, data: vec![7; len].into() }
+            };
+            let mut batch = LogBatch::new();
+            batch.append(group, (first..first + each).map(entry));
+            log.write(batch).unwrap();
+        }
+    }
+    let count = |log: &Log| {
+        let mut counts = Vec::new();
+        for group in 1..=3 {
+            for low in [1, 2, 37] {
+                for max in [0, 1, 2, 50, 208, 500, 5000] {
+                    counts.push(log.entries(group, low, 101, max).unwrap().len());
+                }
+            }
+        }
+        counts
+    };
+    let cached = count(&log);
+    assert_eq!(log.entries(1, 1, 101, 50).unwrap().len(), 50);
+    log.barrier().unwrap();
+    drop(log);
+    let log = open();
+    assert_eq!(count(&log), cached);
+    for group in 1..=3 {
+        // The last one comes again, as large as it was.
+        let len = if group == 1 { 1 } else { sizes[99] };
+        let mut batch = LogBatch::new();
+        batch.append(group, [Entry { index: 100, term: 1, kind: 0, data: vec![7; len].into() }]);
+        log.write(batch).unwrap();
+    }
+    assert_eq!(count(&log), cached, "a part of them from the cache");
+    while log.prepare().unwrap() {}
+    assert_eq!(count(&log), cached);
 }

@@ -6,6 +6,7 @@
 use super::GroupId;
 use super::format::{BLOCK, RECORD_HEADER, RecordHeader, decode_dir, put, read_u32, take};
 use super::scan::Found;
+use super::unreadable::read_around;
 use crate::error::Result;
 use std::collections::BTreeMap;
 
@@ -146,11 +147,11 @@ pub(super) fn echoes_beyond<'a>(
     let mut echoes = Echoes::new();
     let follows = |next: &&Found| Some(next.header.base_seq) == segment.limit && !next.is_void();
     let Some(next) = later.find(follows) else { return Ok(echoes) };
-    let head = next.file.read_up_to(BLOCK as u64, RECORD_HEADER)?;
+    let head = read_around(next.file.as_ref(), BLOCK as u64, RECORD_HEADER)?.bytes;
     if let Ok(header) = RecordHeader::decode(&head, next.header.generation) {
         let len = header.echo_len as usize;
         let at = BLOCK + header.total() - len;
-        let bytes = next.file.read_up_to(at as u64, len)?;
+        let bytes = read_around(next.file.as_ref(), at as u64, len)?.bytes;
         decode(&bytes, segment.header.generation, &mut echoes);
     }
     Ok(echoes)

@@ -8,6 +8,7 @@ use super::format::{BadSum, Op, SegmentHeader, Span, decode_run};
 use super::lz4::{is_compressed, plain, raw_len};
 use super::scan::{Found, Neighbour, Record, Scan, Unread, survey};
 use super::seal::read_trailer;
+use super::unreadable::Sparse;
 use super::{Entry, GroupId};
 use crate::env::{Disk, OpenMode};
 use crate::error::{Error, Result};
@@ -287,7 +288,7 @@ pub fn verify(disk: &dyn Disk, dir: &Path) -> Result<Report> {
     Ok(report)
 }
 
-fn read_bytes(segment: &Found) -> Result<Vec<u8>> {
+fn read_bytes(segment: &Found) -> Result<Sparse> {
     match segment.limit {
         Some(_) => segment.read(),
         None => segment.read_backwards(),
@@ -295,7 +296,7 @@ fn read_bytes(segment: &Found) -> Result<Vec<u8>> {
 }
 
 fn read_segment(segment: &Found, later: &[Found]) -> Result<Vec<RecordView>> {
-    let bytes = Bytes::from(read_bytes(segment)?);
+    let bytes = Bytes::from(read_bytes(segment)?.bytes);
     let beyond = echoes_beyond(segment, later.iter())?;
     let mut scan = Scan::new(&bytes, &segment.header, segment.limit, beyond);
     let mut views = Vec::new();
@@ -419,7 +420,13 @@ impl Check {
             self.note(&segment.path, bad, FindingKind::Rot, what, base);
         }
         self.segments += 1;
-        let bytes = Bytes::from(read_bytes(segment)?);
+        let Sparse { bytes, holes } = read_bytes(segment)?;
+        for hole in holes.iter() {
+            let bad = BadSum { offset: hole.from, expected: 0, found: 0 };
+            let to = segment.limit.unwrap_or(u64::MAX);
+            self.note(&segment.path, bad, FindingKind::Rot, hole.detail.clone(), to);
+        }
+        let bytes = Bytes::from(bytes);
         let beyond = echoes_beyond(segment, later.iter())?;
         let mut scan = Scan::new(&bytes, &segment.header, segment.limit, beyond);
         let mut records = Vec::new();

@@ -53,9 +53,16 @@
 //! of them, for what it said of each is gone, until they are reset or cleared or a floor passes. The
 //! damaged record is evidence: its segment is neither purged nor summed up in a footer. The log
 //! refuses to open only where nobody can tell whose the rot was: when the echo is gone as well, or
-//! both copies of a segment's header, or a whole segment. The last groups in flight before an end without
+//! both copies of a segment's header, or a whole segment; or where what cannot be *read* may be the end of what was
+//! acknowledged. The last groups in flight before an end without
 //! [`Log::barrier`] are stated and echoed by nobody: damage to them counts as torn, and cannot be told from it
 //! by anyone who has only the disk. What opening copied is echoed by the first group after.
+//!
+//! **Unreadable.** A sector that the disk fails to read (EIO, tried again in pieces down to the sector) is damage of what
+//! lies there: of the group whose bytes they are, of a footer that the records stand in for, of nobody. Sealing gives
+//! such a segment up, purge stops at it, neither ends the log. It is held against a group in memory only, and nothing is
+//! cut for it: once the disk reads again, all is there. Errors that speak of the process, or of a device that
+//! answers nothing, stay errors; those of writes and syncs are final.
 //!
 //! **Takeover.** After a crash the page cache may hold what the disk lost, so nothing that was found
 //! is trusted to be durable, names neither: a process may have been killed before it synced them, so opening
@@ -158,6 +165,7 @@ mod seal;
 mod sealed;
 mod segment;
 mod tail;
+mod unreadable;
 mod write;
 
 pub use batch::LogBatch;
@@ -217,13 +225,13 @@ pub struct Options {
     pub segment_bytes: u64,
     /// Bound of the entry cache. What is not yet durable and applied stays, whatever the bound.
     pub cache_bytes: usize,
-    /// Bound of what was submitted and is not yet durable: a batch is taken while less than this waits. See [`Log::is_crowded`] for when to hold back.
+    /// Bound of what was submitted and is not yet durable, at least 1: a batch is taken while less than this waits. See [`Log::is_crowded`] for when to hold back.
     pub max_pending_bytes: usize,
     /// Spare files to have ready, at least 1 (the reserve for a full disk); up to twice as many are
     /// kept when segments come back.
     pub spare_segments: usize,
     /// Purge moves the live rest of the oldest segments when it is at most this many percent of what they
-    /// hold. More frees space sooner and writes more (what moves may be about to die anyway).
+    /// hold, at most 100. More frees space sooner and writes more (what moves may be about to die anyway).
     pub rewrite_percent: u64,
     /// Entries of one group in one batch that take more bytes than this are compressed together by LZ4, if
     /// that saves an eighth. By the caller of [`Log::submit`], before it takes any lock. `None`, the default:
@@ -254,7 +262,17 @@ impl Options {
     /// Whether a log would open with these: [`InvalidArgument`](crate::Error::InvalidArgument) names the
     /// field, what it holds and what it may hold.
     pub fn validate(&self) -> crate::Result<()> {
-        self.check()
+        self.check()?;
+        let what = if self.spare_segments == 0 {
+            "spare_segments 0: at least 1".to_owned()
+        } else if self.max_pending_bytes == 0 {
+            "max_pending_bytes 0: at least 1, or no batch would ever be taken".to_owned()
+        } else if self.rewrite_percent > 100 {
+            format!("rewrite_percent {}: at most 100", self.rewrite_percent)
+        } else {
+            return Ok(());
+        };
+        Err(crate::Error::InvalidArgument(what))
     }
 }
 

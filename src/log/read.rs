@@ -5,6 +5,7 @@ use super::format::decode_run;
 use super::index::{Damage, Run};
 use super::lz4::plain;
 use super::queue::Queue;
+use super::unreadable::read_around;
 use super::{Entry, GroupId, Log, Shared};
 use crate::env::File;
 use crate::error::{Error, Result};
@@ -172,14 +173,16 @@ impl Shared {
             let cache_from = group.cache.front().map_or(u64::MAX, |e| e.index);
             let mut at = low;
             let mut disk_bytes = 0;
-            while at < high.min(cache_from) && (missing.is_empty() || disk_bytes < max_bytes) {
+            while at < high.min(cache_from) && disk_bytes <= max_bytes {
                 let Some(n) = group.find(at) else { return outside(first, last) };
                 let run = group.runs[n];
                 let to = run.end().min(high).min(cache_from);
                 let part = run.part(at, to);
-                // Of a body that was compacted the front is still counted: its entries are, too.
-                let entries = u64::from(run.skip) + u64::from(run.count);
-                disk_bytes += u64::from(run.live()) * (to - at) / entries.max(1);
+                // The data come to so much at least: of a body that is read in part nobody knows which of its
+                // entries are large. (Each body is read only when those before left room.)
+                if run.skip == 0 && part.count == run.count {
+                    disk_bytes += least_data(&run);
+                }
                 let terms = (at..to).filter_map(|i| group.term(i).map(|t| (i, t)));
                 let mut starts: Vec<(u64, u64)> = Vec::new();
                 for (index, term) in terms {
@@ -195,7 +198,7 @@ impl Shared {
                 let start = (at - cache_from) as usize;
                 let mut weight = 0;
                 for entry in group.cache.range(start..(high - cache_from) as usize) {
-                    if !cached.is_empty() && weight >= max_bytes {
+                    if !cached.is_empty() && weight > max_bytes {
                         break;
                     }
                     weight += entry.data.len() as u64;
@@ -261,11 +264,15 @@ impl Shared {
             let at = payload + u64::from(run.body.rel);
             (segment.file.clone(), segment.path.clone(), at)
         };
-        let body = file.read_up_to(at, run.body.len as usize)?;
+        let read = read_around(file.as_ref(), at, run.body.len as usize)?;
+        let body = read.bytes;
         self.counters.disk_reads.fetch_add(1, Relaxed);
         self.counters.disk_read_bytes.fetch_add(body.len() as u64, Relaxed);
         let found = crc32c::crc32c(&body);
         if body.len() < run.body.len as usize || found != run.body.crc {
+            if let Some(hole) = read.holes.first() {
+                return Err(hole.error(&path));
+            }
             let detail = format!("expected checksum {:#010x}, found {found:#010x}", run.body.crc);
             return Err(Error::Corruption { path, offset: at, detail });
         }
@@ -292,6 +299,13 @@ impl Shared {
             }
         }
     }
+}
+
+/// Bytes of data in a run's bodies, at least: all but an entry's kind and size and the body's count, which take
+/// this much for each entry at most. (A compressed body holds more than it takes.)
+fn least_data(run: &Run) -> u64 {
+    const BESIDE: u64 = 7;
+    u64::from(run.live()).saturating_sub(BESIDE * u64::from(run.count))
 }
 
 fn take_within(out: &mut Vec<Entry>, bytes: &mut u64, max_bytes: u64, entry: Entry) -> bool {

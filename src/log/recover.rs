@@ -3,7 +3,7 @@
 use super::echo::echoes_beyond;
 use super::flight::Air;
 use super::footer::Summary;
-use super::format::{BadSum, Op};
+use super::format::{BadSum, Op, RECORD_HEADER};
 use super::groups::Index;
 use super::index::{Damage, Dead};
 use super::notes::Notes;
@@ -12,6 +12,7 @@ use super::scan::{Found, Neighbour, Record, Scan, find_segments};
 use super::sealed::{Looked, STRETCH, Sealed, look_at, merge};
 use super::segment::{Pool, Reserved, SEGMENT_SUFFIX, Seal, Segment, SegmentTable, parse_name};
 use super::tail::Tail;
+use super::unreadable::{Holes, Sparse};
 use super::write::{Waiters, Writer};
 use super::{Counters, GroupId, Log, Options, Shared};
 use crate::env::{Disk, OpenMode};
@@ -119,7 +120,7 @@ impl Log {
     /// which groups they belong to; [`Identity`](Error::Identity) for a format version that this build does
     /// not read. A failed open has changed nothing that another open would miss.
     pub fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options) -> Result<(Log, Recovery)> {
-        options.check()?;
+        options.validate()?;
         if !disk.exists(dir)? {
             disk.create_dir_all(dir)?;
         }
@@ -279,11 +280,11 @@ impl Replay {
     fn segment<'a>(
         &mut self,
         segment: &Found,
-        bytes: Option<Vec<u8>>,
+        read: Option<Sparse>,
         later: impl Iterator<Item = &'a Found>,
     ) -> Result<Option<Tail>> {
         let base = segment.header.base_seq;
-        let bytes = bytes.map_or_else(|| segment.read(), Ok)?;
+        let Sparse { bytes, holes } = read.map_or_else(|| segment.read(), Ok)?;
         let beyond = echoes_beyond(segment, later)?;
         let mut scan = Scan::new(&bytes, &segment.header, segment.limit, beyond);
         let mut records = Vec::new();
@@ -307,7 +308,7 @@ impl Replay {
                     break;
                 }
             }
-            self.record(segment, &bytes, record);
+            self.record(segment, &bytes, record, &holes);
             let payload = record.payload_at();
             let end = payload + record.header.payload_len as usize;
             whole.push((seq, record.offset, end, payload));
@@ -316,39 +317,49 @@ impl Replay {
         self.places.insert(base, places);
         self.next_seq = base + whole.len() as u64;
         if cut.is_none() {
-            cut = self.close_segment(segment, &end);
+            cut = self.close_segment(segment, &end, &holes);
         }
+        let is_cut = self.judge_holes(segment, &holes, &records, &end, cut) || end.is_cut;
         clean &= cut.is_none_or(|(_, seq)| seq == self.next_seq) && self.lost.is_empty();
         if let Some((offset, seq)) = cut {
             let file = segment.path.clone();
             self.recovery.torn = Some(TornTail { file, offset: offset as u64, seq });
         }
         let generation = segment.header.generation;
-        let is_cut = end.is_cut;
         let tail = Tail { base_seq: base, generation, bytes, records: whole, clean, is_cut };
         Ok(segment.limit.is_none().then_some(tail))
     }
 
     /// Replays one record that was acknowledged or is whole.
-    fn record(&mut self, segment: &Found, bytes: &[u8], record: &Record) {
+    fn record(&mut self, segment: &Found, bytes: &[u8], record: &Record, holes: &Holes) {
         let seq = record.header.seq;
-        let damage = |bad: &BadSum, what: &str| Damage {
-            file: segment.path.clone(),
-            offset: bad.offset,
-            detail: format!("{what} of record {seq}: {}", describe(bad)),
+        let found = |bad: &BadSum, len: u64| match holes.within(bad.offset..bad.offset + len) {
+            Some(hole) => hole.damage(&segment.path),
+            None => {
+                let (file, detail) = (segment.path.clone(), describe(bad));
+                Damage { file, offset: bad.offset, detail }
+            }
+        };
+        let damage = |bad: &BadSum, len: u64, what: &str| {
+            let found = found(bad, len);
+            Damage { detail: format!("{what} of record {seq}: {}", found.detail), ..found }
         };
         if let Some(bad) = &record.bad_header {
-            self.recovery.harmless.push(damage(bad, "header (known from the group after it)"));
+            self.recovery.harmless.push(damage(
+                bad,
+                RECORD_HEADER as u64,
+                "header (known from the group after it)",
+            ));
         }
         if let Some(bad) = &record.bad_echo {
-            self.recovery.harmless.push(damage(bad, "echo"));
+            self.recovery.harmless.push(damage(bad, u64::from(record.header.echo_len), "echo"));
         }
         let ops = match &record.ops {
             Ok(ops) => ops,
             Err(bad) => {
-                let damage = damage(bad, "directory");
+                let damage = damage(bad, u64::from(record.header.dir_len), "directory");
                 let Some(groups) = &record.groups else {
-                    return self.lose(segment, seq, seq + 1, bad.offset, damage.detail);
+                    return self.lose(segment, seq, seq + 1, damage.offset, damage.detail);
                 };
                 for group in groups {
                     let last_good = self.index.read(*group).map_or(0, |g| g.last());
@@ -361,8 +372,7 @@ impl Replay {
         self.recovery.records += 1;
         for (n, bad) in &record.bad_ops {
             if let Some(body) = ops[*n].body() {
-                let file = segment.path.clone();
-                let damage = Damage { file, offset: bad.offset, detail: describe(bad) };
+                let damage = found(bad, u64::from(body.len));
                 self.bad.insert((seq, body.rel), damage);
             }
         }

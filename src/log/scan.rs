@@ -7,6 +7,7 @@ use super::format::{
     BLOCK, BadSum, Op, RECORD_HEADER, RecordHeader, SegmentHeader, VERSION, align, decode_dir,
 };
 use super::segment::{SEGMENT_SUFFIX, SPARE_SUFFIX, parse_name};
+use super::unreadable::{Holes, Sparse, is_of_its_place, read_around};
 use crate::env::{Disk, File, OpenMode};
 use crate::error::{Error, Result};
 use std::collections::BTreeSet;
@@ -52,8 +53,8 @@ impl Found {
         format!("the file was made with {} bytes and has {}", self.header.size, self.len)
     }
 
-    pub fn read(&self) -> Result<Vec<u8>> {
-        self.file.read_up_to(0, self.file.len()? as usize)
+    pub fn read(&self) -> Result<Sparse> {
+        read_around(self.file.as_ref(), 0, self.file.len()? as usize)
     }
 
     /// Reads of the last segment what may matter: not the rest of the file, which is zeros or another life.
@@ -73,10 +74,12 @@ impl Found {
             .collect())
     }
 
-    /// Where the last of the records ends that the blocks of a part lead to; 0 if they lead to none.
+    /// Where the last of the records ends that the blocks of a part lead to, or the last hole there (it may have
+    /// held one); 0 if there is none.
     pub fn pass(&self, part: &Range<usize>) -> Result<usize> {
         let len = usize::try_from(self.file.len()?).unwrap_or(usize::MAX);
-        let mut window = Window { file: self.file.as_ref(), start: 0, bytes: Vec::new() };
+        let mut window =
+            Window { file: self.file.as_ref(), start: 0, bytes: Vec::new(), holes_end: 0 };
         let mut ends = BTreeSet::new();
         let mut last = 0;
         for block in part.clone().step_by(BLOCK).chain([len]) {
@@ -101,25 +104,27 @@ impl Found {
                 }
             }
         }
-        Ok(last)
+        Ok(last.max(window.holes_end))
     }
 
     /// The file as far as the last record matters, which ends at `last`.
-    pub fn read_to(&self, last: usize) -> Result<Vec<u8>> {
+    pub fn read_to(&self, last: usize) -> Result<Sparse> {
         let len = usize::try_from(self.file.len()?).unwrap_or(usize::MAX);
-        self.file.read_up_to(0, len.min(align(last.max(BLOCK)) + BLOCK))
+        read_around(self.file.as_ref(), 0, len.min(align(last.max(BLOCK)) + BLOCK))
     }
 
     /// Reads a segment that may be being written, block by block from the end to the beginning. A
     /// record that states another to be durable was written after it and lies behind it: read in this
     /// order, whatever evidence we see, what it speaks of was complete when we come to read it.
-    pub fn read_backwards(&self) -> Result<Vec<u8>> {
+    pub fn read_backwards(&self) -> Result<Sparse> {
+        let mut all = Holes::default();
         let mut bytes = vec![0; self.file.len()? as usize];
         for (n, block) in bytes.chunks_mut(BLOCK).enumerate().rev() {
-            let read = self.file.read_up_to((n * BLOCK) as u64, block.len())?;
-            block[..read.len()].copy_from_slice(&read);
+            let read = read_around(self.file.as_ref(), (n * BLOCK) as u64, block.len())?;
+            block[..read.bytes.len()].copy_from_slice(&read.bytes);
+            all.merge(read.holes);
         }
-        Ok(bytes)
+        Ok(Sparse { bytes, holes: all })
     }
 }
 
@@ -128,6 +133,8 @@ struct Window<'a> {
     file: &'a dyn File,
     start: usize,
     bytes: Vec<u8>,
+    /// Where the last hole ends that it passed over.
+    holes_end: usize,
 }
 
 /// Small enough to stay in the processor's cache.
@@ -142,9 +149,17 @@ impl Window<'_> {
             self.bytes.resize(WINDOW, 0);
             let mut done = 0;
             while done < WINDOW {
-                match self.file.read_at((at + done) as u64, &mut self.bytes[done..])? {
-                    0 => break,
-                    n => done += n,
+                match self.file.read_at((at + done) as u64, &mut self.bytes[done..]) {
+                    Ok(0) => break,
+                    Ok(n) => done += n,
+                    Err(error) if is_of_its_place(&error) => {
+                        let read = read_around(self.file, at as u64, WINDOW)?;
+                        done = read.bytes.len();
+                        self.bytes = read.bytes;
+                        self.holes_end = self.holes_end.max(read.holes.end() as usize);
+                        break;
+                    }
+                    Err(error) => return Err(error),
                 }
             }
             self.bytes.truncate(done);
@@ -208,7 +223,7 @@ pub(super) fn survey(
             unread.push(Unread { path, detail });
             continue;
         }
-        let block = file.read_up_to(0, BLOCK)?;
+        let Sparse { bytes: block, holes } = read_around(file.as_ref(), 0, BLOCK)?;
         let (header, bad_header) = SegmentHeader::decode(&block);
         let version = SegmentHeader::version(&block).unwrap_or(VERSION);
         let detail = match header {
@@ -221,7 +236,7 @@ pub(super) fn survey(
             _ if live && !disk.exists(&path)? => continue,
             Ok(header) => format!("named {generation}, its header says {}", header.generation),
             Err(error @ Error::Identity(_)) => return Err(error),
-            Err(error) => error.to_string(),
+            Err(error) => holes.first().map_or(error.to_string(), |hole| hole.detail.clone()),
         };
         unread.push(Unread { path, detail });
     }
@@ -249,7 +264,13 @@ fn orphaned_spare(disk: &dyn Disk, dir: &Path, names: &[PathBuf]) -> Result<Opti
             Err(_) if !disk.exists(&path)? => continue,
             Err(error) => return Err(error),
         };
-        if let Ok(header) = SegmentHeader::decode(&file.read_up_to(0, BLOCK)?).0
+        let Sparse { bytes, holes } = read_around(file.as_ref(), 0, BLOCK)?;
+        let header = SegmentHeader::decode(&bytes).0;
+        if let (Err(_), Some(hole)) = (&header, holes.first()) {
+            let detail = format!("there is no segment, and this spare {}", hole.detail);
+            return Ok(Some(Unread { path, detail }));
+        }
+        if let Ok(header) = header
             && header.base_seq > 1
         {
             let detail = format!(

@@ -8,6 +8,7 @@ use super::index::{Dead, Run};
 use super::notes::Notes;
 use super::scan::Scan;
 use super::segment::{Attempt, Seal, Stage};
+use super::unreadable::{Sparse, read_around};
 use super::{GroupId, Shared};
 use crate::env::File;
 use crate::error::{Error, Result};
@@ -46,7 +47,12 @@ const PATIENCE: u64 = 64;
 impl Candidate {
     /// The records as the disk has them, and where they end; `None` if they cannot all be read.
     fn scan(&self) -> Result<(Draft, Option<u64>)> {
-        let bytes = self.file.read_up_to(0, self.file.len()? as usize)?;
+        let Sparse { bytes, holes } =
+            read_around(self.file.as_ref(), 0, self.file.len()? as usize)?;
+        for hole in holes.iter() {
+            tracing::error!(path = ?self.path, offset = hole.from, end = hole.end,
+                "a part of a segment {}", hole.detail);
+        }
         let mut scan = Scan::new(&bytes, &self.header, Some(self.next_seq), Echoes::new());
         let mut draft = Draft::default();
         let mut next = self.header.base_seq;
@@ -65,7 +71,7 @@ impl Candidate {
 pub(super) fn read_trailer(file: &dyn File, header: &SegmentHeader) -> Result<Option<Trailer>> {
     let len = file.len()?;
     let Some(at) = len.checked_sub(TRAILER as u64) else { return Ok(None) };
-    let trailer = Trailer::decode(&file.read_up_to(at, TRAILER)?, header.generation);
+    let trailer = Trailer::decode(&read_around(file, at, TRAILER)?.bytes, header.generation);
     Ok(trailer.filter(|trailer| trailer.base_seq == header.base_seq))
 }
 
@@ -76,8 +82,17 @@ pub(super) fn read_summary(file: &dyn File, trailer: Trailer) -> Result<Option<S
     if trailer.summary_at.checked_add(len).is_none_or(|end| end > room) {
         return Ok(None);
     }
-    let bytes = file.read_up_to(trailer.summary_at, len as usize)?;
+    let bytes = read_around(file, trailer.summary_at, len as usize)?.bytes;
     Ok(Summary::decode(trailer, bytes.into()))
+}
+
+/// What a footer is made of, and where the records end: from what the writer remembers or, if that is not all, from
+/// the disk; no end if that cannot all be read.
+fn draft(candidate: &Candidate, noted: &Noted) -> Result<(Draft, Option<u64>)> {
+    match noted.notes.draft(candidate.header.base_seq, &noted.payloads) {
+        Some(draft) => Ok((draft, Some(noted.end))),
+        None => candidate.scan(),
+    }
 }
 
 impl Shared {
@@ -91,7 +106,10 @@ impl Shared {
             return Ok(false);
         };
         let base = candidate.header.base_seq;
-        let sealed = self.write_footer(&candidate, &noted, &mut stage);
+        // What cannot be read ends nothing: it was durable, and nothing that is written rests on it. Where an error
+        // is of the place the segment gets no footer; another one leaves it as it is, to be tried again.
+        let drafted = draft(&candidate, &noted)?;
+        let sealed = self.write_footer(&candidate, drafted, &mut stage);
         let seal = match &sealed {
             Ok(Some(_)) => Seal::Footer,
             Err(Error::DiskFull { .. }) if stage != Stage::Unknown => {
@@ -179,14 +197,9 @@ impl Shared {
     fn write_footer(
         &self,
         candidate: &Candidate,
-        noted: &Noted,
+        (draft, end): (Draft, Option<u64>),
         stage: &mut Stage,
     ) -> Result<Option<Footer>> {
-        let base = candidate.header.base_seq;
-        let (draft, end) = match noted.notes.draft(base, &noted.payloads) {
-            Some(draft) => (draft, Some(noted.end)),
-            None => candidate.scan()?,
-        };
         let Some(at) = end else {
             tracing::warn!(path = ?candidate.path, "damaged: the segment gets no footer");
             return Ok(None);
@@ -239,7 +252,8 @@ impl Shared {
             return Err(Error::Corruption { path: self.dir.clone(), offset: 0, detail });
         };
         let len = packed.body.len as usize;
-        let section = candidate.file.read_up_to(u64::from(packed.body.rel), len)?;
+        let rel = u64::from(packed.body.rel);
+        let section = read_around(candidate.file.as_ref(), rel, len)?.bytes;
         self.counters.disk_reads.fetch_add(1, Relaxed);
         self.counters.disk_read_bytes.fetch_add(section.len() as u64, Relaxed);
         if let Some(runs) = unpack(packed, &section) {

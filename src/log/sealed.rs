@@ -10,6 +10,7 @@ use super::groups::Index;
 use super::index::Group;
 use super::scan::Found;
 use super::seal::{read_summary, read_trailer};
+use super::unreadable::Sparse;
 use crate::env::{Disk, Job};
 use crate::error::Result;
 
@@ -37,7 +38,7 @@ pub(super) struct Looked {
     pub sealed: Sealed,
     /// All that may matter of the last segment. (Of others without a footer it is read when they are
     /// replayed, one at a time: they could be many.)
-    pub bytes: Option<Vec<u8>>,
+    pub bytes: Option<Sparse>,
 }
 
 fn look(segment: &Found) -> Result<Looked> {

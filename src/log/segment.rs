@@ -3,6 +3,7 @@
 use super::Options;
 use super::format::{BLOCK, SegmentHeader};
 use super::notes::Notes;
+use super::unreadable::read_around;
 use crate::env::{Disk, File, OpenMode};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
@@ -238,10 +239,11 @@ impl Pool {
             self.next_spare = self.next_spare.max(number + 1);
             let path = self.dir.join(name);
             let file = self.disk.open(&path, OpenMode::ReadWrite)?;
-            let block = file.read_up_to(0, BLOCK)?;
+            let read = read_around(file.as_ref(), 0, BLOCK)?;
+            let block = read.bytes;
             // A file that was on its way to become a segment may hold records of a generation that
             // never came to be: its number must not be used again.
-            let zero = block.iter().all(|b| *b == 0);
+            let zero = block.iter().all(|b| *b == 0) && read.holes.first().is_none();
             match SegmentHeader::decode(&block).0 {
                 Ok(header) => self.see_generation(header.generation),
                 Err(_) if zero => {}

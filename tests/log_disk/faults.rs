@@ -3,7 +3,7 @@
 use super::{MemDisk, Step};
 use catamaran::env::{DirLock, Disk, File, OpenMode};
 use catamaran::{Error, Result};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Error as IoError, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -23,7 +23,13 @@ pub enum Fault {
     ShortRead,
     /// A write leaves its first part on the disk, then fails. Other operations succeed.
     ShortWrite,
+    /// A sector in the middle of what a read asks for cannot be read from now on, until it is written. Other operations
+    /// succeed.
+    BadSector,
 }
+
+/// Bytes of a sector.
+pub const SECTOR: u64 = 512;
 
 /// What was asked of the disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -65,6 +71,10 @@ pub struct Plan {
     pub hit: Option<(Call, PathBuf)>,
     /// Bytes that files may still grow by.
     pub room: Option<u64>,
+    /// Sectors that cannot be read, by file: where they begin.
+    pub bad: BTreeMap<PathBuf, BTreeSet<u64>>,
+    /// Every read fails like this.
+    pub reads_fail: Option<i32>,
     sizes: BTreeMap<PathBuf, u64>,
 }
 
@@ -87,7 +97,7 @@ fn error(fault: Fault, call: Call, path: &Path) -> Error {
     let code = match fault {
         Fault::Enospc | Fault::EnospcOnOverwrite => 28,
         Fault::Eintr => 4,
-        Fault::Eio | Fault::ShortRead | Fault::ShortWrite => 5,
+        Fault::Eio | Fault::ShortRead | Fault::ShortWrite | Fault::BadSector => 5,
     };
     let op = match call {
         Call::Open | Call::Create => "open",
@@ -156,7 +166,7 @@ impl FaultDisk {
         }
         let fault = plan.at.filter(|(at, _)| *at == n).map(|(_, fault)| fault)?;
         let concerned = match fault {
-            Fault::ShortRead => call == Call::Read,
+            Fault::ShortRead | Fault::BadSector => call == Call::Read,
             Fault::ShortWrite => matches!(call, Call::Write | Call::Overwrite),
             // A full disk still renames, removes, reads.
             Fault::Enospc => {
@@ -173,9 +183,32 @@ impl FaultDisk {
         concerned.then_some(fault)
     }
 
+    /// Whether the disk can read these bytes at all.
+    fn readable(&self, path: &Path, offset: u64, len: u64) -> Result<()> {
+        let plan = self.plan();
+        if plan.paused || len == 0 {
+            return Ok(());
+        }
+        if let Some(code) = plan.reads_fail {
+            return Err(Error::io("read", path, IoError::from_raw_os_error(code)));
+        }
+        let from = (offset + 1).saturating_sub(SECTOR);
+        match plan.bad.get(path).map(|bad| bad.range(from..offset + len).count()) {
+            None | Some(0) => Ok(()),
+            Some(_) => Err(error(Fault::BadSector, Call::Read, path)),
+        }
+    }
+
+    /// These bytes were written: the disk has found other sectors for them.
+    fn heal(&self, path: &Path, offset: u64, end: u64) {
+        if let Some(bad) = self.plan().bad.get_mut(path) {
+            bad.retain(|at| at + SECTOR <= offset || *at >= end);
+        }
+    }
+
     fn check(&self, call: Call, path: &Path) -> Result<()> {
         match self.turn(call, path) {
-            Some(Fault::ShortRead | Fault::ShortWrite) | None => Ok(()),
+            Some(Fault::ShortRead | Fault::ShortWrite | Fault::BadSector) | None => Ok(()),
             Some(fault) => Err(error(fault, call, path)),
         }
     }
@@ -213,6 +246,8 @@ impl Disk for FaultDisk {
         let mut plan = self.plan();
         let size = plan.sizes.remove(from).unwrap_or(0);
         plan.sizes.insert(to.to_owned(), size);
+        let bad = plan.bad.remove(from).unwrap_or_default();
+        plan.bad.insert(to.to_owned(), bad);
         Ok(())
     }
 
@@ -221,6 +256,7 @@ impl Disk for FaultDisk {
         self.inner.remove(path)?;
         let mut plan = self.plan();
         let size = plan.sizes.remove(path).unwrap_or(0);
+        plan.bad.remove(path);
         plan.room = plan.room.map(|room| room + size);
         Ok(())
     }
@@ -253,7 +289,15 @@ impl Disk for FaultDisk {
 
 impl File for FaultFile {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
-        match self.disk.turn(Call::Read, self.path()) {
+        let turn = self.disk.turn(Call::Read, self.path());
+        let there = self.file.len()?.saturating_sub(offset).min(buf.len() as u64);
+        if turn == Some(Fault::BadSector) {
+            let middle = (offset + there / 2) / SECTOR * SECTOR;
+            self.disk.plan().bad.entry(self.path().to_owned()).or_default().insert(middle);
+        }
+        self.disk.readable(self.path(), offset, there)?;
+        match turn {
+            Some(Fault::BadSector) => self.file.read_at(offset, buf),
             Some(Fault::ShortRead) => {
                 let some = buf.len() / 2;
                 self.file.read_at(offset, &mut buf[..some])
@@ -276,7 +320,9 @@ impl File for FaultFile {
             None => {}
         }
         self.disk.grow(self.path(), end, call)?;
-        self.file.write_at(offset, buf)
+        self.file.write_at(offset, buf)?;
+        self.disk.heal(self.path(), offset, end);
+        Ok(())
     }
 
     fn write_vectored_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<()> {
@@ -286,7 +332,9 @@ impl File for FaultFile {
 
     fn sync_data(&self) -> Result<()> {
         match self.disk.turn(Call::Sync, self.path()) {
-            Some(Fault::ShortRead | Fault::ShortWrite) | None => self.file.sync_data(),
+            Some(Fault::ShortRead | Fault::ShortWrite | Fault::BadSector) | None => {
+                self.file.sync_data()
+            }
             Some(fault) => {
                 if let Some(journal) = &self.disk.journal {
                     lose_unsynced(journal, self.path());

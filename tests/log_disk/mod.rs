@@ -7,6 +7,7 @@
 pub mod crash;
 pub mod faults;
 pub mod hold;
+pub mod sectors;
 
 #[allow(unused_imports, reason = "each test file uses its part")]
 pub use crash::{Crash, Survivors};

@@ -2,7 +2,10 @@
 
 use super::{Damage, Replay, describe};
 use crate::error::{Error, Result};
-use crate::log::scan::{End, Found};
+use crate::log::format::{RECORD_HEADER, align};
+use crate::log::scan::{End, Found, Record};
+use crate::log::unreadable::Holes;
+use std::ops::Range;
 use std::path::PathBuf;
 
 /// A stretch of records that cannot be read.
@@ -13,6 +16,11 @@ pub(super) struct Lost {
     pub path: PathBuf,
     pub offset: u64,
     pub detail: String,
+}
+
+/// Where the header of the next record could stand: behind the last one, or at the block after it.
+fn next_place(end: &End) -> Range<u64> {
+    end.offset as u64..(align(end.offset) + RECORD_HEADER) as u64
 }
 
 impl Replay {
@@ -27,9 +35,19 @@ impl Replay {
     }
 
     /// Judges the end of a segment: complete, rotten, torn, or simply the end.
-    pub(super) fn close_segment(&mut self, segment: &Found, end: &End) -> Option<(usize, u64)> {
+    pub(super) fn close_segment(
+        &mut self,
+        segment: &Found,
+        end: &End,
+        holes: &Holes,
+    ) -> Option<(usize, u64)> {
         let reached = segment.limit.unwrap_or(end.durable + 1);
         if end.next_seq < reached {
+            if let Some(hole) = holes.within(next_place(end)) {
+                let detail = format!("record {}: {}", end.next_seq, hole.detail);
+                self.lose(segment, end.next_seq, reached, hole.from, detail);
+                return None;
+            }
             let detail = match &end.bad {
                 Some(bad) => format!("record {}: {}", end.next_seq, describe(bad)),
                 None => format!("record {} is missing", end.next_seq),
@@ -44,6 +62,44 @@ impl Replay {
             return None;
         }
         end.bad.filter(|_| segment.limit.is_none()).map(|_| (end.offset, end.next_seq))
+    }
+
+    /// Judges what of a segment could not be read and is not reported with a record that it damaged. Tells whether
+    /// something behind the records could not.
+    ///
+    /// No read that failed cuts anything: in the last segment, behind what is stated to be durable, what cannot be
+    /// read may have been acknowledged all the same, be it the next record or what tells a torn one from
+    /// rot. Only where a readable place for the next record holds none is nothing lost: nothing was acknowledged
+    /// behind it.
+    pub(super) fn judge_holes(
+        &mut self,
+        segment: &Found,
+        holes: &Holes,
+        records: &[Record],
+        end: &End,
+        cut: Option<(usize, u64)>,
+    ) -> bool {
+        let edge = cut.map_or(end.offset, |(offset, _)| offset) as u64;
+        let behind = |from: u64| holes.within(from..u64::MAX);
+        let doubt = match (segment.limit, cut) {
+            (Some(_), _) => None,
+            (None, Some(_)) => behind(edge),
+            (None, None) => holes.within(next_place(end)),
+        };
+        if let Some(hole) = doubt {
+            let seq = cut.map_or(end.next_seq, |(_, seq)| seq);
+            self.lose(segment, seq, u64::MAX, hole.from, hole.detail.clone());
+        }
+        for hole in holes.iter() {
+            let has = |record: &Record| {
+                let from = record.offset as u64;
+                hole.from < from + record.header.total() as u64 && hole.end > from
+            };
+            if !records.iter().any(|record| !record.is_whole() && has(record)) {
+                self.recovery.harmless.push(hole.damage(&segment.path));
+            }
+        }
+        behind(edge).is_some()
     }
 
     pub(super) fn lose(

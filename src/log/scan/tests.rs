@@ -34,7 +34,7 @@ fn live(found: &Found, blocks: usize) -> Vec<u8> {
     let parts = found.passes(blocks * BLOCK).unwrap();
     // The order in which the parts are looked at must not matter.
     let ends = parts.iter().rev().map(|part| found.pass(part).unwrap());
-    found.read_to(ends.max().unwrap_or(0)).unwrap()
+    found.read_to(ends.max().unwrap_or(0)).unwrap().bytes
 }
 
 /// Everything that a scan tells.
@@ -62,7 +62,7 @@ proptest! {
             find_segments(&disk, Path::new(DIR), &names, OpenMode::ReadWrite, Neighbour::None)
         };
         let found = find().unwrap().pop().unwrap();
-        let whole = found.read().unwrap();
+        let whole = found.read().unwrap().bytes;
         let live = live(&found, blocks);
         prop_assert!(live.len() <= whole.len());
         prop_assert_eq!(told(&live, &found.header), told(&whole, &found.header));
@@ -70,7 +70,7 @@ proptest! {
             // Anywhere but in the segment's own header.
             let at = BLOCK + at % (whole.len() - BLOCK - len);
             found.file.write_at(at as u64, &vec![byte; len]).unwrap();
-            let (whole, live) = (found.read().unwrap(), self::live(&found, blocks));
+            let (whole, live) = (found.read().unwrap().bytes, self::live(&found, blocks));
             prop_assert_eq!(told(&live, &found.header), told(&whole, &found.header));
         }
     }
