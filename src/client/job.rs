@@ -229,7 +229,11 @@ impl Inner {
     pub fn again(self: &Arc<Self>, job: Job, target: Target) {
         match target {
             Target::Reroute => {
-                let Job { body, started, deadline, attempt, done, .. } = job;
+                let Job { body, started, deadline, attempt, last, done, .. } = job;
+                if let Some(last) = last.filter(|_| self.now() >= deadline) {
+                    // The pause ended late: what it was for says more than that there is no time.
+                    return done.call(Err(last));
+                }
                 self.start(body, started, deadline, attempt, done);
             }
             _ => self.run(job),
