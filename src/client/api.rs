@@ -46,11 +46,7 @@ impl Client {
         if let Some(result) = self.backend.read_now(&body) {
             return result;
         }
-        let (tell, told) = oneshot::channel();
-        let done = Done::new(move |result| {
-            // Nobody listens any more: fine.
-            let _ = tell.send(result);
-        });
+        let (done, told) = awaited();
         self.backend.call(body, self.timeout, done);
         heard(told).await
     }
@@ -121,11 +117,7 @@ impl Client {
     /// order. Previous values beyond 4 MiB in all (less when many such answers come together) are not told:
     /// see [`Swap::left_out`].
     pub async fn write(&self, batch: Batch) -> Result<Vec<Swap>> {
-        let (tell, told) = oneshot::channel();
-        let done = Done::new(move |result| {
-            // Nobody listens any more: fine.
-            let _ = tell.send(result);
-        });
+        let (done, told) = awaited();
         self.backend.write_soon(batch.finish(), self.timeout, done);
         let company = Company(&*self.backend);
         gate::Yield::default().await;
@@ -190,6 +182,16 @@ impl Client {
             _ => Err(odd()),
         }
     }
+}
+
+/// A callback, and where its answer is [heard].
+fn awaited() -> (Done<Response>, oneshot::Receiver<Result<Response>>) {
+    let (tell, told) = oneshot::channel();
+    let done = Done::new(move |result| {
+        // Nobody listens any more: fine.
+        let _ = tell.send(result);
+    });
+    (done, told)
 }
 
 async fn heard(told: oneshot::Receiver<Result<Response>>) -> Result<Response> {

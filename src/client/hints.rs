@@ -1,7 +1,7 @@
 //! What a remote client knows of where regions are led, so that a request goes to the node that can answer it. A
 //! node that leads nothing of it forwards it: right, and another hop.
 //!
-//! Learnt from the directory, some dozens of regions at a time, when a key is used of whose region nothing is known or
+//! Learnt from the directory, a few hundred regions at a time, when a key is used of whose region nothing is known or
 //! nothing fresh; one question at a time, beside the requests. Nothing rests on it: what is stale costs the hop
 //! that it would have saved.
 

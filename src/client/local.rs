@@ -302,35 +302,34 @@ impl Inner {
     }
 
     fn write_many(self: &Arc<Self>, batches: Vec<(Bytes, Done<Response>)>, timeout: Duration) {
-        let inner = self;
-        let started = inner.now();
+        let started = self.now();
         let deadline = started.after(timeout);
         let mut here: BTreeMap<usize, (RegionId, Vec<Submission>)> = BTreeMap::new();
         let mut elsewhere = Vec::new();
         {
-            let routes = inner.routes.read();
+            let routes = self.routes.read();
             for (command, done) in batches {
-                let Some(route) = inner.led_here(&routes, &command) else {
+                let Some(route) = self.led_here(&routes, &command) else {
                     elsewhere.push((command, done));
                     continue;
                 };
                 let Route { region, version } = route;
                 let body = Body::Write { command: command.clone() };
                 let job = Job::new(body, route, started, deadline, 0, done);
-                let back = Arc::clone(inner);
+                let back = Arc::clone(self);
                 let waiter = Box::new(move |reply| {
                     back.finish(job, back.store, Reach::Answered, written(reply));
                 });
                 let one = Submission { region, version, command, waiter };
-                let at = inner.driver.loop_of(region);
+                let at = self.driver.loop_of(region);
                 here.entry(at).or_insert_with(|| (region, Vec::new())).1.push(one);
             }
         }
         for (region, submissions) in here.into_values() {
-            inner.driver.propose(region, deadline, submissions);
+            self.driver.propose(region, deadline, submissions);
         }
         for (command, done) in elsewhere {
-            inner.start(Body::Write { command }, started, deadline, 0, done);
+            self.start(Body::Write { command }, started, deadline, 0, done);
         }
     }
 }
