@@ -59,8 +59,8 @@ fn snapshot() -> Envelope {
 
 fn beat() -> Beat {
     let (life, hears, support_ms, epoch, rouse) = (0x1122, 0x3344, 600, 300, 5);
-    let sums = Some(Box::new([7; CHUNKS]));
-    Beat { number: 9, life, hears, support_ms, epoch, rouse, sums }
+    let (shares, sums) = (true, Some(Box::new([7; CHUNKS])));
+    Beat { number: 9, life, hears, support_ms, epoch, rouse, shares, sums }
 }
 
 /// One frame of every kind.

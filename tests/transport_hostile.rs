@@ -174,7 +174,9 @@ fn good(kind: Kind, rng: &mut Rng) -> Vec<u8> {
             let sums = len.is_multiple_of(2).then(|| Box::new([rng.next(); CHUNKS]));
             let (number, life, hears) = (rng.next(), rng.next(), rng.next());
             let (support_ms, epoch, rouse) = (len as u32, rng.next(), rng.next());
-            write_beat(&Beat { number, life, hears, support_ms, epoch, rouse, sums }, &mut out);
+            let shares = rng.next().is_multiple_of(2);
+            let beat = Beat { number, life, hears, support_ms, epoch, rouse, shares, sums };
+            write_beat(&beat, &mut out);
         }
         Kind::SnapshotBegin => write_snapshot_begin(&body, &mut out),
         Kind::SnapshotChunk => write_snapshot_chunk(0, &body, &mut out),

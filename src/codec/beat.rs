@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0      version of this layout, 1
-//! 1      flags: bit 0: sums follow
+//! 1      flags: bit 0: sums follow; bit 1: sender and receiver share a region
 //! 2..10  life of the sender
 //! 10..18 life of the receiver that the sender supports; 0: none
 //! 18..22 how long the support lasts, in milliseconds
@@ -26,6 +26,7 @@ pub type Sums = [u64; CHUNKS];
 
 const VERSION: u8 = 1;
 const WITH_SUMS: u8 = 1;
+const SHARES: u8 = 2;
 
 /// What one node tells another at every interval.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -42,6 +43,9 @@ pub struct Beat {
     pub epoch: u64,
     /// Chunks whose groups, as far as the two nodes share them, must not sleep on.
     pub rouse: u64,
+    /// Whether some region has, as far as the sender knows, a replica at both ends: the receiver's may not be there
+    /// yet.
+    pub shares: bool,
     /// Now and then: of each chunk, the groups that sleep at the sender under leaders at the receiver.
     pub sums: Option<Box<Sums>>,
 }
@@ -51,7 +55,8 @@ pub fn encode(beat: &Beat) -> Bytes {
     let mut bytes = Vec::with_capacity(if beat.sums.is_some() { 48 + 8 * CHUNKS } else { 48 });
     let mut out = Writer::new(&mut bytes);
     out.u8(VERSION);
-    out.u8(if beat.sums.is_some() { WITH_SUMS } else { 0 });
+    let sums = if beat.sums.is_some() { WITH_SUMS } else { 0 };
+    out.u8(sums | if beat.shares { SHARES } else { 0 });
     out.u64(beat.life);
     out.u64(beat.hears);
     out.u32(beat.support_ms);
@@ -71,7 +76,7 @@ pub fn decode(number: u64, bytes: Bytes) -> Result<Beat> {
         return Err(from.malformed("version 0"));
     }
     let flags = from.u8()?;
-    if version == VERSION && flags > WITH_SUMS {
+    if version == VERSION && flags > WITH_SUMS | SHARES {
         return Err(from.malformed(format_args!("flags {flags:#04x}")));
     }
     let mut beat = Beat {
@@ -81,6 +86,7 @@ pub fn decode(number: u64, bytes: Bytes) -> Result<Beat> {
         support_ms: from.u32()?,
         epoch: from.varint()?,
         rouse: from.u64()?,
+        shares: flags & SHARES != 0,
         sums: None,
     };
     if flags & WITH_SUMS != 0 {
@@ -102,7 +108,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn beat(sums: Option<Box<Sums>>) -> Beat {
-        Beat { number: 7, life: 1 << 60, hears: 9, support_ms: 600, epoch: 300, rouse: 5, sums }
+        let (hears, support_ms, shares) = (9, 600, sums.is_some());
+        Beat { number: 7, life: 1 << 60, hears, support_ms, epoch: 300, rouse: 5, shares, sums }
     }
 
     #[test]

@@ -86,7 +86,8 @@ impl Store {
     /// A beat of another node; for the loop that has the beats.
     pub(super) fn beat(&mut self, now: Time, from: StoreId, beat: Beat) {
         let shares = |store| self.registry.shares_with(store);
-        if let Some(liveness) = self.watch.liveness.as_mut().filter(|own| own.hears(from, shares)) {
+        let liveness = self.watch.liveness.as_mut();
+        if let Some(liveness) = liveness.filter(|own| own.hears(from, &beat, shares)) {
             liveness.heard(now, from, beat);
         }
     }
