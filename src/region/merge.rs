@@ -45,6 +45,7 @@ use super::peer::Peer;
 use super::sparse::Empty;
 use crate::codec::admin::{Admin, commit_in};
 use crate::codec::merge::{Commit, Prepare};
+use crate::codec::region::REMOVED_MAX;
 use crate::error::{Error, Result};
 use crate::log::LogBatch;
 use crate::types::*;
@@ -182,6 +183,18 @@ pub fn absorb(target: &Region, commit: &Commit) -> Result<Region> {
     };
     let version = target.epoch.version.max(source.epoch.version) + 1;
     Ok(Region { range, epoch: Epoch { version, ..target.epoch }, ..target.clone() })
+}
+
+/// The target with the source in it, if its list of the `removed` has room for the source's replicas: what every
+/// replica of the target makes of a commit, and all that it makes of it before it troubles the source.
+///
+/// Errors as [`absorb`], and [`Error::Busy`] for the list: no final no, for it grows shorter again.
+pub fn accept(target: &Region, removed: &[Departed], commit: &Commit) -> Result<Region> {
+    let after = absorb(target, commit)?;
+    match removed.len() + commit.source.peers.len() > REMOVED_MAX {
+        true => Err(Error::Busy { what: "former replicas that are not known to be gone" }),
+        false => Ok(after),
+    }
 }
 
 /// The replicas of a source, for the list of the target.
@@ -384,7 +397,8 @@ impl Peer {
                 if !judged || !out.is_empty() {
                     break;
                 }
-                if absorb(&self.region, commit).is_ok() {
+                // (Were the source to stand still for one that is refused then, nobody would have it move on.)
+                if accept(&self.region, &self.removed, commit).is_ok() {
                     self.ask_source(effects);
                     break;
                 }

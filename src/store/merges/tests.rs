@@ -4,7 +4,7 @@
 use super::*;
 use crate::codec::admin::Admin;
 use crate::codec::merge::Commit;
-use crate::codec::region::encode_head;
+use crate::codec::region::{REMOVED_MAX, encode_head};
 use crate::kv::StateStore;
 use crate::kv::mem::SimTablesDisk;
 use crate::raft::{Envelope, Note};
@@ -191,6 +191,11 @@ impl Bench {
         self.store().peers().any(|peer| peer.region.id == RegionId(id) && peer.leaving)
     }
 
+    /// Whether a replica takes part in its group.
+    fn stands(&mut self, id: u64) -> bool {
+        self.store().peers().any(|peer| peer.region.id == RegionId(id) && peer.runs())
+    }
+
     fn ask_to_yield(&mut self, id: u64) -> bool {
         self.store().ask_to_yield(&[gone(id)])
     }
@@ -357,4 +362,40 @@ fn a_target_that_was_merged_away_is_known_by_the_mark_on_its_tombstone() {
     bench.ticks(60);
     assert!(bench.state(2).merging.is_some(), "it waits");
     assert!(!bench.wishes.is_empty());
+}
+
+/// The list of the gone has no room for those of a source. A target that finds so only when it applies the commit has made
+/// the source stand still before, on every store, for good: nobody would wish, answer or campaign there any more.
+#[test]
+fn a_source_is_not_troubled_for_a_commit_that_the_list_has_no_room_for() {
+    let mut bench = Bench::new(row());
+    bench.settle();
+    let wish = bench.freeze(2, 3);
+    let gone = |id| Departed { region: NOWHERE, id: PeerId(9_000 + id), store: HERE };
+    let full: Vec<Departed> = (0..REMOVED_MAX as u64).map(gone).collect();
+    let commit = wish.commit.clone();
+    let target = |bench: &mut Bench, removed: &[Departed]| {
+        let peer = bench.store().peers.get_mut(&RegionId(3)).unwrap();
+        peer.set_removed(removed.to_vec());
+    };
+    target(&mut bench, &full);
+    let refused = bench.ask(3, Admin::CommitMerge(commit.clone()));
+    assert!(matches!(refused, Err(Error::Busy { .. })), "{refused:?}");
+    assert!(bench.stands(2), "it still wishes");
+    // Proposed while there was room, and applied when there is none.
+    target(&mut bench, &[]);
+    let token = bench.post(3, Admin::CommitMerge(commit));
+    let proposed = bench.drain();
+    target(&mut bench, &full);
+    bench.running().log.write_round().unwrap();
+    for after in proposed.after_persist {
+        bench.handle(Event::Persisted(after.acks));
+    }
+    let effects = bench.drain();
+    assert!(effects.asides.is_empty(), "{:?}", effects.asides);
+    assert!(
+        effects.apply.iter().any(|task| task.region() == RegionId(3)),
+        "the applier refuses it"
+    );
+    assert!(bench.stands(2) && !bench.answers.contains_key(&token));
 }
