@@ -364,6 +364,31 @@ fn a_target_that_was_merged_away_is_known_by_the_mark_on_its_tombstone() {
     assert!(!bench.wishes.is_empty());
 }
 
+/// A replica that never was here is declared dead, and while that is being written a snapshot comes for its successor. The
+/// keys are the successor's from then on: should one that was cut out of it since come first, also by a snapshot,
+/// its successor would give birth to it once more, over its head.
+#[test]
+fn the_end_of_one_who_never_came_frees_no_keys_of_its_successor() {
+    let mut bench = Bench::new(row()[..2].to_vec());
+    bench.settle();
+    bench.handle(Event::Messages(vec![Envelope {
+        region: RegionId(7),
+        from: PeerId(72),
+        to: PeerId(71),
+        from_store: StoreId(2),
+        message: Message::default(),
+        note: Some(Note::Gone { epoch: Epoch { conf_ver: 3, version: 1 }, by: RegionId(7) }),
+    }]));
+    let dies = bench.drain();
+    assert!(matches!(dies.apply[..], [ApplyTask::Destroy { .. }]), "{:?}", dies.apply);
+    let mut successor = region(7, "p", "", &[1, 2]);
+    successor.peers[0].id = PeerId(79);
+    assert!(bench.takes(&successor, vec![]));
+    bench.perform(dies);
+    assert!(bench.running().registry.is_coming(RegionId(7)), "its keys are kept for it");
+    assert!(!bench.takes(&region(8, "t", "", &[1, 2]), vec![]), "they are another's still");
+}
+
 /// The list of the gone has no room for those of a source. A target that finds so only when it applies the commit has made
 /// the source stand still before, on every store, for good: nobody would wish, answer or campaign there any more.
 #[test]
