@@ -364,6 +364,10 @@ impl Clerk {
         self.parts.roster.learn(&known.directory);
         for record in known.directory.stores.values() {
             let (store, start) = (record.store, record.start);
+            if record.state == StoreState::Left {
+                // Nobody lets it in any more: what it held is gone.
+                self.parts.driver.registry().neighbours().has_left(store);
+            }
             let there = record.state != StoreState::Left && !record.address.is_empty();
             let placed = |known: Option<Start>| known.is_some_and(|known| known.life == start.life);
             if store != self.parts.record.store

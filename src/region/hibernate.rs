@@ -4,7 +4,8 @@
 //! 2. **The leader's word.** It leads, everything is durable, committed and applied, nobody waits, no leadership
 //!    or configuration is changing. Every follower is *even* (holds everything and knows it to be committed) and its
 //!    node and ours support each other; or it is *away*: its node is silent and raft has not heard of it either. At
-//!    least a majority of the voters, the leader included, is even. Then the leader sends each even follower one last
+//!    least a majority of the voters, the leader included, is even. Former replicas that are not known to be gone are on
+//!    silent nodes. Then the leader sends each even follower one last
 //!    heartbeat that says "sleep", and lies down at once.
 //! 3. **The follower agrees** only in the leader's term, when its log ends where the leader's commit stands, with
 //!    everything durable and applied here too, and its node supports the leader's. Otherwise it takes the word
@@ -13,7 +14,8 @@
 //! **Who wakes whom.** Any message wakes; so does anything that a caller wants. A leader that wakes speaks to all
 //! followers at once. Followers wake when their leader's *node* loses our support, and campaign soon, each after
 //! its own delay; the delays, and the chunks in which a store wakes its groups, keep it from being one storm. A
-//! leader wakes when a follower's node comes back (it may lag, or have forgotten whom it follows), or when so many
+//! leader wakes when a follower's node comes back (it may lag, or have forgotten whom it follows), or that of a former
+//! replica which it has still to ask whether it is gone, or when so many
 //! went silent that it cannot lead any more. In the first case it wakes *softly*: the others are told to sleep on
 //! instead of being sent heartbeats, and once the one for whom it woke is even all lie down again. If that takes too
 //! long, or anything else is wanted, it speaks to everybody after all. (After three quarters of an election timeout: soon
@@ -125,7 +127,6 @@ impl Peer {
             && self.received.is_none()
             && self.reshaping.is_none()
             && self.changing.is_none()
-            && self.removed.is_empty()
             && self.merging.is_none()
             && self.held.is_empty()
             && self.flights.is_idle()
@@ -198,7 +199,12 @@ impl Peer {
         if self.asleep() || !self.runs() || !self.group.leads() || !self.rested() {
             return false;
         }
+        // Who can be asked whether a former replica is gone is asked first.
+        if self.removed.iter().any(|gone| neighbours.get(gone.store).support) {
+            return false;
+        }
         let Some(even) = self.even_followers(neighbours) else { return false };
+        self.removed.iter().for_each(|gone| neighbours.await_return(gone.store));
         let status = self.group.status();
         for (standing, _) in &even {
             let mut word = Message {
@@ -292,9 +298,11 @@ impl Peer {
         self.rest.asleep.as_ref().is_some_and(|bed| bed.is_on(store, end))
     }
 
-    /// Whether it sleeps as a leader of a region with a replica there.
+    /// Whether it sleeps as a leader of a region with a replica there, or with a former one that is not known to be gone.
     pub(crate) fn sleeps_leading(&self, store: StoreId) -> bool {
-        self.asleep() && self.group.leads() && self.region.peer_on(store).is_some()
+        let former = || self.removed.iter().any(|gone| gone.store == store);
+        let there = || self.region.peer_on(store).is_some() || former();
+        self.asleep() && self.group.leads() && there()
     }
 
     /// Whether the nodes that are there hold no majority of the voters any more.

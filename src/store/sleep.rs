@@ -62,7 +62,7 @@ impl Store {
         }
         peer.tick(now);
         peer.retry_reads(now, &self.config, &mut self.pending);
-        peer.tick_membership(&self.config, &mut self.pending);
+        peer.tick_membership(&self.config, self.registry.neighbours(), &mut self.pending);
         self.give_up_merge(region);
         let Some(peer) = self.peers.get_mut(&region) else { return false };
         peer.tick_snapshots(&self.config, &mut self.pending);
@@ -146,3 +146,6 @@ impl Store {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

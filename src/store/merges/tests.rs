@@ -25,7 +25,12 @@ const NOWHERE: RegionId = RegionId(99);
 const LATER: Epoch = Epoch { conf_ver: u64::MAX, version: u64::MAX };
 
 /// A region with voters on these stores: the peer of region 4 on store 1 is 41.
-fn region(id: u64, start: &'static str, end: &'static str, stores: &[u64]) -> Region {
+pub(in crate::store) fn region(
+    id: u64,
+    start: &'static str,
+    end: &'static str,
+    stores: &[u64],
+) -> Region {
     let peer = |store: &u64| Peer {
         id: PeerId(id * 10 + store),
         store: StoreId(*store),
@@ -51,9 +56,9 @@ fn gone(id: u64) -> Departed {
 }
 
 /// One node by hand.
-struct Bench {
+pub(in crate::store) struct Bench {
     node: SimNode,
-    now: Time,
+    pub now: Time,
     tokens: u64,
     answers: BTreeMap<Token, Reply>,
     wishes: Vec<MergeWish>,
@@ -62,8 +67,13 @@ struct Bench {
 impl Bench {
     /// A node that has just started; nothing was drained yet.
     fn new(layout: Vec<Region>) -> Bench {
+        Bench::tired(layout, Duration::ZERO)
+    }
+
+    /// The same, whose idle groups sleep after so long.
+    pub fn tired(layout: Vec<Region>, hibernate_after: Duration) -> Bench {
         let options = NodeOptions {
-            config: StoreConfig { hibernate_after: Duration::ZERO, ..StoreConfig::default() },
+            config: StoreConfig { hibernate_after, ..StoreConfig::default() },
             loops: 1,
             log: crate::log::Options {
                 segment_bytes: 16 << 12,
@@ -88,15 +98,15 @@ impl Bench {
         Bench { now: node.now(Time(0)), node, tokens: 0, answers, wishes }
     }
 
-    fn running(&mut self) -> &mut Running {
+    pub fn running(&mut self) -> &mut Running {
         self.node.running.as_mut().unwrap()
     }
 
-    fn store(&mut self) -> &mut Store {
+    pub fn store(&mut self) -> &mut Store {
         &mut self.running().stores[0]
     }
 
-    fn handle(&mut self, event: Event) {
+    pub fn handle(&mut self, event: Event) {
         let now = self.now;
         self.store().handle(now, event);
     }
@@ -126,14 +136,14 @@ impl Bench {
     }
 
     /// Performs rounds until there is nothing left to do.
-    fn settle(&mut self) {
+    pub fn settle(&mut self) {
         while self.store().has_work() {
             let effects = self.drain();
             self.perform(effects);
         }
     }
 
-    fn ticks(&mut self, count: u32) {
+    pub fn ticks(&mut self, count: u32) {
         for _ in 0..count {
             self.now = self.now.after(StoreConfig::default().tick);
             self.handle(Event::Tick);
