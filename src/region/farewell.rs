@@ -55,6 +55,11 @@ impl Asking {
         *self = Asking { due: ticks + pause, pause };
         true
     }
+
+    /// Whether it was asked so often that whoever could answer would have.
+    pub fn was_in_vain(&self, config: &StoreConfig) -> bool {
+        self.pause >= config.group.election_ticks as u64 * PAUSE_MAX
+    }
 }
 
 impl Peer {

@@ -74,7 +74,8 @@ impl Store {
             self.touched.insert(region);
         }
         let tired = peer.grows_tired(&self.config);
-        if tired && peer.try_to_sleep(self.registry.neighbours(), &mut self.pending.send_now) {
+        let neighbours = self.registry.neighbours();
+        if tired && peer.try_to_sleep(&self.config, neighbours, &mut self.pending.send_now) {
             return false;
         }
         if peer.speak_up() {
