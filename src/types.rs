@@ -264,11 +264,14 @@ impl RegionState {
 /// The region that keeps the cluster's own record. It exists from the start and for ever.
 pub const FIRST_REGION: RegionId = RegionId(1);
 
-/// One opening of a data directory. An old copy of the directory counts fewer openings than others remember; two copies that
+/// One opening of a data directory. An old copy of the directory counts less than others remember; two copies that
 /// count alike differ in the life.
+///
+/// * Of one life `number` grows: a node that writes marks its directory now and then, as if it had been opened anew. So
+///   a copy that was made while it ran is older than what others remember, too.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Start {
-    /// Openings so far, this one included.
+    /// Openings and marks so far, this one included.
     pub number: u64,
     /// Drawn at this opening.
     pub life: u64,

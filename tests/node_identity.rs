@@ -48,7 +48,40 @@ impl World {
             log_budget_bytes: 64 << 20,
             ..NodeConfig::default()
         };
-        Node::open(config).unwrap()
+        // Marked as soon as there is reason to.
+        Node::builder(config).mark_every(Duration::from_millis(100)).open().unwrap()
+    }
+
+    /// How often store 3 has been opened or marked, as is on record.
+    fn starts(&self, client: &catamaran::client::Blocking) -> Option<u64> {
+        let stores = client.stores().unwrap_or_default();
+        stores.iter().find(|record| record.store == StoreId(3)).map(|record| record.start.number)
+    }
+
+    /// The present record is on the disks of stores 1 and 2: one that is announced is kept.
+    fn wait_for_record(&self, client: &catamaran::client::Blocking) {
+        let version = client.cluster().unwrap().directory.version;
+        eventually("the record on every disk", || {
+            (1..=2).all(|id| {
+                let file = std::fs::read(self.data(id).join("members")).unwrap_or_default();
+                // Behind magic, checksum, starts and layout; small enough for one byte.
+                file.get(21).is_some_and(|byte| u64::from(*byte) >= version)
+            })
+        });
+    }
+
+    /// All nodes end, and an old copy takes the place of store 3. It has no vote, and what was written is there.
+    fn put_back(&self, nodes: Vec<Node>) {
+        nodes.into_iter().for_each(|node| node.kill());
+        std::fs::remove_dir_all(self.data(3)).unwrap();
+        copy(&self.dir.path().join("copy"), &self.data(3));
+        let old = self.open(3);
+        let first = self.open(1);
+        has_no_majority(&first);
+        assert!(old.status().unwrap().iter().all(|status| !status.leads));
+        let second = self.open(2);
+        assert_eq!(first.client().blocking().get("k").unwrap().unwrap(), "right");
+        drop((old, second));
     }
 
     /// Whether a node has on its disk where these stores are.
@@ -139,30 +172,29 @@ fn an_old_copy_of_a_directory_does_not_vote() {
     let third = world.open(3);
     let client = nodes[0].client().blocking();
     client.put("k", "right").unwrap();
-    let starts = |client: &catamaran::client::Blocking| {
-        let stores = client.stores().unwrap_or_default();
-        stores.iter().find(|record| record.store == StoreId(3)).map(|record| record.start.number)
-    };
-    eventually("the second start on record", || starts(&client) == Some(2));
-    // On the other disks, too: a record that is announced is kept.
-    let version = client.cluster().unwrap().directory.version;
-    eventually("the record on every disk", || {
-        (1..=2).all(|id| {
-            let file = std::fs::read(world.data(id).join("members")).unwrap_or_default();
-            // Behind magic, checksum, starts and layout; small enough for one byte.
-            file.get(21).is_some_and(|byte| u64::from(*byte) >= version)
-        })
-    });
-    third.kill();
-    nodes.drain(..).for_each(|node| node.kill());
-    std::fs::remove_dir_all(world.data(3)).unwrap();
-    copy(&world.dir.path().join("copy"), &world.data(3));
-    // The copy says that it was opened once. This is its second opening, but not the one that is on record.
-    let old = world.open(3);
-    let first = world.open(1);
-    has_no_majority(&first);
-    assert!(old.status().unwrap().iter().all(|status| !status.leads));
-    let second = world.open(2);
-    assert_eq!(first.client().blocking().get("k").unwrap().unwrap(), "right");
-    drop((old, second));
+    // The copy says that it was opened once. The next is its second opening, but not the one that is on record.
+    eventually("the second start on record", || world.starts(&client) == Some(2));
+    world.wait_for_record(&client);
+    nodes.push(third);
+    world.put_back(nodes);
+}
+
+/// Nodes run for months, and copies are made of their directories meanwhile. What is put back has been opened as often as
+/// the others remember; the marks tell that it is older.
+#[test]
+fn a_copy_from_the_middle_of_a_run_does_not_vote() {
+    let world = World::new();
+    let nodes: Vec<Node> = (1..=3).map(|id| world.open(id)).collect();
+    let client = nodes[0].client().blocking();
+    client.put("k", "old").unwrap();
+    eventually("the third store on record", || world.starts(&client) == Some(1));
+    nodes[2].flush().unwrap();
+    copy(&world.data(3), &world.dir.path().join("copy"));
+    client.put("k", "right").unwrap();
+    for i in 0..200 {
+        client.put(format!("{i}"), "something").unwrap();
+    }
+    eventually("a mark on record", || world.starts(&client) > Some(1));
+    world.wait_for_record(&client);
+    world.put_back(nodes);
 }

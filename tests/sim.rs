@@ -56,11 +56,11 @@ fn acknowledgements_before_the_sync_are_found() {
     assert!(found_by(Planted::AckBeforeSync, 0).is_some());
 }
 
-/// Three seeds in five hundred: who restarts helps nobody for an election's time, so only a request for votes
+/// Few seeds in five hundred (336 and 375 are two): who restarts helps nobody for an election's time, so only a request for votes
 /// that was long on its way meets a voter who has forgotten.
 #[test]
 fn a_forgotten_vote_is_found() {
-    assert!(found_in(Workload::Regions, Planted::ForgottenVote, 314).is_some());
+    assert!(found_in(Workload::Regions, Planted::ForgottenVote, 336).is_some());
 }
 
 #[test]

@@ -48,7 +48,7 @@ pub struct StoreRecord {
     pub store: StoreId,
     /// Which data directory it is: one that was wiped and made anew differs in it.
     pub incarnation: u64,
-    /// Its latest opening: an old copy of it counts fewer.
+    /// Its latest opening, and mark: an old copy of it counts fewer.
     pub start: Start,
     /// Where it listens, `host:port`; empty if nobody is to dial it.
     pub address: String,
@@ -197,7 +197,10 @@ impl Directory {
             return Ok(());
         };
         known.recognise(new.incarnation, new.start)?;
-        known.start = new.start;
+        // Of one run the largest mark counts, in whatever order they come.
+        if known.start.life != new.start.life || known.start.number < new.start.number {
+            known.start = new.start;
+        }
         known.address.clone_from(&new.address);
         Ok(())
     }
@@ -220,6 +223,9 @@ impl StoreRecord {
             ));
         }
         let (known, number) = (self.start, start.number);
+        if start.life == known.life {
+            return Ok(()); // the run that is on record, which may have been marked since it said hello
+        }
         if number < known.number {
             return refuse(format!(
                 "{store} came with an old copy of its directory (opened {number} times, on record are {}): what \
@@ -227,7 +233,7 @@ impl StoreRecord {
                 known.number
             ));
         }
-        match number == known.number && start.life != known.life {
+        match number == known.number {
             true => refuse(format!(
                 "{store} came with a copy of its directory (opening {number} was another one): what it forgot it \
                  may not vote about"

@@ -37,6 +37,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const STORE_PATIENCE: Duration = Duration::from_secs(2);
 /// The longest pause before somebody who did not answer is told again.
 const PAUSE_MAX: Duration = Duration::from_secs(8);
+/// How often a node that writes marks its directory.
+pub(super) const MARK_EVERY: Duration = Duration::from_secs(300);
+/// Fewer entries than this, and some for each store, are no reason to: marks are entries themselves.
+const MARK_ENTRIES: u64 = 64;
+/// For each store.
+const MARK_ENTRIES_EACH: u64 = 4;
 /// How often free space is looked up.
 const SPACE_EVERY: Duration = Duration::from_secs(10);
 
@@ -82,6 +88,8 @@ pub(super) struct Parts {
     pub replicas: u64,
     /// Whose addresses the configuration names: it is right about them until they register anew.
     pub named: BTreeSet<StoreId>,
+    /// See [`Members::mark`].
+    pub mark_every: Duration,
     /// Which of the regions led here may be merged.
     pub census: Option<Census>,
     /// Where to look how much space is left.
@@ -136,6 +144,8 @@ struct Clerk {
     version: u64,
     /// The start of each store whose address the transport has.
     placed: BTreeMap<StoreId, Start>,
+    /// When the directory was marked last, and how many entries its log had been given by then.
+    marked: (Instant, u64),
 }
 
 /// The thread; ends when it is stopped.
@@ -180,6 +190,7 @@ pub(super) fn start(parts: Parts) -> Result<Handle> {
         free_as_of: None,
         version: 0,
         placed,
+        marked: (Instant::now(), 0),
     };
     let thread = std::thread::Builder::new().name("directory".into());
     let thread = thread
@@ -197,6 +208,7 @@ impl Clerk {
         while !stop.load(Ordering::Acquire) && !self.parts.local.stopped() {
             self.collect();
             self.act_upon_announcement();
+            self.mark();
             self.register();
             if let Some(announcement) = self.parts.local.reign() {
                 self.announce(&announcement);
@@ -293,6 +305,27 @@ impl Clerk {
         }
     }
 
+    /// Marks the directory, if enough was written to it: a copy that lacks that shall be recognised.
+    fn mark(&mut self) {
+        let (at, before) = self.marked;
+        if self.registration != Registration::Done || at.elapsed() < self.parts.mark_every {
+            return;
+        }
+        let entries = self.parts.driver.log().stats().entries;
+        let stores = self.parts.members.directory.stores.len() as u64;
+        if entries.saturating_sub(before) < MARK_ENTRIES + MARK_ENTRIES_EACH * stores {
+            return;
+        }
+        self.marked = (Instant::now(), entries);
+        match self.parts.members.mark() {
+            Ok(number) => {
+                self.parts.record.start.number = number;
+                self.registration = Registration::Wanted;
+            }
+            Err(error) => tracing::warn!(%error, "the directory could not be marked"),
+        }
+    }
+
     fn register(&mut self) {
         if self.registration != Registration::Wanted || Instant::now() < self.again {
             return;
@@ -331,10 +364,15 @@ impl Clerk {
         self.parts.roster.learn(&known.directory);
         for record in known.directory.stores.values() {
             let (store, start) = (record.store, record.start);
+            if record.state == StoreState::Left {
+                // Nobody lets it in any more: what it held is gone.
+                self.parts.driver.registry().neighbours().has_left(store);
+            }
             let there = record.state != StoreState::Left && !record.address.is_empty();
+            let placed = |known: Option<Start>| known.is_some_and(|known| known.life == start.life);
             if store != self.parts.record.store
                 && there
-                && self.placed.insert(store, start) != Some(start)
+                && !placed(self.placed.insert(store, start))
             {
                 self.parts.transport.set_peer(store, record.address.clone());
             }

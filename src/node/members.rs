@@ -6,12 +6,14 @@
 //! ```text
 //! 0..8   "CTMRMEM1"
 //! 8..12  crc32c of all that follows, little-endian
-//! 12..20 how often the directory was opened, little-endian
+//! 12..20 how often the directory was opened or marked, little-endian
 //! 20..   the record of the stores, see codec::directory
 //! ```
 //!
 //! It is as old as the directory it lies in: a copy that is put back later has been opened fewer times than others
-//! remember. A damaged file is an error: who cannot say how often it was opened cannot say whether it forgot
+//! remember. While the node runs and writes, it *marks* the directory every few minutes ([`Members::mark`]): the count
+//! grows as if the directory had been opened once more, and the store registers with it. So a copy from the middle of a
+//! run is recognised, too, unless it was made since the last mark. A damaged file is an error: who cannot say how often it was opened cannot say whether it forgot
 //! something.
 
 use crate::codec::directory::{Directory, StoreRecord};
@@ -33,7 +35,7 @@ const FILE_BYTES_MAX: usize = 16 << 20;
 pub(super) struct Members {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
-    /// Openings of the directory, this one included.
+    /// Openings and marks of the directory, this opening included.
     pub starts: u64,
     /// The stores, as announced last.
     pub directory: Directory,
@@ -56,6 +58,14 @@ impl Members {
         members.starts += 1;
         members.write()?;
         Ok(members)
+    }
+
+    /// Counts one more, durably: copies that were made before are older than this. The old count stays if it cannot be
+    /// written.
+    pub fn mark(&mut self) -> Result<u64> {
+        self.starts += 1;
+        self.write().inspect_err(|_| self.starts -= 1)?;
+        Ok(self.starts)
     }
 
     fn path(&self) -> PathBuf {
@@ -197,6 +207,38 @@ mod tests {
         }
         file.write_at(0, b"?").unwrap();
         assert!(matches!(Members::open(disk, dir), Err(Error::Corruption { .. })));
+    }
+
+    /// A node runs for weeks and is never restarted; a copy of its directory that was made in between is put back. It has
+    /// been opened as often as the others remember, were it not for the marks.
+    #[test]
+    fn a_copy_from_before_the_last_mark_is_recognised() {
+        let disk: Arc<dyn Disk> = Arc::new(MemDisk::default());
+        let dir = Path::new("data");
+        disk.create_dir_all(dir).unwrap();
+        let mut members = Members::open(Arc::clone(&disk), dir).unwrap();
+        let opened = Start { number: members.starts, life: 99 };
+        let record = StoreRecord { store: StoreId(1), start: opened, ..StoreRecord::default() };
+        let register = |start| {
+            let record = StoreRecord { start, ..record.clone() };
+            StoreChange::Register { record, replicas: 3 }
+        };
+        let mut directory = stores(&[register(opened)]);
+        let copied = members.starts;
+        let marked = Start { number: members.mark().unwrap(), ..opened };
+        directory.change(&register(marked)).unwrap();
+        // What was said earlier and comes later takes nothing back.
+        directory.change(&register(opened)).unwrap();
+        assert_eq!(directory.stores[&StoreId(1)].start, marked);
+
+        let roster = Roster::default();
+        roster.learn(&directory);
+        let greets = |start| roster.greet(StoreId(1), 0, start);
+        assert!(greets(Start { number: copied + 1, life: 5 }).is_err(), "the copy");
+        greets(opened).unwrap(); // its connection may be older than the mark
+        let again = Start { number: Members::open(disk, dir).unwrap().starts, life: 6 };
+        greets(again).unwrap();
+        assert!(greets(opened).is_err(), "that one has ended");
     }
 
     #[test]

@@ -4,13 +4,12 @@
 use super::apply::FIRST_FREE_ID;
 use super::config::StoreConfig;
 use super::effects::{AdminDone, Applied, Effects, Reply, Token};
-use super::merge::{FROZEN, absorb, departed, freeze};
+use super::merge::{FROZEN, accept, departed, freeze};
 use super::peer::Peer;
 use super::{membership, split};
 use crate::codec::admin::{Admin, Change};
 use crate::codec::directory::Directory;
 use crate::codec::merge::{Commit, Prepare};
-use crate::codec::region::REMOVED_MAX;
 use crate::error::{Error, Result};
 use crate::kv::{View, WriteBatch};
 use crate::raft::ProposeError;
@@ -83,12 +82,13 @@ impl Peer {
                 let prepare = self.may_freeze(&asked)?;
                 self.put_alone(config, &Admin::PrepareMerge(prepare), effects)
             }
-            Admin::CommitMerge(_) => {
+            Admin::CommitMerge(commit) => {
                 // A commit of an earlier leader may be under way still.
                 let settled = self.group.applied_in_term();
                 if !settled || self.reshaping.is_some() || self.changing.is_some() {
                     return Err(Error::Busy { what: "another change of the region's shape" });
                 }
+                accept(&self.region, &self.removed, commit)?;
                 self.put_alone(config, admin, effects)
             }
             Admin::ChangePeers { epoch, changes } => self.propose_change(*epoch, changes),
@@ -253,10 +253,7 @@ fn merge_in(
         // Once more: proposed by a leader that had not applied the first. Refusing it would thaw the source.
         return Ok(Ok(AdminDone::Shaped(vec![state.region.clone()])));
     }
-    if state.removed.len() + commit.source.peers.len() > REMOVED_MAX {
-        return Ok(Err(Error::Busy { what: "former replicas that are not known to be gone" }));
-    }
-    let after = match absorb(&state.region, commit) {
+    let after = match accept(&state.region, &state.removed, commit) {
         Ok(after) => after,
         Err(refused) => return Ok(Err(refused)),
     };

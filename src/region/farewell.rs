@@ -13,10 +13,14 @@
 //! record in the log names its replica, so a later one does not inherit a vote.
 //!
 //! **Being missed.** The region lists who was removed. Its leader asks them, more and more rarely, and each store
-//! answers [`Note::Buried`] once its tombstone is durable; only then is the replica struck from the list.
+//! answers [`Note::Buried`] once its tombstone is durable; only then is the replica struck from the list. A store that is
+//! silent is asked for as long as the group is awake, and again when it comes back: the leader sleeps meanwhile, and is
+//! woken (see [`hibernate`](super::hibernate)). One that has left the cluster never speaks to anybody again: what it held
+//! is as good as buried.
 
 use super::config::StoreConfig;
 use super::effects::{Effects, Reply};
+use super::neighbours::Neighbours;
 use super::peer::Peer;
 use crate::codec::admin::Admin;
 use crate::error::Error;
@@ -51,6 +55,11 @@ impl Asking {
         *self = Asking { due: ticks + pause, pause };
         true
     }
+
+    /// Whether it was asked so often that whoever could answer would have.
+    pub fn was_in_vain(&self, config: &StoreConfig) -> bool {
+        self.pause >= config.group.election_ticks as u64 * PAUSE_MAX
+    }
 }
 
 impl Peer {
@@ -80,13 +89,26 @@ impl Peer {
     }
 
     /// A leader asks those on the list whether they are gone.
-    pub(crate) fn ask_removed(&mut self, config: &StoreConfig, effects: &mut Effects) {
+    pub(crate) fn ask_removed(
+        &mut self,
+        config: &StoreConfig,
+        neighbours: &Neighbours,
+        effects: &mut Effects,
+    ) {
         if self.removed.is_empty() || !self.group.leads() || !self.asking.is_due(self.ticks, config)
         {
             return;
         }
         let by = self.region.id;
-        for gone in &self.removed {
+        let left = neighbours.left_of(self.removed.iter().map(|gone| gone.store));
+        let buried = self.removed.iter().filter(|gone| left.contains(&gone.store));
+        let peers: Vec<PeerId> = buried.map(|gone| gone.id).collect();
+        if !peers.is_empty() {
+            // Not proposed: next time.
+            let _ = self.group.propose(Admin::Forget { peers }.encode());
+        }
+        for gone in self.removed.iter().filter(|gone| !left.contains(&gone.store)) {
+            neighbours.ask(gone.store);
             if gone.region == by {
                 self.send_away(gone.id, gone.store, effects);
                 continue;

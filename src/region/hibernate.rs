@@ -4,8 +4,9 @@
 //! 2. **The leader's word.** It leads, everything is durable, committed and applied, nobody waits, no leadership
 //!    or configuration is changing. Every follower is *even* (holds everything and knows it to be committed) and its
 //!    node and ours support each other; or it is *away*: its node is silent and raft has not heard of it either. At
-//!    least a majority of the voters, the leader included, is even. Then the leader sends each even follower one last
-//!    heartbeat that says "sleep", and lies down at once.
+//!    least a majority of the voters, the leader included, is even. Former replicas that are not known to be gone are on
+//!    silent nodes, which were asked for long. Then the leader sends each even follower one last heartbeat that says
+//!    "sleep", and lies down at once.
 //! 3. **The follower agrees** only in the leader's term, when its log ends where the leader's commit stands, with
 //!    everything durable and applied here too, and its node supports the leader's. Otherwise it takes the word
 //!    as the heartbeat that it also is, and the answer wakes the leader.
@@ -13,9 +14,9 @@
 //! **Who wakes whom.** Any message wakes; so does anything that a caller wants. A leader that wakes speaks to all
 //! followers at once. Followers wake when their leader's *node* loses our support, and campaign soon, each after
 //! its own delay; the delays, and the chunks in which a store wakes its groups, keep it from being one storm. A
-//! leader wakes when a follower's node comes back (it may lag, or have forgotten whom it follows), or when so many
-//! went silent that it cannot lead any more. In the first case it wakes *softly*: the others are told to sleep on
-//! instead of being sent heartbeats, and once the one for whom it woke is even all lie down again. If that takes too
+//! leader wakes when a follower's node comes back (it may lag, or have forgotten whom it follows), or that of a former
+//! replica which it has still to ask whether it is gone, or when so many went silent that it cannot lead any more. In
+//! the first case it wakes *softly*: the others are told to sleep on instead of being sent heartbeats, and once the one for whom it woke is even all lie down again. If that takes too
 //! long, or anything else is wanted, it speaks to everybody after all. (After three quarters of an election timeout: soon
 //! raft would look whether its leader hears of a quorum, which sleeps.) What is lost or late mends itself: a follower that never got the word
 //! campaigns in time, and asks its sleeping leader for a vote; a late word puts a follower to sleep that the next
@@ -38,11 +39,12 @@
 
 use super::config::StoreConfig;
 use super::effects::Outbox;
+use super::farewell::Asking;
 use super::neighbours::{Bed, End, Neighbours, On};
 use super::peer::Peer;
 use super::sparse::Empty;
 use crate::raft::Standing;
-use crate::types::{PeerId, RegionId, Role, StoreId};
+use crate::types::{Departed, PeerId, RegionId, Role, StoreId};
 use ::raft::eraftpb::{Message, MessageType};
 
 /// What the leader's last heartbeat says.
@@ -125,7 +127,6 @@ impl Peer {
             && self.received.is_none()
             && self.reshaping.is_none()
             && self.changing.is_none()
-            && self.removed.is_empty()
             && self.merging.is_none()
             && self.held.is_empty()
             && self.flights.is_idle()
@@ -194,11 +195,23 @@ impl Peer {
     }
 
     /// A leader that has been quiet for long sleeps, if it may, and says so. `false`: it stays awake.
-    pub(crate) fn try_to_sleep(&mut self, neighbours: &Neighbours, out: &mut Outbox) -> bool {
+    pub(crate) fn try_to_sleep(
+        &mut self,
+        config: &StoreConfig,
+        neighbours: &Neighbours,
+        out: &mut Outbox,
+    ) -> bool {
         if self.asleep() || !self.runs() || !self.group.leads() || !self.rested() {
             return false;
         }
+        // Who can be asked whether a former replica is gone is asked first.
+        let silent = |gone: &Departed| !neighbours.get(gone.store).support;
+        let in_vain = self.asking.was_in_vain(config) && self.removed.iter().all(silent);
+        if !self.removed.is_empty() && !in_vain {
+            return false;
+        }
         let Some(even) = self.even_followers(neighbours) else { return false };
+        self.removed.iter().for_each(|gone| neighbours.await_return(gone.store));
         let status = self.group.status();
         for (standing, _) in &even {
             let mut word = Message {
@@ -261,6 +274,7 @@ impl Peer {
     pub(crate) fn wake(&mut self, config: &StoreConfig, why: Wake) {
         let Some(bed) = self.rest.asleep.take() else { return };
         self.stir();
+        self.asking = Asking::default();
         match why {
             Wake::Returned(store) if self.group.leads() => {
                 let tired = config.hibernate_ticks().unwrap_or(0);
@@ -292,9 +306,11 @@ impl Peer {
         self.rest.asleep.as_ref().is_some_and(|bed| bed.is_on(store, end))
     }
 
-    /// Whether it sleeps as a leader of a region with a replica there.
+    /// Whether it sleeps as a leader of a region with a replica there, or with a former one that is not known to be gone.
     pub(crate) fn sleeps_leading(&self, store: StoreId) -> bool {
-        self.asleep() && self.group.leads() && self.region.peer_on(store).is_some()
+        let former = || self.removed.iter().any(|gone| gone.store == store);
+        let there = || self.region.peer_on(store).is_some() || former();
+        self.asleep() && self.group.leads() && there()
     }
 
     /// Whether the nodes that are there hold no majority of the voters any more.

@@ -213,10 +213,11 @@ impl Peer {
     pub(crate) fn tick_membership(
         &mut self,
         config: &StoreConfig,
+        neighbours: &super::neighbours::Neighbours,
         effects: &mut super::effects::Effects,
     ) {
         self.leave_joint();
-        self.ask_removed(config, effects);
+        self.ask_removed(config, neighbours, effects);
         self.tick_merge(config, effects);
     }
 }

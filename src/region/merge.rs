@@ -20,8 +20,9 @@
 //!
 //! **Rolling back.** The source thaws only on a fact that is replicated: the target has another, later shape and does not
 //! list the source, so no commit can be accepted any more; or the target was itself merged away, which its tombstone on
-//! the store of the source's leader says. Shapes only grow, and the target cannot forget the source while the source's
-//! leader lives. Who does not know waits.
+//! the store of the source's leader says, or the shape of whoever has its first key now ([`has_taken_over`]): its
+//! replicas may have moved elsewhere before. Shapes only grow, and the target cannot forget the source while the
+//! source's leader lives. Who does not know waits.
 //!
 //! **Reads.** The target takes writes to the source's keys as soon as one of its leaders has applied the commit. By then
 //! no replica of the source answers anybody: commits come from wishes, a wish from a leader that has applied its own
@@ -44,6 +45,7 @@ use super::peer::Peer;
 use super::sparse::Empty;
 use crate::codec::admin::{Admin, commit_in};
 use crate::codec::merge::{Commit, Prepare};
+use crate::codec::region::REMOVED_MAX;
 use crate::error::{Error, Result};
 use crate::log::LogBatch;
 use crate::types::*;
@@ -102,6 +104,18 @@ pub(crate) struct Lent {
 /// Whether `later` comes after `epoch` in the life of a region.
 pub fn is_later(later: Epoch, epoch: Epoch) -> bool {
     later != epoch && later.conf_ver >= epoch.conf_ver && later.version >= epoch.version
+}
+
+/// Whether a shape that some region has, or has had, proves that the target of a frozen region was itself merged away,
+/// and so never took that one in.
+///
+/// A region keeps its first key for life, whatever is cut out of it or goes into it; and along a key's owners the version
+/// grows. So another owner of the target's first key, at a later version, has the target's keys. The target was frozen for
+/// that with an empty list of the gone: had it accepted the commit, the list would name the source until all of its
+/// replicas are buried, and one of them asks.
+pub fn has_taken_over(merging: &Merging, other: &Region) -> bool {
+    let later = other.epoch.version > merging.epoch.version;
+    other.id != merging.target && later && other.range.contains(&merging.start)
 }
 
 /// The range of two neighbours together; `None` if they are none.
@@ -169,6 +183,18 @@ pub fn absorb(target: &Region, commit: &Commit) -> Result<Region> {
     };
     let version = target.epoch.version.max(source.epoch.version) + 1;
     Ok(Region { range, epoch: Epoch { version, ..target.epoch }, ..target.clone() })
+}
+
+/// The target with the source in it, if its list of the `removed` has room for the source's replicas: what every
+/// replica of the target makes of a commit, and all that it makes of it before it troubles the source.
+///
+/// Errors as [`absorb`], and [`Error::Busy`] for the list: no final no, for it grows shorter again.
+pub fn accept(target: &Region, removed: &[Departed], commit: &Commit) -> Result<Region> {
+    let after = absorb(target, commit)?;
+    match removed.len() + commit.source.peers.len() > REMOVED_MAX {
+        true => Err(Error::Busy { what: "former replicas that are not known to be gone" }),
+        false => Ok(after),
+    }
 }
 
 /// The replicas of a source, for the list of the target.
@@ -371,7 +397,8 @@ impl Peer {
                 if !judged || !out.is_empty() {
                     break;
                 }
-                if absorb(&self.region, commit).is_ok() {
+                // (Were the source to stand still for one that is refused then, nobody would have it move on.)
+                if accept(&self.region, &self.removed, commit).is_ok() {
                     self.ask_source(effects);
                     break;
                 }

@@ -6,7 +6,7 @@
 use crate::codec::beat::{CHUNKS, Sums};
 use crate::types::{RegionId, StoreId};
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -60,14 +60,27 @@ impl Known {
     }
 }
 
+/// Who is not here, and matters.
+#[derive(Default, Debug)]
+struct Absent {
+    /// They hold, perhaps, former replicas of groups that sleep here as leaders.
+    awaited: BTreeSet<StoreId>,
+    /// Groups that are awake ask them whether such replicas are gone; since it was looked last.
+    asked: BTreeSet<StoreId>,
+    /// They never come back: the cluster has struck them off.
+    left: BTreeSet<StoreId>,
+}
+
 /// All of them. Clones share it.
 ///
+/// * Who is awaited is not forgotten, until it comes or is struck off, nor who was asked a moment ago.
 /// * A sum holds exactly the [`Bed`]s that exist for that node, end and chunk: a replica that wakes, or is
 ///   dropped, takes itself out.
 #[derive(Clone, Default, Debug)]
 pub struct Neighbours {
     known: Arc<Mutex<BTreeMap<StoreId, Known>>>,
     changes: Arc<AtomicU64>,
+    absent: Arc<Mutex<Absent>>,
 }
 
 /// The chunk of a region.
@@ -90,8 +103,43 @@ impl Neighbours {
         self.known.lock().contains_key(&store)
     }
 
-    /// A node that no region shares any more is forgotten: no beats for it. `false`: something sleeps on it.
+    /// A node with former replicas, whose region goes to sleep without knowing them gone: wakes it when it comes.
+    pub(crate) fn await_return(&self, store: StoreId) {
+        self.meet(store);
+        self.absent.lock().awaited.insert(store);
+    }
+
+    /// A node is asked about former replicas: beats are exchanged with it meanwhile.
+    pub(crate) fn ask(&self, store: StoreId) {
+        self.meet(store);
+        self.absent.lock().asked.insert(store);
+    }
+
+    /// It is here.
+    pub(crate) fn is_here(&self, store: StoreId) {
+        self.absent.lock().awaited.remove(&store);
+    }
+
+    /// The cluster has struck a store off: nothing ever comes from there again, so its replicas count as gone.
+    pub fn has_left(&self, store: StoreId) {
+        let mut absent = self.absent.lock();
+        absent.left.insert(store);
+        absent.awaited.remove(&store);
+    }
+
+    /// Those of these stores that were struck off.
+    pub(crate) fn left_of(&self, stores: impl Iterator<Item = StoreId>) -> BTreeSet<StoreId> {
+        let absent = self.absent.lock();
+        stores.filter(|store| absent.left.contains(store)).collect()
+    }
+
+    /// A node that no region shares any more is forgotten: no beats for it. `false`: something sleeps on it, or awaits it.
     pub fn forget(&self, store: StoreId) -> bool {
+        let mut absent = self.absent.lock();
+        if absent.asked.remove(&store) || absent.awaited.contains(&store) {
+            return false;
+        }
+        drop(absent);
         let mut known = self.known.lock();
         let empty = |sums: &Sums| sums.iter().all(|sum| *sum == 0);
         let free = known.get(&store).is_none_or(|known| empty(&known.follow) && empty(&known.lead));
@@ -233,6 +281,24 @@ mod tests {
         assert!(!neighbours.forget(StoreId(1)) && neighbours.knows(StoreId(1)));
         drop(bed);
         assert!(neighbours.forget(StoreId(1)) && !neighbours.knows(StoreId(1)));
+    }
+
+    #[test]
+    fn who_is_awaited_is_not_forgotten_until_it_comes_or_is_struck_off() {
+        let neighbours = Neighbours::default();
+        for come in [Neighbours::is_here, Neighbours::has_left] {
+            neighbours.await_return(StoreId(4));
+            neighbours.ask(StoreId(4));
+            for _ in 0..3 {
+                assert!(!neighbours.forget(StoreId(4)) && neighbours.knows(StoreId(4)));
+            }
+            come(&neighbours, StoreId(4));
+            assert!(neighbours.forget(StoreId(4)) && !neighbours.knows(StoreId(4)));
+        }
+        neighbours.ask(StoreId(4));
+        assert!(!neighbours.forget(StoreId(4)) && neighbours.forget(StoreId(4)), "not asked again");
+        let stores = || [3, 4].map(StoreId).into_iter();
+        assert_eq!(neighbours.left_of(stores()), BTreeSet::from([StoreId(4)]));
     }
 
     #[test]

@@ -156,7 +156,11 @@ impl Store {
             gone.leave_life(&mut self.pending);
         }
         self.touched.remove(&region);
-        self.registry.remove(region);
+        // What is kept for a larger one, which is being made from a snapshot, stays kept: else whoever was cut out of
+        // it since could come first, and then be born a second time.
+        if !self.absent.is_making(region) {
+            self.registry.remove(region);
+        }
         let grave = Grave { peer, durable: false, cleared: false };
         let known = self.graves.graves.entry(region).or_insert(grave);
         if known.peer < peer {

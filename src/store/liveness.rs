@@ -113,6 +113,9 @@ impl Liveness {
             other.epoch += 1;
         }
         returned |= !reborn && other.life != 0 && beat.epoch != other.their_epoch;
+        if returned {
+            self.neighbours.is_here(from);
+        }
         (other.life, other.number, other.their_epoch) = (beat.life, beat.number, beat.epoch);
         other.it_shares = beat.shares;
         (other.until, other.supported) = (now.after(self.support), true);

@@ -62,7 +62,7 @@ impl Store {
         }
         peer.tick(now);
         peer.retry_reads(now, &self.config, &mut self.pending);
-        peer.tick_membership(&self.config, &mut self.pending);
+        peer.tick_membership(&self.config, self.registry.neighbours(), &mut self.pending);
         self.give_up_merge(region);
         let Some(peer) = self.peers.get_mut(&region) else { return false };
         peer.tick_snapshots(&self.config, &mut self.pending);
@@ -74,7 +74,8 @@ impl Store {
             self.touched.insert(region);
         }
         let tired = peer.grows_tired(&self.config);
-        if tired && peer.try_to_sleep(self.registry.neighbours(), &mut self.pending.send_now) {
+        let neighbours = self.registry.neighbours();
+        if tired && peer.try_to_sleep(&self.config, neighbours, &mut self.pending.send_now) {
             return false;
         }
         if peer.speak_up() {
@@ -147,3 +148,6 @@ impl Store {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@
 use super::*;
 use crate::codec::admin::Admin;
 use crate::codec::merge::Commit;
-use crate::codec::region::encode_head;
+use crate::codec::region::{REMOVED_MAX, encode_head};
 use crate::kv::StateStore;
 use crate::kv::mem::SimTablesDisk;
 use crate::raft::{Envelope, Note};
@@ -25,7 +25,12 @@ const NOWHERE: RegionId = RegionId(99);
 const LATER: Epoch = Epoch { conf_ver: u64::MAX, version: u64::MAX };
 
 /// A region with voters on these stores: the peer of region 4 on store 1 is 41.
-fn region(id: u64, start: &'static str, end: &'static str, stores: &[u64]) -> Region {
+pub(in crate::store) fn region(
+    id: u64,
+    start: &'static str,
+    end: &'static str,
+    stores: &[u64],
+) -> Region {
     let peer = |store: &u64| Peer {
         id: PeerId(id * 10 + store),
         store: StoreId(*store),
@@ -51,9 +56,9 @@ fn gone(id: u64) -> Departed {
 }
 
 /// One node by hand.
-struct Bench {
+pub(in crate::store) struct Bench {
     node: SimNode,
-    now: Time,
+    pub now: Time,
     tokens: u64,
     answers: BTreeMap<Token, Reply>,
     wishes: Vec<MergeWish>,
@@ -62,8 +67,13 @@ struct Bench {
 impl Bench {
     /// A node that has just started; nothing was drained yet.
     fn new(layout: Vec<Region>) -> Bench {
+        Bench::tired(layout, Duration::ZERO)
+    }
+
+    /// The same, whose idle groups sleep after so long.
+    pub fn tired(layout: Vec<Region>, hibernate_after: Duration) -> Bench {
         let options = NodeOptions {
-            config: StoreConfig { hibernate_after: Duration::ZERO, ..StoreConfig::default() },
+            config: StoreConfig { hibernate_after, ..StoreConfig::default() },
             loops: 1,
             log: crate::log::Options {
                 segment_bytes: 16 << 12,
@@ -88,15 +98,15 @@ impl Bench {
         Bench { now: node.now(Time(0)), node, tokens: 0, answers, wishes }
     }
 
-    fn running(&mut self) -> &mut Running {
+    pub fn running(&mut self) -> &mut Running {
         self.node.running.as_mut().unwrap()
     }
 
-    fn store(&mut self) -> &mut Store {
+    pub fn store(&mut self) -> &mut Store {
         &mut self.running().stores[0]
     }
 
-    fn handle(&mut self, event: Event) {
+    pub fn handle(&mut self, event: Event) {
         let now = self.now;
         self.store().handle(now, event);
     }
@@ -126,14 +136,14 @@ impl Bench {
     }
 
     /// Performs rounds until there is nothing left to do.
-    fn settle(&mut self) {
+    pub fn settle(&mut self) {
         while self.store().has_work() {
             let effects = self.drain();
             self.perform(effects);
         }
     }
 
-    fn ticks(&mut self, count: u32) {
+    pub fn ticks(&mut self, count: u32) {
         for _ in 0..count {
             self.now = self.now.after(StoreConfig::default().tick);
             self.handle(Event::Tick);
@@ -189,6 +199,11 @@ impl Bench {
 
     fn leaves(&mut self, id: u64) -> bool {
         self.store().peers().any(|peer| peer.region.id == RegionId(id) && peer.leaving)
+    }
+
+    /// Whether a replica takes part in its group.
+    fn stands(&mut self, id: u64) -> bool {
+        self.store().peers().any(|peer| peer.region.id == RegionId(id) && peer.runs())
     }
 
     fn ask_to_yield(&mut self, id: u64) -> bool {
@@ -357,4 +372,65 @@ fn a_target_that_was_merged_away_is_known_by_the_mark_on_its_tombstone() {
     bench.ticks(60);
     assert!(bench.state(2).merging.is_some(), "it waits");
     assert!(!bench.wishes.is_empty());
+}
+
+/// A replica that never was here is declared dead, and while that is being written a snapshot comes for its successor. The
+/// keys are the successor's from then on: should one that was cut out of it since come first, also by a snapshot,
+/// its successor would give birth to it once more, over its head.
+#[test]
+fn the_end_of_one_who_never_came_frees_no_keys_of_its_successor() {
+    let mut bench = Bench::new(row()[..2].to_vec());
+    bench.settle();
+    bench.handle(Event::Messages(vec![Envelope {
+        region: RegionId(7),
+        from: PeerId(72),
+        to: PeerId(71),
+        from_store: StoreId(2),
+        message: Message::default(),
+        note: Some(Note::Gone { epoch: Epoch { conf_ver: 3, version: 1 }, by: RegionId(7) }),
+    }]));
+    let dies = bench.drain();
+    assert!(matches!(dies.apply[..], [ApplyTask::Destroy { .. }]), "{:?}", dies.apply);
+    let mut successor = region(7, "p", "", &[1, 2]);
+    successor.peers[0].id = PeerId(79);
+    assert!(bench.takes(&successor, vec![]));
+    bench.perform(dies);
+    assert!(bench.running().registry.is_coming(RegionId(7)), "its keys are kept for it");
+    assert!(!bench.takes(&region(8, "t", "", &[1, 2]), vec![]), "they are another's still");
+}
+
+/// The list of the gone has no room for those of a source. A target that finds so only when it applies the commit has made
+/// the source stand still before, on every store, for good: nobody would wish, answer or campaign there any more.
+#[test]
+fn a_source_is_not_troubled_for_a_commit_that_the_list_has_no_room_for() {
+    let mut bench = Bench::new(row());
+    bench.settle();
+    let wish = bench.freeze(2, 3);
+    let gone = |id| Departed { region: NOWHERE, id: PeerId(9_000 + id), store: HERE };
+    let full: Vec<Departed> = (0..REMOVED_MAX as u64).map(gone).collect();
+    let commit = wish.commit.clone();
+    let target = |bench: &mut Bench, removed: &[Departed]| {
+        let peer = bench.store().peers.get_mut(&RegionId(3)).unwrap();
+        peer.set_removed(removed.to_vec());
+    };
+    target(&mut bench, &full);
+    let refused = bench.ask(3, Admin::CommitMerge(commit.clone()));
+    assert!(matches!(refused, Err(Error::Busy { .. })), "{refused:?}");
+    assert!(bench.stands(2), "it still wishes");
+    // Proposed while there was room, and applied when there is none.
+    target(&mut bench, &[]);
+    let token = bench.post(3, Admin::CommitMerge(commit));
+    let proposed = bench.drain();
+    target(&mut bench, &full);
+    bench.running().log.write_round().unwrap();
+    for after in proposed.after_persist {
+        bench.handle(Event::Persisted(after.acks));
+    }
+    let effects = bench.drain();
+    assert!(effects.asides.is_empty(), "{:?}", effects.asides);
+    assert!(
+        effects.apply.iter().any(|task| task.region() == RegionId(3)),
+        "the applier refuses it"
+    );
+    assert!(bench.stands(2) && !bench.answers.contains_key(&token));
 }
