@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::types::LogPosition;
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// One segment file.
@@ -136,7 +137,22 @@ pub enum OpView {
     Damaged {
         /// The group they belong to.
         group: GroupId,
+        /// What it was.
+        was: Was,
     },
+}
+
+/// What a damaged operation was, as far as its record's directory tells.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Was {
+    /// Entries with these indexes, appended.
+    Append(Range<u64>),
+    /// Entries with these indexes, copied forward by purge.
+    Rewrite(Range<u64>),
+    /// A state record.
+    State,
+    /// The directory is damaged too, and its echo names groups and nothing else.
+    Unknown,
 }
 
 /// What a finding means.
@@ -312,12 +328,12 @@ fn view(segment: &Found, bytes: &Bytes, record: &Record) -> Result<RecordView> {
     for (n, op) in record.ops.iter().flatten().enumerate() {
         let bad = record.bad_ops.iter().any(|(bad, _)| *bad == n);
         ops.push(match (bad, op.group()) {
-            (true, Some(group)) => OpView::Damaged { group },
+            (true, Some(group)) => OpView::Damaged { group, was: was(op) },
             _ => view_op(op, bytes, payload)?,
         });
     }
     for group in record.groups.iter().flatten() {
-        ops.push(OpView::Damaged { group: *group });
+        ops.push(OpView::Damaged { group: *group, was: Was::Unknown });
     }
     let damaged = record.ops.as_ref().err().into_iter().chain(record.bad_ops.iter().map(|b| &b.1));
     let damaged = damaged.chain(&record.bad_header).chain(&record.bad_echo);
@@ -331,6 +347,20 @@ fn view(segment: &Found, bytes: &Bytes, record: &Record) -> Result<RecordView> {
         ops,
         damaged: damaged.copied().collect(),
     })
+}
+
+fn was(op: &Op) -> Was {
+    match op {
+        Op::Append { first, count, .. } => Was::Append(*first..first + u64::from(*count)),
+        Op::Rewrite { from, count, .. } => Was::Rewrite(*from..from + u64::from(*count)),
+        Op::State { .. } => Was::State,
+        // They have no body that could be damaged.
+        Op::Compact { .. }
+        | Op::Reset { .. }
+        | Op::Base { .. }
+        | Op::Clear { .. }
+        | Op::Floor { .. } => Was::Unknown,
+    }
 }
 
 fn view_op(op: &Op, bytes: &Bytes, payload: usize) -> Result<OpView> {
