@@ -15,8 +15,11 @@ use crate::error::{Error, Result};
 use crate::types::LogPosition;
 use bytes::Bytes;
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
+
+mod was;
+
+pub use was::Was;
 
 /// One segment file.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -140,19 +143,6 @@ pub enum OpView {
         /// What it was.
         was: Was,
     },
-}
-
-/// What a damaged operation was, as far as its record's directory tells.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Was {
-    /// Entries with these indexes, appended.
-    Append(Range<u64>),
-    /// Entries with these indexes, copied forward by purge.
-    Rewrite(Range<u64>),
-    /// A state record.
-    State,
-    /// The directory is damaged too, and its echo names groups and nothing else.
-    Unknown,
 }
 
 /// What a finding means.
@@ -328,7 +318,7 @@ fn view(segment: &Found, bytes: &Bytes, record: &Record) -> Result<RecordView> {
     for (n, op) in record.ops.iter().flatten().enumerate() {
         let bad = record.bad_ops.iter().any(|(bad, _)| *bad == n);
         ops.push(match (bad, op.group()) {
-            (true, Some(group)) => OpView::Damaged { group, was: was(op) },
+            (true, Some(group)) => OpView::Damaged { group, was: Was::of(op) },
             _ => view_op(op, bytes, payload)?,
         });
     }
@@ -347,20 +337,6 @@ fn view(segment: &Found, bytes: &Bytes, record: &Record) -> Result<RecordView> {
         ops,
         damaged: damaged.copied().collect(),
     })
-}
-
-fn was(op: &Op) -> Was {
-    match op {
-        Op::Append { first, count, .. } => Was::Append(*first..first + u64::from(*count)),
-        Op::Rewrite { from, count, .. } => Was::Rewrite(*from..from + u64::from(*count)),
-        Op::State { .. } => Was::State,
-        // They have no body that could be damaged.
-        Op::Compact { .. }
-        | Op::Reset { .. }
-        | Op::Base { .. }
-        | Op::Clear { .. }
-        | Op::Floor { .. } => Was::Unknown,
-    }
 }
 
 fn view_op(op: &Op, bytes: &Bytes, payload: usize) -> Result<OpView> {
