@@ -5,7 +5,7 @@
 
 mod log_disk;
 
-use catamaran::log::inspect::verify;
+use catamaran::log::inspect::{OpView, RecordView, verify};
 use catamaran::log::{Entry, Log, LogBatch, Options, Recovery};
 use catamaran::types::LogPosition;
 use catamaran::{Error, Result};
@@ -292,6 +292,70 @@ fn one_bad_sector_anywhere() {
         }
         println!("sealed {sealed}: {opened} opened, {refused} refused, {fenced} groups fenced off");
         assert!(opened > 100 && refused > 0 && (sealed || fenced > 0));
+    }
+}
+
+/// The floor is in a directory that cannot be read: what purge took looks missing. The log refuses to open, and tells
+/// what it is that does not read, not what may never have been lost. Rotten bytes do the same.
+#[test]
+fn a_floor_that_cannot_be_read_is_named() {
+    let mem = MemDisk::default();
+    let disk = FaultDisk::over(Arc::new(mem.clone()));
+    let (log, _) = open(&disk, options()).unwrap();
+    fill(&log);
+    let mut batch = LogBatch::new();
+    (1..=3).for_each(|id| batch.compact_to(id, LogPosition { index: 199, term: 1 }));
+    log.write(batch).unwrap();
+    let gone: u64 = (0..4).map(|_| log.purge().unwrap().segments).sum();
+    assert!(gone > 2);
+    for stated in [false, true] {
+        if stated {
+            // Something that reads says of the floor's record that it was acknowledged.
+            log.barrier().unwrap();
+        }
+        let image = mem.state().image.clone();
+        let is_floor = |op: &OpView| matches!(op, OpView::Floor { .. });
+        let floors: Vec<_> = records(&mem, Path::new(DIR))
+            .into_iter()
+            .filter(|record| record.ops.iter().any(is_floor))
+            .collect();
+        assert!(!floors.is_empty());
+        // All of them: an older one says less, and not enough.
+        for rotten in [false, true] {
+            let mem = MemDisk::of(image.clone());
+            let disk = FaultDisk::over(Arc::new(mem.clone()));
+            for record in &floors {
+                let at = record.offset + 48;
+                if rotten {
+                    let inode = image.names[&record.path];
+                    let mut state = mem.state();
+                    let file = state.image.files.get_mut(&inode).unwrap();
+                    Arc::make_mut(file)[at as usize] ^= 1;
+                } else {
+                    spoil(&disk, &record.path, at);
+                }
+            }
+            let what = format!("stated {stated}, rotten {rotten}");
+            let error = open(&disk, options()).unwrap_err();
+            let Error::Corruption { path, offset, detail } = error else { panic!("{error}") };
+            let within = |record: &&RecordView| {
+                let span = record.offset / SECTOR * SECTOR..record.offset + record.len;
+                record.path == path && span.contains(&offset)
+            };
+            assert!(
+                floors.iter().any(|record| within(&record)),
+                "{what}: {detail}, {path:?} {offset}"
+            );
+            assert!(detail.contains("were purged"), "{what}: {detail}");
+            println!("{what}: {path:?} at {offset}: {detail}");
+            // The disk reads again: nothing was lost.
+            if !rotten {
+                disk.plan().bad.clear();
+                let (log, recovery) = open(&disk, options()).unwrap();
+                assert!(recovery.quarantined.is_empty(), "{recovery:?}");
+                assert_eq!([1, 2, 3].map(|id| all(&log, id).unwrap()), [1; 3]);
+            }
+        }
     }
 }
 

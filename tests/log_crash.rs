@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex};
 /// Operations of a workload.
 const STEPS: u64 = 150;
 /// One in so many images is crashed in its recovery, and one in so many of those again.
-const DENSITY: Density = Density([97, 127]);
+const DENSITY: Density = Density([127, 151]);
 /// Denser, to meet planted bugs soon.
 const DENSE: Density = Density([41, 61]);
 

@@ -84,6 +84,82 @@ fn what_waits_locks_purge_out() {
     }
 }
 
+/// What a batch does to a group.
+type Act = fn(&mut LogBatch, u64);
+
+/// The oldest segment is given up by a batch that waits behind more than the reserve holds. Nothing of it may go
+/// before that batch is on the disk, whatever it is that gives it up: a crash loses the batch.
+#[test]
+fn what_a_batch_gives_up_stays_until_that_batch_is_on_the_disk() {
+    let at = LogPosition { index: 8, term: 1 };
+    let ways: [(&str, Act); 6] = [
+        ("clear", |batch, id| batch.clear(id)),
+        ("reset", |batch, id| batch.reset(id, LogPosition { index: 50, term: 3 })),
+        ("compact", |batch, id| batch.compact_to(id, LogPosition { index: 8, term: 1 })),
+        ("overwrite", |batch, id| batch.append(id, [entry(1, 2, 10)])),
+        ("compact and overwrite", |batch, id| {
+            batch.compact_to(id, LogPosition { index: 4, term: 1 });
+            batch.append(id, [entry(5, 2, 10)]);
+        }),
+        ("state", |batch, id| batch.set_state(id, "newer")),
+    ];
+    for (what, act) in ways {
+        let disk = MemDisk::default();
+        let log = open(&disk, options());
+        // Most of the first segment: of one group entries, of another a state, of a third a position.
+        let state = vec![7; 9000];
+        let mut batch = LogBatch::new();
+        match what {
+            "state" => (20..25).for_each(|id| batch.set_state(id, state.clone())),
+            _ => batch.append(20, (1..=at.index).map(|index| entry(index, 1, 5000))),
+        }
+        log.write(batch).unwrap();
+        disk.state().capacity = Some(24 * SEGMENT);
+        let mut last = 0;
+        loop {
+            last += 1;
+            let seq = log.submit(one(last)).unwrap();
+            match log.wait(seq) {
+                Ok(()) => {}
+                Err(Error::DiskFull { .. }) => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        for _ in 0..4 * SEGMENT / 2500 {
+            last += 1;
+            log.submit(one(last)).unwrap();
+        }
+        let mut batch = LogBatch::new();
+        match what {
+            "state" => (20..25).for_each(|id| act(&mut batch, id)),
+            _ => act(&mut batch, 20),
+        }
+        let giving = log.submit(batch).unwrap();
+        let mut crash = Crash::default();
+        for call in 1..=4 {
+            let gone = match log.purge() {
+                Ok(purged) => purged.segments,
+                Err(Error::DiskFull { .. }) => 0,
+                Err(error) => panic!("{what}: {error}"),
+            };
+            println!("{what}, call {call}: {gone} segments went, {:?} durable", log.durable());
+            assert!(log.durable() < giving, "{what}: the disk has more room than was meant");
+            std::mem::take(&mut disk.state().journal).iter().for_each(|step| crash.step(step));
+            for survivors in [Survivors::None, Survivors::All] {
+                let what = format!("{what}, call {call}, {survivors:?}");
+                let log = open(&MemDisk::of(crash.image(survivors)), options());
+                if what.starts_with("state") {
+                    assert!((20..25).all(|id| log.state(id).unwrap()[..] == state), "{what}");
+                    continue;
+                }
+                let found = log.entries(20, 1, at.index + 1, u64::MAX);
+                let found = found.unwrap_or_else(|error| panic!("{what}: {error}"));
+                assert!(found.into_iter().eq((1..=at.index).map(|n| entry(n, 1, 5000))), "{what}");
+            }
+        }
+    }
+}
+
 /// Who follows `is_crowded` to the letter, with options in the proportions of the default ones.
 #[test]
 fn is_crowded_does_not_keep_the_way_out_open() {

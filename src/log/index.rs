@@ -203,6 +203,9 @@ impl Group {
 
     /// The oldest record of which this operation, which was submitted, would make something void or older than
     /// the newest: without the operation that record is needed. `u64::MAX` if there is none.
+    ///
+    /// Asked of every batch, though only a full disk wants to know, and then of what waits already: so it looks at
+    /// nothing but what the operation is about to change. An append at the end is not asked.
     pub fn undoes(&self, op: &Op) -> u64 {
         let said = |seq: u64| if seq == 0 { u64::MAX } else { seq };
         let oldest = |runs: &mut dyn Iterator<Item = &Run>| {

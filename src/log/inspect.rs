@@ -17,6 +17,10 @@ use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+mod was;
+
+pub use was::Was;
+
 /// One segment file.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SegmentInfo {
@@ -136,6 +140,8 @@ pub enum OpView {
     Damaged {
         /// The group they belong to.
         group: GroupId,
+        /// What it was.
+        was: Was,
     },
 }
 
@@ -312,12 +318,12 @@ fn view(segment: &Found, bytes: &Bytes, record: &Record) -> Result<RecordView> {
     for (n, op) in record.ops.iter().flatten().enumerate() {
         let bad = record.bad_ops.iter().any(|(bad, _)| *bad == n);
         ops.push(match (bad, op.group()) {
-            (true, Some(group)) => OpView::Damaged { group },
+            (true, Some(group)) => OpView::Damaged { group, was: Was::of(op) },
             _ => view_op(op, bytes, payload)?,
         });
     }
     for group in record.groups.iter().flatten() {
-        ops.push(OpView::Damaged { group: *group });
+        ops.push(OpView::Damaged { group: *group, was: Was::Unknown });
     }
     let damaged = record.ops.as_ref().err().into_iter().chain(record.bad_ops.iter().map(|b| &b.1));
     let damaged = damaged.chain(&record.bad_header).chain(&record.bad_echo);

@@ -472,7 +472,11 @@ impl Log {
         let size = shared.options.segment_bytes;
         let spare = segment::make_spare(shared.disk.as_ref(), &shared.dir, path, size);
         let spare = spare.map_err(|error| match error {
-            full @ crate::Error::DiskFull { .. } => full,
+            full @ crate::Error::DiskFull { .. } => {
+                // Before the spares that are left have been used up: what is submitted from here on is little.
+                shared.full.store(true, Relaxed);
+                full
+            }
             other => shared.poison(other),
         })?;
         shared.room_came();

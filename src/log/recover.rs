@@ -90,6 +90,8 @@ struct Replay {
     index: Index,
     bad: BadBodies,
     lost: Vec<Lost>,
+    /// Records whose directory cannot be read: what they said, a floor perhaps, nobody knows.
+    unsaid: Vec<(u64, Damage)>,
     /// Segments that are too short, by where their records end.
     short: Vec<(u64, Damage)>,
     floor: u64,
@@ -211,8 +213,7 @@ impl Replay {
             self.note_length(segment);
             let base = segment.header.base_seq;
             if base > self.next_seq {
-                let detail = "a segment before this one is missing".into();
-                self.lose(segment, self.next_seq, base, 0, detail);
+                self.miss(segment, self.next_seq, base);
             }
             self.next_seq = base;
             self.recovery.segments += 1;
@@ -358,6 +359,7 @@ impl Replay {
             Ok(ops) => ops,
             Err(bad) => {
                 let damage = damage(bad, u64::from(record.header.dir_len), "directory");
+                self.unsaid.push((seq, damage.clone()));
                 let Some(groups) = &record.groups else {
                     return self.lose(segment, seq, seq + 1, damage.offset, damage.detail);
                 };

@@ -142,7 +142,8 @@ impl Log {
     /// Whether what waits for the writer has used up a sixteenth of its bound: whoever feeds the log
     /// should hold back now, for [`submit`](Self::submit) refuses at the bound, and what is on its way
     /// (inboxes, a peer's window) still comes. While the disk is known to be full it is a quarter of a
-    /// segment, if that is less: the reserve holds it, then, beside what purge has to write. Takes no lock.
+    /// segment, if that is less: the reserve holds it, then, beside what purge has to write. (It is known when a
+    /// segment or, by [`prepare`](Self::prepare), a spare finds no room.) Takes no lock.
     pub fn is_crowded(&self) -> bool {
         let shared = &*self.shared;
         shared.pending_bytes.load(Relaxed) > shared.crowd()
@@ -368,8 +369,11 @@ impl Shared {
         for (op, source) in encoded.ops.iter().zip(source) {
             let Some(id) = op.group() else { continue };
             freed += match source {
-                BatchOp::Append { count, .. } => groups.append(id, |group| {
-                    undoes = undoes.min(group.undoes(op));
+                BatchOp::Append { first, count, .. } => groups.append(id, |group| {
+                    // Nearly never: what follows the last entry undoes nothing.
+                    if first <= group.last() {
+                        undoes = undoes.min(group.undoes(op));
+                    }
                     let freed = group.take(seq, op, None, &mut dead);
                     group.cache.extend(entries.by_ref().take(count));
                     if !group.in_clock {

@@ -2,14 +2,17 @@
 //!
 //! raft-rs ends the process on most storage errors. So damage met while reading is noted
 //! ([`PeerStorage::take_fault`]) and answered as harmlessly as the trait allows; the peer looks at the
-//! note before it acts on what raft-rs made of the answer, and fences itself.
+//! note before it acts on what raft-rs made of the answer, and fences itself. Never as if there were no entries
+//! where raft-rs would conclude something from that: see [`raft_rs`](crate::log::raft_rs). (A group that the log has
+//! quarantined never comes so far: it is fenced when it is opened, and only opening quarantines.)
 
 use super::sparse::{Empty, Sparse};
 use crate::codec;
+use crate::error::Error;
 use crate::kv::{StateStore, View};
 use crate::log::Log;
-use crate::log::raft_rs::from_log;
 pub use crate::log::raft_rs::to_log;
+use crate::log::raft_rs::{from_log, without_entries};
 use crate::types::{LogPosition, PeerId, Region, RegionId, Role};
 use ::raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot};
 use ::raft::{GetEntriesContext, RaftState, Storage, StorageError};
@@ -169,12 +172,20 @@ impl PeerStorage {
         self.notes.borrow().views.get(&to).map(|(index, _)| *index)
     }
 
-    /// The entries `from..to` as they are applied, with their places. `None` unless all of them are there.
+    /// The entries `from..to` as they are applied, with their places. `None` unless all of them are there; if they
+    /// are and cannot be read, that is damage met.
     pub fn payloads(&self, from: u64, to: u64) -> Option<Vec<(LogPosition, Bytes)>> {
         if from <= self.truncated().index {
             return (from >= to).then(Vec::new);
         }
-        let found = self.log.entries(self.region.0, from, to, u64::MAX).ok()?;
+        let found = match self.log.entries(self.region.0, from, to, u64::MAX) {
+            Ok(found) => found,
+            Err(Error::InvalidArgument(_)) => return None,
+            Err(error) => {
+                self.fail(error.to_string());
+                return None;
+            }
+        };
         let found = found.into_iter().map(|entry| {
             let entry = from_log(entry).ok()?;
             let position = LogPosition { index: entry.index, term: entry.term };
@@ -235,7 +246,7 @@ impl Storage for PeerStorage {
         low: u64,
         high: u64,
         max_size: impl Into<Option<u64>>,
-        _context: GetEntriesContext,
+        context: GetEntriesContext,
     ) -> ::raft::Result<Vec<Entry>> {
         if low <= self.log.truncated(self.region.0).index {
             return Err(StorageError::Compacted.into());
@@ -246,7 +257,7 @@ impl Storage for PeerStorage {
             Ok(entries) => Ok(entries),
             Err(error) => {
                 self.fail(error.to_string());
-                Ok(Vec::new())
+                without_entries(&context, low)
             }
         }
     }
@@ -256,7 +267,17 @@ impl Storage for PeerStorage {
         if index < truncated.index {
             return Err(StorageError::Compacted.into());
         }
-        self.term_of(index).ok_or_else(|| StorageError::Unavailable.into())
+        if index == truncated.index {
+            return Ok(truncated.term);
+        }
+        match self.log.term(self.region.0, index) {
+            Ok(Some(term)) => Ok(term),
+            Ok(None) => Err(StorageError::Unavailable.into()),
+            Err(error) => {
+                self.fail(error.to_string());
+                Err(StorageError::Unavailable.into())
+            }
+        }
     }
 
     fn first_index(&self) -> ::raft::Result<u64> {
@@ -321,7 +342,110 @@ pub fn holds(log: &Log, region: RegionId, position: LogPosition) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::env::mem::MemDisk;
+    use crate::env::{Disk, OpenMode};
+    use crate::kv::MemoryStore;
+    use crate::log::{LogBatch, Options};
     use crate::types::{Peer, StoreId};
+    use ::raft::eraftpb::{Message, MessageType};
+    use ::raft::{Config, RawNode, StateRole};
+    use std::path::Path;
+
+    const LAST: u64 = 5;
+
+    fn voters() -> Region {
+        let voter = |n| Peer { id: PeerId(n), store: StoreId(n), role: Role::Voter };
+        Region { id: RegionId(7), peers: (1..=3).map(voter).collect(), ..Region::default() }
+    }
+
+    /// Entries 2 to 5 of term 1, the first three of them committed; nothing is in the cache.
+    fn node(applied: u64) -> (RawNode<PeerStorage>, Arc<MemDisk>) {
+        let disk = Arc::new(MemDisk::default());
+        let open = || {
+            let options = Options { segment_bytes: 64 << 10, ..Options::default() };
+            Log::open(disk.clone(), Path::new("/log"), options).unwrap().0
+        };
+        let log = open();
+        let mut batch = LogBatch::new();
+        batch.reset(7, LogPosition { index: 1, term: 1 });
+        for index in 2..=LAST {
+            let data = vec![0xa7; 100].into();
+            let entry = Entry { index, term: 1, data, ..Default::default() };
+            batch.append(7, [to_log(&entry)]);
+        }
+        log.write(batch).unwrap();
+        log.barrier().unwrap();
+        drop(log);
+        let hard_state = HardState { term: 1, commit: 4, ..Default::default() };
+        let kv: Arc<dyn StateStore> = Arc::new(MemoryStore::new().unwrap());
+        let storage = PeerStorage::new(open(), kv, &voters(), hard_state);
+        let config = Config { id: 1, applied, max_size_per_msg: 1 << 20, ..Config::default() };
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        (RawNode::new(&config, storage, &logger).unwrap(), disk.clone())
+    }
+
+    /// The same, and none of the entries can be read.
+    fn blind(applied: u64) -> RawNode<PeerStorage> {
+        let (node, disk) = node(applied);
+        let dir = Path::new("/log");
+        for name in disk.list(dir).unwrap() {
+            let file = disk.open(&dir.join(name), OpenMode::ReadWrite).unwrap();
+            let mut bytes = file.read_up_to(0, file.len().unwrap() as usize).unwrap();
+            bytes.iter_mut().filter(|byte| **byte == 0xa7).for_each(|byte| *byte = 0xa8);
+            file.write_at(0, &bytes).unwrap();
+        }
+        node
+    }
+
+    /// One of the committed entries may change the configuration: who campaigns with the old one may lead beside
+    /// another leader.
+    #[test]
+    fn a_replica_does_not_campaign_over_entries_that_it_cannot_read() {
+        for applied in [1, 3] {
+            let mut sound = node(applied).0;
+            sound.campaign().unwrap();
+            assert_eq!(sound.raft.state, StateRole::Candidate);
+            assert_eq!(sound.store().take_fault(), None);
+            let mut blind = blind(applied);
+            blind.campaign().unwrap();
+            assert_eq!(blind.raft.state, StateRole::Follower, "applied {applied}");
+            assert!(blind.raft.msgs.is_empty());
+            assert!(blind.store().take_fault().unwrap().contains("checksum"));
+        }
+    }
+
+    /// A follower that lacks them gets nothing, rather than an append that says there are none; nothing is applied.
+    #[test]
+    fn a_leader_sends_no_append_in_the_place_of_entries_that_it_cannot_read() {
+        for (readable, mut node) in [(true, node(4).0), (false, blind(4))] {
+            node.campaign().unwrap();
+            let answer =
+                |kind| Message { msg_type: kind, from: 2, to: 1, term: 2, ..Message::default() };
+            node.step(answer(MessageType::MsgRequestVoteResponse)).unwrap();
+            assert_eq!(node.raft.state, StateRole::Leader);
+            assert_eq!(node.store().take_fault(), None);
+            node.raft.msgs.clear();
+            let lacks = Message {
+                reject: true,
+                index: LAST,
+                reject_hint: 1,
+                log_term: 1,
+                ..answer(MessageType::MsgAppendResponse)
+            };
+            node.step(lacks).unwrap();
+            let sent = node.raft.msgs.iter().map(|m| m.entries.len()).collect::<Vec<_>>();
+            assert_eq!(sent, if readable { vec![LAST as usize] } else { vec![] });
+            assert_eq!(node.store().take_fault().is_none(), readable);
+        }
+    }
+
+    #[test]
+    fn entries_that_cannot_be_read_are_not_handed_out() {
+        assert_eq!(node(1).0.ready().committed_entries().len(), 3);
+        let mut blind = blind(1);
+        assert!(blind.has_ready() && blind.ready().committed_entries().is_empty());
+        assert!(blind.store().take_fault().is_some());
+    }
 
     #[test]
     fn the_state_record_names_its_replica_and_the_old_form_is_read() {

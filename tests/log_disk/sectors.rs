@@ -38,7 +38,7 @@ fn group_of(op: &OpView) -> Option<u64> {
         | OpView::Reset { group, .. }
         | OpView::Base { group, .. }
         | OpView::Clear { group }
-        | OpView::Damaged { group } => Some(*group),
+        | OpView::Damaged { group, .. } => Some(*group),
         OpView::Floor { .. } => None,
     }
 }

@@ -2,8 +2,11 @@
 
 use super::*;
 use crate::env::mem::MemDisk;
+use crate::env::{DirLock, Disk, File, OpenMode};
+use crate::log::queue::Pending;
 use crate::log::{LogBatch, Options};
-use std::path::Path;
+use crate::types::LogPosition;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 fn entry(index: u64) -> Entry {
@@ -151,5 +154,126 @@ fn what_is_counted_on_is_enough() {
         record.push(Op::Rewrite { group: id, from, count, skip, terms, body });
         let taken = record.dir.len() + record.groups.len();
         assert!(group.moving(&run) >= taken as u64, "{taken} of {id} {run:?} {:?}", group.terms);
+    }
+}
+
+/// A disk that has no room for another file, when it is told so.
+#[derive(Clone, Default, Debug)]
+struct Small {
+    disk: MemDisk,
+    full: Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl Disk for Small {
+    fn open(&self, path: &Path, mode: OpenMode) -> Result<Arc<dyn File>> {
+        if mode == OpenMode::CreateNew && self.full.load(Relaxed) {
+            return Err(Error::DiskFull { path: path.to_owned() });
+        }
+        self.disk.open(path, mode)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        self.disk.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> Result<()> {
+        self.disk.remove(path)
+    }
+    fn list(&self, dir: &Path) -> Result<Vec<PathBuf>> {
+        self.disk.list(dir)
+    }
+    fn exists(&self, path: &Path) -> Result<bool> {
+        self.disk.exists(path)
+    }
+    fn create_dir_all(&self, dir: &Path) -> Result<()> {
+        self.disk.create_dir_all(dir)
+    }
+    fn sync_dir(&self, dir: &Path) -> Result<()> {
+        self.disk.sync_dir(dir)
+    }
+    fn lock_dir(&self, dir: &Path) -> Result<Box<dyn DirLock>> {
+        self.disk.lock_dir(dir)
+    }
+}
+
+/// Between the choice of a floor and the moment when it is said, a submitter undoes something below it: then it is not
+/// said, no file goes, and a crash finds what was undone. Once the disk has room, all goes on.
+#[test]
+fn a_submitter_who_undoes_below_a_floor_ahead_keeps_it_from_being_said() {
+    const SEGMENT: u64 = 64 << 10;
+    let options = Options {
+        segment_bytes: SEGMENT,
+        cache_bytes: 0,
+        spare_segments: 1,
+        max_pending_bytes: 8 << 20,
+        ..Options::default()
+    };
+    let one = |index: u64| {
+        let mut batch = LogBatch::new();
+        let data = vec![index as u8; 2500].into();
+        batch.append(1, [Entry { index, term: 1, kind: 0, data }]);
+        if index > 1 {
+            batch.compact_to(1, LogPosition { index: index - 1, term: 1 });
+        }
+        batch
+    };
+    // Nobody comes between; somebody does.
+    for spoilt in [None, Some(2)] {
+        let disk = Small::default();
+        let open = || Log::open(Arc::new(disk.clone()), Path::new("/log"), options.clone());
+        let log = open().unwrap().0;
+        let mut batch = LogBatch::new();
+        batch.set_state(2, "said once");
+        log.write(batch).unwrap();
+        (1..=100).for_each(|index| _ = log.write(one(index)).unwrap());
+        disk.full.store(true, Relaxed);
+        let mut last = 100;
+        loop {
+            last += 1;
+            let seq = log.submit(one(last)).unwrap();
+            if log.wait(seq).is_err() {
+                break;
+            }
+        }
+        let durable = log.durable();
+        // More than the reserve holds.
+        let end = last + 4 * SEGMENT / 2500;
+        (last + 1..=end).for_each(|index| _ = log.submit(one(index)).unwrap());
+
+        let shared = &*log.shared;
+        let mut watch = shared.purging.lock();
+        let berth = shared.berth(SHARES[0]).unwrap();
+        let room = Room::Only(berth.room);
+        let plan = shared.choose_floor(&mut watch.lived, room, Some(&berth)).unwrap();
+        if let Some(group) = spoilt {
+            let mut batch = LogBatch::new();
+            batch.clear(group);
+            log.submit(batch).unwrap();
+        }
+        let segments = shared.segments.read().by_base.len();
+        let done = shared.alone(&mut watch, Some(berth), |watch| shared.carry_out(watch, plan));
+        drop(watch);
+        assert!(log.durable() > durable, "it went ahead");
+        if spoilt.is_none() {
+            assert!(done.unwrap().segments > 0);
+        } else {
+            assert!(matches!(done, Err(Error::DiskFull { .. })), "{done:?}");
+            assert!(shared.segments.read().by_base.len() >= segments);
+            // What was left out of what waits waits no more.
+            let waits: usize = {
+                let writer = shared.writer.lock();
+                writer.stalled.iter().map(Pending::size).sum()
+            };
+            assert_eq!(log.stats().pending_bytes, waits as u64);
+            // The process dies, and what waits with it.
+            drop(log);
+            disk.full.store(false, Relaxed);
+            let log = open().unwrap().0;
+            assert_eq!(log.state(2).unwrap(), "said once");
+            assert!(log.last_index(1) < end);
+            continue;
+        }
+        disk.full.store(false, Relaxed);
+        log.barrier().unwrap();
+        assert_eq!((log.stats().pending_bytes, log.last_index(1)), (0, end));
+        assert_eq!(log.state(2).unwrap(), "said once");
     }
 }

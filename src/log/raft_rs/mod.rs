@@ -120,4 +120,5 @@ mod storage;
 
 pub use ::raft;
 pub use entry::{from_log, to_log};
+pub(crate) use storage::without_entries;
 pub use storage::{RaftStorage, SnapshotSource};

@@ -259,6 +259,12 @@ impl Purpose {
     }
 }
 
+/// The answer to raft-rs, which asked for entries from `low` on, when they cannot be read. Whoever gives it notes the
+/// fault, and makes nothing of what raft-rs makes of it.
+pub(crate) fn without_entries(context: &GetEntriesContext, low: u64) -> ::raft::Result<Vec<Entry>> {
+    Purpose::of(context).without_entries(low)
+}
+
 /// raft-rs lists the members in the order of a hash map; the record's bytes must not depend on that.
 fn sorted(conf: &ConfState) -> ConfState {
     let mut conf = conf.clone();
@@ -290,7 +296,7 @@ impl Storage for RaftStorage {
             Ok(entries) => Ok(entries),
             Err(error) => {
                 self.note(error);
-                Purpose::of(&context).without_entries(low)
+                without_entries(&context, low)
             }
         }
     }

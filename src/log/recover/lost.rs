@@ -16,6 +16,16 @@ pub(super) struct Lost {
     pub path: PathBuf,
     pub offset: u64,
     pub detail: String,
+    pub how: How,
+}
+
+/// How records come to be lost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum How {
+    /// What should hold them is there.
+    Unread,
+    /// No file holds them. So it is after a purge, and then a floor says so.
+    Missing,
 }
 
 /// Where the header of the next record could stand: behind the last one, or at the block after it.
@@ -110,12 +120,48 @@ impl Replay {
         offset: u64,
         detail: String,
     ) {
-        self.lost.push(Lost { from, to, path: segment.path.clone(), offset, detail });
+        let (path, how) = (segment.path.clone(), How::Unread);
+        self.lost.push(Lost { from, to, path, offset, detail, how });
+    }
+
+    /// No file holds the records `from..to`; this segment has those behind them.
+    pub(super) fn miss(&mut self, segment: &Found, from: u64, to: u64) {
+        let (path, how) = (segment.path.clone(), How::Missing);
+        let detail = "a segment before this one is missing".into();
+        self.lost.push(Lost { from, to, path, offset: 0, detail, how });
+    }
+
+    /// What cannot be read and may have been the floor that explains why these records are missing. A floor stands
+    /// behind all that it voids.
+    fn silenced(&self, missing: &Lost) -> Option<Damage> {
+        let unsaid = self.unsaid.iter().find(|(seq, _)| *seq >= missing.to);
+        let unsaid = unsaid.map(|(_, damage)| damage.clone());
+        let unread = || {
+            let behind = |lost: &&Lost| lost.how == How::Unread && lost.from >= missing.to;
+            let Lost { path, offset, detail, .. } = self.lost.iter().find(behind)?;
+            Some(Damage { file: path.clone(), offset: *offset, detail: detail.clone() })
+        };
+        let cut = || {
+            let torn = self.recovery.torn.as_ref().filter(|torn| torn.seq >= missing.to)?;
+            let detail = format!("record {} and what followed it did not read whole", torn.seq);
+            Some(Damage { file: torn.file.clone(), offset: torn.offset, detail })
+        };
+        unsaid.or_else(unread).or_else(cut)
     }
 
     /// What was lost below the floor is void. What was lost above it could be anybody's: refuse.
     pub(super) fn judge_losses(&mut self) -> Result<()> {
         if let Some(lost) = self.lost.iter().find(|lost| lost.to > self.floor) {
+            if lost.how == How::Missing
+                && let Some(Damage { file, offset, detail }) = self.silenced(lost)
+            {
+                let (from, last) = (lost.from, lost.to - 1);
+                let detail = format!(
+                    "{detail}; it may have said that records {from} to {last} were purged: nothing that reads \
+                     says so, and no file has them"
+                );
+                return Err(Error::Corruption { path: file, offset, detail });
+            }
             let which = match lost.to {
                 u64::MAX => format!("records from {} on may have been acknowledged", lost.from),
                 to => format!("records {} to {} were acknowledged", lost.from, to - 1),

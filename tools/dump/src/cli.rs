@@ -1,5 +1,6 @@
 //! The command line, as people type it.
 
+use crate::failure::Failure;
 use crate::help;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ops::RangeInclusive;
@@ -126,6 +127,32 @@ pub enum Verb {
         /// For which shell.
         shell: clap_complete::Shell,
     },
+}
+
+impl Verb {
+    /// What is asked for, but cannot be: a range that ends before it begins.
+    pub fn check(&self) -> Result<(), Failure> {
+        let of = |entries: &EntryFilter| (Some(entries.indexes.from), Some(entries.indexes.to));
+        let (from, to) = match self {
+            Verb::Segments(args) => (args.from, args.to),
+            Verb::State(args) => (args.from, args.to),
+            Verb::Tail(args) => (args.from, args.to),
+            Verb::Groups(args) => of(&args.entries),
+            Verb::Entries(args) => of(&args.entries),
+            Verb::Stats(args) => of(&args.entries),
+            Verb::Diff(args) => of(&args.entries),
+            Verb::Summary(_) | Verb::Verify(_) | Verb::Repair(_) | Verb::Completions { .. } => {
+                (None, None)
+            }
+        };
+        match from.zip(to) {
+            Some((from, to)) if from > to => {
+                let what = format!("--from {from} lies above --to {to}: nothing is between them");
+                Err(Failure::Usage(what))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 #[derive(Args, Debug)]

@@ -81,6 +81,8 @@ record that reads. DANGER: a replica that starts from it has forgotten entries t
 perhaps votes: acknowledged writes can be lost, and replicas can diverge. Only for a group whose other \
 replicas are all gone.
 
+Dropped entries are counted with those that do not read, as far as the records tell which there were.
+
 To use it, stop the node, move its `log` directory away, and NEWDIR to where it was.
 
 Exit codes:

@@ -6,6 +6,7 @@
 
 use crate::failure::Failure;
 use crate::model::{Kept, Model, name};
+use crate::output::tell;
 use catamaran::env::Disk;
 use catamaran::env::os::OsDisk;
 use catamaran::error::Error;
@@ -29,10 +30,10 @@ impl<T> Loaded<T> {
         let mut rot = self.report.findings.iter().filter(|found| found.kind == FindingKind::Rot);
         let Some(first) = rot.next() else { return false };
         let (file, offset, what) = (name(&first.file), first.offset, &first.detail);
-        eprintln!(
-            "catamaran-dump: the log is damaged, what is shown is incomplete; see `verify` ({file} at \
+        tell(format_args!(
+            "the log is damaged, what is shown is incomplete; see `verify` ({file} at \
              {offset}: {what})"
-        );
+        ));
         true
     }
 }
@@ -114,13 +115,56 @@ impl LogDir {
         &self,
         keep: &mut impl FnMut(&RecordView, GroupId, &Entry) -> T,
     ) -> catamaran::Result<Loaded<T>> {
-        let loaded = read(&self.inspect()?, keep)?;
+        let mut loaded = read(&self.inspect()?, keep)?;
+        loaded.report.findings.extend(no_files(&self.path)?);
         if loaded.model.segments.is_empty() && !loaded.report.is_rotten() {
             // Spares alone: its first opening did not come to an end, or its segments were taken away.
             return Err(Error::io("find a segment in", &self.path, ErrorKind::NotFound.into()));
         }
         Ok(loaded)
     }
+}
+
+/// What is named like a segment and is no file: a link, whatever it points to, a directory. The log engine takes no
+/// notice of it, so the records that should be there are missed only if others follow them.
+pub fn no_files(dir: &Path) -> catamaran::Result<Vec<Finding>> {
+    let failed = |error| Error::io("list", dir, error);
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let file = entry.path();
+        let kind = match entry.file_type() {
+            Ok(kind) => kind,
+            // Renamed or removed since it was listed.
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => return Err(failed(error)),
+        };
+        let what = match std::fs::read_link(&file) {
+            _ if kind.is_file() || !is_segment(&file) => continue,
+            Ok(to) if file.exists() => format!("a link to {}", to.display()),
+            Ok(to) => format!("a link to {}, where nothing is", to.display()),
+            Err(_) if kind.is_dir() => "a directory".to_owned(),
+            Err(_) => "no regular file".to_owned(),
+        };
+        found.push(Finding {
+            detail: format!("named like a segment, but {what}: the log engine does not read it"),
+            file,
+            offset: 0,
+            kind: FindingKind::Rot,
+            expected: 0,
+            found: 0,
+            group: None,
+        });
+    }
+    found.sort_by(|a, b| a.file.cmp(&b.file));
+    Ok(found)
+}
+
+/// Whether a file of this name is a segment: sixteen digits and the ending.
+fn is_segment(path: &Path) -> bool {
+    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    let is_number = stem.len() == 16 && stem.bytes().all(|byte| byte.is_ascii_digit());
+    is_number && path.extension().is_some_and(|ext| ext == "seg")
 }
 
 /// Reads everything, once.

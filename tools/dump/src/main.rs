@@ -9,6 +9,7 @@ mod load;
 mod model;
 mod output;
 mod overlay;
+mod stdout;
 mod verb;
 
 use clap::{CommandFactory, Parser};
@@ -24,12 +25,14 @@ fn main() -> ExitCode {
     if let Err(failure) = &result
         && !matches!(failure, Failure::Output(e) if e.kind() == std::io::ErrorKind::BrokenPipe)
     {
-        eprintln!("catamaran-dump: {failure}");
+        output::tell(failure);
     }
     failure::exit_code(&result)
 }
 
 fn run(cli: &Cli, out: &mut dyn Write) -> Result<Verdict, Failure> {
+    cli.verb.check()?;
+    stdout::check()?;
     let context = &mut verb::Context { format: cli.output, keys: cli.keys, out };
     match &cli.verb {
         Verb::Summary(args) => verb::overview::summary(args, context),

@@ -1,184 +1,15 @@
 //! What the records of a log add up to: per group its live entries, its state record and its truncated
 //! position. The same rules as the log's own recovery, in the plainest form: a map of indexes.
 
-use catamaran::log::inspect::{OpView, RecordView, RunBytes, SegmentInfo};
+use catamaran::log::inspect::{OpView, RecordView, RunBytes, SegmentInfo, Was};
 use catamaran::log::{BLOCK, Entry, GroupId};
 use catamaran::types::LogPosition;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// A live entry.
-#[derive(Clone, Debug)]
-pub struct Slot<T> {
-    /// The record that holds it.
-    pub seq: u64,
-    pub term: u64,
-    /// Of its data.
-    pub bytes: u64,
-    /// What the verb wanted to keep of it.
-    pub kept: T,
-}
+mod group;
 
-/// What a verb keeps of an entry.
-pub trait Kept {
-    /// Whether it is one of those that were asked for.
-    fn counts(&self) -> bool;
-}
-
-/// Nothing, of any entry.
-impl Kept for () {
-    fn counts(&self) -> bool {
-        true
-    }
-}
-
-/// Just that.
-impl Kept for bool {
-    fn counts(&self) -> bool {
-        *self
-    }
-}
-
-/// Something, of those that were asked for.
-impl<T> Kept for Option<T> {
-    fn counts(&self) -> bool {
-        self.is_some()
-    }
-}
-
-/// One group.
-#[derive(Clone, Debug)]
-pub struct Group<T> {
-    /// The log begins after it.
-    pub truncated: LogPosition,
-    /// The record that says so; 0: none does.
-    pub base_seq: u64,
-    pub state: Option<Vec<u8>>,
-    pub state_seq: u64,
-    /// The last record that says where the group's log ends: an append or a reset. Nothing older can have
-    /// put an entry behind that end.
-    pub tail_seq: u64,
-    /// Records in which something of the group is damaged, whether it still matters or not.
-    pub damages: Vec<u64>,
-    pub entries: BTreeMap<u64, Slot<T>>,
-    /// Entries in the records read that count, dead ones included.
-    pub written_entries: u64,
-    /// Bytes of them.
-    pub written_bytes: u64,
-    /// Bytes of state records, dead ones included.
-    pub written_state_bytes: u64,
-    /// Its runs in the records read, whichever entries count.
-    pub runs: Runs,
-}
-
-/// What runs of entries come to.
-#[derive(Clone, Copy, Default, Debug)]
-pub struct Runs {
-    pub count: u64,
-    pub compressed: u64,
-    /// Before compression.
-    pub raw: u64,
-    pub stored: u64,
-}
-
-impl Runs {
-    fn add(&mut self, run: &RunBytes) {
-        self.count += 1;
-        self.compressed += u64::from(run.is_compressed);
-        self.raw += run.raw;
-        self.stored += run.stored;
-    }
-
-    /// Bytes for each byte stored; 1 of nothing.
-    pub fn ratio(&self) -> f64 {
-        match self.stored {
-            0 => 1.0,
-            stored => (self.raw as f64 * 100.0 / stored as f64).round() / 100.0,
-        }
-    }
-}
-
-impl<T> Default for Group<T> {
-    fn default() -> Group<T> {
-        Group {
-            truncated: LogPosition::default(),
-            base_seq: 0,
-            state: None,
-            state_seq: 0,
-            tail_seq: 0,
-            damages: Vec::new(),
-            entries: BTreeMap::new(),
-            written_entries: 0,
-            written_bytes: 0,
-            written_state_bytes: 0,
-            runs: Runs::default(),
-        }
-    }
-}
-
-impl<T: Kept> Group<T> {
-    /// Live entries that count, in order.
-    pub fn counting(&self) -> impl DoubleEndedIterator<Item = (u64, &Slot<T>)> {
-        self.entries
-            .iter()
-            .filter(|(_, slot)| slot.kept.counts())
-            .map(|(index, slot)| (*index, slot))
-    }
-
-    /// Bytes of live entries that count.
-    pub fn bytes(&self) -> u64 {
-        self.counting().map(|(_, slot)| slot.bytes).sum()
-    }
-
-    /// Records that hold something of the group which is still needed.
-    pub fn records(&self) -> impl Iterator<Item = u64> {
-        let state = self.state.is_some().then_some(self.state_seq);
-        let base = Some(self.base_seq).filter(|seq| *seq > 0);
-        self.counting().map(|(_, slot)| slot.seq).chain(state).chain(base)
-    }
-
-    /// The last index that is reached without a gap.
-    pub fn whole_to(&self) -> u64 {
-        let mut at = self.truncated.index;
-        for index in self.entries.keys() {
-            if *index != at + 1 {
-                break;
-            }
-            at = *index;
-        }
-        at
-    }
-
-    pub fn state_bytes(&self) -> u64 {
-        self.state.as_ref().map_or(0, |state| state.len() as u64)
-    }
-
-    fn is_blank(&self) -> bool {
-        self.entries.is_empty()
-            && self.base_seq == 0
-            && self.state.is_none()
-            && self.damages.is_empty()
-    }
-
-    fn drop_to(&mut self, seq: u64, to: LogPosition) {
-        self.entries = match to.index.checked_add(1) {
-            Some(next) => self.entries.split_off(&next),
-            None => BTreeMap::new(),
-        };
-        self.truncated = to;
-        self.base_seq = seq;
-    }
-
-    fn forget(&mut self) {
-        self.entries.clear();
-        self.damages.clear();
-        self.tail_seq = 0;
-        self.state = None;
-        self.state_seq = 0;
-        self.truncated = LogPosition::default();
-        self.base_seq = 0;
-    }
-}
+pub use group::{Group, Kept, Runs, Slot};
 
 /// How a segment stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
@@ -419,7 +250,7 @@ impl<T: Kept> Model<T> {
                 if let Some(first) = entries.first() {
                     self.change(*group, |g| {
                         g.tail_seq = seq;
-                        drop(g.entries.split_off(&first.index));
+                        g.drop_from(first.index);
                     });
                 }
                 bytes = self.put(record, *group, (entries, run), keep);
@@ -452,7 +283,7 @@ impl<T: Kept> Model<T> {
             OpView::Reset { group, to } => {
                 self.counts.reset += 1;
                 self.change(*group, |g| {
-                    g.entries.clear();
+                    g.drop_from(0);
                     g.tail_seq = seq;
                     g.truncated = *to;
                     g.base_seq = seq;
@@ -466,9 +297,21 @@ impl<T: Kept> Model<T> {
                 self.counts.floor += 1;
                 self.drop_below(*seq);
             }
-            OpView::Damaged { group } => {
+            OpView::Damaged { group, was } => {
                 self.counts.damaged += 1;
-                self.change(*group, |g| g.damages.push(seq));
+                self.change(*group, |g| {
+                    g.damages.push(seq);
+                    match was {
+                        Was::Append(indexes) => {
+                            // What it replaced is gone, whether it reads or not.
+                            g.drop_from(indexes.start);
+                            g.lose(seq, indexes.clone());
+                        }
+                        // The same entries may still be where they were before.
+                        Was::Rewrite(indexes) => g.lose(seq, indexes.clone()),
+                        Was::State | Was::Unknown => {}
+                    }
+                });
             }
         }
         bytes
@@ -496,6 +339,7 @@ impl<T: Kept> Model<T> {
             }
             let slot = Slot { seq: record.seq, term: entry.term, bytes, kept };
             group.entries.insert(entry.index, slot);
+            group.unreadable.remove(&entry.index);
         }
         sum
     }
@@ -512,6 +356,7 @@ impl<T: Kept> Model<T> {
         self.floor = self.floor.max(floor);
         self.groups.retain(|_, group| {
             group.entries.retain(|_, slot| slot.seq >= floor);
+            group.unreadable.retain(|_, seq| *seq >= floor);
             group.damages.retain(|seq| *seq >= floor);
             if group.base_seq < floor {
                 group.base_seq = 0;

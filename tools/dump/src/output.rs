@@ -122,6 +122,11 @@ pub fn line(value: &(impl Serialize + ?Sized), out: &mut dyn Write) -> io::Resul
     writeln!(out)
 }
 
+/// Says something on standard error. If nobody reads that, it is their right.
+pub fn tell(what: impl std::fmt::Display) {
+    let _ = writeln!(io::stderr(), "catamaran-dump: {what}");
+}
+
 /// Prints a page.
 pub fn print(page: &impl Page, format: Format, out: &mut dyn Write) -> io::Result<()> {
     match format {

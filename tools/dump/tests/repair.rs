@@ -160,7 +160,9 @@ fn a_damaged_group_stays_out_and_a_node_is_told() {
     let (found, whole) = (&new[&2], &old[&2]);
     assert_eq!((found.truncated, &found.state), (whole.truncated, &whole.state));
     assert_eq!(found.entries, whole.entries[..1]);
-    assert_eq!(row(&page, 2)["dropped_entries"], 2, "17 and 18 read, and lie behind the gap");
+    let two = row(&page, 2);
+    assert_eq!(two["dropped_entries"], 3, "17 and 18 lie behind the gap");
+    assert_eq!(two["unreadable_entries"], 1, "16 is the gap");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use super::tail::{Row, cells, row};
 use crate::cli::{Format, Tail};
 use crate::failure::{Failure, Verdict};
 use crate::load::LogDir;
-use crate::output::line;
+use crate::output::{line, tell};
 use catamaran::env::Disk;
 use catamaran::env::os::OsDisk;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -179,11 +179,11 @@ impl Follower<'_> {
                     return Ok(());
                 }
                 if record.seq > self.next {
-                    eprintln!(
-                        "catamaran-dump: records {} to {} were gone before they were seen",
+                    tell(format_args!(
+                        "records {} to {} were gone before they were seen",
                         self.next,
                         record.seq - 1
-                    );
+                    ));
                 }
                 self.damaged |= matches!(doubt, Doubt::Damage(_));
             }
@@ -200,9 +200,7 @@ impl Follower<'_> {
             let doubt = Doubt::Shrunk(end);
             if before == Some(doubt) {
                 let last = self.next - 1;
-                eprintln!(
-                    "catamaran-dump: records {end} to {last} are gone again: they were not durable"
-                );
+                tell(format_args!("records {end} to {last} are gone again: they were not durable"));
                 self.next = end;
             } else {
                 self.doubt = Some(doubt);

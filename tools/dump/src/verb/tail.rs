@@ -88,7 +88,7 @@ fn op_row(op: &OpView, keys: Keys) -> (RecordType, OpRow) {
         OpView::Clear { group } => (RecordType::Clear, OpRow::Clear { group: *group }),
         OpView::Floor { seq } => (RecordType::Floor, OpRow::Floor { seq: *seq }),
         // It may have been anything: it is shown whatever is asked for.
-        OpView::Damaged { group } => (RecordType::Append, OpRow::Damaged { group: *group }),
+        OpView::Damaged { group, .. } => (RecordType::Append, OpRow::Damaged { group: *group }),
     }
 }
 
@@ -101,7 +101,7 @@ fn group_of(op: &OpView) -> Option<u64> {
         | OpView::Reset { group, .. }
         | OpView::Base { group, .. }
         | OpView::Clear { group }
-        | OpView::Damaged { group } => Some(*group),
+        | OpView::Damaged { group, .. } => Some(*group),
         OpView::Floor { .. } => None,
     }
 }

@@ -83,6 +83,10 @@ pub fn judge(dir: &Path) -> Result<Judgement, Failure> {
             Err(error) => return Err(error.into()),
         }
     };
+    for odd in load::no_files(dir)? {
+        lost.push(format!("{}: {}", name(&odd.file), odd.detail));
+        hidden.push(odd.file);
+    }
     let Loaded { model, report } = load::read(&inspector, &mut |_, _, _| ())?;
     if model.segments.is_empty() && hidden.is_empty() {
         return Err(Failure::Open(format!("{}: no segment is left here", dir.display())));

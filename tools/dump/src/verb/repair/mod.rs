@@ -108,8 +108,10 @@ struct Row {
     last: Option<u64>,
     entries: u64,
     bytes: u64,
-    /// Entries that read, and were left behind.
+    /// Entries that the group had, as far as the records that read tell, and that are not in the new log.
     dropped_entries: u64,
+    /// Of them, those that do not read: not even `--keep-damaged` gets them.
+    unreadable_entries: u64,
     /// Up to here the group is good.
     #[serde(skip_serializing_if = "Option::is_none")]
     last_good: Option<u64>,
@@ -127,6 +129,7 @@ struct Repaired {
     entries: u64,
     bytes: u64,
     dropped_entries: u64,
+    unreadable_entries: u64,
     /// What is gone without anybody knowing whose it was.
     lost: Vec<String>,
     notes: Vec<String>,
@@ -139,7 +142,14 @@ impl Page for Repaired {
         head.pair("verdict", self.verdict);
         head.pair("new log", self.out.as_deref().unwrap_or("none, a dry run"));
         head.pair("groups", format!("{} whole, {} damaged", self.whole, self.damaged));
-        head.pair("entries", format!("{} kept, {} dropped", self.entries, self.dropped_entries));
+        let unreadable = match self.unreadable_entries {
+            0 => String::new(),
+            some => format!(", {some} of which do not read"),
+        };
+        // Of records that are lost nobody knows what they held.
+        let least = if self.lost.is_empty() { "" } else { "at least " };
+        let (kept, dropped) = (self.entries, self.dropped_entries);
+        head.pair("entries", format!("{kept} kept, {least}{dropped} dropped{unreadable}"));
         head.pair("bytes", self.bytes);
         self.lost.iter().for_each(|what| head.pair("lost", what));
         self.notes.iter().for_each(|what| head.pair("without harm", what));
@@ -152,6 +162,7 @@ impl Page for Repaired {
             "entries>",
             "bytes>",
             "dropped>",
+            "unreadable>",
             "good to>",
             "why",
         ])
@@ -178,6 +189,7 @@ impl Page for Repaired {
                 row.entries.to_string(),
                 row.bytes.to_string(),
                 row.dropped_entries.to_string(),
+                row.unreadable_entries.to_string(),
                 cell(row.last_good),
                 row.why.clone().unwrap_or_default(),
             ]);
@@ -213,6 +225,7 @@ impl Row {
             entries: 0,
             bytes: 0,
             dropped_entries: 0,
+            unreadable_entries: 0,
             last_good: None,
             why: None,
         }
@@ -262,7 +275,8 @@ fn damaged(
     row.last_good = Some(last_good);
     let fence = (policy.fence && id != IDENT_GROUP).then(|| FENCE.to_vec());
     let (count, bytes) = if policy.keep { weigh(group, last_good) } else { (0, 0) };
-    row.dropped_entries = group.entries.len() as u64 - count;
+    row.unreadable_entries = group.lost_entries();
+    row.dropped_entries = group.entries.len() as u64 - count + row.unreadable_entries;
     row.state = match (&group.state, policy.keep) {
         (Some(_), true) => StateOutcome::Kept,
         (Some(_), false) => StateOutcome::Dropped,
@@ -352,6 +366,7 @@ pub fn run(args: &Repair, context: &mut Context<'_>) -> Result<Verdict, Failure>
         entries: sum(|row| row.entries),
         bytes: sum(|row| row.bytes),
         dropped_entries: sum(|row| row.dropped_entries),
+        unreadable_entries: sum(|row| row.unreadable_entries),
         lost,
         notes,
         groups: rows,
