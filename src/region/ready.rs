@@ -131,12 +131,12 @@ impl Peer {
         if self.progress.applying_bytes / APPLY_LAG_FACTOR > config.apply_lag_bytes_max {
             return None; // far behind: acknowledgements stop too, and the leader slows down
         }
-        let ready = self.group.ready()?;
+        let ready = self.group.ready();
         if let Some(fault) = self.group.storage().take_fault() {
             self.quarantine(fault, pass.effects);
             return None;
         }
-        self.take_ready(ready, config, pass)
+        self.take_ready(ready?, config, pass)
     }
 
     fn take_ready(
