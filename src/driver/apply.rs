@@ -108,7 +108,7 @@ pub fn queue(shared: &Shared, now: Time, tasks: Vec<ApplyTask>) {
     let bytes = tasks.iter().map(bytes_of).sum();
     shared.apply_bytes.fetch_add(bytes, Ordering::Relaxed);
     let workers = shared.apply.len();
-    let little = bytes <= AT_ONCE_BYTES && !is_behind(shared);
+    let little = bytes <= AT_ONCE_BYTES && !shared.admission.is_limited();
     let hand = |queue: &ApplyQueue, tasks: Vec<ApplyTask>| match queue
         .applier
         .try_lock()
@@ -134,24 +134,16 @@ pub fn queue(shared: &Shared, now: Time, tasks: Vec<ApplyTask>) {
     }
 }
 
-/// Unmerged ingestions from which applying is slowed down.
-const DEBT_FREE: usize = 8;
-const PAUSE_PER_DEBT: Duration = Duration::from_micros(500);
-const PAUSE_MAX: Duration = Duration::from_millis(10);
+/// How long a worker rests after a pass while memtables are above their limit: proposals are held back long before,
+/// but what comes from leaders elsewhere is not.
+const FULL_PAUSE: Duration = Duration::from_millis(10);
 
-fn is_behind(shared: &Shared) -> bool {
-    shared.behind.load(Ordering::Relaxed) || shared.kv.debt() > DEBT_FREE
-}
-
-/// Small sleeps while compaction is late, so that it never has to stop writers hard.
-fn pace(shared: &Shared) {
-    let debt = shared.kv.debt().saturating_sub(DEBT_FREE) as u32;
-    if debt > 0 {
-        std::thread::sleep((PAUSE_PER_DEBT * debt).min(PAUSE_MAX));
-    }
-    if shared.behind.load(Ordering::Relaxed) {
-        std::thread::sleep(PAUSE_MAX);
-    }
+/// Tells the gate of proposals how far behind the state store is. Whether memtables are above their limit.
+pub fn measure_debt(shared: &Shared) -> bool {
+    let (runs, bytes) = (shared.kv.debt(), shared.kv.memtable_bytes());
+    let max = shared.config.memtable_bytes_max;
+    shared.admission.adjust(shared.clock.now(), runs, bytes, max);
+    bytes > max
 }
 
 /// The thread.
@@ -165,7 +157,9 @@ pub fn run(shared: &Shared, at: usize) {
                 return;
             }
         }
-        pace(shared);
+        if measure_debt(shared) {
+            std::thread::sleep(FULL_PAUSE);
+        }
     }
 }
 

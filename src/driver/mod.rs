@@ -17,7 +17,7 @@
 //!
 //! **Bounds.** Inboxes bound what clients propose and what peers send; a full one answers `Busy` or
 //! drops (raft sends again). Apply queues and the state store's memtables do not refuse work that is
-//! committed; instead [`Driver::pressure`] refuses new proposals. Nor may the log refuse what raft has
+//! committed; instead new proposals are refused, by and by as the state store falls behind (`admission`). Nor may the log refuse what raft has
 //! decided to write: while its queue is crowded, proposals are refused and entries from peers dropped.
 //! Completions are bounded by the work that they complete.
 //!
@@ -31,6 +31,7 @@
 //!
 //! Not done: moving regions between loops by load (a region's loop is its id modulo the loops).
 
+mod admission;
 mod apply;
 mod clock;
 mod figures;
@@ -66,6 +67,7 @@ use crate::raft::Envelope;
 use crate::region::apply::Applier;
 use crate::store::{Event, Proposal, ReadLevel, ReadRequest, Registry, Store, Token};
 use crate::types::{RegionId, StoreId, Time};
+use admission::Admission;
 use apply::ApplyQueue;
 use bytes::Bytes;
 use figures::Counters;
@@ -147,8 +149,8 @@ struct Shared {
     instant: bool,
     readers: Readers,
     upkeep: upkeep::Upkeep,
-    /// Raised while the state store owes too much to take more.
-    behind: AtomicBool,
+    /// How much may be proposed while the state store owes much.
+    admission: Admission,
     /// Raised by a loop that left work undone because the log had no room.
     held: AtomicBool,
     log: Log,
@@ -236,7 +238,7 @@ impl Driver {
             apply_bytes: AtomicUsize::new(0),
             readers: Readers::default(),
             upkeep: upkeep::Upkeep::default(),
-            behind: AtomicBool::new(false),
+            admission: Admission::new(clock.now()),
             held: AtomicBool::new(false),
             timer: Timer::start("timer")?,
             stopped: AtomicBool::new(false),
@@ -303,7 +305,9 @@ impl Driver {
     pub fn propose(&self, at: RegionId, deadline: Time, submissions: Vec<Submission>) {
         let shared = &self.shared;
         let at = shared.loop_of(at);
-        if let Some(error) = self.pressure() {
+        let now = shared.clock.now();
+        let bytes = submissions.iter().map(|submission| submission.command.len() + 64).sum();
+        if let Some(error) = self.pressure(now, bytes) {
             shared
                 .counters
                 .refused_proposals
@@ -320,7 +324,6 @@ impl Driver {
             waiters.push(waiter);
         }
         let mut place = 0;
-        let now = shared.clock.now();
         shared.desks.seat(at, now, deadline, waiters, |token| match token {
             Some(token) => {
                 proposals[place].token = token;
@@ -440,8 +443,8 @@ impl Driver {
         self.shared.post_all(|| Event::Unreachable(store));
     }
 
-    /// Why new proposals are refused, if they are.
-    pub fn pressure(&self) -> Option<Error> {
+    /// Why new proposals of so many bytes are refused, if they are.
+    fn pressure(&self, now: Time, bytes: usize) -> Option<Error> {
         let shared = &self.shared;
         if shared.stopped() {
             return Some(self.stopped_error());
@@ -456,10 +459,8 @@ impl Driver {
         if shared.log.is_crowded() {
             return Some(Error::Busy { what: "log writer" });
         }
-        shared
-            .behind
-            .load(Ordering::Relaxed)
-            .then_some(Error::Busy { what: "state store (flush is behind)" })
+        let admitted = shared.admission.admits(now, bytes);
+        (!admitted).then_some(Error::Busy { what: "state store (flush is behind)" })
     }
 
     /// Runs a read on a read thread.

@@ -157,8 +157,7 @@ pub fn run_flusher(shared: &Shared) {
         if shared.stopped() {
             return;
         }
-        let behind = shared.kv.memtable_bytes() > shared.config.memtable_bytes_max;
-        shared.behind.store(behind, Ordering::Relaxed);
+        let behind = super::apply::measure_debt(shared);
         let wanted = shared.upkeep.flush_wanted.swap(false, Ordering::Relaxed);
         let mut due =
             shared.upkeep.is_full(Room::State) || behind || wanted || shared.kv.should_flush();
@@ -215,6 +214,8 @@ pub fn run_keeper(shared: &Shared) {
             Err(Error::DiskFull { .. }) => shared.upkeep.pause(shared, FULL_PAUSE),
             Err(error) => return shared.fail("log spares", error),
         }
+        // While a flush waits for a compaction, and nothing is applied, nobody else looks.
+        super::apply::measure_debt(shared);
         let now = Instant::now();
         let seen = shared.kv.flushes();
         if seen != flushes {

@@ -57,7 +57,8 @@ impl Default for LsmOptions {
             // 40 % off the CPU per write.
             l0_runs: 8,
             table_bytes: 64 << 20,
-            late_runs: 12,
+            // Writers are slowed down from fewer on: see `driver::admission`.
+            late_runs: 24,
         }
     }
 }

@@ -143,7 +143,7 @@ pub trait StateStore: Send + Sync + 'static {
     /// Bytes retained by memtables, active and frozen: the measure for backpressure.
     fn memtable_bytes(&self) -> u64;
 
-    /// How many unmerged ingestions the tables owe: pace writes as it grows (8 is busy, 12 and more is
+    /// How many unmerged ingestions the tables owe: pace writes as it grows (8 is usual, 20 and more is
     /// late), do not stop hard.
     fn debt(&self) -> usize;
 

@@ -24,7 +24,16 @@ fn peer(bench: &mut Bench) -> &mut Peer {
 }
 
 fn beat(number: u64) -> Event {
-    let beat = Beat { number, life: 77, hears: 0, support_ms: 0, epoch: 0, rouse: 0, sums: None };
+    let beat = Beat {
+        number,
+        life: 77,
+        hears: 0,
+        support_ms: 0,
+        epoch: 0,
+        rouse: 0,
+        shares: true,
+        sums: None,
+    };
     Event::Beat { from: LOST, beat }
 }
 
