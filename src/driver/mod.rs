@@ -17,9 +17,9 @@
 //!
 //! **Bounds.** Inboxes bound what clients propose and what peers send; a full one answers `Busy` or
 //! drops (raft sends again). Apply queues and the state store's memtables do not refuse work that is
-//! committed; instead new proposals are refused, by and by as the state store falls behind (`admission`). Nor may the log refuse what raft has
-//! decided to write: while its queue is crowded, proposals are refused and entries from peers dropped.
-//! Completions are bounded by the work that they complete.
+//! committed; instead new proposals are refused, by and by as the state store falls behind (`admission`). Nor may
+//! the log refuse what raft has decided to write: while its queue is crowded, proposals are refused and entries
+//! from peers dropped. Completions are bounded by the work that they complete.
 //!
 //! **Stopping.** A failed sync or an apply error stops the node at once: [`Driver::stop`] keeps the first
 //! reason, closes every queue, sends every waiting caller home with it. Nothing is flushed then; the log
