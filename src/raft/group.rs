@@ -195,6 +195,13 @@ fn cut(mut message: Message, most: u64, out: &mut Vec<Message>) {
     }
 }
 
+/// Whether the entries of an append, if it is one and has any, begin behind its index.
+fn follows_its_index(message: &Message) -> bool {
+    let first = message.entries.first().map(|first| first.index);
+    message.get_msg_type() != MessageType::MsgAppend
+        || first.is_none_or(|first| first == message.index + 1)
+}
+
 /// raft's own form of a change.
 fn form_of(changes: &[Change]) -> ConfChangeV2 {
     let mut form = ConfChangeV2::default();
@@ -488,7 +495,12 @@ impl<S: Storage> Group<S> {
             send_now,
             entries: ready.take_entries(),
             hard_state: ready.hs().cloned(),
-            send_after_persist: ready.take_persisted_messages(),
+            send_after_persist: {
+                let mut messages = ready.take_persisted_messages();
+                // Of one that stepped down in this round there may be appends among them, and nobody needs those.
+                messages.retain(follows_its_index);
+                messages
+            },
             committed: ready.take_committed_entries(),
             reads: ready
                 .take_read_states()
@@ -509,14 +521,10 @@ impl<S: Storage> Group<S> {
     /// not. A follower that takes such a message acknowledges entries it does not have. Found by seed 1 of
     /// the simulator, see `tests/raft_batch_append.rs`.
     fn rejoin(&mut self, message: &mut Message) -> bool {
-        if message.get_msg_type() != MessageType::MsgAppend {
+        if follows_its_index(message) {
             return true;
         }
-        let Some(first) = message.entries.first().map(|entry| entry.index) else { return true };
-        if first == message.index + 1 {
-            return true;
-        }
-        let before = first - 1;
+        let before = message.entries.first().map_or(0, |first| first.index - 1);
         match self.node().raft.raft_log.term(before) {
             Ok(term) => {
                 message.index = before;

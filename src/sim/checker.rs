@@ -205,6 +205,48 @@ impl EpochsGrow {
     }
 }
 
+/// The newest shapes that were ever applied, by whomever: at every moment they cover every key exactly once.
+///
+/// * Whoever owns a key owns it at a higher version than those before: so of two regions that hold the same key
+///   the one of the lower version was merged away (or is seen as a crashed store left it).
+#[derive(Clone, Default, Debug)]
+pub struct Shapes {
+    newest: BTreeMap<RegionId, Region>,
+}
+
+impl Shapes {
+    /// Whether none was seen yet: all stores are to be looked at first.
+    pub fn is_empty(&self) -> bool {
+        self.newest.is_empty()
+    }
+
+    /// What one store holds, after it applied something.
+    pub fn observe<'a>(&mut self, held: impl Iterator<Item = &'a Region>) -> Result<(), Violation> {
+        let mut news = Vec::new();
+        for region in held {
+            let known = self.newest.get(&region.id);
+            if known.is_none_or(|known| known.epoch.version < region.epoch.version) {
+                self.newest.insert(region.id, region.clone());
+                news.push(region);
+            }
+        }
+        if news.is_empty() {
+            return Ok(());
+        }
+        let owners: Vec<Region> = self.newest.values().cloned().collect();
+        self.newest.retain(|id, region| {
+            let taken = |other: &&Region| {
+                other.id != *id
+                    && other.epoch.version > region.epoch.version
+                    && !other.range.intersect(&region.range).is_empty()
+            };
+            !owners.iter().any(|other| taken(&other))
+        });
+        let newest: Vec<Region> = self.newest.values().cloned().collect();
+        covers_key_space(&newest)
+    }
+}
+
 /// The regions, taken together, cover every key exactly once.
 pub fn covers_key_space(regions: &[Region]) -> Result<(), Violation> {
     const WHAT: &str = "regions cover the key space";
@@ -344,6 +386,26 @@ mod tests {
     const R: RegionId = RegionId(1);
     const A: PeerId = PeerId(1);
     const B: PeerId = PeerId(2);
+
+    #[test]
+    fn shapes_cover_the_key_space_while_regions_are_cut_and_merged() {
+        let at = |id: u64, version: u64, start: &'static str, end: &'static str| {
+            let mut region = region(id, start, end);
+            region.epoch.version = version;
+            region
+        };
+        let mut shapes = Shapes::default();
+        let mut sees = |held: &[Region]| shapes.observe(held.iter());
+        sees(&[at(1, 1, "", "m"), at(2, 1, "m", "")]).unwrap();
+        sees(&[at(1, 2, "", "f"), at(3, 2, "f", "m")]).unwrap();
+        // 3 goes into 2; then a store comes back that does not know it yet.
+        sees(&[at(2, 3, "f", "")]).unwrap();
+        sees(&[at(1, 1, "", "m"), at(3, 2, "f", "m"), at(2, 1, "m", "")]).unwrap();
+        let gap = sees(&[at(1, 3, "", "c")]).unwrap_err().detail;
+        assert!(gap.starts_with("gap"), "{gap}");
+        let overlap = sees(&[at(4, 3, "c", "g")]).unwrap_err().detail;
+        assert!(overlap.starts_with("overlap"), "{overlap}");
+    }
 
     #[test]
     fn logs() {

@@ -7,9 +7,10 @@
 //!
 //! Looked at whenever something was applied: on one store regions never overlap; the epoch of a replica only
 //! grows. (They may leave a gap: a store that was overtaken by the snapshot of a shrunk region waits for those of
-//! the others.) In the end the newest shapes cover the key space, and every one of them has all its replicas.
+//! the others.) The newest shapes, of all stores together, cover every key exactly once. In the end what the
+//! stores hold does, and every region has all its replicas.
 
-use super::checker::{EpochsGrow, covers_key_space};
+use super::checker::{EpochsGrow, Shapes, covers_key_space};
 use super::client::Keys;
 use super::cluster::{Cluster, Happening, Step, violation};
 use crate::codec::admin::{Admin, Child, Split};
@@ -53,6 +54,7 @@ pub(super) struct Operator {
     /// Merges that it waits for.
     pub commits: BTreeMap<Token, MergeWish>,
     epochs: EpochsGrow,
+    shapes: Shapes,
     /// The node whose applier stands still, and until when.
     held: Option<(StoreId, Time)>,
 }
@@ -64,6 +66,7 @@ impl Operator {
             waiting: BTreeMap::new(),
             commits: BTreeMap::new(),
             epochs: EpochsGrow::default(),
+            shapes: Shapes::default(),
             held: None,
         }
     }
@@ -290,6 +293,13 @@ impl Cluster {
             return Ok(());
         };
         let states = running.kv.region_states();
+        let others = self.nodes.values().filter_map(|node| node.running.as_ref());
+        let all: Vec<RegionState> = match self.operator.shapes.is_empty() {
+            true => others.flat_map(|running| running.kv.region_states()).collect(),
+            false => Vec::new(),
+        };
+        let seen = all.iter().chain(&states).map(|state| &state.region);
+        self.operator.shapes.observe(seen)?;
         for state in &states {
             self.operator.epochs.observe(id, state.peer, &state.region)?;
         }
