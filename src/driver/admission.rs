@@ -160,7 +160,7 @@ mod tests {
     fn nothing_is_held_while_the_store_keeps_up() {
         let gate = Admission::new(Time(0));
         gate.adjust(after(1), EASY, MAX / 2, MAX);
-        assert_eq!(entered(&gate, 1, 100), 99 * 100 << 10);
+        assert_eq!(entered(&gate, 1, 100), 9900 << 10);
         assert!(!gate.is_limited());
     }
 

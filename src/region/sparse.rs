@@ -66,7 +66,7 @@ mod tests {
     #[test]
     fn what_is_empty_is_given_back_and_nothing_else() {
         let mut sparse = Sparse::<Vec<u8>>::default();
-        assert_eq!(sparse[..], []);
+        assert_eq!(sparse[..], [0u8; 0]);
         assert!(sparse.0.is_none(), "nobody put anything in");
         sparse.push(7);
         sparse.free();

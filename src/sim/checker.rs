@@ -390,9 +390,13 @@ mod tests {
     #[test]
     fn shapes_cover_the_key_space_while_regions_are_cut_and_merged() {
         let at = |id: u64, version: u64, start: &'static str, end: &'static str| {
-            let mut region = region(id, start, end);
-            region.epoch.version = version;
-            region
+            let epoch = Epoch { version, ..Epoch::default() };
+            Region {
+                id: RegionId(id),
+                range: KeyRange::new(start, end),
+                epoch,
+                ..Region::default()
+            }
         };
         let mut shapes = Shapes::default();
         let mut sees = |held: &[Region]| shapes.observe(held.iter());

@@ -7,6 +7,7 @@
 
 #![allow(
     dead_code,
+    unused_imports,
     missing_docs,
     reason = "the sources of another crate, of which tests use a part"
 )]
