@@ -5,9 +5,9 @@ use super::{Client, odd};
 use crate::codec::admin::Admin;
 use crate::codec::merge::Prepare;
 use crate::error::{Error, Result};
-use crate::region::merge::{has_taken_over, is_later, live_together};
+use crate::region::merge::{is_later, live_together};
 use crate::store::MergeWish;
-use crate::types::{Merging, Region, RegionId, Role, StoreId};
+use crate::types::{Region, RegionId, Role, StoreId};
 use std::collections::BTreeSet;
 
 /// Looks at a merge before it is left to itself.
@@ -135,8 +135,7 @@ impl Client {
                 let known = current.iter().find(|region| region.id == target);
                 known.is_some_and(|region| is_later(region.epoch, merging.epoch))
             }
-            Error::Stopped { .. } => false,
-            _ => self.is_taken_over(&merging).await,
+            _ => false,
         };
         if !never {
             return Err(refused);
@@ -147,90 +146,9 @@ impl Client {
     }
 }
 
-impl Client {
-    /// Whether somebody else has the keys of a merge's target by now: then nobody answers for it any more.
-    async fn is_taken_over(&self, merging: &Merging) -> bool {
-        let owner = self.locate(merging.start.clone(), 1).await.unwrap_or_default();
-        owner.iter().any(|info| has_taken_over(merging, &info.region))
-    }
-}
-
 impl super::Blocking {
     /// See [`Client::merge`].
     pub fn merge(&self, source: RegionId, target: RegionId) -> Result<Region> {
         super::wait(self.client.merge(source, target))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::client::ask::{Answer, Ask};
-    use crate::client::{Backend, Done, wait};
-    use crate::codec::merge::Commit;
-    use crate::codec::report::RegionInfo;
-    use crate::types::{Epoch, KeyRange, LogPosition};
-    use parking_lot::Mutex;
-    use std::sync::Arc;
-    use std::time::Duration;
-
-    fn region(id: u64, start: &'static str, version: u64) -> Region {
-        let (range, epoch) = (KeyRange::new(start, "z"), Epoch { conf_ver: 1, version });
-        Region { id: RegionId(id), range, epoch, peers: vec![] }
-    }
-
-    /// A cluster in which region 8 is not: whoever is asked who has its keys names this region.
-    struct Without {
-        owner: Region,
-        thawed: Arc<Mutex<Vec<RegionId>>>,
-    }
-
-    impl Backend for Without {
-        fn call(&self, body: Body, _timeout: Duration, done: Done<Response>) {
-            done.call(match body {
-                Body::Admin { region, admin: Admin::CommitMerge(_) } => {
-                    Err(Error::RegionNotFound(region))
-                }
-                Body::Directory(Ask::Locate { start, count: 1 }) => {
-                    assert_eq!(start, "m");
-                    let info = RegionInfo { region: self.owner.clone(), leader: None, bytes: 0 };
-                    Ok(Response::Directory(Answer::Located(vec![info])))
-                }
-                Body::Admin { region, admin: Admin::RollBackMerge { at: 9 } } => {
-                    self.thawed.lock().push(region);
-                    Ok(Response::Regions(vec![]))
-                }
-                other => panic!("{other:?}"),
-            });
-        }
-    }
-
-    /// The target's replicas were moved away from the stores of the source, and then it was merged away: no tombstone there
-    /// says so, nobody answers for it, and the source would wait, frozen, for ever.
-    #[test]
-    fn a_source_whose_target_moved_and_was_merged_away_is_thawed() {
-        let epoch = Epoch { conf_ver: 1, version: 5 };
-        let at = LogPosition { index: 9, term: 6 };
-        let merging = Merging { target: RegionId(8), start: "m".into(), epoch, first: 9, at };
-        let commit = Box::new(Commit {
-            target: merging.target,
-            epoch,
-            source: region(7, "a", 5),
-            at,
-            first: 9,
-            entries: vec![],
-        });
-        let wish = MergeWish { source: RegionId(7), merging, commit };
-        let told = |owner: Region| {
-            let thawed = Arc::default();
-            let backend = Without { owner, thawed: Arc::clone(&thawed) };
-            let client = Client::new(Arc::new(backend), Duration::from_secs(9));
-            let ended = wait(client.carry_out(wish.clone()));
-            let thawed = std::mem::take(&mut *thawed.lock());
-            (ended.ok(), thawed)
-        };
-        assert_eq!(told(region(9, "g", 7)), (Some(Merged::Never), vec![RegionId(7)]));
-        assert_eq!(told(region(9, "g", 5)), (None, vec![]), "it was cut out of that one");
-        assert_eq!(told(region(8, "m", 9)), (None, vec![]), "it lives, and is out of reach");
     }
 }

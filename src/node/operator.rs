@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 const WISHES_MAX: usize = 64;
 /// How long a cut may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a step of a plan may take, or a frozen region whose neighbour does not answer: other wishes wait meanwhile.
+/// How long a step of a plan may take: wishes wait meanwhile.
 const STEP_PATIENCE: Duration = Duration::from_secs(2);
 /// How often there is looked whether something is to be planned.
 const LOOK: Duration = Duration::from_millis(500);
@@ -133,7 +133,7 @@ impl Operator {
 
     fn merge(&self, wish: MergeWish) -> Result<()> {
         let (region, target) = (wish.source, wish.merging.target);
-        match wait(self.desk.client.with_timeout(STEP_PATIENCE).carry_out(wish)) {
+        match wait(self.desk.client.with_timeout(PATIENCE).carry_out(wish)) {
             Ok(Merged::Yes) => tracing::info!(%region, %target, "a region was merged"),
             Ok(Merged::Never) => {
                 tracing::info!(%region, %target, "a region could not be merged, and was thawed");

@@ -20,9 +20,8 @@
 //!
 //! **Rolling back.** The source thaws only on a fact that is replicated: the target has another, later shape and does not
 //! list the source, so no commit can be accepted any more; or the target was itself merged away, which its tombstone on
-//! the store of the source's leader says, or the shape of whoever has its first key now ([`has_taken_over`]): its
-//! replicas may have moved elsewhere before. Shapes only grow, and the target cannot forget the source while the
-//! source's leader lives. Who does not know waits.
+//! the store of the source's leader says. Shapes only grow, and the target cannot forget the source while the source's
+//! leader lives. Who does not know waits.
 //!
 //! **Reads.** The target takes writes to the source's keys as soon as one of its leaders has applied the commit. By then
 //! no replica of the source answers anybody: commits come from wishes, a wish from a leader that has applied its own
@@ -104,18 +103,6 @@ pub(crate) struct Lent {
 /// Whether `later` comes after `epoch` in the life of a region.
 pub fn is_later(later: Epoch, epoch: Epoch) -> bool {
     later != epoch && later.conf_ver >= epoch.conf_ver && later.version >= epoch.version
-}
-
-/// Whether a shape that some region has, or has had, proves that the target of a frozen region was itself merged away,
-/// and so never took that one in.
-///
-/// A region keeps its first key for life, whatever is cut out of it or goes into it; and along a key's owners the version
-/// grows. So another owner of the target's first key, at a later version, has the target's keys. The target was frozen for
-/// that with an empty list of the gone: had it accepted the commit, the list would name the source until all of its
-/// replicas are buried, and one of them asks.
-pub fn has_taken_over(merging: &Merging, other: &Region) -> bool {
-    let later = other.epoch.version > merging.epoch.version;
-    other.id != merging.target && later && other.range.contains(&merging.start)
 }
 
 /// The range of two neighbours together; `None` if they are none.

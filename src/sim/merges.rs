@@ -9,7 +9,7 @@ use crate::codec::admin::Admin;
 use crate::codec::merge::Prepare;
 use crate::error::Error;
 use crate::kv::StateStore;
-use crate::region::merge::{has_taken_over, is_later};
+use crate::region::merge::is_later;
 use crate::store::*;
 use crate::types::*;
 
@@ -81,15 +81,7 @@ impl Cluster {
         }
         for wish in wishes {
             let target = wish.merging.target;
-            let Some((node, _)) = self.leader_of(target) else {
-                let taken_over = |region: &Region| has_taken_over(&wish.merging, region);
-                let nodes = self.nodes.values().filter_map(|node| node.running.as_ref());
-                let mut shapes = nodes.flat_map(|running| running.kv.region_states());
-                if shapes.any(|state| taken_over(&state.region)) {
-                    self.thaw(now, &wish)?;
-                }
-                continue;
-            };
+            let Some((node, _)) = self.leader_of(target) else { continue };
             let commit = Admin::CommitMerge(wish.commit.clone());
             if let Some(token) = self.administer_as(now, node, target, commit)? {
                 self.operator.commits.insert(token, wish);

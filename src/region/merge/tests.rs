@@ -88,24 +88,6 @@ fn only_a_later_shape_is_a_final_no() {
     assert!(!is_later(epoch(1, 9), epoch(2, 3)), "not of one life");
 }
 
-/// Whoever owned the target's first key before the target was cut out of it proves nothing, nor does the target itself.
-#[test]
-fn a_later_owner_of_its_first_key_has_taken_the_target_over() {
-    let epoch = |version| Epoch { conf_ver: 3, version };
-    let merging =
-        Merging { target: RegionId(8), start: "m".into(), epoch: epoch(7), ..Merging::default() };
-    let taken_over = |id: u64, start: &'static str, end: &'static str, version| {
-        let shape =
-            Region { epoch: epoch(version), ..region(id, KeyRange::new(start, end), [1, 2, 3]) };
-        has_taken_over(&merging, &shape)
-    };
-    assert!(taken_over(9, "m", "z", 8) && taken_over(9, "a", "", 9));
-    assert!(!taken_over(9, "a", "z", 7), "it was cut out of this one");
-    assert!(!taken_over(9, "n", "z", 9), "a part that was cut off it");
-    assert!(!taken_over(9, "a", "m", 9), "beside it");
-    assert!(!taken_over(8, "m", "z", 9) && !taken_over(8, "a", "z", 9), "it lives");
-}
-
 /// Store 1 with replicas of a frozen source and of its target, and its applier.
 struct Desk {
     kv: TableStore,
