@@ -21,8 +21,12 @@ const HARD: usize = 22;
 const LEAST: u64 = 1 << 20;
 /// The rate of before, while none was measured.
 const FIRST: u64 = 64 << 20;
+/// However little was asked for before: a node that only followed until now is no slow one.
+const LEAST_BEFORE: u64 = 16 << 20;
 /// What was not used is kept for so long.
 const BURST: Duration = Duration::from_millis(50);
+/// And what was overdrawn is paid back in so long.
+const DEBT: Duration = Duration::from_secs(1);
 /// The rate without limits is measured over this.
 const MEASURED: Duration = Duration::from_millis(250);
 const ALL: u64 = u64::MAX;
@@ -41,7 +45,7 @@ pub struct Admission {
 
 #[derive(Debug)]
 struct Bucket {
-    /// May be overdrawn by one batch.
+    /// May be overdrawn by what is handed over at once.
     bytes: i64,
     filled: Time,
 }
@@ -117,7 +121,8 @@ impl Bucket {
         self.filled = now;
         let enough = self.bytes > 0;
         if enough {
-            self.bytes -= bytes as i64;
+            // Whoever hands over much is let in whole, and does not shut the others out for long.
+            self.bytes = (self.bytes - bytes as i64).max(-earned(DEBT));
         }
         enough
     }
@@ -130,8 +135,7 @@ impl Measure {
             return;
         }
         let rate = ((entered - self.entered) as f64 / passed.as_secs_f64()) as u64;
-        // An hour of quiet does not make a node slow.
-        self.free = rate.max(self.free - self.free / 64).max(LEAST);
+        self.free = rate.max(self.free - self.free / 64).max(LEAST_BEFORE);
         (self.since, self.entered) = (now, entered);
     }
 

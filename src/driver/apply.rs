@@ -134,16 +134,18 @@ pub fn queue(shared: &Shared, now: Time, tasks: Vec<ApplyTask>) {
     }
 }
 
-/// How long a worker rests after a pass while memtables are above their limit: proposals are held back long before,
-/// but what comes from leaders elsewhere is not.
+/// How long a worker rests after a pass while memtables are above their limit, the longer the further: proposals are
+/// held back long before, but what comes from leaders elsewhere is not. (It waits in the log then, and where too much of
+/// a region waits its leader hears no more of it.)
 const FULL_PAUSE: Duration = Duration::from_millis(10);
+const FULL_PAUSE_MAX: Duration = Duration::from_millis(200);
 
-/// Tells the gate of proposals how far behind the state store is. Whether memtables are above their limit.
-pub fn measure_debt(shared: &Shared) -> bool {
+/// Tells the gate of proposals how far behind the state store is. How much of their limit memtables are above it.
+pub fn measure_debt(shared: &Shared) -> f64 {
     let (runs, bytes) = (shared.kv.debt(), shared.kv.memtable_bytes());
     let max = shared.config.memtable_bytes_max;
     shared.admission.adjust(shared.clock.now(), runs, bytes, max);
-    bytes > max
+    bytes.saturating_sub(max) as f64 / max.max(1) as f64
 }
 
 /// The thread.
@@ -157,8 +159,9 @@ pub fn run(shared: &Shared, at: usize) {
                 return;
             }
         }
-        if measure_debt(shared) {
-            std::thread::sleep(FULL_PAUSE);
+        let excess = measure_debt(shared);
+        if excess > 0.0 {
+            std::thread::sleep((FULL_PAUSE + FULL_PAUSE_MAX.mul_f64(excess)).min(FULL_PAUSE_MAX));
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::Shared;
 use super::inbox::Mail;
 use super::stages::{Followed, Stage};
+use crate::raft::Envelope;
 use crate::region::size::{self, Measured};
 use crate::store::{Effects, Event, SizeCheck, SnapshotErrand, SnapshotWord, Store};
 use crate::types::Time;
@@ -101,7 +102,11 @@ fn perform(
     effects.proposed.clear();
     followed.committed(&shared.stages, now, &effects.apply);
     for (to, lane, envelopes) in effects.send_now.take() {
-        shared.outward.send(to, lane, envelopes);
+        // Replicas of one node have notes for one another, too, and no connection leads here.
+        match envelopes.first().is_some_and(|first| first.from_store == to) {
+            true => hand_over(shared, envelopes),
+            false => shared.outward.send(to, lane, envelopes),
+        }
     }
     for (to, beat) in effects.beats.drain(..) {
         shared.outward.beat(to, beat);
@@ -149,6 +154,12 @@ fn perform(
             false
         }
         None => true,
+    }
+}
+
+fn hand_over(shared: &Shared, envelopes: Vec<Envelope>) {
+    for envelope in envelopes {
+        shared.inboxes[shared.loop_of(envelope.region)].messages(vec![envelope]);
     }
 }
 

@@ -157,7 +157,9 @@ pub fn run_flusher(shared: &Shared) {
         if shared.stopped() {
             return;
         }
-        let behind = super::apply::measure_debt(shared);
+        super::apply::measure_debt(shared);
+        // From there on proposals are held back for it.
+        let behind = shared.kv.memtable_bytes() > shared.config.memtable_bytes_max / 2;
         let wanted = shared.upkeep.flush_wanted.swap(false, Ordering::Relaxed);
         let mut due =
             shared.upkeep.is_full(Room::State) || behind || wanted || shared.kv.should_flush();

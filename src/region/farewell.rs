@@ -108,7 +108,9 @@ impl Peer {
             let _ = self.group.propose(Admin::Forget { peers }.encode());
         }
         for gone in self.removed.iter().filter(|gone| !left.contains(&gone.store)) {
-            neighbours.ask(gone.store);
+            if gone.store != self.store {
+                neighbours.ask(gone.store);
+            }
             if gone.region == by {
                 self.send_away(gone.id, gone.store, effects);
                 continue;

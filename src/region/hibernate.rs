@@ -205,7 +205,8 @@ impl Peer {
             return false;
         }
         // Who can be asked whether a former replica is gone is asked first.
-        let silent = |gone: &Departed| !neighbours.get(gone.store).support;
+        let silent =
+            |gone: &Departed| gone.store != self.store && !neighbours.get(gone.store).support;
         let in_vain = self.asking.was_in_vain(config) && self.removed.iter().all(silent);
         if !self.removed.is_empty() && !in_vain {
             return false;

@@ -115,6 +115,12 @@ impl Neighbours {
         self.absent.lock().asked.insert(store);
     }
 
+    /// Whether a node is awaited, or was asked since this was last looked at.
+    pub fn wants(&self, store: StoreId) -> bool {
+        let mut absent = self.absent.lock();
+        absent.asked.remove(&store) || absent.awaited.contains(&store)
+    }
+
     /// It is here.
     pub(crate) fn is_here(&self, store: StoreId) {
         self.absent.lock().awaited.remove(&store);

@@ -163,7 +163,8 @@ impl Liveness {
         self.looked = self.number;
         for store in self.neighbours.stores() {
             let other = self.others.entry(store).or_default();
-            other.we_share = shares(store);
+            // Former replicas count: the other end may know nothing of them any more, and is to answer.
+            other.we_share = shares(store) | self.neighbours.wants(store);
             // What it said last counts for as long as it is heard.
             let wanted = other.we_share || other.supported && other.it_shares;
             if !wanted && self.neighbours.forget(store) {
