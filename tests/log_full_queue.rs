@@ -45,23 +45,27 @@ fn one(index: u64) -> LogBatch {
     batch
 }
 
+/// Writes until the disk is full; what finds no room waits. Gives the last index.
+fn fill(log: &Log) -> u64 {
+    for last in 1.. {
+        let seq = log.submit(one(last)).unwrap();
+        match log.wait(seq) {
+            Ok(()) => {}
+            Err(Error::DiskFull { .. }) => return last,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    unreachable!("the disk has an end")
+}
+
 /// A full disk, everything on it dead, and more waiting for the writer than the reserve holds.
 #[test]
-fn what_waits_locks_purge_out() {
+fn what_waits_does_not_lock_purge_out() {
     for kib in [0u64, 16, 32, 64, 100, 200, 400, 4000] {
         let disk = MemDisk::default();
         let log = open(&disk, options());
         disk.state().capacity = Some(32 * SEGMENT);
-        let mut last = 0;
-        loop {
-            last += 1;
-            let seq = log.submit(one(last)).unwrap();
-            match log.wait(seq) {
-                Ok(()) => {}
-                Err(Error::DiskFull { .. }) => break,
-                Err(error) => panic!("{error}"),
-            }
-        }
+        let mut last = fill(&log);
         // Far from `max_pending_bytes`, nobody refuses.
         let until = last + kib * 1024 / 2500;
         while last < until {
@@ -115,16 +119,7 @@ fn what_a_batch_gives_up_stays_until_that_batch_is_on_the_disk() {
         }
         log.write(batch).unwrap();
         disk.state().capacity = Some(24 * SEGMENT);
-        let mut last = 0;
-        loop {
-            last += 1;
-            let seq = log.submit(one(last)).unwrap();
-            match log.wait(seq) {
-                Ok(()) => {}
-                Err(Error::DiskFull { .. }) => break,
-                Err(error) => panic!("{error}"),
-            }
-        }
+        let mut last = fill(&log);
         for _ in 0..4 * SEGMENT / 2500 {
             last += 1;
             log.submit(one(last)).unwrap();
