@@ -1,22 +1,29 @@
 //! How much new work is let in while the state store is behind: the nearer it is to its limits, the less.
 //!
 //! A store that takes everything until it is full and then nothing stands still for as long as its largest
-//! compaction takes. So writes are slowed down before: from `EASY` runs in level 0 on, or half of what memtables may
-//! take, they enter at a rate that falls with the square of the distance to the limit, measured against the rate
+//! compaction takes. So writes are slowed down before: from `EASY` runs in level 0 on, or a quarter of what memtables may
+//! take, they enter at a rate that falls with the distance to the limit, measured against the rate
 //! at which they entered before. Where what comes in equals what goes out the rate stays, without being looked for.
+//! So what it is measured by must change steadily: memtables count by what is still to be written of them, not by
+//! what they hold, which falls by a whole flush at once.
 //!
 //! Only proposals are held, where they come from: what is in the log is applied. (RocksDB's write controller
-//! slows down writers for the same reasons; its rate is stepped up and down instead.)
+//! slows down writers for the same reasons; its rate is stepped up and down instead.) They wait here, in the order in
+//! which they came, rather than being refused: who is told to come again comes later than he could, and in no order.
 
+use super::Shared;
+use crate::store::Proposal;
 use crate::types::Time;
 use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::sync::Weak;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 /// Runs in level 0 that are nothing out of the ordinary: as many begin a compaction, and more come during it.
-const EASY: usize = 10;
-/// Runs at which as good as nothing is let in. An ingestion waits for a compaction at a few more.
-const HARD: usize = 22;
+const EASY: usize = 16;
+/// Runs at which as good as nothing is let in. An ingestion waits for a compaction there (`LsmOptions::late_runs`).
+const HARD: usize = 48;
 /// Bytes per second that are let in however far behind the store is, unless it has no memory left.
 const LEAST: u64 = 1 << 20;
 /// The rate of before, while none was measured.
@@ -29,18 +36,58 @@ const BURST: Duration = Duration::from_millis(50);
 const DEBT: Duration = Duration::from_secs(1);
 /// The rate without limits is measured over this.
 const MEASURED: Duration = Duration::from_millis(250);
+/// Those that wait are looked at this often.
+const LOOK: Duration = Duration::from_millis(1);
 const ALL: u64 = u64::MAX;
+
+/// Client batches for one store loop that came together.
+#[derive(Debug)]
+pub struct Parcel {
+    /// Whose loop.
+    pub at: usize,
+    /// When they came.
+    pub since: Time,
+    /// After it nobody waits for them any more.
+    pub deadline: Time,
+    /// What they weigh.
+    pub bytes: usize,
+    /// The batches.
+    pub proposals: Vec<Proposal>,
+}
+
+/// What becomes of a parcel.
+#[derive(Debug)]
+pub enum Entry {
+    /// It may enter.
+    Now(Parcel),
+    /// It waits, and others wait before it.
+    Later,
+    /// It waits as the first one: somebody must [look](Admission::release) from now on.
+    First,
+    /// Too much waits already.
+    Refused(Parcel),
+}
 
 /// The gate.
 ///
 /// * While the store keeps up nothing is limited, and what enters is counted.
 /// * `rate` is bytes per second; zero only while memtables have passed their limit.
+/// * While anything waits, what comes waits behind it. Of more than `waiting_max` bytes nothing is added.
 #[derive(Debug)]
 pub struct Admission {
     rate: AtomicU64,
     entered: AtomicU64,
-    bucket: Mutex<Bucket>,
+    /// Bytes in `line`: written under its lock.
+    waiting: AtomicU64,
+    waiting_max: u64,
+    line: Mutex<Line>,
     measure: Mutex<Measure>,
+}
+
+#[derive(Debug)]
+struct Line {
+    parcels: VecDeque<Parcel>,
+    bucket: Bucket,
 }
 
 #[derive(Debug)]
@@ -59,24 +106,71 @@ struct Measure {
 }
 
 impl Admission {
-    /// Everything is let in.
-    pub fn new(now: Time) -> Admission {
+    /// Everything is let in; so many bytes may wait when it is not.
+    pub fn new(now: Time, waiting_max: usize) -> Admission {
+        let bucket = Bucket { bytes: 0, filled: now };
         Admission {
             rate: AtomicU64::new(ALL),
             entered: AtomicU64::new(0),
-            bucket: Mutex::new(Bucket { bytes: 0, filled: now }),
+            waiting: AtomicU64::new(0),
+            waiting_max: waiting_max as u64,
+            line: Mutex::new(Line { parcels: VecDeque::new(), bucket }),
             measure: Mutex::new(Measure { since: now, entered: 0, free: FIRST }),
         }
     }
 
-    /// Whether batches of so many bytes may enter.
-    pub fn admits(&self, now: Time, bytes: usize) -> bool {
-        let rate = self.rate.load(Relaxed);
-        if rate != ALL && !self.bucket.lock().take(now, rate, bytes) {
-            return false;
+    /// A parcel comes.
+    pub fn come(&self, now: Time, parcel: Parcel) -> Entry {
+        let (rate, bytes) = (self.rate.load(Relaxed), parcel.bytes as u64);
+        if rate != ALL || self.waiting.load(Relaxed) > 0 {
+            let mut line = self.line.lock();
+            let waiting = self.waiting.load(Relaxed);
+            let free =
+                line.parcels.is_empty() && (rate == ALL || line.bucket.take(now, rate, bytes));
+            if !free && waiting + bytes > self.waiting_max {
+                return Entry::Refused(parcel);
+            }
+            if !free {
+                self.waiting.store(waiting + bytes, Relaxed);
+                line.parcels.push_back(parcel);
+                return if line.parcels.len() == 1 { Entry::First } else { Entry::Later };
+            }
         }
-        self.entered.fetch_add(bytes as u64, Relaxed);
-        true
+        self.entered.fetch_add(bytes, Relaxed);
+        Entry::Now(parcel)
+    }
+
+    /// Those that waited and may enter by now, and whether others still wait. Whom nobody waits for any more is dropped.
+    pub fn release(&self, now: Time) -> (Vec<Parcel>, bool) {
+        let rate = self.rate.load(Relaxed);
+        let mut out = Vec::new();
+        let mut line = self.line.lock();
+        let Line { parcels, bucket } = &mut *line;
+        while let Some(first) = parcels.front() {
+            let (bytes, late) = (first.bytes as u64, first.deadline <= now);
+            if !late && rate != ALL && !bucket.take(now, rate, bytes) {
+                break;
+            }
+            self.waiting.fetch_sub(bytes, Relaxed);
+            let parcel = parcels.pop_front().filter(|_| !late);
+            if parcel.is_some() {
+                self.entered.fetch_add(bytes, Relaxed);
+            }
+            out.extend(parcel);
+        }
+        (out, !parcels.is_empty())
+    }
+
+    /// Drops those that wait.
+    pub fn close(&self) {
+        let mut line = self.line.lock();
+        self.waiting.store(0, Relaxed);
+        line.parcels.clear();
+    }
+
+    /// Bytes that wait.
+    pub fn waiting(&self) -> u64 {
+        self.waiting.load(Relaxed)
     }
 
     /// Whether anything is held back.
@@ -84,11 +178,12 @@ impl Admission {
         self.rate.load(Relaxed) != ALL
     }
 
-    /// How far behind the store is: runs in level 0, and bytes in memtables of those that they may take.
-    pub fn adjust(&self, now: Time, runs: usize, memtables: u64, memtables_max: u64) {
+    /// How far behind the store is: runs in level 0, bytes still to be flushed, and bytes in memtables of those that they
+    /// may take.
+    pub fn adjust(&self, now: Time, runs: usize, unflushed: u64, memtables: u64, max: u64) {
         // Who finds it taken is told the same in a moment.
         let Some(mut measure) = self.measure.try_lock() else { return };
-        let strain = strain(runs, memtables, memtables_max);
+        let strain = strain(runs, unflushed, max);
         let rate = match strain <= 0.0 {
             true => {
                 measure.look(now, self.entered.load(Relaxed));
@@ -96,25 +191,25 @@ impl Admission {
             }
             false => {
                 measure.restart(now, self.entered.load(Relaxed));
-                let left = (1.0 - strain).max(0.0);
-                let rate = (measure.free as f64 * left * left) as u64;
-                if memtables > memtables_max { 0 } else { rate.max(LEAST) }
+                let rate = (measure.free as f64 * (1.0 - strain).max(0.0)) as u64;
+                if memtables > max { 0 } else { rate.max(LEAST) }
             }
         };
         self.rate.store(rate, Relaxed);
     }
 }
 
-/// 0: keeps up; 1: at its limit.
-fn strain(runs: usize, memtables: u64, memtables_max: u64) -> f64 {
+/// 0: keeps up; 1: at its limit. A flush frees its memory at its end, when as much has come again: so half of what
+/// memtables may take is all that may wait for it.
+fn strain(runs: usize, unflushed: u64, max: u64) -> f64 {
     let by_runs = (runs as f64 - EASY as f64) / (HARD - EASY) as f64;
-    let half = (memtables_max / 2).max(1) as f64;
-    let by_bytes = (memtables as f64 - half) / half;
+    let quarter = (max / 4).max(1) as f64;
+    let by_bytes = (unflushed as f64 - quarter) / quarter;
     by_runs.max(by_bytes)
 }
 
 impl Bucket {
-    fn take(&mut self, now: Time, rate: u64, bytes: usize) -> bool {
+    fn take(&mut self, now: Time, rate: u64, bytes: u64) -> bool {
         let earned = |time: Duration| (rate as f64 * time.as_secs_f64()) as i64;
         let most = earned(BURST);
         self.bytes = self.bytes.saturating_add(earned(now.since(self.filled))).min(most);
@@ -144,6 +239,21 @@ impl Measure {
     }
 }
 
+/// Lets in what may enter, again and again while anything waits.
+pub fn release_later(shared: &Shared, weak: Weak<Shared>) {
+    let look = move || {
+        let Some(shared) = weak.upgrade() else { return };
+        let (parcels, more) = shared.admission.release(shared.clock.now());
+        for parcel in parcels {
+            super::propose::enter(&shared, parcel);
+        }
+        if more && !shared.stopped() {
+            release_later(&shared, weak);
+        }
+    };
+    shared.timer.after(LOOK, Box::new(look));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,39 +264,97 @@ mod tests {
         Time(0).after(Duration::from_millis(ms))
     }
 
-    /// Bytes that enter between two times when 1 KiB is offered every 10 us.
+    fn parcel(since: Time, bytes: usize) -> Parcel {
+        Parcel {
+            at: 0,
+            since,
+            deadline: since.after(Duration::from_secs(5)),
+            bytes,
+            proposals: vec![],
+        }
+    }
+
+    /// Bytes that enter between two times when 1 KiB is offered every 10 us, and nothing waits.
     fn entered(gate: &Admission, from: u64, to: u64) -> usize {
+        gate.close();
         let times = (from * 100..to * 100).map(|at| Time(0).after(Duration::from_micros(at * 10)));
-        times.filter(|now| gate.admits(*now, 1 << 10)).count() << 10
+        let enters = |now: &Time| match gate.come(*now, parcel(*now, 1 << 10)) {
+            Entry::Now(_) => true,
+            _ => {
+                gate.close();
+                false
+            }
+        };
+        times.filter(enters).count() << 10
+    }
+
+    fn gate() -> Admission {
+        Admission::new(Time(0), 16 << 10)
     }
 
     #[test]
     fn nothing_is_held_while_the_store_keeps_up() {
-        let gate = Admission::new(Time(0));
-        gate.adjust(after(1), EASY, MAX / 2, MAX);
+        let gate = gate();
+        gate.adjust(after(1), EASY, MAX / 4, MAX / 2, MAX);
         assert_eq!(entered(&gate, 1, 100), 9900 << 10);
         assert!(!gate.is_limited());
     }
 
     #[test]
     fn the_further_behind_the_less_enters_and_never_nothing_before_memory_ends() {
-        let gate = Admission::new(Time(0));
+        let gate = gate();
         // 100 MiB/s are offered and enter.
         for ms in (0..2000).step_by(100) {
             entered(&gate, ms, ms + 100);
-            gate.adjust(after(ms + 100), 0, 0, MAX);
+            gate.adjust(after(ms + 100), 0, 0, 0, MAX);
         }
         let mut last = usize::MAX;
-        for runs in [EASY + 2, EASY + 4, EASY + 8, HARD + 5] {
-            gate.adjust(after(2000), runs, 0, MAX);
+        for runs in [EASY + 2, EASY + 10, EASY + 30, HARD + 5] {
+            gate.adjust(after(2000), runs, 0, 0, MAX);
             let from = 10_000 + runs as u64 * 1000;
             let bytes = entered(&gate, from, from + 1000);
             assert!(bytes < last && bytes > LEAST as usize / 2, "{runs}: {bytes}");
             last = bytes;
         }
-        gate.adjust(after(60_000), 0, MAX + 1, MAX);
-        assert!(entered(&gate, 70_000, 70_100) <= 5 << 20 && !gate.admits(after(71_000), 1));
-        gate.adjust(after(80_000), 0, 0, MAX);
-        assert!(gate.admits(after(80_000), 1 << 30), "at once, when there is room again");
+        gate.adjust(after(60_000), 0, MAX / 2, MAX + 1, MAX);
+        assert!(entered(&gate, 70_000, 70_100) <= 5 << 20 && entered(&gate, 71_000, 71_010) == 0);
+        gate.adjust(after(80_000), 0, 0, 0, MAX);
+        assert_eq!(entered(&gate, 80_000, 80_001), 100 << 10, "at once, when there is room again");
+    }
+
+    #[test]
+    fn those_that_wait_enter_in_their_order_and_before_any_other() {
+        let gate = gate();
+        gate.adjust(after(1), 0, MAX / 2, MAX + 1, MAX);
+        let come = |ms: u64, bytes: usize| gate.come(after(ms), parcel(after(ms), bytes));
+        assert!(matches!(come(1, 4096), Entry::First));
+        assert!(matches!(come(2, 8192), Entry::Later));
+        assert!(matches!(come(3, 8192), Entry::Refused(_)), "so many bytes wait, and no more");
+        assert!(matches!(come(4000, 4096), Entry::Later));
+        assert_eq!(gate.waiting(), 16 << 10);
+        let (out, more) = gate.release(after(4000));
+        assert!(out.is_empty() && more);
+        // The store has caught up. Nobody waits any more for the first one.
+        gate.adjust(after(5001), 0, 0, 0, MAX);
+        assert!(matches!(come(5001, 0), Entry::Later), "behind those that wait");
+        let (out, more) = gate.release(after(5001));
+        assert!(!more && gate.waiting() == 0);
+        let since: Vec<Time> = out.iter().map(|parcel| parcel.since).collect();
+        assert_eq!(since, [after(2), after(4000), after(5001)]);
+        assert!(matches!(come(5002, 1), Entry::Now(_)));
+    }
+
+    #[test]
+    fn they_enter_at_the_rate() {
+        let gate = Admission::new(Time(0), 1 << 30);
+        gate.adjust(after(1), HARD + 1, 0, 0, MAX);
+        for _ in 0..3000 {
+            gate.come(after(1), parcel(after(1), 1 << 10));
+        }
+        let mut bytes = 0;
+        for ms in 1..1001 {
+            bytes += gate.release(after(ms)).0.len() << 10;
+        }
+        assert!(bytes.abs_diff(LEAST as usize) < LEAST as usize / 8, "{bytes}");
     }
 }

@@ -144,7 +144,7 @@ const FULL_PAUSE_MAX: Duration = Duration::from_millis(200);
 pub fn measure_debt(shared: &Shared) -> f64 {
     let (runs, bytes) = (shared.kv.debt(), shared.kv.memtable_bytes());
     let max = shared.config.memtable_bytes_max;
-    shared.admission.adjust(shared.clock.now(), runs, bytes, max);
+    shared.admission.adjust(shared.clock.now(), runs, shared.kv.unflushed_bytes(), bytes, max);
     bytes.saturating_sub(max) as f64 / max.max(1) as f64
 }
 

@@ -23,6 +23,8 @@ pub struct DriverStats {
     pub waiting: u64,
     /// Bytes waiting to be applied now.
     pub apply_queue_bytes: u64,
+    /// Bytes of client batches waiting for the state store to catch up now.
+    pub held_bytes: u64,
 }
 
 /// Where the threads count.
@@ -50,6 +52,7 @@ impl Driver {
             refused_proposals: load(&counters.refused_proposals),
             waiting: self.shared.desks.len() as u64,
             apply_queue_bytes: self.shared.apply_bytes.load(Ordering::Relaxed) as u64,
+            held_bytes: self.shared.admission.waiting(),
         }
     }
 

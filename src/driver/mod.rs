@@ -17,7 +17,7 @@
 //!
 //! **Bounds.** Inboxes bound what clients propose and what peers send; a full one answers `Busy` or
 //! drops (raft sends again). Apply queues and the state store's memtables do not refuse work that is
-//! committed; instead new proposals are refused, by and by as the state store falls behind (`admission`). Nor may
+//! committed; instead new proposals wait at a gate as the state store falls behind (`admission`). Nor may
 //! the log refuse what raft has decided to write: while its queue is crowded, proposals are refused and entries
 //! from peers dropped. Completions are bounded by the work that they complete.
 //!
@@ -38,6 +38,7 @@ mod figures;
 mod histogram;
 mod inbox;
 mod outward;
+mod propose;
 pub mod readers;
 mod round;
 #[doc = include_str!("scaling.md")]
@@ -65,7 +66,7 @@ use crate::kv::StateStore;
 use crate::log::Log;
 use crate::raft::Envelope;
 use crate::region::apply::Applier;
-use crate::store::{Event, Proposal, ReadLevel, ReadRequest, Registry, Store, Token};
+use crate::store::{Event, ReadLevel, ReadRequest, Registry, Store, Token};
 use crate::types::{RegionId, StoreId, Time};
 use admission::Admission;
 use apply::ApplyQueue;
@@ -204,6 +205,7 @@ impl Shared {
             queue.close();
         }
         self.upkeep.close();
+        self.admission.close();
         self.log.wake_writer();
         self.readers.stop();
         self.desks.close(&error);
@@ -238,7 +240,7 @@ impl Driver {
             apply_bytes: AtomicUsize::new(0),
             readers: Readers::default(),
             upkeep: upkeep::Upkeep::default(),
-            admission: Admission::new(clock.now()),
+            admission: Admission::new(clock.now(), config.inbox_bytes),
             held: AtomicBool::new(false),
             timer: Timer::start("timer")?,
             stopped: AtomicBool::new(false),
@@ -298,47 +300,6 @@ impl Driver {
     fn expire_callers(&self) {
         let weak = Arc::downgrade(&self.shared);
         expire_later(&self.shared.timer, weak);
-    }
-
-    /// Hands client batches to the loop of `region`, all under one lock. All of them must belong to
-    /// regions of one [loop](Self::loop_of). Every waiter is called, whatever happens.
-    pub fn propose(&self, at: RegionId, deadline: Time, submissions: Vec<Submission>) {
-        let shared = &self.shared;
-        let at = shared.loop_of(at);
-        let now = shared.clock.now();
-        let bytes = submissions.iter().map(|submission| submission.command.len() + 64).sum();
-        if let Some(error) = self.pressure(now, bytes) {
-            shared
-                .counters
-                .refused_proposals
-                .fetch_add(submissions.len() as u64, Ordering::Relaxed);
-            for submission in submissions {
-                (submission.waiter)(Err(error.clone()));
-            }
-            return;
-        }
-        let mut proposals = Vec::with_capacity(submissions.len());
-        let mut waiters = Vec::with_capacity(submissions.len());
-        for Submission { region, version, command, waiter } in submissions {
-            proposals.push(Proposal { token: Token(0), region, version, command });
-            waiters.push(waiter);
-        }
-        let mut place = 0;
-        shared.desks.seat(at, now, deadline, waiters, |token| match token {
-            Some(token) => {
-                proposals[place].token = token;
-                place += 1;
-            }
-            None => {
-                proposals.remove(place);
-            }
-        });
-        let refused = shared.inboxes[at].propose(now, proposals);
-        if !refused.is_empty() {
-            shared.counters.refused_proposals.fetch_add(refused.len() as u64, Ordering::Relaxed);
-            let tokens = refused.into_iter().map(|proposal| proposal.token);
-            shared.desks.refuse(tokens, &Error::Busy { what: "store inbox" });
-        }
     }
 
     /// The loop that a region belongs to.
@@ -441,26 +402,6 @@ impl Driver {
     /// Messages to a store do not arrive.
     pub fn unreachable(&self, store: StoreId) {
         self.shared.post_all(|| Event::Unreachable(store));
-    }
-
-    /// Why new proposals of so many bytes are refused, if they are.
-    fn pressure(&self, now: Time, bytes: usize) -> Option<Error> {
-        let shared = &self.shared;
-        if shared.stopped() {
-            return Some(self.stopped_error());
-        }
-        // The cause of whatever else is full then: said rather than "busy".
-        if let Some(error) = shared.upkeep.refusal() {
-            return Some(error);
-        }
-        if shared.apply_bytes.load(Ordering::Relaxed) > shared.config.apply_queue_bytes {
-            return Some(Error::Busy { what: "apply queue" });
-        }
-        if shared.log.is_crowded() {
-            return Some(Error::Busy { what: "log writer" });
-        }
-        let admitted = shared.admission.admits(now, bytes);
-        (!admitted).then_some(Error::Busy { what: "state store (flush is behind)" })
     }
 
     /// Runs a read on a read thread.

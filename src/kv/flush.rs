@@ -14,6 +14,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::iter::Peekable;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// The flush of a frozen memtable.
 pub(super) struct TableFlush {
@@ -40,10 +41,10 @@ impl Flush for TableFlush {
         let frozen = inner.frozen();
         if let Some(frozen) = frozen {
             let tables = Arc::clone(&inner.state.lock().tables);
-            inner.tables.ingest(&mut |sink: &mut dyn Sink| {
+            inner.ingest(&mut |sink: &mut dyn Sink| {
                 write_regions(&frozen.regions, sink)?;
                 let everything = 0..frozen.slots.len();
-                write_points(&frozen, everything, &frozen.ranges, &*tables, sink)
+                write_points(&frozen, everything, &frozen.ranges, &*tables, inner, sink)
             })?;
             inner.install(&frozen.regions)?;
         }
@@ -52,6 +53,15 @@ impl Flush for TableFlush {
 }
 
 impl Inner {
+    /// Ingests; what of the frozen memtable it has written does not count if it fails.
+    fn ingest(&self, fill: &mut dyn FnMut(&mut dyn Sink) -> Result<()>) -> Result<()> {
+        let result = self.tables.ingest(fill);
+        if result.is_err() {
+            self.written.store(0, Relaxed);
+        }
+        result
+    }
+
     /// The frozen memtable as one run, if there is one. Caller holds `io`.
     fn frozen(&self) -> Option<Arc<Run>> {
         let runs = self.state.lock().frozen.clone();
@@ -80,8 +90,9 @@ impl Inner {
         let mut regions = (*self.state.lock().base).clone();
         let only_regions = Run { regions: changes.to_vec(), ..Run::default() };
         lay_over(&mut regions, &only_regions);
-        self.flushes.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.flushes.fetch_add(1, Relaxed);
         let mut state = self.state.lock();
+        self.written.store(0, Relaxed);
         let old = std::mem::take(&mut state.frozen);
         state.frozen_bytes = 0;
         state.tables = snapshot;
@@ -116,14 +127,15 @@ impl Inner {
         let inside = frozen.span(range);
         let (below, above) = ranges_around(&frozen.ranges, range);
         let mut items = Some(items);
-        self.tables.ingest(&mut |sink: &mut dyn Sink| {
+        self.ingest(&mut |sink: &mut dyn Sink| {
             let Some(items) = items.take() else {
                 return Err(Error::InvalidArgument("snapshot items can be read only once".into()));
             };
             write_regions(&changes, sink)?;
-            write_points(&frozen, 0..inside.start, &below, &*tables, sink)?;
+            write_points(&frozen, 0..inside.start, &below, &*tables, self, sink)?;
             replace(range, items, &*tables, sink)?;
-            write_points(&frozen, inside.end..frozen.slots.len(), &above, &*tables, sink)
+            let after = inside.end..frozen.slots.len();
+            write_points(&frozen, after, &above, &*tables, self, sink)
         })?;
         self.install(&changes)
     }
@@ -139,6 +151,9 @@ fn write_regions(changes: &[RegionChange], sink: &mut dyn Sink) -> Result<()> {
     Ok(())
 }
 
+/// After so many slots a flush tells how far it has come.
+const TOLD_EVERY: usize = 1 << 12;
+
 /// Writes some slots of a run, and a tombstone for every key that the tables hold in `deleted` and the
 /// run does not write.
 fn write_points(
@@ -146,11 +161,16 @@ fn write_points(
     span: std::ops::Range<usize>,
     deleted: &[KeyRange],
     tables: &dyn TablesView,
+    inner: &Inner,
     sink: &mut dyn Sink,
 ) -> Result<()> {
     let mut scratch = Vec::new();
     let mut doomed = doomed_keys(deleted, tables).peekable();
-    for slot in span.filter_map(|at| run.slots.get(at)) {
+    let slots = span.filter_map(|at| run.slots.get(at));
+    for (count, slot) in slots.enumerate() {
+        if count % TOLD_EVERY == TOLD_EVERY - 1 {
+            inner.written.fetch_add(TOLD_EVERY, Relaxed);
+        }
         let key = run.key(slot);
         delete_up_to(&mut doomed, Some(key), &mut scratch, sink)?;
         data_key(key, &mut scratch);
@@ -233,4 +253,73 @@ fn ranges_around(ranges: &[KeyRange], hole: &KeyRange) -> (Vec<KeyRange>, Vec<Ke
         normalise(ranges.iter().map(|range| range.intersect(&above)).collect())
     };
     (below, above)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::mem::MemTables;
+    use super::super::tables::{TableDebt, Tables};
+    use super::super::{Options, StateStore, TableStore, WriteBatch};
+    use super::*;
+    use parking_lot::Mutex;
+    use std::sync::OnceLock;
+
+    /// Tables that note how much the store says is left to flush when all of a flush but its end is done. The first
+    /// ingestion fails there.
+    #[derive(Default)]
+    struct Watched {
+        tables: MemTables,
+        store: Arc<OnceLock<TableStore>>,
+        left: Arc<Mutex<Vec<u64>>>,
+    }
+
+    impl Tables for Watched {
+        fn ingest(&self, fill: &mut dyn FnMut(&mut dyn Sink) -> Result<()>) -> Result<()> {
+            self.tables.ingest(&mut |sink: &mut dyn Sink| {
+                fill(sink)?;
+                let mut left = self.left.lock();
+                left.push(self.store.get().unwrap().unflushed_bytes());
+                match left.len() {
+                    1 => Err(Error::DiskFull { path: "tables".into() }),
+                    _ => Ok(()),
+                }
+            })
+        }
+
+        fn snapshot(&self) -> Result<Arc<dyn TablesView>> {
+            self.tables.snapshot()
+        }
+
+        fn maintain(&self) -> Result<bool> {
+            self.tables.maintain()
+        }
+
+        fn debt(&self) -> TableDebt {
+            self.tables.debt()
+        }
+    }
+
+    #[test]
+    fn what_is_left_to_flush_falls_while_a_flush_goes_on() {
+        let tables = Watched::default();
+        let (cell, left) = (Arc::clone(&tables.store), Arc::clone(&tables.left));
+        let store =
+            cell.get_or_init(|| TableStore::open(Box::new(tables), Options::default()).unwrap());
+        let mut batch = WriteBatch::new();
+        (0..10_000u32)
+            .for_each(|n| batch.put(Bytes::from(n.to_be_bytes().to_vec()), Bytes::from("v")));
+        store.write(batch).unwrap();
+        let all = store.memtable_bytes();
+        assert_eq!(store.unflushed_bytes(), all);
+        store.freeze().unwrap().unwrap().run().unwrap_err();
+        assert_eq!(store.unflushed_bytes(), all, "what failed has flushed nothing");
+        store.freeze().unwrap().unwrap().run().unwrap();
+        assert_eq!((store.unflushed_bytes(), store.memtable_bytes()), (0, 0));
+        for left in &*left.lock() {
+            assert!(
+                (all / 6..all / 5).contains(left),
+                "8,192 of 10,000 were told: {left} of {all}"
+            );
+        }
+    }
 }

@@ -143,7 +143,13 @@ pub trait StateStore: Send + Sync + 'static {
     /// Bytes retained by memtables, active and frozen: the measure for backpressure.
     fn memtable_bytes(&self) -> u64;
 
-    /// How many unmerged ingestions the tables owe: pace writes as it grows (8 is usual, 20 and more is
+    /// Bytes in memtables that are still to be written to tables. Falls while a flush goes on, steadily;
+    /// [`memtable_bytes`](Self::memtable_bytes) does at its end.
+    fn unflushed_bytes(&self) -> u64 {
+        self.memtable_bytes()
+    }
+
+    /// How many unmerged ingestions the tables owe: pace writes as it grows (12 is usual, 40 and more is
     /// late), do not stop hard.
     fn debt(&self) -> usize;
 

@@ -14,7 +14,7 @@ use crate::types::{KeyRange, RegionState, StoreIdent};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 /// How a store behaves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,6 +51,8 @@ pub(super) struct Inner {
     pub state: Mutex<State>,
     /// Whether a [`Flush`] object is out.
     pub outstanding: AtomicBool,
+    /// Slots of the frozen run that its flush has written so far.
+    pub written: AtomicUsize,
     pub flushes: AtomicU64,
     batches: AtomicU64,
 }
@@ -150,6 +152,7 @@ impl TableStore {
                 merging_large: Mutex::default(),
                 state: Mutex::new(state),
                 outstanding: AtomicBool::new(false),
+                written: AtomicUsize::new(0),
                 flushes: AtomicU64::new(0),
                 batches: AtomicU64::new(0),
             }),
@@ -361,6 +364,14 @@ impl StateStore for TableStore {
     fn memtable_bytes(&self) -> u64 {
         let state = self.inner.state.lock();
         (state.active_bytes + state.frozen_bytes) as u64
+    }
+
+    fn unflushed_bytes(&self) -> u64 {
+        let state = self.inner.state.lock();
+        let slots: usize = state.frozen.iter().map(|run| run.slots.len()).sum();
+        let left = slots.saturating_sub(self.inner.written.load(Ordering::Relaxed));
+        let share = left as f64 / slots.max(1) as f64;
+        state.active_bytes as u64 + (state.frozen_bytes as f64 * share) as u64
     }
 
     fn debt(&self) -> usize {
