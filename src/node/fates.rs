@@ -98,6 +98,11 @@ impl Fates {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::StateKind;
+    use crate::env::mem::MemDisk;
+    use crate::transport::Hub;
+    use crate::{Node, NodeConfig};
+    use std::sync::Arc;
 
     fn stores(range: std::ops::RangeInclusive<u64>) -> Vec<StoreId> {
         range.map(StoreId).collect()
@@ -146,5 +151,41 @@ mod tests {
         let later = now + PAUSE_MAX * 3;
         assert_eq!(fates.next(RegionId(1 << 20), stores(2..=2), later), stores(2..=2));
         assert_eq!(fates.asked.len(), 1);
+    }
+
+    /// Three nodes merge a region: each of the others says so, and nothing of the kind of one that lives, or never did.
+    #[test]
+    fn other_nodes_know_who_was_merged() {
+        let hub = Hub::new();
+        let open = |id: u64| {
+            let config = NodeConfig {
+                store_id: id,
+                cluster: (1..=3).map(|id| (id, format!("node-{id}:1"))).collect(),
+                data_dir: format!("node-{id}").into(),
+                state: StateKind::Memory,
+                regions: 1,
+                tick_ms: 20,
+                segment_bytes: 1 << 20,
+                ..NodeConfig::default()
+            };
+            let disk = Arc::new(MemDisk::default());
+            Node::builder(config).hub(hub.clone()).disk(disk).open().unwrap()
+        };
+        let nodes: Vec<Node> = (1..=3).map(open).collect();
+        let client = nodes[0].client().blocking();
+        client.put("k", "v").unwrap();
+        let cut = client.split(["m"]).unwrap();
+        let (left, right) = (cut[0].id, cut[1].id);
+        client.merge(right, left).unwrap();
+        let knows = |region| {
+            let local = nodes[0].running().unwrap().local.clone();
+            Fates::default().was_merged(local, region)
+        };
+        let begun = Instant::now();
+        while !knows(right) {
+            assert!(begun.elapsed() < Duration::from_secs(60), "nobody has applied it");
+        }
+        assert!(!knows(left) && !knows(RegionId(1 << 50)));
+        assert_eq!(client.get("k").unwrap().unwrap(), "v");
     }
 }
