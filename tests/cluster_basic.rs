@@ -308,6 +308,28 @@ fn a_node_that_fell_behind_the_log_gets_a_snapshot() {
     check(&cluster.client(3), 0..1);
 }
 
+/// Of a region that was merged, the replica on the node that leads its target is asked, as all others are, whether it is gone, and
+/// no connection leads there. A region that still lists anybody goes nowhere itself.
+#[test]
+fn who_was_merged_is_known_to_be_gone_on_its_leaders_own_node() {
+    let cluster = Cluster::start(3, |_| {});
+    cluster.settle();
+    for i in 0..40 {
+        cluster.client(2).put(key(i), value(i)).unwrap();
+    }
+    let client = cluster.node(1).client().with_timeout(Duration::from_secs(2)).blocking();
+    let regions = client.regions("", usize::MAX).unwrap();
+    let merged = |source: usize, target: usize| {
+        // Whatever it says: what has become of it counts.
+        let _ = client.merge(regions[source].id, regions[target].id);
+        let known = client.region(regions[target].id);
+        known.is_ok_and(|known| known.range.covers(&regions[source].range))
+    };
+    eventually("the first merge", || merged(2, 1));
+    eventually("nobody on the list of the gone", || merged(1, 0));
+    check(&cluster.client(3), 0..40);
+}
+
 /// A store syncs once for what its own leaders propose, and once for what the two others send it; each may
 /// come in two parts, for a sync may begin when the first of it is there. More is chance: a thread that is
 /// not run for a while, the end of a quiet time (the writer states on the disk what is durable, by a sync

@@ -6,6 +6,7 @@
 //! | verb | what |
 //! |---|---|
 //! | `open 3 cut p` | stores 1 to 3 with all regions: 1 up to `p`, 2 from there on; store 1 leads |
+//! | `open 3 of 4 cut p` | the same, and store 4 is empty |
 //! | `put k=v` | a write, at the leader |
 //! | `get k`, `get k at 2`, `get k by lease`, `get k at 3 within 500` | a read: linearizable, by lease, or at most so many milliseconds stale |
 //! | `split 1 at m as 4` | cuts region 1; from `m` on it is region 4 |
@@ -13,6 +14,7 @@
 //! | `begin merge 2 into 1` | the same, and nobody waits for what comes of it |
 //! | `wish 2` | what the frozen region asks for |
 //! | `commit 2` | carries its wish out: takes it in, or has it thawed |
+//! | `move 2 from 1 to 4` | a replica goes to another store |
 //! | `transfer 1 to 2` | leadership goes to a store |
 //! | `isolate 3`, `heal` | a store is cut off; all is mended |
 //! | `lose 2 at 3` | nobody hears region 2's replica on store 3, nor does it hear anybody; until `heal` |
@@ -86,6 +88,9 @@ fn act(stage: &mut Stage, words: &[&str]) -> Outcome<String> {
         ["merge", id, "into", target] => stage.merge(region(id), region(target)),
         ["begin", "merge", id, "into", target] => stage.begin_merge(region(id), region(target)),
         ["commit", id] => return stage.commit(region(id)).map(|()| "done".into()),
+        ["move", id, "from", from, "to", to] => {
+            stage.move_replica(region(id), store(from), store(to))
+        }
         ["transfer", id, "to", to] => stage.transfer(region(id), store(to)),
         ["crash", id] => stage.crash(store(id)),
         ["restart", id] => stage.restart(store(id)),
@@ -123,8 +128,13 @@ impl Runner for Script {
             .chain(values.map(|arg| arg.value.as_str()))
             .collect();
         if let ["open", stores, cuts @ ..] = &words[..] {
+            let (all, cuts) = match cuts {
+                ["of", all, cuts @ ..] => (all, cuts),
+                cuts => (stores, cuts),
+            };
             let cuts = cuts.strip_prefix(&["cut"]).unwrap_or(cuts);
-            self.stage = Some(Stage::open(number(stores), cuts).map_err(|e| e.to_string())?);
+            let stage = Stage::open_among(number(stores), number(all), cuts, None);
+            self.stage = Some(stage.map_err(|e| e.to_string())?);
             return Ok(String::new());
         }
         let stage = self.stage.as_mut().expect("open comes first");

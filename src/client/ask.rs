@@ -7,6 +7,7 @@
 //! | 3 cluster | |
 //! | 4 locate | start key, how many at most |
 //! | 5 members | |
+//! | 6 was merged | region `u64` |
 //!
 //! | answer | bytes |
 //! |---|---|
@@ -15,12 +16,14 @@
 //! | 3 located | number of regions, the regions |
 //! | 4 members | an announcement, to the end |
 //! | 5 record | the [record](crate::codec::directory), to the end |
+//! | 6 was merged | `0` or `1` |
 
 use super::request::{BOUND_BYTES_MAX, REGIONS_MAX};
 use crate::codec::directory::Directory;
 use crate::codec::report::{Announcement, Cluster, RegionInfo, Report, Verdict};
 use crate::codec::{Reader, Writer};
 use crate::error::Result;
+use crate::types::RegionId;
 use bytes::Bytes;
 
 /// A question about stores and regions.
@@ -41,6 +44,9 @@ pub enum Ask {
     },
     /// What was announced last. Any node answers for itself.
     Members,
+    /// Whether the node knows that the region was merged into another one: see
+    /// [`was_merged`](crate::region::merge::was_merged). Any node answers for itself.
+    WasMerged(RegionId),
 }
 
 /// Its answer.
@@ -61,6 +67,8 @@ pub enum Answer {
     Members(Announcement),
     /// The record as it is after a change.
     Record(Directory),
+    /// Whether a region was merged; `false`: nothing is known of it.
+    WasMerged(bool),
 }
 
 impl Ask {
@@ -82,6 +90,10 @@ impl Ask {
                 out.varint(*count as u64);
             }
             Ask::Members => out.u8(5),
+            Ask::WasMerged(region) => {
+                out.u8(6);
+                out.u64(region.0);
+            }
         }
     }
 
@@ -96,6 +108,7 @@ impl Ask {
                 count: from.varint()?.clamp(1, REGIONS_MAX as u64) as usize,
             },
             5 => Ask::Members,
+            6 => Ask::WasMerged(RegionId(from.u64()?)),
             other => return Err(from.malformed(format_args!("question {other}"))),
         })
     }
@@ -132,6 +145,10 @@ impl Answer {
                 out.u8(5);
                 out.raw(&directory.encode());
             }
+            Answer::WasMerged(merged) => {
+                out.u8(6);
+                out.u8(u8::from(*merged));
+            }
         }
     }
 
@@ -148,6 +165,13 @@ impl Answer {
             }
             4 => Answer::Members(Announcement::decode(from)?),
             5 => Answer::Record(Directory::decode(&from.rest())?),
+            6 => Answer::WasMerged(match from.u8()? {
+                0 => false,
+                1 => true,
+                other => {
+                    return Err(from.malformed(format_args!("neither merged nor not: {other}")));
+                }
+            }),
             other => return Err(from.malformed(format_args!("answer {other}"))),
         })
     }
@@ -157,7 +181,7 @@ impl Answer {
 mod tests {
     use super::*;
     use crate::codec::report::Extent;
-    use crate::types::{Region, RegionId, StoreId};
+    use crate::types::{Region, StoreId};
     use proptest::prelude::*;
 
     #[test]
@@ -180,6 +204,7 @@ mod tests {
             Ask::Cluster,
             Ask::Locate { start: "k".into(), count: 7 },
             Ask::Members,
+            Ask::WasMerged(RegionId(1 << 40)),
         ] {
             let mut out = Vec::new();
             ask.encode(&mut Writer::new(&mut out));
@@ -194,6 +219,8 @@ mod tests {
             Answer::Located(vec![region]),
             Answer::Members(members),
             Answer::Record(Directory { version: 9, ..Directory::default() }),
+            Answer::WasMerged(true),
+            Answer::WasMerged(false),
         ] {
             let mut out = Vec::new();
             answer.encode(&mut Writer::new(&mut out));

@@ -18,6 +18,7 @@ use crate::codec::report::{Announcement, Cluster, RegionInfo, Report, StoreLoad,
 use crate::error::{Error, Result};
 use crate::kv::View;
 use crate::placement::{self, Limits, Place, Plan, Site};
+use crate::region::merge::was_merged;
 use crate::router::Atlas;
 use crate::router::reporter::{Mark, Space};
 use crate::store::PeerShare;
@@ -119,6 +120,10 @@ impl Inner {
             Ask::Cluster => Answer::Cluster(self.cluster()?),
             Ask::Locate { start, count } => Answer::Located(self.located(&start, count)?),
             Ask::Members => Answer::Members(self.members()),
+            Ask::WasMerged(region) => {
+                let record = self.driver.kv().view()?.record(region);
+                Answer::WasMerged(record.is_some_and(|record| was_merged(&record)))
+            }
         }))
     }
 

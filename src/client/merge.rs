@@ -121,8 +121,14 @@ impl Client {
         Err(Error::Ambiguous { what: "a merge that is under way" })
     }
 
-    /// Carries out what a frozen region wishes for: it is taken in, or thawed, or waits on.
-    pub(crate) async fn carry_out(&self, wish: MergeWish) -> Result<Merged> {
+    /// Carries out what a frozen region wishes for: it is taken in, or thawed, or waits on. Should nobody answer for its
+    /// target, `was_merged` is asked whether that one is known to be merged away, see
+    /// [`was_merged`](crate::region::merge::was_merged); it may block.
+    pub(crate) async fn carry_out(
+        &self,
+        wish: MergeWish,
+        was_merged: impl FnOnce(RegionId) -> bool,
+    ) -> Result<Merged> {
         let MergeWish { source, merging, commit } = wish;
         let target = merging.target;
         let admin = Admin::CommitMerge(commit);
@@ -135,7 +141,9 @@ impl Client {
                 let known = current.iter().find(|region| region.id == target);
                 known.is_some_and(|region| is_later(region.epoch, merging.epoch))
             }
-            _ => false,
+            Error::Stopped { .. } => false,
+            // Whoever spoke last, another node that is out of reach perhaps: a proof needs no occasion.
+            _ => was_merged(target),
         };
         if !never {
             return Err(refused);
@@ -150,5 +158,91 @@ impl super::Blocking {
     /// See [`Client::merge`].
     pub fn merge(&self, source: RegionId, target: RegionId) -> Result<Region> {
         super::wait(self.client.merge(source, target))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::{Backend, Done, wait};
+    use crate::codec::merge::Commit;
+    use crate::types::{Epoch, LogPosition, Merging};
+    use parking_lot::Mutex;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    const SOURCE: RegionId = RegionId(7);
+    const TARGET: RegionId = RegionId(8);
+
+    /// A cluster in which every commit is answered like this.
+    struct Refuses {
+        error: fn() -> Error,
+        thawed: Arc<Mutex<Vec<RegionId>>>,
+    }
+
+    impl Backend for Refuses {
+        fn call(&self, body: Body, _timeout: Duration, done: Done<Response>) {
+            done.call(match body {
+                Body::Admin { region: TARGET, admin: Admin::CommitMerge(_) } => Err((self.error)()),
+                Body::Admin { region, admin: Admin::RollBackMerge { at: 9 } } => {
+                    self.thawed.lock().push(region);
+                    Ok(Response::Regions(vec![]))
+                }
+                other => panic!("{other:?}"),
+            });
+        }
+    }
+
+    fn wish() -> MergeWish {
+        let epoch = Epoch { conf_ver: 1, version: 5 };
+        let at = LogPosition { index: 9, term: 6 };
+        let merging = Merging { target: TARGET, start: "m".into(), epoch, first: 9, at };
+        let source = Region { id: SOURCE, ..Region::default() };
+        let commit = Commit { target: TARGET, epoch, source, at, first: 9, entries: vec![] };
+        MergeWish { source: SOURCE, merging, commit: Box::new(commit) }
+    }
+
+    /// What came of the wish, who was thawed, and whether it was asked how the target ended.
+    fn told(error: fn() -> Error, was_merged: bool) -> (Option<Merged>, Vec<RegionId>, bool) {
+        let thawed = Arc::default();
+        let backend = Refuses { error, thawed: Arc::clone(&thawed) };
+        let client = Client::new(Arc::new(backend), Duration::from_secs(9));
+        let mut asked = false;
+        let ended = wait(client.carry_out(wish(), |target| {
+            assert_eq!(target, TARGET);
+            asked = true;
+            was_merged
+        }));
+        let thawed = std::mem::take(&mut *thawed.lock());
+        (ended.ok(), thawed, asked)
+    }
+
+    /// The target's replicas were moved away from the stores of the source, and then it was merged away: no tombstone there
+    /// says so, nobody answers for it, and the source would wait, frozen, for ever.
+    #[test]
+    fn a_source_whose_target_moved_and_was_merged_away_is_thawed_on_proof() {
+        let nobody = || Error::RegionNotFound(TARGET);
+        assert_eq!(told(nobody, true), (Some(Merged::Never), vec![SOURCE], true));
+        assert_eq!(told(nobody, false), (None, vec![], true), "it waits");
+        let out_of_reach = || Error::Busy { what: "a node cannot be reached" };
+        assert_eq!(told(out_of_reach, true), (Some(Merged::Never), vec![SOURCE], true));
+        let closing = || Error::Stopped { reason: "the node is closing".into() };
+        assert_eq!(told(closing, true), (None, vec![], false));
+    }
+
+    #[test]
+    fn who_has_a_later_shape_is_believed_at_once() {
+        fn shape(version: u64) -> Error {
+            let epoch = Epoch { conf_ver: 1, version };
+            Error::EpochNotMatch {
+                current: vec![Region { id: TARGET, epoch, ..Region::default() }],
+            }
+        }
+        assert_eq!(told(|| shape(6), false), (Some(Merged::Never), vec![SOURCE], false));
+        assert_eq!(
+            told(|| shape(4), false),
+            (None, vec![], false),
+            "it has not heard of its own yet"
+        );
     }
 }

@@ -139,7 +139,9 @@ impl Inner {
                     }
                 }
             }
-            Body::Directory(Ask::Members) => done.call(self.answer(Ask::Members)),
+            Body::Directory(ask @ (Ask::Members | Ask::WasMerged(_))) => {
+                done.call(self.answer(ask));
+            }
             Body::Directory(_) => {
                 self.run(job(body, Route { region: FIRST_REGION, version: 0 }, done));
             }

@@ -41,6 +41,7 @@
 mod census;
 mod desk;
 mod directory;
+mod fates;
 mod handover;
 mod members;
 mod merger;

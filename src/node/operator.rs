@@ -3,13 +3,15 @@
 //!
 //! A region that has grown too large is to be cut; a frozen one is to be merged into its neighbour. The ids for the
 //! parts come from region 1, the neighbour may be led elsewhere, so a thread of its own does it, as any client would. A
-//! wish that fails or finds no place in the queue is forgotten: it is wished again.
+//! wish that fails or finds no place in the queue is forgotten: it is wished again. A frozen region whose neighbour is
+//! nowhere is looked after rarely ([`fates`](super::fates)).
 //!
 //! A plan's steps are carried out as far as they go now; what is refused (a learner that has not caught up, a shape that has
 //! changed) comes again with the next plan. Nothing is remembered between plans but for how long a region has been
 //! short of voters: an operator who is just replacing one by hand is not to be helped. Merges go to the
 //! [`merger`](super::merger), a few at a time.
 
+use super::fates::Fates;
 use super::merger::Merger;
 use crate::client::local::Local;
 use crate::client::merge::Merged;
@@ -27,7 +29,7 @@ use std::time::{Duration, Instant};
 const WISHES_MAX: usize = 64;
 /// How long a cut may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a step of a plan may take: wishes wait meanwhile.
+/// How long a step of a plan may take, or a frozen region whose neighbour does not answer: other wishes wait meanwhile.
 const STEP_PATIENCE: Duration = Duration::from_secs(2);
 /// How often there is looked whether something is to be planned.
 const LOOK: Duration = Duration::from_millis(500);
@@ -83,6 +85,7 @@ struct Operator {
     basis: Basis,
     short: BTreeMap<RegionId, Instant>,
     merger: Merger,
+    fates: Fates,
     /// Regions of so many bytes at most are merged; 0: none.
     merge_bytes: u64,
 }
@@ -91,7 +94,8 @@ struct Operator {
 pub(super) fn start(wishes: Receiver<Wish>, desk: Desk, merge_bytes: u64) -> Result<()> {
     let merger = Merger::start(&desk.client)?;
     let (basis, short) = (Basis::default(), BTreeMap::new());
-    let mut operator = Operator { desk, basis, short, merger, merge_bytes };
+    let fates = Fates::default();
+    let mut operator = Operator { desk, basis, short, merger, fates, merge_bytes };
     let body = move || {
         let mut pause = LOOK;
         loop {
@@ -131,9 +135,12 @@ impl Operator {
         Ok(())
     }
 
-    fn merge(&self, wish: MergeWish) -> Result<()> {
+    fn merge(&mut self, wish: MergeWish) -> Result<()> {
         let (region, target) = (wish.source, wish.merging.target);
-        match wait(self.desk.client.with_timeout(PATIENCE).carry_out(wish)) {
+        let Desk { client, local } = &self.desk;
+        let fates = &mut self.fates;
+        let was_merged = |region| local().is_some_and(|local| fates.was_merged(local, region));
+        match wait(client.with_timeout(STEP_PATIENCE).carry_out(wish, was_merged)) {
             Ok(Merged::Yes) => tracing::info!(%region, %target, "a region was merged"),
             Ok(Merged::Never) => {
                 tracing::info!(%region, %target, "a region could not be merged, and was thawed");

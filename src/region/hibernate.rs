@@ -14,8 +14,8 @@
 //! **Who wakes whom.** Any message wakes; so does anything that a caller wants. A leader that wakes speaks to all
 //! followers at once. Followers wake when their leader's *node* loses our support, and campaign soon, each after
 //! its own delay; the delays, and the chunks in which a store wakes its groups, keep it from being one storm. A
-//! leader wakes when a follower's node comes back (it may lag, or have forgotten whom it follows), or that of a former
-//! replica which it has still to ask whether it is gone, or when so many went silent that it cannot lead any more. In
+//! leader wakes when a follower's node comes back (it may lag, or have forgotten whom it follows; where it was only silent, it
+//! wakes if it slept without that follower), or that of a former replica which it has still to ask whether it is gone, or when so many went silent that it cannot lead any more. In
 //! the first case it wakes *softly*: the others are told to sleep on instead of being sent heartbeats, and once the one for whom it woke is even all lie down again. If that takes too
 //! long, or anything else is wanted, it speaks to everybody after all. (After three quarters of an election timeout: soon
 //! raft would look whether its leader hears of a quorum, which sleeps.) What is lost or late mends itself: a follower that never got the word
@@ -312,6 +312,12 @@ impl Peer {
         let former = || self.removed.iter().any(|gone| gone.store == store);
         let there = || self.region.peer_on(store).is_some() || former();
         self.asleep() && self.group.leads() && there()
+    }
+
+    /// Whether it sleeps so, and what it has there was not told to sleep: it lags, or is still to be asked whether it is gone.
+    pub(crate) fn sleeps_without(&self, store: StoreId) -> bool {
+        let former = || self.removed.iter().any(|gone| gone.store == store);
+        self.sleeps_leading(store) && (!self.sleeps_on(store, End::Leads) || former())
     }
 
     /// Whether the nodes that are there hold no majority of the voters any more.

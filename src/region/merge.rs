@@ -19,9 +19,30 @@
 //!    no replica of the target lives (any more) is one told to go; elsewhere that one takes it over.
 //!
 //! **Rolling back.** The source thaws only on a fact that is replicated: the target has another, later shape and does not
-//! list the source, so no commit can be accepted any more; or the target was itself merged away, which its tombstone on
-//! the store of the source's leader says. Shapes only grow, and the target cannot forget the source while the source's
-//! leader lives. Who does not know waits.
+//! list the source, so no commit can be accepted any more; or the target was itself merged away, which its tombstone
+//! says, on whatever store. Shapes only grow, and the target cannot forget the source while the source's leader lives. Who
+//! does not know waits.
+//!
+//! **A target that was merged away** says so by the mark on a tombstone ([`was_merged`]): on the store of the source's leader,
+//! or, where its replicas had moved elsewhere before, on another one, which whoever carries out the wish asks. One mark is
+//! proof that the target has not taken the source in and never will, for whoever has the source roll back *after* he
+//! has seen it:
+//!
+//! - The mark is written where another region accepts the target, or brings a list with it (by a snapshot) that only such an
+//!   acceptance makes. That is an entry of that region's log: it stays true if the store forgets the mark in a crash.
+//!   Replicas that move away or are sent away leave tombstones without it. Ids are not used twice, and what was merged
+//!   never comes back: a mark is never too old.
+//! - So the target's life ended at the entry that froze it. Frozen it accepts nobody: its leader proposes no commit then, and
+//!   one that stood in the log before it was accepted or refused before. Were the source taken in, it was earlier.
+//! - Then the target listed all replicas of the source among its removed, and that list was empty when it was frozen ([`freeze`],
+//!   judged alike everywhere): each of them is buried, durably, or on a store that has left the cluster, whom nobody hears.
+//!   A frozen source gets no others. So nobody is left to lead it, to apply a rollback, or to have anything
+//!   undone: a rollback that is carried out finds a leader, and that one proves that the source was not taken in.
+//!
+//! Neither the target's shape as the source expects it nor the order of the two freezings matters. A wish may be as old as it
+//! likes: the rollback names the entry that froze the source, and another freezing has another. What is *no* proof is that
+//! somebody else owns the target's first key by now: a target that takes in its left neighbour begins there, and a part that is
+//! cut off it may own the key after.
 //!
 //! **Reads.** The target takes writes to the source's keys as soon as one of its leaders has applied the commit. By then
 //! no replica of the source answers anybody: commits come from wishes, a wish from a leader that has applied its own
@@ -103,6 +124,12 @@ pub(crate) struct Lent {
 /// Whether `later` comes after `epoch` in the life of a region.
 pub fn is_later(later: Epoch, epoch: Epoch) -> bool {
     later != epoch && later.conf_ver >= epoch.conf_ver && later.version >= epoch.version
+}
+
+/// Whether what a store holds of a region proves that it was merged into another. Anything else, a tombstone without the mark
+/// included, proves nothing.
+pub fn was_merged(record: &RegionState) -> bool {
+    record.is_tombstone() && record.merging.is_some()
 }
 
 /// The range of two neighbours together; `None` if they are none.

@@ -31,16 +31,19 @@ pub struct Neighbour {
     pub supports_us: bool,
     /// How often our support was withdrawn, because it fell silent or came back as another life.
     pub losses: u64,
-    /// How often it came back: heard again, in another life, or after it had given us up.
+    /// How often it came back as one that may have forgotten us: in another life, after it had given us up, or for the first
+    /// time.
     pub returns: u64,
+    /// How often it was heard again that had only been silent: it heard us meanwhile, and whoever slept there sleeps on.
+    pub pauses: u64,
     /// By chunk: how often the groups shared with it were found not to agree.
     pub doubts: [u32; CHUNKS],
 }
 
 impl Default for Neighbour {
     fn default() -> Neighbour {
-        let (support, supports_us, losses, returns) = (false, false, 0, 0);
-        Neighbour { support, supports_us, losses, returns, doubts: [0; CHUNKS] }
+        let (support, supports_us, losses, returns, pauses) = (false, false, 0, 0, 0);
+        Neighbour { support, supports_us, losses, returns, pauses, doubts: [0; CHUNKS] }
     }
 }
 

@@ -1,15 +1,17 @@
 //! The operator's third part: neighbours are merged. It freezes a region for the one beside it, also where it should
 //! be refused (a stale shape, replicas that live apart), and carries out what frozen regions wish for, as a node's operator
-//! does: it asks whoever leads the neighbour by then, and has the region thawed where the answer is a final no.
+//! does: it asks whoever leads the neighbour by then, and has the region thawed where the answer is a final no, or where
+//! nobody leads that one and some store knows that it was merged away.
 //!
 //! Looked at: once a region was merged on any store, no store has a lease of it. In the end no region is frozen.
 
 use super::cluster::{Cluster, Step, violation};
+use super::node::SimNode;
 use crate::codec::admin::Admin;
 use crate::codec::merge::Prepare;
 use crate::error::Error;
 use crate::kv::StateStore;
-use crate::region::merge::is_later;
+use crate::region::merge::{is_later, was_merged};
 use crate::store::*;
 use crate::types::*;
 
@@ -81,13 +83,24 @@ impl Cluster {
         }
         for wish in wishes {
             let target = wish.merging.target;
-            let Some((node, _)) = self.leader_of(target) else { continue };
+            let Some((node, _)) = self.leader_of(target) else {
+                if self.was_merged(target) {
+                    self.thaw(now, &wish)?;
+                }
+                continue;
+            };
             let commit = Admin::CommitMerge(wish.commit.clone());
             if let Some(token) = self.administer_as(now, node, target, commit)? {
                 self.operator.commits.insert(token, wish);
             }
         }
         Ok(())
+    }
+
+    /// Whether a node that is up knows that the region was merged into another.
+    pub(super) fn was_merged(&self, region: RegionId) -> bool {
+        let record = |node: &SimNode| node.running.as_ref()?.kv.view().ok()?.record(region);
+        self.nodes.values().filter_map(record).any(|record| was_merged(&record))
     }
 
     pub(super) fn leader_of(&self, region: RegionId) -> Option<(StoreId, RegionStatus)> {

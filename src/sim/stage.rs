@@ -33,6 +33,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
+mod moves;
+
 /// How long a verb waits for its answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a node that was switched off would stay so by itself.
@@ -165,11 +167,21 @@ impl Stage {
     /// Stores 1 to `stores` with replicas of every region: 1 from the first key to the first cut, 2 from there on, ...
     /// Store 1 leads them all.
     pub fn open(stores: u64, cuts: &[&str]) -> Outcome<Stage> {
-        Stage::open_with(stores, cuts, None)
+        Stage::open_among(stores, stores, cuts, None)
     }
 
     /// The same with a bug put in on purpose.
     pub fn open_with(stores: u64, cuts: &[&str], planted: Option<Planted>) -> Outcome<Stage> {
+        Stage::open_among(stores, stores, cuts, planted)
+    }
+
+    /// The same beside others, up to `all`, that are empty.
+    pub fn open_among(
+        stores: u64,
+        all: u64,
+        cuts: &[&str],
+        planted: Option<Planted>,
+    ) -> Outcome<Stage> {
         let bounds: Vec<&str> = [""].iter().chain(cuts).chain(&[""]).copied().collect();
         let peers = |region| {
             let peer = |store| (peer_of(region, StoreId(store)), StoreId(store));
@@ -191,8 +203,8 @@ impl Stage {
             life: 0,
             running: None,
         };
-        let net = Net::new((1..=stores).map(StoreId), Weather::fair());
-        let nodes = (1..=stores).map(node).collect();
+        let net = Net::new((1..=all).map(StoreId), Weather::fair());
+        let nodes = (1..=all).map(node).collect();
         let keys = Keys { by_region: Vec::new() };
         let mut cluster = Cluster::new(SEED, net, nodes, options(layout, planted), 0, keys);
         // No fault is drawn, and none explains a failure.
@@ -389,8 +401,8 @@ impl Stage {
         }
     }
 
-    /// Carries out what a frozen region wished for last, as an operator does: where the answer is a final no, the region is
-    /// told to thaw.
+    /// Carries out what a frozen region wished for last, as an operator does: where the answer is a final no, or nobody leads
+    /// its neighbour and some store knows that it was merged away, the region is told to thaw.
     pub fn commit(&mut self, source: RegionId) -> Outcome<()> {
         self.wish(source)?;
         let Some(wish) = self.hand().wishes.get(&source).cloned() else {
@@ -398,9 +410,12 @@ impl Stage {
         };
         let target = wish.merging.target;
         let done = self.admin(target, Admin::CommitMerge(wish.commit.clone()));
-        if let Err(Setback::Refused(refused)) = &done
-            && is_final(&wish, refused)
-        {
+        let never = match &done {
+            Err(Setback::Refused(refused)) => is_final(&wish, refused),
+            Err(Setback::Silence(LEADERLESS)) => self.cluster.was_merged(target),
+            _ => false,
+        };
+        if never {
             let now = self.now();
             self.cluster.thaw(now, &wish)?;
         }

@@ -6,7 +6,7 @@ use crate::codec::merge::Prepare;
 use crate::codec::region::Head;
 use crate::error::Error;
 use crate::region::effects::*;
-use crate::region::merge::FROZEN;
+use crate::region::merge::{FROZEN, was_merged};
 use crate::types::*;
 
 impl Store {
@@ -33,14 +33,14 @@ impl Store {
         still
     }
 
-    /// A frozen region whose target was itself merged away, which its tombstone here says, thaws. That one had no former
-    /// replicas when it was frozen: so it had not taken this region in, whose leader lives.
+    /// A frozen region whose target was itself merged away, which its tombstone here says, thaws: that one had not taken this
+    /// region in, whose leader lives.
     pub(super) fn give_up_merge(&mut self, region: RegionId) {
         let of = |wish: &MergeWish| wish.source == region;
         let Some(at) = self.pending.merge_wishes.iter().position(of) else { return };
         let target = self.pending.merge_wishes[at].merging.target;
         let record = self.kv.view().ok().and_then(|view| view.record(target));
-        if record.is_some_and(|dead| dead.is_tombstone() && dead.merging.is_some()) {
+        if record.is_some_and(|dead| was_merged(&dead)) {
             self.pending.merge_wishes.remove(at);
             if let Some(peer) = self.peers.get_mut(&region) {
                 peer.thaw();

@@ -115,7 +115,8 @@ impl Store {
         for (store, now) in neighbours.news(&mut self.watch.changes) {
             let before = self.watch.heeded.insert(store, now).unwrap_or_default();
             let (lost, returned) = (now.losses != before.losses, now.returns != before.returns);
-            if !lost && !returned && now.doubts == before.doubts {
+            let paused = now.pauses != before.pauses;
+            if !lost && !returned && !paused && now.doubts == before.doubts {
                 continue;
             }
             for (region, peer) in self.peers.iter().filter(|(_, peer)| peer.asleep()) {
@@ -130,7 +131,9 @@ impl Store {
                     || doubted()
                 {
                     Wake::Asked
-                } else if returned && peer.sleeps_leading(store) {
+                } else if returned && peer.sleeps_leading(store)
+                    || paused && peer.sleeps_without(store)
+                {
                     Wake::Returned(store)
                 } else {
                     continue;

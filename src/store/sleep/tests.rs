@@ -2,9 +2,11 @@
 
 use super::super::merges::tests::{Bench, region};
 use crate::codec::beat::Beat;
+use crate::raft::Envelope;
 use crate::region::peer::Peer;
 use crate::store::Event;
-use crate::types::{Departed, PeerId, StoreId};
+use crate::types::{Departed, PeerId, RegionId, Role, StoreId};
+use ::raft::eraftpb::{Message, MessageType};
 use std::time::Duration;
 
 /// A node that may be lost for good.
@@ -14,7 +16,7 @@ const LOST: StoreId = StoreId(2);
 fn bereaved() -> Bench {
     let mut bench = Bench::tired(vec![region(1, "", "", &[1])], Duration::from_millis(500));
     bench.settle();
-    let gone = Departed { region: crate::types::RegionId(1), id: PeerId(12), store: LOST };
+    let gone = Departed { region: RegionId(1), id: PeerId(12), store: LOST };
     peer(&mut bench).set_removed(vec![gone]);
     bench
 }
@@ -55,6 +57,85 @@ fn a_former_replica_on_a_silent_node_keeps_nobody_awake() {
     }
     bench.ticks(200);
     assert!(peer(&mut bench).asleep(), "it is silent again");
+    bench.handle(beat(41));
+    bench.ticks(1);
+    assert!(!peer(&mut bench).asleep(), "it was only silent, and is to be asked all the same");
+}
+
+/// A beat of a node that hears us, and has given us up so often.
+fn kind_beat(bench: &mut Bench, number: u64, epoch: u64) {
+    let Event::Beat { from, beat } = beat(number) else { panic!("{LOST}") };
+    let hears = bench.store().config.nonce | 1;
+    bench.handle(Event::Beat { from, beat: Beat { hears, support_ms: 60_000, epoch, ..beat } });
+}
+
+/// A leader here sleeps beside its learner on another node, which is told to sleep, too, if it `answers`.
+fn asleep_beside_a_learner(answers: impl Fn(&mut Bench)) -> Bench {
+    let mut group = region(1, "", "", &[1, 2]);
+    group.peers[1].role = Role::Learner;
+    let mut bench = Bench::tired(vec![group], Duration::from_millis(500));
+    bench.settle();
+    for _ in 0..400 {
+        answers(&mut bench);
+        bench.ticks(1);
+        if peer(&mut bench).asleep() {
+            return bench;
+        }
+    }
+    panic!("it stays awake");
+}
+
+/// What the learner says that has everything.
+fn answer(bench: &mut Bench) {
+    let status = peer(bench).group.status();
+    let (term, index, commit) = (status.term, status.last_index, status.committed);
+    let mut message = Message { from: 12, to: 11, term, index, commit, ..Message::default() };
+    message.set_msg_type(MessageType::MsgAppendResponse);
+    let (region, from, to, from_store) = (RegionId(1), PeerId(12), PeerId(11), LOST);
+    bench.handle(Event::Messages(vec![Envelope {
+        region,
+        from,
+        to,
+        from_store,
+        message,
+        note: None,
+    }]));
+}
+
+/// A node stalls for a while and goes on. It heard us meanwhile, so nobody who slept there has woken: their leaders, who
+/// know that they are even, sleep on. A leader that slept without its follower there looks after it.
+#[test]
+fn a_node_that_was_only_silent_wakes_those_who_slept_without_it() {
+    let numbers = std::cell::Cell::new(0);
+    let beats = |bench: &mut Bench, epoch| {
+        numbers.set(numbers.get() + 1);
+        kind_beat(bench, numbers.get(), epoch);
+        bench.ticks(1);
+    };
+    let mut bench = asleep_beside_a_learner(|bench| {
+        beats(bench, 0);
+        answer(bench);
+    });
+    let supports = |bench: &mut Bench| bench.running().registry.neighbours().get(LOST).support;
+    bench.ticks(60);
+    assert!(!supports(&mut bench));
+    beats(&mut bench, 0);
+    assert!(supports(&mut bench) && peer(&mut bench).asleep(), "the learner sleeps, too");
+    bench.ticks(60);
+    beats(&mut bench, 1);
+    assert!(!peer(&mut bench).asleep(), "it may have woken: its node had given us up");
+
+    // Its node is heard once, and silent when the leader lies down.
+    let mut bench = asleep_beside_a_learner(|bench| {
+        if numbers.get() > 0 {
+            numbers.set(0);
+            kind_beat(bench, 1, 0);
+        }
+    });
+    assert!(!supports(&mut bench));
+    numbers.set(1);
+    beats(&mut bench, 0);
+    assert!(!peer(&mut bench).asleep(), "it lags");
 }
 
 /// A store that was struck off is never heard of again: what it held is gone. Otherwise its regions would keep it on their
