@@ -242,6 +242,11 @@ impl Local {
         self.inner.bureau.known.read().clone()
     }
 
+    /// What is on record of this store, as far as was announced.
+    pub(crate) fn own_record(&self) -> Option<StoreRecord> {
+        self.inner.bureau.known.read().directory.stores.get(&self.inner.store).cloned()
+    }
+
     /// See [`Inner::announced`]: for what another node has said it was told.
     pub(crate) fn take_members(&self, members: Announcement) {
         let known = self.announcement();

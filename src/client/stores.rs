@@ -50,6 +50,12 @@ impl Client {
         }
     }
 
+    /// Asks region 1, by an entry of its log, whether a store still belongs to the cluster. `Err` if it has left, is another
+    /// one than the record says, or nobody can tell.
+    pub(crate) async fn still_belongs(&self, record: StoreRecord) -> Result<()> {
+        self.change_record(StoreChange::Register { record, replicas: 0 }).await.map(drop)
+    }
+
     /// Empties a store: it gets no more replicas, its leaderships go to others, and each of its replicas is replaced by
     /// one on the store with the fewest. Returns as soon as that is on record; the work is done in the background by the
     /// node that leads region 1, a few regions at a time, and goes on after any crash. [`cluster`](Self::cluster) shows

@@ -8,19 +8,18 @@
 //! what they hold, which falls by a whole flush at once.
 //!
 //! Only proposals are held, where they come from: what is in the log is applied. (RocksDB's write controller
-//! slows down writers for the same reasons; its rate is stepped up and down instead.) They wait here, in the order in
-//! which they came, rather than being refused: who is told to come again comes later than he could, and in no order.
+//! slows down writers for the same reasons; its rate is stepped up and down instead.) They wait here rather than being
+//! refused: who is told to come again comes later than he could, and behind those who came after him.
 
-use super::Shared;
 use crate::store::Proposal;
 use crate::types::Time;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
-use std::sync::Weak;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-/// Runs in level 0 that are nothing out of the ordinary: as many begin a compaction, and more come during it.
+/// Runs in level 0 that are nothing out of the ordinary: fewer begin a compaction (`LsmOptions::l0_runs`), and more come
+/// during it.
 const EASY: usize = 16;
 /// Runs at which as good as nothing is let in. An ingestion waits for a compaction there (`LsmOptions::late_runs`).
 const HARD: usize = 48;
@@ -36,8 +35,6 @@ const BURST: Duration = Duration::from_millis(50);
 const DEBT: Duration = Duration::from_secs(1);
 /// The rate without limits is measured over this.
 const MEASURED: Duration = Duration::from_millis(250);
-/// Those that wait are looked at this often.
-const LOOK: Duration = Duration::from_millis(1);
 const ALL: u64 = u64::MAX;
 
 /// Client batches for one store loop that came together.
@@ -68,11 +65,22 @@ pub enum Entry {
     Refused(Parcel),
 }
 
+/// What becomes of those that waited.
+#[derive(Debug)]
+pub struct Released {
+    /// They may enter.
+    pub enter: Vec<Parcel>,
+    /// Their time was over before.
+    pub late: Vec<Parcel>,
+    /// Whether others wait on.
+    pub more: bool,
+}
+
 /// The gate.
 ///
 /// * While the store keeps up nothing is limited, and what enters is counted.
 /// * `rate` is bytes per second; zero only while memtables have passed their limit.
-/// * While anything waits, what comes waits behind it. Of more than `waiting_max` bytes nothing is added.
+/// * While anything waits, what comes waits behind it. To `waiting_max` bytes nothing is added; a first one always fits.
 #[derive(Debug)]
 pub struct Admission {
     rate: AtomicU64,
@@ -124,26 +132,31 @@ impl Admission {
         let (rate, bytes) = (self.rate.load(Relaxed), parcel.bytes as u64);
         if rate != ALL || self.waiting.load(Relaxed) > 0 {
             let mut line = self.line.lock();
-            let waiting = self.waiting.load(Relaxed);
-            let free =
-                line.parcels.is_empty() && (rate == ALL || line.bucket.take(now, rate, bytes));
-            if !free && waiting + bytes > self.waiting_max {
-                return Entry::Refused(parcel);
+            let first = line.parcels.is_empty();
+            let free = first && (rate == ALL || line.bucket.take(now, rate, bytes));
+            if !free && !first && self.waiting.load(Relaxed) + bytes > self.waiting_max {
+                // Those whom nobody waits for any more, who has been told, take no room from others.
+                line.parcels.retain(|parcel| parcel.deadline > now);
+                let waiting = line.parcels.iter().map(|parcel| parcel.bytes as u64).sum();
+                self.waiting.store(waiting, Relaxed);
+                if waiting + bytes > self.waiting_max {
+                    return Entry::Refused(parcel);
+                }
             }
             if !free {
-                self.waiting.store(waiting + bytes, Relaxed);
+                self.waiting.fetch_add(bytes, Relaxed);
                 line.parcels.push_back(parcel);
-                return if line.parcels.len() == 1 { Entry::First } else { Entry::Later };
+                return if first { Entry::First } else { Entry::Later };
             }
         }
         self.entered.fetch_add(bytes, Relaxed);
         Entry::Now(parcel)
     }
 
-    /// Those that waited and may enter by now, and whether others still wait. Whom nobody waits for any more is dropped.
-    pub fn release(&self, now: Time) -> (Vec<Parcel>, bool) {
+    /// Those that waited and may enter by now.
+    pub fn release(&self, now: Time) -> Released {
         let rate = self.rate.load(Relaxed);
-        let mut out = Vec::new();
+        let (mut enter, mut late_ones) = (Vec::new(), Vec::new());
         let mut line = self.line.lock();
         let Line { parcels, bucket } = &mut *line;
         while let Some(first) = parcels.front() {
@@ -152,20 +165,21 @@ impl Admission {
                 break;
             }
             self.waiting.fetch_sub(bytes, Relaxed);
-            let parcel = parcels.pop_front().filter(|_| !late);
-            if parcel.is_some() {
+            if late {
+                late_ones.extend(parcels.pop_front());
+            } else {
                 self.entered.fetch_add(bytes, Relaxed);
+                enter.extend(parcels.pop_front());
             }
-            out.extend(parcel);
         }
-        (out, !parcels.is_empty())
+        Released { enter, late: late_ones, more: !parcels.is_empty() }
     }
 
-    /// Drops those that wait.
-    pub fn close(&self) {
+    /// Takes all out that wait.
+    pub fn clear(&self) -> Vec<Parcel> {
         let mut line = self.line.lock();
         self.waiting.store(0, Relaxed);
-        line.parcels.clear();
+        std::mem::take(&mut line.parcels).into()
     }
 
     /// Bytes that wait.
@@ -239,21 +253,6 @@ impl Measure {
     }
 }
 
-/// Lets in what may enter, again and again while anything waits.
-pub fn release_later(shared: &Shared, weak: Weak<Shared>) {
-    let look = move || {
-        let Some(shared) = weak.upgrade() else { return };
-        let (parcels, more) = shared.admission.release(shared.clock.now());
-        for parcel in parcels {
-            super::propose::enter(&shared, parcel);
-        }
-        if more && !shared.stopped() {
-            release_later(&shared, weak);
-        }
-    };
-    shared.timer.after(LOOK, Box::new(look));
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -276,12 +275,12 @@ mod tests {
 
     /// Bytes that enter between two times when 1 KiB is offered every 10 us, and nothing waits.
     fn entered(gate: &Admission, from: u64, to: u64) -> usize {
-        gate.close();
+        gate.clear();
         let times = (from * 100..to * 100).map(|at| Time(0).after(Duration::from_micros(at * 10)));
         let enters = |now: &Time| match gate.come(*now, parcel(*now, 1 << 10)) {
             Entry::Now(_) => true,
             _ => {
-                gate.close();
+                gate.clear();
                 false
             }
         };
@@ -332,16 +331,27 @@ mod tests {
         assert!(matches!(come(3, 8192), Entry::Refused(_)), "so many bytes wait, and no more");
         assert!(matches!(come(4000, 4096), Entry::Later));
         assert_eq!(gate.waiting(), 16 << 10);
-        let (out, more) = gate.release(after(4000));
-        assert!(out.is_empty() && more);
+        let released = gate.release(after(4000));
+        assert!(released.enter.is_empty() && released.late.is_empty() && released.more);
         // The store has caught up. Nobody waits any more for the first one.
         gate.adjust(after(5001), 0, 0, 0, MAX);
         assert!(matches!(come(5001, 0), Entry::Later), "behind those that wait");
-        let (out, more) = gate.release(after(5001));
-        assert!(!more && gate.waiting() == 0);
-        let since: Vec<Time> = out.iter().map(|parcel| parcel.since).collect();
-        assert_eq!(since, [after(2), after(4000), after(5001)]);
+        let released = gate.release(after(5001));
+        assert!(!released.more && gate.waiting() == 0);
+        let since = |parcels: &[Parcel]| parcels.iter().map(|one| one.since).collect::<Vec<_>>();
+        assert_eq!(since(&released.late), [after(1)]);
+        assert_eq!(since(&released.enter), [after(2), after(4000), after(5001)]);
         assert!(matches!(come(5002, 1), Entry::Now(_)));
+    }
+
+    #[test]
+    fn a_first_one_always_fits_and_those_whose_time_is_over_take_no_room() {
+        let gate = gate();
+        gate.adjust(after(1), 0, MAX / 2, MAX + 1, MAX);
+        assert!(matches!(gate.come(after(1), parcel(after(1), 1 << 20)), Entry::First));
+        assert!(matches!(gate.come(after(2), parcel(after(2), 1)), Entry::Refused(_)));
+        assert!(matches!(gate.come(after(5001), parcel(after(5001), 1)), Entry::Later));
+        assert_eq!(gate.waiting(), 1);
     }
 
     #[test]
@@ -353,7 +363,7 @@ mod tests {
         }
         let mut bytes = 0;
         for ms in 1..1001 {
-            bytes += gate.release(after(ms)).0.len() << 10;
+            bytes += gate.release(after(ms)).enter.len() << 10;
         }
         assert!(bytes.abs_diff(LEAST as usize) < LEAST as usize / 8, "{bytes}");
     }

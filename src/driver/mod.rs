@@ -96,7 +96,8 @@ pub struct DriverConfig {
     pub inbox_message_bytes: usize,
     /// Committed bytes waiting to be applied above which proposals are refused.
     pub apply_queue_bytes: usize,
-    /// Memtable bytes above which proposals are refused.
+    /// Bytes that memtables may take: from a quarter of them still to be flushed on proposals are slowed down, above all
+    /// of them none enters.
     pub memtable_bytes_max: u64,
     /// Log bytes on disk above which the state store is flushed.
     pub log_budget_bytes: u64,
@@ -205,10 +206,15 @@ impl Shared {
             queue.close();
         }
         self.upkeep.close();
-        self.admission.close();
+        drop(self.admission.clear());
         self.log.wake_writer();
         self.readers.stop();
         self.desks.close(&error);
+    }
+
+    fn stopped_error(&self) -> Error {
+        let fallback = || Error::Stopped { reason: "the node is closed".into() };
+        self.reason.lock().clone().unwrap_or_else(fallback)
     }
 
     /// The node cannot go on.
@@ -447,11 +453,6 @@ impl Driver {
     /// Why the threads have stopped, if they have.
     pub fn stop_reason(&self) -> Option<Error> {
         self.shared.reason.lock().clone()
-    }
-
-    fn stopped_error(&self) -> Error {
-        let fallback = || Error::Stopped { reason: "the node is closed".into() };
-        self.stop_reason().unwrap_or_else(fallback)
     }
 
     /// Stops everything at once; returns before the threads have ended.

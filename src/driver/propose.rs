@@ -1,24 +1,29 @@
 //! The way in for client batches: past the node's limits and the [gate](super::admission), into a loop's inbox.
 
-use super::admission::{Entry, Parcel, release_later};
+use super::admission::{Entry, Parcel, Released};
 use super::{Driver, Shared, Submission};
 use crate::error::Error;
 use crate::store::{Proposal, Token};
 use crate::types::{RegionId, Time};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+/// Those that wait at the gate are looked at this often.
+const LOOK: Duration = Duration::from_millis(1);
+const BEHIND: Error = Error::Busy { what: "state store (flush is behind)" };
 
 impl Driver {
     /// Hands client batches to the loop of `region`, all under one lock. All of them must belong to
     /// regions of one [loop](Self::loop_of). Every waiter is called, whatever happens.
     ///
-    /// While the state store is behind they wait before the loop, in the order in which they came, until there is room or
-    /// their time is over.
+    /// While the state store is behind they wait before the loop until there is room or their time is over. Those that
+    /// come later wait behind them.
     pub fn propose(&self, at: RegionId, deadline: Time, submissions: Vec<Submission>) {
         let shared = &self.shared;
         let at = shared.loop_of(at);
         let since = shared.clock.now();
-        if let Some(error) = self.pressure() {
+        if let Some(error) = pressure(shared) {
             count_refused(shared, submissions.len());
             for submission in submissions {
                 (submission.waiter)(Err(error.clone()));
@@ -46,42 +51,67 @@ impl Driver {
         match shared.admission.come(since, parcel) {
             Entry::Now(parcel) => enter(shared, parcel),
             Entry::Later => {}
-            Entry::First => release_later(shared, Arc::downgrade(shared)),
-            Entry::Refused(parcel) => {
-                refuse(shared, parcel.proposals, "state store (flush is behind)");
-            }
+            Entry::First => look_later(shared, Arc::downgrade(shared)),
+            Entry::Refused(parcel) => refuse(shared, parcel.proposals, &BEHIND),
         }
     }
+}
 
-    /// Why new proposals are refused, if they are.
-    fn pressure(&self) -> Option<Error> {
-        let shared = &self.shared;
-        if shared.stopped() {
-            return Some(self.stopped_error());
-        }
-        // The cause of whatever else is full then: said rather than "busy".
-        if let Some(error) = shared.upkeep.refusal() {
-            return Some(error);
-        }
-        if shared.apply_bytes.load(Ordering::Relaxed) > shared.config.apply_queue_bytes {
-            return Some(Error::Busy { what: "apply queue" });
-        }
-        shared.log.is_crowded().then_some(Error::Busy { what: "log writer" })
+/// Why new proposals are refused, if they are.
+fn pressure(shared: &Shared) -> Option<Error> {
+    if shared.stopped() {
+        return Some(shared.stopped_error());
     }
+    // The cause of whatever else is full then: said rather than "busy".
+    if let Some(error) = shared.upkeep.refusal() {
+        return Some(error);
+    }
+    if shared.apply_bytes.load(Ordering::Relaxed) > shared.config.apply_queue_bytes {
+        return Some(Error::Busy { what: "apply queue" });
+    }
+    shared.log.is_crowded().then_some(Error::Busy { what: "log writer" })
+}
+
+/// Looks after those that wait at the gate, again and again while there are any.
+fn look_later(shared: &Shared, weak: Weak<Shared>) {
+    let look = move || {
+        let Some(shared) = weak.upgrade() else { return };
+        if look(&shared) && !shared.stopped() {
+            look_later(&shared, weak);
+        }
+    };
+    shared.timer.after(LOOK, Box::new(look));
+}
+
+/// Lets in what may enter; whether anything waits on.
+fn look(shared: &Shared) -> bool {
+    if let Some(error) = shared.upkeep.refusal() {
+        // It will not be flushed soon: they are told why, as those who come now are.
+        let all = shared.admission.clear();
+        all.into_iter().for_each(|parcel| refuse(shared, parcel.proposals, &error));
+        return false;
+    }
+    if pressure(shared).is_some() {
+        return true;
+    }
+    let Released { enter: some, late, more } = shared.admission.release(shared.clock.now());
+    some.into_iter().for_each(|parcel| enter(shared, parcel));
+    // They never entered, and may come again.
+    late.into_iter().for_each(|parcel| refuse(shared, parcel.proposals, &BEHIND));
+    more
 }
 
 /// Hands them to their loop.
-pub fn enter(shared: &Shared, parcel: Parcel) {
+fn enter(shared: &Shared, parcel: Parcel) {
     let refused = shared.inboxes[parcel.at].propose(parcel.since, parcel.proposals);
     if !refused.is_empty() {
-        refuse(shared, refused, "store inbox");
+        refuse(shared, refused, &Error::Busy { what: "store inbox" });
     }
 }
 
-fn refuse(shared: &Shared, proposals: Vec<Proposal>, what: &'static str) {
+fn refuse(shared: &Shared, proposals: Vec<Proposal>, error: &Error) {
     count_refused(shared, proposals.len());
-    let tokens = proposals.into_iter().map(|proposal| proposal.token);
-    shared.desks.refuse(tokens, &Error::Busy { what });
+    shared.desks.refuse(proposals.into_iter().map(|proposal| proposal.token), error);
 }
 
 fn count_refused(shared: &Shared, batches: usize) {

@@ -158,7 +158,7 @@ pub fn run_flusher(shared: &Shared) {
             return;
         }
         super::apply::measure_debt(shared);
-        // From there on proposals are held back for it.
+        // Whatever the memtable's own limit: memory is bounded by all of them.
         let behind = shared.kv.memtable_bytes() > shared.config.memtable_bytes_max / 2;
         let wanted = shared.upkeep.flush_wanted.swap(false, Ordering::Relaxed);
         let mut due =

@@ -1,7 +1,7 @@
 //! The end of the last segment, which opening copies in part or whole.
 
 use super::echo;
-use super::format::RecordHeader;
+use super::format::{BLOCK, RecordHeader};
 
 /// The last segment, as far as the takeover cares.
 pub(super) struct Tail {
@@ -28,5 +28,17 @@ impl Tail {
             }
             _ => &[],
         }
+    }
+
+    /// What a first group, of which no record is whole, repeats of the segment before: what was read by it must
+    /// stay readable when the group is cut off.
+    pub fn echo_of_the_torn(&self) -> &[u8] {
+        let echo = || {
+            let header = RecordHeader::decode(self.bytes.get(BLOCK..)?, self.generation).ok()?;
+            let end = BLOCK.checked_add(header.total())?;
+            let echo = self.bytes.get(end.checked_sub(header.echo_len as usize)?..end)?;
+            (header.seq == self.base_seq && echo::check(echo).is_ok()).then_some(echo)
+        };
+        if self.records.is_empty() { echo().unwrap_or_default() } else { &[] }
     }
 }

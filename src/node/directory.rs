@@ -365,7 +365,7 @@ impl Clerk {
         for record in known.directory.stores.values() {
             let (store, start) = (record.store, record.start);
             if record.state == StoreState::Left {
-                // Nobody lets it in any more: what it held is gone.
+                // It holds nothing that counts any more, and is not let in again.
                 self.parts.driver.registry().neighbours().has_left(store);
             }
             let there = record.state != StoreState::Left && !record.address.is_empty();

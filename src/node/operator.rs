@@ -97,23 +97,21 @@ pub(super) fn start(wishes: Receiver<Wish>, desk: Desk, merge_bytes: u64) -> Res
     let fates = Fates::default();
     let mut operator = Operator { desk, basis, short, merger, fates, merge_bytes };
     let body = move || {
-        let mut pause = LOOK;
+        let (mut pause, mut looked) = (LOOK, Instant::now());
         loop {
             match wishes.recv_timeout(pause) {
-                Ok(wish) => {
-                    let done = match wish {
-                        Wish::Split(wish) => operator.split(wish),
-                        Wish::Merge(wish) => operator.merge(wish),
-                    };
-                    if done.is_err() {
-                        return;
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => match operator.look() {
-                    Some(next) => pause = next,
-                    None => return,
-                },
+                Ok(Wish::Split(wish)) => operator.split(wish),
+                Ok(Wish::Merge(wish)) => operator.merge(wish),
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
+            }
+            // Wishes that take their time must not keep placement waiting for good.
+            if looked.elapsed() >= pause {
+                match operator.look() {
+                    Some(next) => (pause, looked) = (next, Instant::now()),
+                    // Whether this node has gone, only this node says: others stop, too.
+                    None => return,
+                }
             }
         }
     };
@@ -122,33 +120,37 @@ pub(super) fn start(wishes: Receiver<Wish>, desk: Desk, merge_bytes: u64) -> Res
 }
 
 impl Operator {
-    fn split(&self, SplitWish { region, keys, why }: SplitWish) -> Result<()> {
+    fn split(&self, SplitWish { region, keys, why }: SplitWish) {
         match wait(self.desk.client.with_timeout(PATIENCE).split(keys)) {
             Ok(cut) => {
                 tracing::info!(%region, parts = cut.len(), excess = ?why, "a region was cut")
             }
-            Err(stopped @ Error::Stopped { .. }) => return Err(stopped),
             Err(error) => {
                 tracing::warn!(%region, %error, excess = ?why, "a region could not be cut")
             }
         }
-        Ok(())
     }
 
-    fn merge(&mut self, wish: MergeWish) -> Result<()> {
+    fn merge(&mut self, wish: MergeWish) {
         let (region, target) = (wish.source, wish.merging.target);
         let Desk { client, local } = &self.desk;
         let fates = &mut self.fates;
-        let was_merged = |region| local().is_some_and(|local| fates.was_merged(local, region));
+        let was_merged = |region| {
+            let Some(here) = local() else { return false };
+            let record = here.own_record();
+            // The proof is good where the source's leader is on a store that has not left: see `region::merge`.
+            fates.was_merged(here, region)
+                && record.is_some_and(|record| {
+                    wait(client.with_timeout(STEP_PATIENCE).still_belongs(record)).is_ok()
+                })
+        };
         match wait(client.with_timeout(STEP_PATIENCE).carry_out(wish, was_merged)) {
             Ok(Merged::Yes) => tracing::info!(%region, %target, "a region was merged"),
             Ok(Merged::Never) => {
                 tracing::info!(%region, %target, "a region could not be merged, and was thawed");
             }
-            Err(stopped @ Error::Stopped { .. }) => return Err(stopped),
             Err(error) => tracing::warn!(%region, %target, %error, "a frozen region waits"),
         }
-        Ok(())
     }
 
     /// Plans, and carries out; gives the time until the next look, `None` when the node has gone.

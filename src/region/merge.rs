@@ -35,9 +35,10 @@
 //! - So the target's life ended at the entry that froze it. Frozen it accepts nobody: its leader proposes no commit then, and
 //!   one that stood in the log before it was accepted or refused before. Were the source taken in, it was earlier.
 //! - Then the target listed all replicas of the source among its removed, and that list was empty when it was frozen ([`freeze`],
-//!   judged alike everywhere): each of them is buried, durably, or on a store that has left the cluster, whom nobody hears.
-//!   A frozen source gets no others. So nobody is left to lead it, to apply a rollback, or to have anything
-//!   undone: a rollback that is carried out finds a leader, and that one proves that the source was not taken in.
+//!   judged alike everywhere): each of them is buried, durably, or on a store that has left the cluster. A frozen source gets
+//!   no others. So whoever leads it on a store that has *not* left proves that the source was not taken in. That is asked of
+//!   region 1, by an entry of its log, once the mark has been seen: whoever left did so before the list was empty. (That others do not
+//!   listen to a store that has left is not enough: a connection may be older than the leaving, or both have left.)
 //!
 //! Neither the target's shape as the source expects it nor the order of the two freezings matters. A wish may be as old as it
 //! likes: the rollback names the entry that froze the source, and another freezing has another. What is *no* proof is that

@@ -105,7 +105,10 @@ impl Replay {
             out
         })?;
         // The copy has no second one of its headers until the next group is written.
-        self.echo = echo.finish();
+        self.echo = match tail.records.is_empty() {
+            true => tail.echo_of_the_torn().to_vec(),
+            false => echo.finish(),
+        };
         self.recovery.copied_bytes = segment.used - BLOCK as u64;
         self.places.insert(base, payloads);
         Ok((segment, base))
