@@ -1,6 +1,6 @@
 //! A node whose state store is behind: writes wait before their loop, and enter when it has caught up.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 use bytes::Bytes;
 use catamaran::kv::memory::MemoryStore;
@@ -118,7 +118,7 @@ fn writes_wait_until_the_state_store_has_caught_up() {
     let client = node.client().with_timeout(Duration::from_secs(60)).blocking();
     let write = |n: u8| {
         let client = client.clone();
-        std::thread::spawn(move || client.put(&[b'k', n], &[n]))
+        std::thread::spawn(move || client.put([b'k', n], [n]))
     };
     let writers: Vec<_> = (0..8).map(write).collect();
     eventually("all to be held", || node.stats().driver.held_bytes >= 8 * 64);

@@ -31,6 +31,7 @@ use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 /// How the tables behave.
@@ -72,6 +73,9 @@ pub struct LsmTables {
     visible: SequenceNumberCounter,
     options: LsmOptions,
     path: PathBuf,
+    /// Runs of level 0 as of the last job. Asked for often, by threads that must not wait: the crate's own answer takes the
+    /// lock that is held while a version goes to the disk.
+    runs: AtomicUsize,
     /// Shared by ingestions and compactions: what they are writing is in no version yet. A sweep takes it alone.
     jobs: RwLock<()>,
     /// The tables of each snapshot that may still be alive.
@@ -112,6 +116,7 @@ impl LsmTables {
         sequence.fetch_max(next);
         visible.fetch_max(next);
         Ok(LsmTables {
+            runs: AtomicUsize::new(tree.l0_run_count()),
             tree,
             visible,
             options,
@@ -137,6 +142,7 @@ impl LsmTables {
             let _shared = self.jobs.read();
             work()
         };
+        self.runs.store(self.tree.l0_run_count(), Ordering::Relaxed);
         if result.is_err() {
             // Waits for the other jobs: their tables cannot be told from this one's.
             let _alone = self.jobs.write();
@@ -293,8 +299,12 @@ impl Tables for LsmTables {
         Ok(self.tree.current_version().id() != before)
     }
 
+    fn runs(&self) -> usize {
+        self.runs.load(Ordering::Relaxed)
+    }
+
     fn debt(&self) -> TableDebt {
-        TableDebt { runs: self.tree.l0_run_count(), bytes: self.tree.disk_space() }
+        TableDebt { runs: self.runs(), bytes: self.tree.disk_space() }
     }
 }
 

@@ -375,7 +375,7 @@ impl StateStore for TableStore {
     }
 
     fn debt(&self) -> usize {
-        self.inner.tables.debt().runs
+        self.inner.tables.runs()
     }
 
     fn stats(&self) -> Stats {

@@ -29,8 +29,12 @@ pub trait Tables: Send + Sync + 'static {
     /// One bounded step of compaction; `true` if it did something. May run beside `ingest`. Never changes what
     /// a snapshot shows.
     fn maintain(&self) -> Result<bool>;
-    /// What is owed.
+    /// What is owed. May wait for a job that ends.
     fn debt(&self) -> TableDebt;
+    /// [`TableDebt::runs`]; waits for nobody.
+    fn runs(&self) -> usize {
+        self.debt().runs
+    }
 }
 
 /// How much compaction is owed.
