@@ -89,15 +89,20 @@ fn put_pair(log: &Log, pair: [u64; 2], index: u64, entry: impl Fn(u64, u64) -> E
     log.write(batch).unwrap();
 }
 
-/// Over a few segments.
-fn build(footers: Footers) -> (MemDisk, Log) {
+/// Over a few segments, up to this entry of each group. Nobody states the last record.
+fn unstated(last: u64) -> (MemDisk, Log) {
     let disk = MemDisk::default();
     let (log, _) = open(&disk).unwrap();
-    for index in 1..=24 {
+    for index in 1..=last {
         for pair in [[1, 2], [3, 4]] {
             put_pair(&log, pair, index, entry);
         }
     }
+    (disk, log)
+}
+
+fn build(footers: Footers) -> (MemDisk, Log) {
+    let (disk, log) = unstated(24);
     log.barrier().unwrap();
     while footers == Footers::Yes && log.prepare().unwrap() {}
     (disk, log)
@@ -304,14 +309,21 @@ fn setting(name: &str, default: usize) -> usize {
 /// Every byte if `LOG_FLIP_ALL` is set; else one in `step`, with every byte of the headers and the first
 /// records of the first segment and of its trailer.
 fn flip_bytes(what: &str, sound: &Sound, step: usize) -> Classes {
-    let step = if std::env::var_os("LOG_FLIP_ALL").is_some() { 1 } else { step };
+    flip_places(what, sound, |n, at, len| {
+        let dense = n == 0 && (at < 64 || (4096..5300).contains(&at) || at + 64 > len);
+        // Another offset in each segment, so that a sample meets every column of a block.
+        dense || (at + 37 * n).is_multiple_of(step)
+    })
+}
+
+/// The bytes for which `wanted` says so: number of the segment, place, and length.
+fn flip_places(what: &str, sound: &Sound, wanted: impl Fn(usize, usize, usize) -> bool) -> Classes {
+    let all = std::env::var_os("LOG_FLIP_ALL").is_some();
     let mut places = Vec::new();
     for (n, (path, inode)) in sound.segments().into_iter().enumerate() {
         let len = sound.image.files[&inode].len();
-        let dense = |at: usize| n == 0 && (at < 64 || (4096..5300).contains(&at) || at + 64 > len);
-        // Another offset in each segment, so that a sample meets every column of a block.
-        let sampled = |at: usize| (at + 37 * n).is_multiple_of(step);
-        places.extend((0..len).filter(|at| dense(*at) || sampled(*at)).map(|at| (path, inode, at)));
+        let wanted = (0..len).filter(|at| all || wanted(n, *at, len));
+        places.extend(wanted.map(|at| (path, inode, at)));
     }
     let all = Mutex::new(Classes::default());
     let next = AtomicUsize::new(0);
@@ -349,6 +361,33 @@ fn one_flipped_byte() {
 #[test]
 fn one_flipped_byte_beside_footers() {
     flip_bytes("a small log with footers", &small(Footers::Yes), 211);
+}
+
+/// What opening copies is stated durable by the segment that it makes. Nothing repeated its headers until somebody wrote:
+/// in a log that was opened and left alone, one byte of one of them cost every group.
+#[test]
+fn one_flipped_byte_of_a_log_that_was_only_opened() {
+    // The last segment is short, or not, or has just begun.
+    for last in 21..=24 {
+        for (opens, barrier) in [(1, false), (1, true), (2, false), (3, true)] {
+            let (disk, log) = unstated(last);
+            if barrier {
+                log.barrier().unwrap();
+            }
+            drop(log);
+            for _ in 0..opens {
+                drop(open(&disk).unwrap());
+            }
+            let image = disk.state().image.clone();
+            let sound = Sound { options: options(), footers: Footers::No, last, image };
+            let what = format!("a log of {last}, opened {opens} times, barrier: {barrier}");
+            let end = sound.segments().len() - 1;
+            // Where groups begin in the last two segments, and a sample of the rest.
+            flip_places(&what, &sound, |n, at, _| {
+                n + 1 >= end && at % 4096 < 48 && at % 3 == 0 || at.is_multiple_of(499)
+            });
+        }
+    }
 }
 
 #[test]

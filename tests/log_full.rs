@@ -182,7 +182,9 @@ fn a_full_disk_opens_again_and_again() {
             let (log, recovery) = open(&disk).unwrap_or_else(|error| panic!("open {n}: {error}"));
             assert!(recovery.quarantined.is_empty(), "{recovery:?}");
             assert!(log.stats().spares > 0, "open {n}: {:?}", log.stats());
-            assert_eq!(*last.get_or_insert(recovery.last_seq), recovery.last_seq);
+            // The first open may add a record that repeats others; the next ones renew it.
+            let first = *last.get_or_insert(recovery.last_seq);
+            assert!((first..=first + 1).contains(&recovery.last_seq), "{recovery:?}");
         }
         let (log, _) = open(&disk).unwrap();
         let last = log.last_index(1);

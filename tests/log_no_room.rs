@@ -73,7 +73,8 @@ fn a_log_opens_on_a_disk_without_any_room() {
             for _ in 0..4 {
                 let log = open(&disk);
                 check(&log, 1, last, 2800);
-                assert_eq!(log.durable().0, last + barrier);
+                // A record that repeats others may follow, or take the place of the barrier's.
+                assert!((last + barrier..=last + 1).contains(&log.durable().0));
             }
             disk.state().capacity = None;
             let log = open(&disk);

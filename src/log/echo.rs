@@ -4,8 +4,8 @@
 //! states the others durable.
 
 use super::GroupId;
-use super::format::{BLOCK, RECORD_HEADER, RecordHeader, decode_dir, put, read_u32, take};
-use super::scan::Found;
+use super::format::{BLOCK, RECORD_HEADER, RecordHeader, put, read_u32, take};
+use super::scan::{Found, Record};
 use super::unreadable::read_around;
 use crate::error::Result;
 use std::collections::BTreeMap;
@@ -156,13 +156,24 @@ pub(super) fn echoes_beyond<'a>(
     }
     Ok(echoes)
 }
-/// The groups of a sound directory, as an echo lists them.
-pub(super) fn groups_of(dir: &[u8], payload_len: u32) -> Vec<u8> {
-    let (mut groups, mut last) = (Vec::new(), 0);
-    for op in decode_dir(dir, payload_len).iter().flatten() {
-        if let Some(group) = op.group() {
-            put_group(&mut groups, &mut last, group);
-        }
+
+/// Echoes of those of a segment's records which none of them repeats, if they are known: nothing else would do it if
+/// what comes behind them were cut off.
+pub(super) fn unechoed(records: &[Record]) -> Vec<u8> {
+    let sound = records.iter().filter(|record| record.bad_echo.is_none());
+    // Whoever states a group durable first has its echo.
+    let echoed = sound.map(|record| record.header.durable).max().unwrap_or(0);
+    let mut out = Vec::new();
+    let mut draft: Option<(EchoDraft, usize)> = None;
+    for record in records.iter().filter(|record| record.header.seq > echoed) {
+        let Some(groups) = record.echoed_groups() else { continue };
+        let here = draft.take_if(|(_, end)| *end != record.offset);
+        out.extend(here.into_iter().flat_map(|(draft, _)| draft.finish()));
+        let new = || (EchoDraft::new(record.offset as u64, record.header.seq), 0);
+        let (draft, end) = draft.get_or_insert_with(new);
+        draft.push(&record.header, &groups);
+        *end = record.offset + record.header.total();
     }
-    groups
+    out.extend(draft.into_iter().flat_map(|(draft, _)| draft.finish()));
+    out
 }

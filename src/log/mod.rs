@@ -56,7 +56,7 @@
 //! both copies of a segment's header, or a whole segment; or where what cannot be *read* may be the end of what was
 //! acknowledged. The last groups in flight before an end without
 //! [`Log::barrier`] are stated and echoed by nobody: damage to them counts as torn, and cannot be told from it
-//! by anyone who has only the disk. What opening copied is echoed by the first group after.
+//! by anyone who has only the disk. What opening copies brings its echo along.
 //!
 //! **Unreadable.** A sector that the disk fails to read (EIO, tried again in pieces down to the sector) is damage of what
 //! lies there: of the group whose bytes they are, of a footer that the records stand in for, of nobody. Sealing gives
@@ -146,6 +146,7 @@
 mod ahead;
 mod batch;
 mod choose;
+mod copy;
 mod echo;
 mod flight;
 mod footer;

@@ -1,6 +1,6 @@
 //! Opening: read, replay, judge, take over.
 
-use super::echo::echoes_beyond;
+use super::echo::{echoes_beyond, unechoed};
 use super::flight::Air;
 use super::footer::Summary;
 use super::format::{BadSum, Op, RECORD_HEADER};
@@ -103,6 +103,8 @@ struct Replay {
     sealed: BTreeSet<u64>,
     /// Groups of records whose directory cannot be read.
     fences: BTreeMap<GroupId, Fence>,
+    /// Echoes of those records of the segment before the last which nothing in it repeats.
+    unechoed: Vec<u8>,
     /// What the next group is to repeat of the one that opening wrote.
     echo: Vec<u8>,
 }
@@ -245,6 +247,8 @@ impl Replay {
 
     /// What a footer says of its segment as a whole.
     fn count_footer(&mut self, segment: &Found, summary: &Summary) {
+        // The footer is what backs its headers up.
+        self.unechoed.clear();
         self.recovery.footers += 1;
         self.recovery.records += summary.payloads.len() as u64;
         self.next_seq = summary.trailer.next_seq;
@@ -297,7 +301,7 @@ impl Replay {
 
         // Only the last segment can have a tail that was never acknowledged.
         let stated = end.durable;
-        let mut whole = Vec::new();
+        let mut whole = 0;
         let mut clean = true;
         let mut cut = None;
         for record in &records {
@@ -310,13 +314,11 @@ impl Replay {
                 }
             }
             self.record(segment, &bytes, record, &holes);
-            let payload = record.payload_at();
-            let end = payload + record.header.payload_len as usize;
-            whole.push((seq, record.offset, end, payload));
+            whole += 1;
         }
-        let places = whole.iter().map(|(.., payload)| *payload as u32).collect();
+        let places = records[..whole].iter().map(|record| record.payload_at() as u32).collect();
         self.places.insert(base, places);
-        self.next_seq = base + whole.len() as u64;
+        self.next_seq = base + whole as u64;
         if cut.is_none() {
             cut = self.close_segment(segment, &end, &holes);
         }
@@ -326,9 +328,12 @@ impl Replay {
             let file = segment.path.clone();
             self.recovery.torn = Some(TornTail { file, offset: offset as u64, seq });
         }
-        let generation = segment.header.generation;
-        let tail = Tail { base_seq: base, generation, bytes, records: whole, clean, is_cut };
-        Ok(segment.limit.is_none().then_some(tail))
+        records.truncate(whole);
+        if segment.limit.is_some() {
+            self.unechoed = unechoed(&records);
+            return Ok(None);
+        }
+        Ok(Some(Tail { base_seq: base, bytes, records, clean, is_cut }))
     }
 
     /// Replays one record that was acknowledged or is whole.

@@ -305,6 +305,31 @@ impl Record {
         self.offset + RECORD_HEADER + self.header.dir_len as usize
     }
 
+    pub fn echo_at(&self) -> usize {
+        self.payload_at() + self.header.payload_len as usize
+    }
+
+    /// Whether it says nothing of any group: it states a number, or repeats others.
+    pub fn is_empty(&self) -> bool {
+        self.header.dir_len == 0
+    }
+
+    /// The groups it speaks of, as an echo lists them, if they are known.
+    pub fn echoed_groups(&self) -> Option<Vec<u8>> {
+        let (mut list, mut last) = (Vec::new(), 0);
+        match (&self.ops, &self.groups) {
+            (Ok(ops), _) => ops
+                .iter()
+                .filter_map(Op::group)
+                .for_each(|group| echo::put_group(&mut list, &mut last, group)),
+            (Err(_), Some(groups)) => {
+                groups.iter().for_each(|group| echo::put_group(&mut list, &mut last, *group));
+            }
+            (Err(_), None) => return None,
+        }
+        Some(list)
+    }
+
     pub fn is_whole(&self) -> bool {
         self.ops.is_ok()
             && self.bad_ops.is_empty()

@@ -221,13 +221,14 @@ impl Explorer {
         // The open has returned: what it found must stay.
         disk.acked(last);
         let lives = (dice >> 32).is_multiple_of(4);
+        // The number behind the last one is free: the next record here, one of the open's own perhaps, is not the lost one.
+        let known: After = after.range(..=last).map(|(seq, model)| (*seq, model.clone())).collect();
         if !lives {
             drop(log);
             let journal = std::mem::take(&mut disk.state().journal);
-            return self.explore(level + 1, crash, purposes, &journal, after);
+            return self.explore(level + 1, crash, purposes, &journal, &known);
         }
         self.tally.nested[level][2] += 1;
-        let known = after.range(..=last).map(|(seq, model)| (*seq, model.clone())).collect();
         let salt = 1_000_000 * (level as u64 + 1);
         let mut script = Script::resume((disk.clone(), held), log, known, dice, salt);
         script.run(6);

@@ -2,24 +2,30 @@
 //! have no room for it.
 
 use super::super::Options;
-use super::super::echo::{EchoDraft, groups_of};
-use super::super::format::{BLOCK, RECORD_HEADER, RecordHeader, align};
+use super::super::copy::Copy;
+use super::super::format::{BLOCK, align};
 use super::super::scan::Found;
 use super::super::segment::{Pool, Reserve, Reserved, Segment, Spare};
 use super::super::tail::Tail;
 use super::Replay;
 use crate::error::{Error, Result};
 
-/// A file for the copy, of so many bytes, best of as many as the first says. If there is neither a spare nor
-/// room for one, not even a short one, the last segment gives the room: see [`give_rest`].
-fn file_for(pool: &mut Pool, found: &[Found], tail: &Tail, copies: [u64; 2]) -> Result<Spare> {
+/// A file for the copy, of so many bytes: best of as many as the first says, at least of as many as the last. If there
+/// is neither a spare nor room for one, not even a short one, the last segment gives the room: see [`give_rest`].
+fn file_for(
+    pool: &mut Pool,
+    found: &[Found],
+    tail: &Tail,
+    [best, least, bare]: [u64; 3],
+) -> Result<Spare> {
+    let copies = [best, least];
     let is_full = |taken: &Result<Spare>| matches!(taken, Err(Error::DiskFull { .. }));
     let mut taken = pool.take_for(copies);
     if is_full(&taken) && give_rest(found, tail)? {
         taken = pool.take_for(copies);
     }
     if is_full(&taken) {
-        taken = pool.take_bare(copies[1]);
+        taken = pool.take_bare(bare);
     }
     taken
 }
@@ -62,55 +68,37 @@ impl Replay {
             pool.reserve()?;
             return Ok((pool.activate(spare, self.next_seq, last, |_| Vec::new())?, self.next_seq));
         };
-        let used = tail.records.last().map_or(0, |(_, _, end, _)| *end) as u64;
-        let unstated = (self.durable + 1).min(self.next_seq).max(tail.base_seq);
-        let first = tail.records.iter().find(|(seq, ..)| *seq >= unstated);
-        let least = first.map_or(0, |(_, start, ..)| used - *start as u64);
-        let spare = file_for(pool, found, &tail, [if tail.clean { used } else { least }, least])?;
+        let (start, echoes) = (tail.base_seq, &self.unechoed);
+        let unstated = (self.durable + 1).min(self.next_seq).max(start);
+        let bare = Copy::bare(&tail, unstated, echoes);
+        let least = Copy::of(&tail, unstated, unstated, echoes);
+        let all = tail.clean.then(|| Copy::of(&tail, start, unstated, echoes));
+        let best = all.as_ref().unwrap_or(&least);
+        let sizes = [best, &least, &bare].map(Copy::bytes);
+        let spare = file_for(pool, found, &tail, sizes)?;
         let size = spare.file.len()?;
+        // The block behind the last group stays free: that no other begins there is what ends a segment.
+        let end = |copy: &Copy<'_>| copy.bytes() + 2 * BLOCK as u64;
+        let fits = |copy: &Copy<'_>| end(copy) <= size;
         // A short segment is copied whole: the old file is free at once, and a node that restarts
         // often does not leave a trail of files. So is a long one on a full disk: the old file is the reserve
         // then, for purge and for the next open.
-        let short = used <= (options.segment_bytes / 4).min(size);
-        let whole = tail.clean && (short || pool.reserve()? == Reserved::No && used <= size);
-        let base = if whole { tail.base_seq } else { unstated };
-        let mut payloads = Vec::new();
-        let durable = self.durable.min(last);
-        let mut echo = EchoDraft::new(BLOCK as u64, base);
-        let segment = pool.activate(spare, base, last, |generation| {
-            let first = tail.records.iter().find(|(seq, ..)| *seq >= base);
-            let room = first.map_or(0, |(_, start, ..)| align(used as usize - start));
-            let mut out = Vec::with_capacity(room);
-            for (seq, start, end, payload) in tail.records.iter().filter(|(seq, ..)| *seq >= base) {
-                let old = &tail.bytes[*start..*end];
-                let body = &old[RECORD_HEADER..];
-                let dir_len = payload - start - RECORD_HEADER;
-                let echoes = tail.echoes_of_others(*seq, *start, *end);
-                let header = RecordHeader {
-                    generation,
-                    seq: *seq,
-                    durable: durable.min(seq - 1),
-                    dir_len: dir_len as u32,
-                    payload_len: (end - payload) as u32,
-                    dir_crc: crc32c::crc32c(&body[..dir_len]),
-                    echo_len: echoes.len() as u32,
-                };
-                echo.push(&header, &groups_of(&body[..dir_len], header.payload_len));
-                header.encode_to(&mut out);
-                payloads.push((BLOCK + out.len() + dir_len) as u32);
-                out.extend_from_slice(body);
-                out.extend_from_slice(echoes);
-            }
-            out.resize(align(out.len()), 0);
-            out
-        })?;
-        // The copy has no second one of its headers until the next group is written.
-        self.echo = match tail.records.is_empty() {
-            true => tail.echo_of_the_torn().to_vec(),
-            false => echo.finish(),
+        let short = end(best) <= options.segment_bytes / 4;
+        let whole = tail.clean && fits(best) && (short || pool.reserve()? == Reserved::No);
+        let copy = match (whole, fits(&least)) {
+            (true, _) => best,
+            (false, true) => &least,
+            (false, false) => &bare,
         };
-        self.recovery.copied_bytes = segment.used - BLOCK as u64;
-        self.places.insert(base, payloads);
-        Ok((segment, base))
+        let mut payloads = Vec::new();
+        let durable = copy.next_seq - 1;
+        let segment = pool.activate(spare, copy.base, durable, |generation| {
+            copy.encode(generation, &mut payloads)
+        })?;
+        self.next_seq = copy.next_seq + u64::from(copy.repeats);
+        self.echo = copy.own_echo();
+        self.recovery.copied_bytes = copy.len as u64;
+        self.places.insert(copy.base, payloads);
+        Ok((segment, copy.base))
     }
 }

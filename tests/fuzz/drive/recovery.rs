@@ -2,6 +2,7 @@
 
 use super::Feed;
 use super::log_disk::{Image, MemDisk};
+use bytes::Bytes;
 use catamaran::Error;
 use catamaran::log::{Entry, Log, LogBatch, Options, inspect};
 use catamaran::types::LogPosition;
@@ -132,8 +133,12 @@ fn look(log: &Log, sound: Option<&Sound>) {
     }
 }
 
-/// A log that opened can be written, purged, and opened again, and keeps what it showed.
+/// A log that opened can be opened again at once, written, purged, and opened again, and keeps what it showed.
 fn go_on(log: Log, disk: &MemDisk) {
+    let shown = contents(&log);
+    drop(log);
+    let log = open(disk).expect("what opened once opens again, with nothing written in between");
+    assert_eq!(shown, contents(&log));
     let mut batch = LogBatch::new();
     let group = 1000;
     if log.last_index(group) == 0 && log.damage(group).is_none() {
@@ -144,13 +149,15 @@ fn go_on(log: Log, disk: &MemDisk) {
         Ok(_) | Err(Error::Corruption { .. }) => {}
         Err(other) => panic!("{other:?}"),
     }
-    let shown: Vec<_> =
-        log.groups().iter().map(|g| (*g, log.last_index(*g), log.state(*g))).collect();
+    let shown = contents(&log);
     drop(log);
     let log = open(disk).expect("what opened once opens again");
-    let again: Vec<_> =
-        log.groups().iter().map(|g| (*g, log.last_index(*g), log.state(*g))).collect();
-    assert_eq!(shown, again);
+    assert_eq!(shown, contents(&log));
+}
+
+/// Each group: its last entry and its state.
+fn contents(log: &Log) -> Vec<(u64, u64, Option<Bytes>)> {
+    log.groups().iter().map(|g| (*g, log.last_index(*g), log.state(*g))).collect()
 }
 
 fn change(image: &mut Image, feed: &mut Feed<'_>) {
