@@ -207,8 +207,9 @@ pub struct Inspector {
 
 impl Inspector {
     /// Lists the segments of a directory. [`Corruption`](crate::Error::Corruption) if a header is beyond
-    /// reading or does not say what the file's name says, or if all segments were taken away;
-    /// [`Identity`](crate::Error::Identity) for a format version that this build does not read.
+    /// reading or does not say what the file's name says, if what has a segment's or a spare's name is no regular
+    /// file, or if all segments were taken away;
+    /// [`Identity`](crate::Error::Identity) for a format version that this build does not read; [`Io`](crate::Error::Io).
     pub fn open(disk: &dyn Disk, dir: &Path) -> Result<Inspector> {
         let inspector = Inspector::survey(disk, dir)?;
         match inspector.unread.into_iter().next() {

@@ -23,7 +23,9 @@ fn spare_name(number: u64) -> String {
 
 /// The number in a name with this suffix.
 pub(super) fn parse_name(name: &Path, suffix: &str) -> Option<u64> {
-    name.to_str()?.strip_suffix(suffix).filter(|n| n.len() == 16)?.parse().ok()
+    let number = name.to_str()?.strip_suffix(suffix)?;
+    let is_number = number.len() == 16 && number.bytes().all(|byte| byte.is_ascii_digit());
+    number.parse().ok().filter(|_| is_number)
 }
 
 /// Whether a segment has its footer.
