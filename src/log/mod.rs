@@ -227,8 +227,8 @@ pub struct Options {
     pub cache_bytes: usize,
     /// Bound of what was submitted and is not yet durable, at least 1: a batch is taken while less than this waits. See [`Log::is_crowded`] for when to hold back.
     pub max_pending_bytes: usize,
-    /// Spare files to have ready, at least 1 (the reserve for a full disk); up to twice as many are
-    /// kept when segments come back.
+    /// Spare files to have ready, at least 1 (the reserve for a full disk) and at most 1024, each as large as a
+    /// segment; up to twice as many are kept when segments come back.
     pub spare_segments: usize,
     /// Purge moves the live rest of the oldest segments when it is at most this many percent of what they
     /// hold, at most 100. More frees space sooner and writes more (what moves may be about to die anyway).
@@ -258,6 +258,9 @@ impl Default for Options {
     }
 }
 
+/// More spare files than this nobody means: already so many of the smallest hold 8 MiB, of the usual ones 64 GiB.
+const SPARE_SEGMENTS_MAX: usize = 1024;
+
 impl Options {
     /// Whether a log would open with these: [`InvalidArgument`](crate::Error::InvalidArgument) names the
     /// field, what it holds and what it may hold.
@@ -265,6 +268,8 @@ impl Options {
         self.check()?;
         let what = if self.spare_segments == 0 {
             "spare_segments 0: at least 1".to_owned()
+        } else if self.spare_segments > SPARE_SEGMENTS_MAX {
+            format!("spare_segments {}: at most {SPARE_SEGMENTS_MAX}", self.spare_segments)
         } else if self.max_pending_bytes == 0 {
             "max_pending_bytes 0: at least 1, or no batch would ever be taken".to_owned()
         } else if self.rewrite_percent > 100 {

@@ -294,7 +294,7 @@ impl Pool {
     /// As many are kept when segments come back: were it no more than what is kept ready, a busy log
     /// would write zeros into new files and remove old ones, in turn, instead of recycling them.
     fn most(&self) -> usize {
-        2 * self.keep
+        self.keep.saturating_mul(2)
     }
 
     /// The next spare's path, for a file made outside the pool's lock.
