@@ -472,7 +472,7 @@ impl Log {
             if !pool.wants() {
                 return Ok(false);
             }
-            pool.next_path()
+            pool.next_path()?
         };
         let size = shared.options.segment_bytes;
         let spare = segment::make_spare(shared.disk.as_ref(), &shared.dir, path, size);
