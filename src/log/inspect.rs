@@ -447,7 +447,7 @@ impl Check {
         }
         self.footer(segment, &bytes, &records);
         self.next_seq = Some(end.next_seq);
-        let reached = segment.limit.unwrap_or(end.durable + 1);
+        let reached = segment.limit.unwrap_or(end.durable.saturating_add(1));
         let nothing = BadSum { offset: end.offset as u64, expected: 0, found: 0 };
         if end.next_seq < reached {
             let what = format!("records {} to {} cannot be read", end.next_seq, reached - 1);
@@ -544,8 +544,9 @@ impl Check {
                     raw.finding.group = Some(group);
                 }
                 let good = match op {
-                    Op::Append { first, .. } => first - 1,
-                    Op::Rewrite { from, .. } => from - 1,
+                    // No entry has index 0, but a file may say so.
+                    Op::Append { first, .. } => first.saturating_sub(1),
+                    Op::Rewrite { from, .. } => from.saturating_sub(1),
                     _ => self.last.get(&group).copied().unwrap_or(0),
                 };
                 self.spoil(group, good);
@@ -586,3 +587,6 @@ impl Check {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -141,7 +141,7 @@ impl Log {
             let looked = look_at(&*disk, some)?;
             tail = replay.stretch(&*disk, some, looked, &found[from + some.len()..])?;
         }
-        replay.judge()?;
+        replay.judge(&found)?;
 
         let mut pool = Pool::new(disk.clone(), dir, &options);
         for generation in names.iter().filter_map(|name| parse_name(name, SEGMENT_SUFFIX)) {
@@ -411,7 +411,7 @@ impl Replay {
     }
 
     /// Damaged bodies that are still needed fence off their groups.
-    fn judge(&mut self) -> Result<()> {
+    fn judge(&mut self, segments: &[Found]) -> Result<()> {
         self.judge_losses()?;
         let mut used = Vec::new();
         let fenced = self.fences.keys().copied();
@@ -424,7 +424,8 @@ impl Replay {
                     let mut runs = group.runs.iter().take_while(|_| !bad.is_empty());
                     runs.find_map(|run| {
                         let key = (run.seq, run.body.rel);
-                        bad.get(&key).map(|damage| (damage.clone(), run.from - 1, key))
+                        bad.get(&key)
+                            .map(|damage| (damage.clone(), run.from.saturating_sub(1), key))
                     })
                 });
                 let found = found.or_else(|| {
@@ -436,8 +437,13 @@ impl Replay {
                 });
                 let found = found.or_else(|| {
                     let gap = group.gap()?;
-                    let detail = format!("entry {gap} is missing");
-                    let damage = Damage { file: PathBuf::new(), offset: 0, detail };
+                    // No bytes are damaged. Where the group goes on is where to look.
+                    let next = group.runs.iter().find(|run| run.from > gap);
+                    let next = next.map_or(u64::MAX, |run| run.seq);
+                    let holds = |at: &&Found| !at.is_void() && at.header.base_seq <= next;
+                    let file = segments.iter().rev().find(holds).map(|at| at.path.clone());
+                    let detail = format!("entry {gap} is missing before those in this file");
+                    let damage = Damage { file: file.unwrap_or_default(), offset: 0, detail };
                     Some((damage, gap - 1, (0, 0)))
                 });
                 match found {
@@ -520,3 +526,6 @@ impl Replay {
         Ok(table)
     }
 }
+
+#[cfg(test)]
+mod tests;

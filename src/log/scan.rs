@@ -367,7 +367,7 @@ impl<'a> Scan<'a> {
         beyond: Echoes,
     ) -> Scan<'a> {
         // The next segment was made when everything before it was durable.
-        let durable = header.durable.max(limit.map_or(0, |limit| limit - 1));
+        let durable = header.durable.max(limit.map_or(0, |limit| limit.saturating_sub(1)));
         Scan {
             bytes,
             generation: header.generation,
