@@ -227,7 +227,7 @@ impl Inspector {
         Ok(Inspector { found, unread })
     }
 
-    /// The segments, oldest first.
+    /// The segments, oldest first. [`Io`](crate::Error::Io) if one cannot be looked at.
     pub fn segments(&self) -> Result<Vec<SegmentInfo>> {
         let info = |f: &Found| {
             let trailer = read_trailer(f.file.as_ref(), &f.header)?;
@@ -243,7 +243,8 @@ impl Inspector {
         self.found.iter().map(info).collect()
     }
 
-    /// Every record that counts, in order, one segment in memory at a time.
+    /// Every record that counts, in order, one segment in memory at a time. [`Io`](crate::Error::Io) for a segment that
+    /// cannot be read, [`Malformed`](crate::Error::Malformed) for one that somebody else wrote.
     pub fn records(&self) -> impl Iterator<Item = Result<RecordView>> + '_ {
         self.records_from(0)
     }
@@ -260,7 +261,8 @@ impl Inspector {
         })
     }
 
-    /// Checks every checksum and every continuity.
+    /// Checks every checksum and every continuity. Damage is in the report; [`Io`](crate::Error::Io) if a segment cannot
+    /// be read.
     pub fn verify(&self) -> Result<Report> {
         let mut check = Check::default();
         for Unread { path, detail } in &self.unread {

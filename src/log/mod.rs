@@ -454,6 +454,10 @@ impl Log {
     /// whether more is wanted. Meant for a background thread: a round that finds no spare has to make
     /// one itself, which takes as long as writing a whole segment, and a log without footers opens
     /// slowly. Waits for no writer and holds none up.
+    ///
+    /// Errors: [`DiskFull`](crate::Error::DiskFull) when a spare finds no room: nothing is lost, try again later. (A footer
+    /// that finds none is no error.) Another failure of a write or a sync is final: [`Io`](crate::Error::Io), and
+    /// [`Stopped`](crate::Error::Stopped) from then on. A failed read is not: the segment waits for its footer.
     pub fn prepare(&self) -> crate::Result<bool> {
         if self.fill_pool()? {
             return Ok(true);

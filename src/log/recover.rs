@@ -117,10 +117,14 @@ struct Fence {
 impl Log {
     /// Opens the log in `dir`, making it if it is not there. Takes the directory's lock.
     ///
-    /// On return everything that was found is durable. Errors: [`Locked`](Error::Locked);
+    /// On return everything that was found is durable. Errors: [`InvalidArgument`](Error::InvalidArgument) for
+    /// options that cannot work; [`Locked`](Error::Locked);
     /// [`Corruption`](Error::Corruption) when acknowledged records are damaged and it cannot be told
-    /// which groups they belong to; [`Identity`](Error::Identity) for a format version that this build does
-    /// not read. A failed open has changed nothing that another open would miss.
+    /// which groups they belong to, or when what has a segment's or a spare's name is no regular file (a link, a
+    /// directory); [`Identity`](Error::Identity) for a format version that this build does
+    /// not read; [`DiskFull`](Error::DiskFull) when there is no room to make a log, or for what has to be copied
+    /// ([`Stopped`](Error::Stopped) if it shows only when the new segment gets its name); [`Io`](Error::Io). A failed
+    /// open has changed nothing that another open would miss.
     pub fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options) -> Result<(Log, Recovery)> {
         options.validate()?;
         if !disk.exists(dir)? {
