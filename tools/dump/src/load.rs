@@ -59,6 +59,15 @@ impl LogDir {
         Ok(LogDir { path })
     }
 
+    /// Whether the log is there no more: its directory, or all that was in it.
+    pub fn is_gone(&self) -> bool {
+        match holds_log(&self.path) {
+            Ok(there) => !there,
+            Err(Error::Io { source, .. }) => source.kind() == ErrorKind::NotFound,
+            Err(_) => false,
+        }
+    }
+
     /// What can be read of it: files that cannot be are for verification to name.
     pub fn inspect(&self) -> catamaran::Result<Inspector> {
         Inspector::survey(&OsDisk, &self.path)
