@@ -88,7 +88,7 @@ To use it, stop the node, move its `log` directory away, and NEWDIR to where it 
 
 Exit codes:
   0  everything was kept (a torn tail, never acknowledged, is no loss)
-  2  the command line makes no sense: NEWDIR is not empty, or lies in DIR
+  2  the command line makes no sense: NEWDIR is not empty, lies in DIR, or is a link into nowhere
   3  DIR cannot be read or is in use, or NEWDIR cannot be written
   4  something was dropped; NEWDIR holds the rest
 
