@@ -388,6 +388,8 @@ fn options_that_make_no_sense_are_refused() {
     let sound = Options::default();
     for (field, options) in [
         ("spare_segments", Options { spare_segments: 0, ..sound.clone() }),
+        ("spare_segments", Options { spare_segments: 1025, ..sound.clone() }),
+        ("spare_segments", Options { spare_segments: usize::MAX, ..sound.clone() }),
         ("max_pending_bytes", Options { max_pending_bytes: 0, ..sound.clone() }),
         ("rewrite_percent", Options { rewrite_percent: 101, ..sound.clone() }),
         ("rewrite_percent", Options { rewrite_percent: u64::MAX, ..sound.clone() }),
@@ -402,4 +404,28 @@ fn options_that_make_no_sense_are_refused() {
     let least = Options { spare_segments: 1, max_pending_bytes: 1, rewrite_percent: 0, ..sound };
     least.validate().unwrap();
     Options { rewrite_percent: 100, ..least }.validate().unwrap();
+}
+
+/// What has no bound of its own may be as large as its type is: nothing is computed from it that could overflow.
+#[test]
+fn options_as_large_as_can_be_work() {
+    let most = Options {
+        segment_bytes: 64 << 10,
+        spare_segments: 1024,
+        max_pending_bytes: usize::MAX,
+        cache_bytes: usize::MAX,
+        rewrite_percent: 100,
+        compress_above: Some(usize::MAX),
+    };
+    let disk = MemDisk::default();
+    let (log, _) = Log::open(Arc::new(disk), Path::new("/log"), most).unwrap();
+    for index in 1..=300 {
+        let mut batch = LogBatch::new();
+        batch.append(1, [Entry { index, term: 1, kind: 0, data: vec![1; 1000].into() }]);
+        batch.compact_to(1, LogPosition { index: index - 1, term: 1 });
+        log.write(batch).unwrap();
+        assert!(log.has_room() && !log.is_crowded());
+    }
+    log.purge().unwrap();
+    assert!(log.prepare().unwrap() && log.stats().spares < 1024);
 }

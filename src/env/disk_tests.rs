@@ -45,6 +45,11 @@ fn contract(disk: &dyn Disk, root: &Path) {
 
     drop(disk.open(&dir.join("e"), OpenMode::CreateNew).unwrap());
     assert_eq!(disk.list(&dir).unwrap(), [PathBuf::from("e"), PathBuf::from("f")]);
+    assert!(disk.list_irregular(&dir).unwrap().is_empty());
+    let directory = Irregular { name: "c".into(), what: "a directory".into() };
+    assert_eq!(disk.list_irregular(&root.join("a/b")).unwrap(), [directory]);
+    assert!(disk.list(&root.join("a/b")).unwrap().is_empty());
+    assert!(disk.list_irregular(&root.join("nowhere")).is_err());
     disk.rename(&path, &dir.join("e")).unwrap();
     assert_eq!(disk.list(&dir).unwrap(), [PathBuf::from("e")]);
     assert_eq!(disk.open(&dir.join("e"), OpenMode::Read).unwrap().len().unwrap(), 6);

@@ -2,7 +2,7 @@
 //! and for tests that need no faults. For those with faults see `sim::disk`.
 
 use super::pages::Pages;
-use super::{DirLock, Disk, File, OpenMode};
+use super::{DirLock, Disk, File, Irregular, OpenMode};
 use crate::error::{Error, Result};
 use parking_lot::{Mutex, RwLock};
 use std::collections::{BTreeMap, BTreeSet};
@@ -111,6 +111,14 @@ impl Disk for MemDisk {
             inside.filter_map(|p| p.file_name()).map(Into::into).collect();
         names.sort();
         Ok(names)
+    }
+
+    fn list_irregular(&self, dir: &Path) -> Result<Vec<Irregular>> {
+        let tree = self.tree.lock();
+        match tree.has_dir(dir) {
+            true => Ok(Irregular::directories(&tree.dirs, dir)),
+            false => failed("list", dir, ErrorKind::NotFound),
+        }
     }
 
     fn exists(&self, path: &Path) -> Result<bool> {

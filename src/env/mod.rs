@@ -3,7 +3,7 @@
 //! the real thing, [`mem`] keeps everything in memory and never fails, `sim::disk` is the seeded one
 //! that loses what was not synced.
 //!
-//! Not done: links, subdirectory listing and permissions, since no room needs them.
+//! Not done: making or following links, and permissions, since no room needs them.
 
 #[cfg(test)]
 mod disk_tests;
@@ -12,6 +12,7 @@ pub mod os;
 pub(crate) mod pages;
 
 use crate::error::{Error, Result};
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::io::IoSlice;
 use std::path::{Path, PathBuf};
@@ -32,6 +33,26 @@ pub enum OpenMode {
     Direct,
 }
 
+/// An entry of a directory that is no regular file.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Irregular {
+    /// Its name in the directory.
+    pub name: PathBuf,
+    /// What it is, in words, with an article: a directory, a symbolic link to somewhere.
+    pub what: String,
+}
+
+impl Irregular {
+    /// Those of the directories `dirs` that lie in `dir`, for disks that have no other irregular entries.
+    pub(crate) fn directories(dirs: &BTreeSet<PathBuf>, dir: &Path) -> Vec<Irregular> {
+        let inside = dirs.iter().filter(|path| path.parent() == Some(dir));
+        let names = inside.filter_map(|path| path.file_name());
+        names.map(|name| Irregular { name: name.into(), what: A_DIRECTORY.into() }).collect()
+    }
+}
+
+const A_DIRECTORY: &str = "a directory";
+
 /// Whoever holds it holds the directory. Dropping it lets go.
 pub trait DirLock: Send + Sync + Debug {}
 
@@ -49,8 +70,12 @@ pub trait Disk: Send + Sync + Debug + 'static {
     fn rename(&self, from: &Path, to: &Path) -> Result<()>;
     /// Removes a file.
     fn remove(&self, path: &Path) -> Result<()>;
-    /// Names of the files of a directory, sorted.
+    /// Names of the regular files of a directory, sorted.
     fn list(&self, dir: &Path) -> Result<Vec<PathBuf>>;
+    /// What else is in a directory, by name: links (whatever they point to), directories, devices.
+    /// [`list`](Self::list) passes over them, so whoever expects a file under a certain name asks here
+    /// whether something else has it.
+    fn list_irregular(&self, dir: &Path) -> Result<Vec<Irregular>>;
     /// Whether a file or directory exists.
     fn exists(&self, path: &Path) -> Result<bool>;
     /// Makes a directory and its parents, durably.

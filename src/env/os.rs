@@ -6,10 +6,11 @@
 //! that asks, though another may be waiting for those very bytes: so there syncs of one file come one
 //! at a time, and after one that failed all others fail.
 
-use super::{DirLock, Disk, File, Job, OpenMode};
+use super::{A_DIRECTORY, DirLock, Disk, File, Irregular, Job, OpenMode};
 use crate::error::{Error, Result};
 use fs2::FileExt as _;
 use parking_lot::Mutex;
+use std::fs::FileType;
 use std::io::IoSlice;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -70,6 +71,36 @@ fn parent_of(path: &Path) -> &Path {
     }
 }
 
+/// Names and kinds of all that a directory holds, sorted. What goes away meanwhile may be left out.
+fn entries_of(dir: &Path) -> Result<Vec<(PathBuf, FileType)>> {
+    let io = |e| Error::io("list", dir, e);
+    let mut entries = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(io)? {
+        let entry = entry.map_err(io)?;
+        match entry.file_type() {
+            Ok(kind) => entries.push((PathBuf::from(entry.file_name()), kind)),
+            // Some file systems are asked for the kind only now.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(io(e)),
+        }
+    }
+    entries.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(entries)
+}
+
+/// What an entry is that is no regular file.
+fn describe(dir: &Path, name: PathBuf, kind: FileType) -> Irregular {
+    let path = dir.join(&name);
+    let what = match std::fs::read_link(&path) {
+        Ok(to) if path.exists() => format!("a symbolic link to {}", to.display()),
+        Ok(to) => format!("a symbolic link to {} (nothing is there)", to.display()),
+        Err(_) if kind.is_symlink() => "a symbolic link".to_owned(),
+        Err(_) if kind.is_dir() => A_DIRECTORY.to_owned(),
+        Err(_) => "a device, a pipe or a socket".to_owned(),
+    };
+    Irregular { name, what }
+}
+
 impl Disk for OsDisk {
     fn open(&self, path: &Path, mode: OpenMode) -> Result<Arc<dyn File>> {
         let mut options = std::fs::OpenOptions::new();
@@ -94,16 +125,13 @@ impl Disk for OsDisk {
     }
 
     fn list(&self, dir: &Path) -> Result<Vec<PathBuf>> {
-        let io = |e| Error::io("list", dir, e);
-        let mut names = Vec::new();
-        for entry in std::fs::read_dir(dir).map_err(io)? {
-            let entry = entry.map_err(io)?;
-            if entry.file_type().map_err(io)?.is_file() {
-                names.push(PathBuf::from(entry.file_name()));
-            }
-        }
-        names.sort();
-        Ok(names)
+        let entries = entries_of(dir)?.into_iter().filter(|(_, kind)| kind.is_file());
+        Ok(entries.map(|(name, _)| name).collect())
+    }
+
+    fn list_irregular(&self, dir: &Path) -> Result<Vec<Irregular>> {
+        let entries = entries_of(dir)?.into_iter().filter(|(_, kind)| !kind.is_file());
+        Ok(entries.map(|(name, kind)| describe(dir, name, kind)).collect())
     }
 
     fn exists(&self, path: &Path) -> Result<bool> {

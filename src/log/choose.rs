@@ -188,7 +188,7 @@ impl Shared {
             if room >= cost {
                 return Ok(Room::Any);
             }
-            let path = pool.next_path();
+            let path = pool.next_path()?;
             drop(pool);
             match make_spare(&*self.disk, &self.dir, path, self.options.segment_bytes) {
                 Ok(spare) => {

@@ -207,8 +207,9 @@ pub struct Inspector {
 
 impl Inspector {
     /// Lists the segments of a directory. [`Corruption`](crate::Error::Corruption) if a header is beyond
-    /// reading or does not say what the file's name says, or if all segments were taken away;
-    /// [`Identity`](crate::Error::Identity) for a format version that this build does not read.
+    /// reading or does not say what the file's name says, if what has a segment's or a spare's name is no regular
+    /// file, or if all segments were taken away;
+    /// [`Identity`](crate::Error::Identity) for a format version that this build does not read; [`Io`](crate::Error::Io).
     pub fn open(disk: &dyn Disk, dir: &Path) -> Result<Inspector> {
         let inspector = Inspector::survey(disk, dir)?;
         match inspector.unread.into_iter().next() {
@@ -226,7 +227,7 @@ impl Inspector {
         Ok(Inspector { found, unread })
     }
 
-    /// The segments, oldest first.
+    /// The segments, oldest first. [`Io`](crate::Error::Io) if one cannot be looked at.
     pub fn segments(&self) -> Result<Vec<SegmentInfo>> {
         let info = |f: &Found| {
             let trailer = read_trailer(f.file.as_ref(), &f.header)?;
@@ -242,7 +243,8 @@ impl Inspector {
         self.found.iter().map(info).collect()
     }
 
-    /// Every record that counts, in order, one segment in memory at a time.
+    /// Every record that counts, in order, one segment in memory at a time. [`Io`](crate::Error::Io) for a segment that
+    /// cannot be read, [`Malformed`](crate::Error::Malformed) for one that somebody else wrote.
     pub fn records(&self) -> impl Iterator<Item = Result<RecordView>> + '_ {
         self.records_from(0)
     }
@@ -259,7 +261,8 @@ impl Inspector {
         })
     }
 
-    /// Checks every checksum and every continuity.
+    /// Checks every checksum and every continuity. Damage is in the report; [`Io`](crate::Error::Io) if a segment cannot
+    /// be read.
     pub fn verify(&self) -> Result<Report> {
         let mut check = Check::default();
         for Unread { path, detail } in &self.unread {
@@ -446,7 +449,7 @@ impl Check {
         }
         self.footer(segment, &bytes, &records);
         self.next_seq = Some(end.next_seq);
-        let reached = segment.limit.unwrap_or(end.durable + 1);
+        let reached = segment.limit.unwrap_or(end.durable.saturating_add(1));
         let nothing = BadSum { offset: end.offset as u64, expected: 0, found: 0 };
         if end.next_seq < reached {
             let what = format!("records {} to {} cannot be read", end.next_seq, reached - 1);
@@ -543,8 +546,9 @@ impl Check {
                     raw.finding.group = Some(group);
                 }
                 let good = match op {
-                    Op::Append { first, .. } => first - 1,
-                    Op::Rewrite { from, .. } => from - 1,
+                    // No entry has index 0, but a file may say so.
+                    Op::Append { first, .. } => first.saturating_sub(1),
+                    Op::Rewrite { from, .. } => from.saturating_sub(1),
                     _ => self.last.get(&group).copied().unwrap_or(0),
                 };
                 self.spoil(group, good);
@@ -585,3 +589,6 @@ impl Check {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -228,8 +228,8 @@ pub struct Options {
     pub cache_bytes: usize,
     /// Bound of what was submitted and is not yet durable, at least 1: a batch is taken while less than this waits. See [`Log::is_crowded`] for when to hold back.
     pub max_pending_bytes: usize,
-    /// Spare files to have ready, at least 1 (the reserve for a full disk); up to twice as many are
-    /// kept when segments come back.
+    /// Spare files to have ready, at least 1 (the reserve for a full disk) and at most 1024, each as large as a
+    /// segment; up to twice as many are kept when segments come back.
     pub spare_segments: usize,
     /// Purge moves the live rest of the oldest segments when it is at most this many percent of what they
     /// hold, at most 100. More frees space sooner and writes more (what moves may be about to die anyway).
@@ -259,6 +259,9 @@ impl Default for Options {
     }
 }
 
+/// More spare files than this nobody means: already so many of the smallest hold 8 MiB, of the usual ones 64 GiB.
+const SPARE_SEGMENTS_MAX: usize = 1024;
+
 impl Options {
     /// Whether a log would open with these: [`InvalidArgument`](crate::Error::InvalidArgument) names the
     /// field, what it holds and what it may hold.
@@ -266,6 +269,8 @@ impl Options {
         self.check()?;
         let what = if self.spare_segments == 0 {
             "spare_segments 0: at least 1".to_owned()
+        } else if self.spare_segments > SPARE_SEGMENTS_MAX {
+            format!("spare_segments {}: at most {SPARE_SEGMENTS_MAX}", self.spare_segments)
         } else if self.max_pending_bytes == 0 {
             "max_pending_bytes 0: at least 1, or no batch would ever be taken".to_owned()
         } else if self.rewrite_percent > 100 {
@@ -450,6 +455,10 @@ impl Log {
     /// whether more is wanted. Meant for a background thread: a round that finds no spare has to make
     /// one itself, which takes as long as writing a whole segment, and a log without footers opens
     /// slowly. Waits for no writer and holds none up.
+    ///
+    /// Errors: [`DiskFull`](crate::Error::DiskFull) when a spare finds no room: nothing is lost, try again later. (A footer
+    /// that finds none is no error.) Another failure of a write or a sync is final: [`Io`](crate::Error::Io), and
+    /// [`Stopped`](crate::Error::Stopped) from then on. A failed read is not: the segment waits for its footer.
     pub fn prepare(&self) -> crate::Result<bool> {
         if self.fill_pool()? {
             return Ok(true);
@@ -468,7 +477,7 @@ impl Log {
             if !pool.wants() {
                 return Ok(false);
             }
-            pool.next_path()
+            pool.next_path()?
         };
         let size = shared.options.segment_bytes;
         let spare = segment::make_spare(shared.disk.as_ref(), &shared.dir, path, size);

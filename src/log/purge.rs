@@ -111,8 +111,11 @@ impl Log {
     /// said nothing since.
     ///
     /// Blocks for disk IO and runs the writer's rounds itself. Nothing is begun for which there is no room: on
-    /// [`DiskFull`](crate::Error::DiskFull) nothing is lost, and a later call needs no more than this one. A
-    /// write or sync that fails otherwise is final.
+    /// [`DiskFull`](crate::Error::DiskFull) nothing is lost, and a later call needs no more than this one.
+    ///
+    /// Other errors: a write or sync that fails otherwise is final ([`Io`](crate::Error::Io), then
+    /// [`Stopped`](crate::Error::Stopped)). A read that fails is not, nor are bytes that somebody else wrote
+    /// ([`Malformed`](crate::Error::Malformed)): what was to go stays. Damage is no error: see [`Purged::blocked`].
     pub fn purge(&self) -> Result<Purged> {
         let shared = &*self.shared;
         let mut watch = shared.purging.lock();

@@ -57,7 +57,9 @@ impl Log {
         g.runs.iter().map(|run| (run.end() - 1, u64::from(run.live()))).collect()
     }
 
-    /// The term at `index`: known for the truncated position and every entry. Never reads the disk.
+    /// The term at `index`: known for the truncated position and every entry, `None` elsewhere. Never reads the disk.
+    ///
+    /// Errors: [`Quarantined`](Error::Quarantined) for a group that is damaged (until it is reset or cleared).
     pub fn term(&self, group: GroupId, index: u64) -> Result<Option<u64>> {
         let Some(g) = self.shared.index.read(group) else {
             return Ok((index == 0).then_some(0));
@@ -85,7 +87,11 @@ impl Log {
     /// not empty. Data read from the disk is checked against its checksum.
     ///
     /// Errors: [`InvalidArgument`](Error::InvalidArgument) when the range reaches below the first
-    /// entry or above the last, [`Corruption`](Error::Corruption) for damaged bytes.
+    /// entry or above the last; [`Quarantined`](Error::Quarantined) for a group that was found to be damaged (until it
+    /// is reset or cleared); [`Corruption`](Error::Corruption) for bytes that turn out to be damaged now, a sector that
+    /// cannot be read included; [`Malformed`](Error::Malformed) for bytes that are as they were written, but by
+    /// somebody else; [`Io`](Error::Io) when the system fails the read in another way. An empty range is never an
+    /// error.
     pub fn entries(
         &self,
         group: GroupId,

@@ -119,10 +119,14 @@ struct Fence {
 impl Log {
     /// Opens the log in `dir`, making it if it is not there. Takes the directory's lock.
     ///
-    /// On return everything that was found is durable. Errors: [`Locked`](Error::Locked);
+    /// On return everything that was found is durable. Errors: [`InvalidArgument`](Error::InvalidArgument) for
+    /// options that cannot work; [`Locked`](Error::Locked);
     /// [`Corruption`](Error::Corruption) when acknowledged records are damaged and it cannot be told
-    /// which groups they belong to; [`Identity`](Error::Identity) for a format version that this build does
-    /// not read. A failed open has changed nothing that another open would miss.
+    /// which groups they belong to, or when what has a segment's or a spare's name is no regular file (a link, a
+    /// directory); [`Identity`](Error::Identity) for a format version that this build does
+    /// not read; [`DiskFull`](Error::DiskFull) when there is no room to make a log, or for what has to be copied
+    /// ([`Stopped`](Error::Stopped) if it shows only when the new segment gets its name); [`Io`](Error::Io). A failed
+    /// open has changed nothing that another open would miss.
     pub fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options) -> Result<(Log, Recovery)> {
         options.validate()?;
         if !disk.exists(dir)? {
@@ -143,7 +147,7 @@ impl Log {
             let looked = look_at(&*disk, some)?;
             tail = replay.stretch(&*disk, some, looked, &found[from + some.len()..])?;
         }
-        replay.judge()?;
+        replay.judge(&found)?;
 
         let mut pool = Pool::new(disk.clone(), dir, &options);
         for generation in names.iter().filter_map(|name| parse_name(name, SEGMENT_SUFFIX)) {
@@ -416,7 +420,7 @@ impl Replay {
     }
 
     /// Damaged bodies that are still needed fence off their groups.
-    fn judge(&mut self) -> Result<()> {
+    fn judge(&mut self, segments: &[Found]) -> Result<()> {
         self.judge_losses()?;
         let mut used = Vec::new();
         let fenced = self.fences.keys().copied();
@@ -429,7 +433,8 @@ impl Replay {
                     let mut runs = group.runs.iter().take_while(|_| !bad.is_empty());
                     runs.find_map(|run| {
                         let key = (run.seq, run.body.rel);
-                        bad.get(&key).map(|damage| (damage.clone(), run.from - 1, key))
+                        bad.get(&key)
+                            .map(|damage| (damage.clone(), run.from.saturating_sub(1), key))
                     })
                 });
                 let found = found.or_else(|| {
@@ -441,8 +446,13 @@ impl Replay {
                 });
                 let found = found.or_else(|| {
                     let gap = group.gap()?;
-                    let detail = format!("entry {gap} is missing");
-                    let damage = Damage { file: PathBuf::new(), offset: 0, detail };
+                    // No bytes are damaged. Where the group goes on is where to look.
+                    let next = group.runs.iter().find(|run| run.from > gap);
+                    let next = next.map_or(u64::MAX, |run| run.seq);
+                    let holds = |at: &&Found| !at.is_void() && at.header.base_seq <= next;
+                    let file = segments.iter().rev().find(holds).map(|at| at.path.clone());
+                    let detail = format!("entry {gap} is missing before those in this file");
+                    let damage = Damage { file: file.unwrap_or_default(), offset: 0, detail };
                     Some((damage, gap - 1, (0, 0)))
                 });
                 match found {
@@ -525,3 +535,6 @@ impl Replay {
         Ok(table)
     }
 }
+
+#[cfg(test)]
+mod tests;

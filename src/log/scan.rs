@@ -8,7 +8,7 @@ use super::format::{
 };
 use super::segment::{SEGMENT_SUFFIX, SPARE_SUFFIX, parse_name};
 use super::unreadable::{Holes, Sparse, is_of_its_place, read_around};
-use crate::env::{Disk, File, OpenMode};
+use crate::env::{Disk, File, Irregular, OpenMode};
 use crate::error::{Error, Result};
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -206,7 +206,7 @@ pub(super) fn survey(
     neighbour: Neighbour,
 ) -> Result<(Vec<Found>, Vec<Unread>)> {
     let mut found = Vec::new();
-    let mut unread = Vec::new();
+    let mut unread = no_files(disk, dir)?;
     let live = neighbour == Neighbour::LiveLog;
     for name in names {
         let Some(generation) = parse_name(name, SEGMENT_SUFFIX) else { continue };
@@ -251,6 +251,20 @@ pub(super) fn survey(
             Some(limit.map_or(segment.header.base_seq, |l: u64| l.min(segment.header.base_seq)));
     }
     Ok((found, unread))
+}
+
+/// What has a segment's or a spare's name and is no regular file. No log made it, and what stood in its place is not
+/// known: a segment perhaps, with records that were acknowledged, or a spare that reserves a generation.
+fn no_files(disk: &dyn Disk, dir: &Path) -> Result<Vec<Unread>> {
+    let is_ours = |name: &Path| {
+        [SEGMENT_SUFFIX, SPARE_SUFFIX].iter().any(|suffix| parse_name(name, suffix).is_some())
+    };
+    let others = disk.list_irregular(dir)?.into_iter().filter(|other| is_ours(&other.name));
+    let unread = |Irregular { name, what }| {
+        let detail = format!("is {what}, not a regular file");
+        Unread { path: dir.join(name), detail }
+    };
+    Ok(others.map(unread).collect())
 }
 
 /// A spare that was a segment with others before it. A segment is recycled only when a later one has its name,
@@ -378,7 +392,7 @@ impl<'a> Scan<'a> {
         beyond: Echoes,
     ) -> Scan<'a> {
         // The next segment was made when everything before it was durable.
-        let durable = header.durable.max(limit.map_or(0, |limit| limit - 1));
+        let durable = header.durable.max(limit.map_or(0, |limit| limit.saturating_sub(1)));
         Scan {
             bytes,
             generation: header.generation,

@@ -17,13 +17,28 @@ pub(super) fn segment_name(generation: u64) -> String {
     format!("{generation:016}{SEGMENT_SUFFIX}")
 }
 
+/// The largest number that a name has room for. It is never given out.
+const LAST_NUMBER: u64 = 9_999_999_999_999_999;
+
+/// Refuses a number after which none has room in a name. No log gets there by itself: somebody else made a file with
+/// a number from the end. A longer name would be nobody's, and what is under it not found again.
+fn has_successor(number: u64, path: &Path) -> Result<()> {
+    if number < LAST_NUMBER {
+        return Ok(());
+    }
+    let detail = format!("number {number}: none after it has room in a file's name");
+    Err(Error::Corruption { path: path.to_owned(), offset: 0, detail })
+}
+
 fn spare_name(number: u64) -> String {
     format!("{number:016}{SPARE_SUFFIX}")
 }
 
 /// The number in a name with this suffix.
 pub(super) fn parse_name(name: &Path, suffix: &str) -> Option<u64> {
-    name.to_str()?.strip_suffix(suffix).filter(|n| n.len() == 16)?.parse().ok()
+    let number = name.to_str()?.strip_suffix(suffix)?;
+    let is_number = number.len() == 16 && number.bytes().all(|byte| byte.is_ascii_digit());
+    number.parse().ok().filter(|_| is_number)
 }
 
 /// Whether a segment has its footer.
@@ -236,8 +251,9 @@ impl Pool {
     pub fn adopt(&mut self, names: &[PathBuf]) -> Result<()> {
         for name in names {
             let Some(number) = parse_name(name, SPARE_SUFFIX) else { continue };
-            self.next_spare = self.next_spare.max(number + 1);
             let path = self.dir.join(name);
+            has_successor(number, &path)?;
+            self.next_spare = self.next_spare.max(number + 1);
             let file = self.disk.open(&path, OpenMode::ReadWrite)?;
             let read = read_around(file.as_ref(), 0, BLOCK)?;
             let block = read.bytes;
@@ -245,7 +261,10 @@ impl Pool {
             // never came to be: its number must not be used again.
             let zero = block.iter().all(|b| *b == 0) && read.holes.first().is_none();
             match SegmentHeader::decode(&block).0 {
-                Ok(header) => self.see_generation(header.generation),
+                Ok(header) => {
+                    has_successor(header.generation, &path)?;
+                    self.see_generation(header.generation);
+                }
                 Err(_) if zero => {}
                 Err(_) => {
                     self.disk.remove(&path)?;
@@ -262,7 +281,7 @@ impl Pool {
     }
 
     pub fn see_generation(&mut self, generation: u64) {
-        self.next_generation = self.next_generation.max(generation + 1);
+        self.next_generation = self.next_generation.max(generation.saturating_add(1));
     }
 
     /// A footer took so many bytes: the next will be about as large.
@@ -292,14 +311,15 @@ impl Pool {
     /// As many are kept when segments come back: were it no more than what is kept ready, a busy log
     /// would write zeros into new files and remove old ones, in turn, instead of recycling them.
     fn most(&self) -> usize {
-        2 * self.keep
+        self.keep.saturating_mul(2)
     }
 
     /// The next spare's path, for a file made outside the pool's lock.
-    pub fn next_path(&mut self) -> PathBuf {
+    pub fn next_path(&mut self) -> Result<PathBuf> {
+        has_successor(self.next_spare, &self.dir)?;
         let path = self.dir.join(spare_name(self.next_spare));
         self.next_spare += 1;
-        path
+        Ok(path)
     }
 
     pub fn put(&mut self, spare: Spare) {
@@ -317,7 +337,7 @@ impl Pool {
             // The oldest first: it is the likeliest to be settled on the disk.
             return Ok(self.spares.remove(0));
         }
-        let path = self.next_path();
+        let path = self.next_path()?;
         make_spare(self.disk.as_ref(), &self.dir, path, self.segment_bytes)
     }
 
@@ -332,7 +352,7 @@ impl Pool {
         let mut taken = self.take(Reserve::Use);
         for size in [best, more, least] {
             if size < self.segment_bytes && matches!(taken, Err(Error::DiskFull { .. })) {
-                let path = self.next_path();
+                let path = self.next_path()?;
                 taken = make_spare(self.disk.as_ref(), &self.dir, path, size);
             }
         }
@@ -342,7 +362,7 @@ impl Pool {
     /// Takes a file that holds a copy of so many bytes and nothing else: not even room for a footer.
     pub fn take_bare(&mut self, copy: u64) -> Result<Spare> {
         let size = copy.next_multiple_of(BLOCK as u64) + 2 * BLOCK as u64;
-        let path = self.next_path();
+        let path = self.next_path()?;
         make_spare(self.disk.as_ref(), &self.dir, path, size)
     }
 
@@ -351,7 +371,7 @@ impl Pool {
         if !self.spares.is_empty() {
             return Ok(Reserved::Yes);
         }
-        let path = self.next_path();
+        let path = self.next_path()?;
         match make_spare(self.disk.as_ref(), &self.dir, path, self.segment_bytes) {
             Ok(spare) => self.spares.push(spare),
             Err(Error::DiskFull { .. }) => return Ok(Reserved::No),
@@ -360,10 +380,11 @@ impl Pool {
         Ok(Reserved::Yes)
     }
 
-    pub fn next_generation(&mut self) -> u64 {
+    fn next_generation(&mut self) -> Result<u64> {
         let generation = self.next_generation;
+        has_successor(generation, &self.dir)?;
         self.next_generation += 1;
-        generation
+        Ok(generation)
     }
 
     /// Gives a segment's file back: into the pool, or away. Durable on return.
@@ -377,7 +398,9 @@ impl Pool {
     pub fn part_with(&mut self, files: Vec<(PathBuf, Arc<dyn File>)>) -> Leaving {
         let (disk, dir, size) = (self.disk.clone(), self.dir.clone(), self.segment_bytes);
         let room = self.most().saturating_sub(self.spares.len());
-        let named = |(n, (path, file))| (path, file, (n < room).then(|| self.next_path()));
+        // Without a name for it a file goes away.
+        let named =
+            |(n, (path, file))| (path, file, (n < room).then(|| self.next_path().ok()).flatten());
         Leaving { disk, dir, size, files: files.into_iter().enumerate().map(named).collect() }
     }
 
@@ -392,7 +415,7 @@ impl Pool {
         durable: u64,
         tail: impl FnOnce(u64) -> Vec<u8>,
     ) -> Result<Segment> {
-        let generation = self.next_generation();
+        let generation = self.next_generation()?;
         let size = spare.file.len()?;
         let header = SegmentHeader { generation, base_seq, durable, size };
         let head = aligned(&header.encode());
@@ -534,3 +557,6 @@ fn aligned(bytes: &[u8]) -> (usize, Vec<u8>) {
 fn block_of((start, room): &(usize, Vec<u8>)) -> &[u8] {
     &room[*start..]
 }
+
+#[cfg(test)]
+mod tests;

@@ -69,7 +69,8 @@ impl Log {
     /// reaches the returned number. Never waits for the disk.
     ///
     /// Errors: [`Busy`](Error::Busy) when too many bytes wait for the writer,
-    /// [`InvalidArgument`](Error::InvalidArgument) for a gap or an overwrite of compacted entries,
+    /// [`InvalidArgument`](Error::InvalidArgument) for a gap, an overwrite of compacted entries, a compaction beyond the
+    /// last entry or with a false term, a reset to the last index there is, or more than 1 GiB in one batch,
     /// [`Quarantined`](Error::Quarantined) for a group that is damaged (until it is reset or cleared),
     /// [`Stopped`](Error::Stopped) after a failed write. A refused batch leaves no trace.
     pub fn submit(&self, batch: LogBatch) -> Result<Seq> {
@@ -119,8 +120,8 @@ impl Log {
     /// are durable and all before them.
     ///
     /// [`DiskFull`](Error::DiskFull) leaves the log usable: what was submitted stays queued and
-    /// readable, and a later call tries again. Any other error is final: nothing is acknowledged ever
-    /// after, and every later call fails.
+    /// readable, and a later call tries again. Any other error ([`Io`](Error::Io) as a rule) is final: nothing is
+    /// acknowledged ever after, and every later call fails with [`Stopped`](Error::Stopped).
     pub fn write_round(&self) -> Result<Option<Round>> {
         let shared = &*self.shared;
         let mut round = None;
@@ -155,6 +156,9 @@ impl Log {
     }
 
     /// Waits until `seq` is durable, writing a group itself if the writer does not (group commit).
+    ///
+    /// Errors: those of [`write_round`](Self::write_round). After [`DiskFull`](Error::DiskFull) the batch is still queued:
+    /// wait again. [`InvalidArgument`](Error::InvalidArgument) for a number that was never given out.
     pub fn wait(&self, seq: Seq) -> Result<()> {
         let shared = &*self.shared;
         let waiters = &shared.waiters;
@@ -196,7 +200,8 @@ impl Log {
         }
     }
 
-    /// [`submit`](Self::submit) and [`wait`](Self::wait).
+    /// [`submit`](Self::submit) and [`wait`](Self::wait), and the errors of both. After
+    /// [`DiskFull`](Error::DiskFull) the batch is taken and may become durable later: do not submit it again.
     pub fn write(&self, batch: LogBatch) -> Result<Seq> {
         let seq = self.submit(batch)?;
         self.wait(seq)?;
@@ -222,7 +227,8 @@ impl Log {
     }
 
     /// Makes everything submitted durable, and states on the disk that it is: damage to it will be
-    /// told from a torn tail. Worth a call when the log has become quiet, and before closing.
+    /// told from a torn tail. Worth a call when the log has become quiet, and before closing. Its errors are
+    /// those of [`write_round`](Self::write_round).
     pub fn barrier(&self) -> Result<()> {
         let mut writer = self.shared.writer.lock();
         self.shared.round(&mut writer, Reserve::Keep)?;

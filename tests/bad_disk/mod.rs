@@ -5,7 +5,7 @@ mod mount;
 pub use mount::Mount;
 
 use catamaran::env::os::OsDisk;
-use catamaran::env::{DirLock, Disk, File, OpenMode};
+use catamaran::env::{DirLock, Disk, File, Irregular, OpenMode};
 use catamaran::{Error, Result};
 use std::collections::BTreeMap;
 use std::io::IoSlice;
@@ -122,6 +122,10 @@ impl Disk for BadDisk {
 
     fn list(&self, dir: &Path) -> Result<Vec<PathBuf>> {
         OsDisk.list(dir)
+    }
+
+    fn list_irregular(&self, dir: &Path) -> Result<Vec<Irregular>> {
+        OsDisk.list_irregular(dir)
     }
 
     fn exists(&self, path: &Path) -> Result<bool> {

@@ -1,7 +1,7 @@
 //! A disk whose n-th operation fails, over any other; and one that has only so much room.
 
 use super::{MemDisk, Step};
-use catamaran::env::{DirLock, Disk, File, OpenMode};
+use catamaran::env::{DirLock, Disk, File, Irregular, OpenMode};
 use catamaran::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Error as IoError, IoSlice};
@@ -264,6 +264,11 @@ impl Disk for FaultDisk {
     fn list(&self, dir: &Path) -> Result<Vec<PathBuf>> {
         self.check(Call::List, dir)?;
         self.inner.list(dir)
+    }
+
+    fn list_irregular(&self, dir: &Path) -> Result<Vec<Irregular>> {
+        self.check(Call::List, dir)?;
+        self.inner.list_irregular(dir)
     }
 
     fn exists(&self, path: &Path) -> Result<bool> {

@@ -4,7 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says so when it fails")]
 
-use catamaran::env::{DirLock, Disk, File, OpenMode};
+use catamaran::env::{DirLock, Disk, File, Irregular, OpenMode};
 use catamaran::{Error, Result};
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -163,6 +163,9 @@ impl<R: Rule> Disk for HoldDisk<R> {
     }
     fn list(&self, dir: &Path) -> Result<Vec<PathBuf>> {
         self.inner.list(dir)
+    }
+    fn list_irregular(&self, dir: &Path) -> Result<Vec<Irregular>> {
+        self.inner.list_irregular(dir)
     }
     fn exists(&self, path: &Path) -> Result<bool> {
         self.inner.exists(path)

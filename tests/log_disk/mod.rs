@@ -12,7 +12,7 @@ pub mod sectors;
 #[allow(unused_imports, reason = "each test file uses its part")]
 pub use crash::{Crash, Survivors};
 
-use catamaran::env::{DirLock, Disk, File, OpenMode};
+use catamaran::env::{DirLock, Disk, File, Irregular, OpenMode};
 use catamaran::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Error as IoError, ErrorKind, IoSlice};
@@ -194,6 +194,11 @@ impl Disk for MemDisk {
         let state = self.state();
         let names = state.image.names.keys();
         Ok(names.filter_map(|p| p.strip_prefix(dir).ok().map(PathBuf::from)).collect())
+    }
+
+    fn list_irregular(&self, _: &Path) -> Result<Vec<Irregular>> {
+        // It has files and one directory.
+        Ok(Vec::new())
     }
 
     fn exists(&self, path: &Path) -> Result<bool> {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::env::mem::MemDisk;
-use crate::env::{DirLock, Disk, File, OpenMode};
+use crate::env::{DirLock, Disk, File, Irregular, OpenMode};
 use crate::log::queue::Pending;
 use crate::log::{LogBatch, Options};
 use crate::types::LogPosition;
@@ -179,6 +179,9 @@ impl Disk for Small {
     }
     fn list(&self, dir: &Path) -> Result<Vec<PathBuf>> {
         self.disk.list(dir)
+    }
+    fn list_irregular(&self, dir: &Path) -> Result<Vec<Irregular>> {
+        self.disk.list_irregular(dir)
     }
     fn exists(&self, path: &Path) -> Result<bool> {
         self.disk.exists(path)

@@ -167,8 +167,8 @@ impl RaftStorage {
 
     /// Puts a compaction: entries up to `index` are applied, durably, and not needed here any more.
     ///
-    /// Errors: [`InvalidArgument`](Error::InvalidArgument) beyond the last entry. Below the first entry
-    /// it does nothing.
+    /// Errors: [`InvalidArgument`](Error::InvalidArgument) beyond the last entry;
+    /// [`Quarantined`](Error::Quarantined) for a group whose log is damaged. Below the first entry it does nothing.
     pub fn put_compact(&self, batch: &mut LogBatch, index: u64) -> Result<()> {
         if index <= self.log.truncated(self.group).index {
             return Ok(());

@@ -51,7 +51,7 @@ impl Replay {
         end: &End,
         holes: &Holes,
     ) -> Option<(usize, u64)> {
-        let reached = segment.limit.unwrap_or(end.durable + 1);
+        let reached = segment.limit.unwrap_or(end.durable.saturating_add(1));
         if end.next_seq < reached {
             if let Some(hole) = holes.within(next_place(end)) {
                 let detail = format!("record {}: {}", end.next_seq, hole.detail);

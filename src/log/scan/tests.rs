@@ -1,7 +1,10 @@
-//! What is left out of the last segment when it is read would have told nothing.
+//! What is left out of the last segment when it is read would have told nothing; and what has a segment's name and
+//! is no file is not passed over.
 
 use super::*;
 use crate::env::mem::MemDisk;
+use crate::env::os::OsDisk;
+use crate::log::inspect::verify;
 use crate::log::{Entry, Log, LogBatch, Options};
 use proptest::prelude::*;
 
@@ -74,4 +77,97 @@ proptest! {
             prop_assert_eq!(told(&live, &found.header), told(&whole, &found.header));
         }
     }
+}
+
+/// A log on the real disk with an entry in each of so many segments or more.
+fn real_directory(dir: &Path, segments: u64) {
+    let log = open(dir).unwrap();
+    for index in 1..=3 * segments {
+        let mut batch = LogBatch::new();
+        batch.append(1, [Entry { index, term: 1, kind: 0, data: vec![7; 3000].into() }]);
+        log.write(batch).unwrap();
+    }
+    log.barrier().unwrap();
+}
+
+fn open(dir: &Path) -> Result<Log> {
+    let options = Options { segment_bytes: 16 << 10, spare_segments: 1, ..Options::default() };
+    Log::open(Arc::new(OsDisk), dir, options).map(|(log, _)| log)
+}
+
+/// The file that damage is found in, by opening and by verification, and what is said of it.
+fn refused(dir: &Path) -> (PathBuf, String) {
+    let Err(Error::Corruption { path, detail, .. }) = open(dir) else { panic!("it opened") };
+    let report = verify(&OsDisk, dir).unwrap();
+    assert!(report.findings.iter().any(|found| found.file == path && found.detail == detail));
+    (path, detail)
+}
+
+/// Names, kinds and lengths of what a directory holds.
+fn listing(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| {
+        let entry = entry.unwrap();
+        let met = entry.path().symlink_metadata().unwrap();
+        format!("{:?} {:?} {}", entry.file_name(), entry.file_type().unwrap(), met.len())
+    });
+    let mut entries: Vec<String> = entries.collect();
+    entries.sort();
+    entries
+}
+
+/// The newest segment was moved to another disk, a link left in its place. The link was once passed over: the log
+/// opened without what the segment held, and a new one took its number.
+#[test]
+fn a_link_in_the_newest_segments_place_is_not_taken_for_the_end_of_the_log() {
+    let temp = tempfile::tempdir().unwrap();
+    let (dir, moved) = (temp.path().join("log"), temp.path().join("moved"));
+    real_directory(&dir, 3);
+    let names = OsDisk.list(&dir).unwrap();
+    let newest = names.iter().rfind(|name| parse_name(name, SEGMENT_SUFFIX).is_some()).unwrap();
+    let newest = dir.join(newest);
+    std::fs::rename(&newest, &moved).unwrap();
+    for (to, ends) in [(moved.clone(), ""), (temp.path().join("no"), " (nothing is there)")] {
+        std::os::unix::fs::symlink(&to, &newest).unwrap();
+        let before = listing(&dir);
+        let said = format!("is a symbolic link to {}{ends}, not a regular file", to.display());
+        assert_eq!(refused(&dir), (newest.clone(), said));
+        assert_eq!(listing(&dir), before);
+        std::fs::remove_file(&newest).unwrap();
+    }
+    std::fs::rename(&moved, &newest).unwrap();
+    assert_eq!(open(&dir).unwrap().last_index(1), 9);
+}
+
+/// Spares too: what stood in a spare's place may reserve a generation, and may be all that tells that segments were
+/// taken away. A name that is nobody's is nobody's business, whatever has it.
+#[test]
+fn what_has_a_segments_or_a_spares_name_is_a_file_or_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("log");
+    real_directory(&dir, 1);
+    for name in ["0000000000009999.seg", "0000000000009999.free", "0000000000000000.free"] {
+        let odd = dir.join(name);
+        std::fs::create_dir(&odd).unwrap();
+        let before = listing(&dir);
+        let said = "is a directory, not a regular file".to_owned();
+        assert_eq!(refused(&dir), (odd.clone(), said));
+        assert_eq!(listing(&dir), before);
+        std::fs::remove_dir(&odd).unwrap();
+        drop(std::os::unix::net::UnixListener::bind(&odd).unwrap());
+        let said = "is a device, a pipe or a socket, not a regular file".to_owned();
+        assert_eq!(refused(&dir), (odd.clone(), said));
+        std::fs::remove_file(&odd).unwrap();
+    }
+    for name in ["notes.seg", "9999.seg", "+000000000009999.seg", "elsewhere"] {
+        std::os::unix::fs::symlink("/no/such/place", dir.join(name)).unwrap();
+    }
+    std::fs::create_dir(dir.join("backup")).unwrap();
+    assert_eq!(open(&dir).unwrap().last_index(1), 3);
+    assert!(!verify(&OsDisk, &dir).unwrap().is_rotten());
+    // Without any segment it would look like a log that was never opened to its end.
+    for name in OsDisk.list(&dir).unwrap() {
+        std::fs::remove_file(dir.join(name)).unwrap();
+    }
+    std::os::unix::fs::symlink("/no/such/place", dir.join("0000000000000001.free")).unwrap();
+    assert_eq!(refused(&dir).0, dir.join("0000000000000001.free"));
 }

@@ -24,7 +24,7 @@ use file::{SimFile, SimLock};
 use platter::{Change, DirOp, Platter};
 
 use super::rng::Rng;
-use crate::env::{DirLock, Disk, File, OpenMode};
+use crate::env::{DirLock, Disk, File, Irregular, OpenMode};
 use crate::error::{Error, Result};
 use parking_lot::Mutex;
 use std::io::ErrorKind;
@@ -221,6 +221,15 @@ impl Disk for SimDisk {
             inside.filter_map(|p| p.file_name()).map(Into::into).collect();
         names.sort();
         Ok(names)
+    }
+
+    fn list_irregular(&self, dir: &Path) -> Result<Vec<Irregular>> {
+        let state = self.state.lock();
+        state.expect_on("list", dir)?;
+        match state.has_dir(dir) {
+            true => Ok(Irregular::directories(&state.dirs, dir)),
+            false => failed("list", dir, ErrorKind::NotFound),
+        }
     }
 
     fn exists(&self, path: &Path) -> Result<bool> {

@@ -47,7 +47,8 @@ Examples:
 
 pub const TAIL: &str = "\
 With --follow it goes on until interrupted (SIGINT, SIGTERM) or until nobody reads what it prints, and \
-exits with 0, or with 4 if it came upon damage. It follows into new segments and over restarts of the node. \
+exits with 0, or with 4 if it came upon damage. It follows into new segments and over restarts of the node, \
+and ends with 3 when the log's directory is gone. \
 Records that were purged before they were seen are reported on standard error.
 
 Examples:
@@ -87,7 +88,7 @@ To use it, stop the node, move its `log` directory away, and NEWDIR to where it 
 
 Exit codes:
   0  everything was kept (a torn tail, never acknowledged, is no loss)
-  2  the command line makes no sense: NEWDIR is not empty, or lies in DIR
+  2  the command line makes no sense: NEWDIR is not empty, lies in DIR, or is a link into nowhere
   3  DIR cannot be read or is in use, or NEWDIR cannot be written
   4  something was dropped; NEWDIR holds the rest
 

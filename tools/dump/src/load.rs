@@ -53,12 +53,19 @@ impl LogDir {
     pub fn find(dir: &Path) -> Result<LogDir, Failure> {
         let inner = dir.join("log");
         let path = if inner.is_dir() { inner } else { dir.to_owned() };
-        let names = OsDisk.list(&path)?;
-        let is_ours = |name: &PathBuf| name.extension().is_some_and(|e| e == "seg" || e == "free");
-        if !names.iter().any(is_ours) {
+        if !holds_log(&path)? {
             return Err(Failure::Open(format!("{}: no log here", dir.display())));
         }
         Ok(LogDir { path })
+    }
+
+    /// Whether the log is there no more: its directory, or all that was in it.
+    pub fn is_gone(&self) -> bool {
+        match holds_log(&self.path) {
+            Ok(there) => !there,
+            Err(Error::Io { source, .. }) => source.kind() == ErrorKind::NotFound,
+            Err(_) => false,
+        }
     }
 
     /// What can be read of it: files that cannot be are for verification to name.
@@ -115,8 +122,7 @@ impl LogDir {
         &self,
         keep: &mut impl FnMut(&RecordView, GroupId, &Entry) -> T,
     ) -> catamaran::Result<Loaded<T>> {
-        let mut loaded = read(&self.inspect()?, keep)?;
-        loaded.report.findings.extend(no_files(&self.path)?);
+        let loaded = read(&self.inspect()?, keep)?;
         if loaded.model.segments.is_empty() && !loaded.report.is_rotten() {
             // Spares alone: its first opening did not come to an end, or its segments were taken away.
             return Err(Error::io("find a segment in", &self.path, ErrorKind::NotFound.into()));
@@ -125,46 +131,13 @@ impl LogDir {
     }
 }
 
-/// What is named like a segment and is no file: a link, whatever it points to, a directory. The log engine takes no
-/// notice of it, so the records that should be there are missed only if others follow them.
-pub fn no_files(dir: &Path) -> catamaran::Result<Vec<Finding>> {
-    let failed = |error| Error::io("list", dir, error);
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        let file = entry.path();
-        let kind = match entry.file_type() {
-            Ok(kind) => kind,
-            // Renamed or removed since it was listed.
-            Err(error) if error.kind() == ErrorKind::NotFound => continue,
-            Err(error) => return Err(failed(error)),
-        };
-        let what = match std::fs::read_link(&file) {
-            _ if kind.is_file() || !is_segment(&file) => continue,
-            Ok(to) if file.exists() => format!("a link to {}", to.display()),
-            Ok(to) => format!("a link to {}, where nothing is", to.display()),
-            Err(_) if kind.is_dir() => "a directory".to_owned(),
-            Err(_) => "no regular file".to_owned(),
-        };
-        found.push(Finding {
-            detail: format!("named like a segment, but {what}: the log engine does not read it"),
-            file,
-            offset: 0,
-            kind: FindingKind::Rot,
-            expected: 0,
-            found: 0,
-            group: None,
-        });
-    }
-    found.sort_by(|a, b| a.file.cmp(&b.file));
-    Ok(found)
-}
-
-/// Whether a file of this name is a segment: sixteen digits and the ending.
-fn is_segment(path: &Path) -> bool {
-    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-    let is_number = stem.len() == 16 && stem.bytes().all(|byte| byte.is_ascii_digit());
-    is_number && path.extension().is_some_and(|ext| ext == "seg")
+/// Whether something in the directory is named like a segment or a spare. If that is a link, say, it is for
+/// verification to tell.
+fn holds_log(dir: &Path) -> catamaran::Result<bool> {
+    let mut names = OsDisk.list(dir)?;
+    names.extend(OsDisk.list_irregular(dir)?.into_iter().map(|other| other.name));
+    let is_ours = |name: &PathBuf| name.extension().is_some_and(|e| e == "seg" || e == "free");
+    Ok(names.iter().any(is_ours))
 }
 
 /// Reads everything, once.

@@ -3,7 +3,7 @@
 //! and the real directory is left as it was.
 
 use catamaran::env::os::OsDisk;
-use catamaran::env::{DirLock, Disk, File, OpenMode};
+use catamaran::env::{DirLock, Disk, File, Irregular, OpenMode};
 use catamaran::error::{Error, Result};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -22,6 +22,8 @@ const BLOCK: u64 = 4096;
 pub struct Overlay {
     root: PathBuf,
     files: Arc<Mutex<BTreeMap<PathBuf, Arc<Content>>>>,
+    /// What is named like a segment and is no file.
+    irregular: Arc<Mutex<Vec<Irregular>>>,
 }
 
 #[derive(Debug)]
@@ -54,8 +56,9 @@ impl Overlay {
     /// Over the segments of a log directory.
     pub fn over(dir: &Path) -> Result<Overlay> {
         let mut files = BTreeMap::new();
+        let is_segment = |name: &Path| name.extension().is_some_and(|extension| extension == "seg");
         for name in OsDisk.list(dir)? {
-            if name.extension().is_some_and(|extension| extension == "seg") {
+            if is_segment(&name) {
                 let path = dir.join(name);
                 let real = OsDisk.open(&path, OpenMode::Read)?;
                 let len = real.len()?;
@@ -63,12 +66,18 @@ impl Overlay {
                 files.insert(path, Arc::new(Content { real: Some(real), written }));
             }
         }
-        Ok(Overlay { root: dir.to_owned(), files: Arc::new(Mutex::new(files)) })
+        let mut irregular = OsDisk.list_irregular(dir)?;
+        irregular.retain(|other| is_segment(&other.name));
+        let (files, irregular) = (Arc::new(Mutex::new(files)), Arc::new(Mutex::new(irregular)));
+        Ok(Overlay { root: dir.to_owned(), files, irregular })
     }
 
-    /// From now on the file is not there; tells whether it was.
+    /// From now on the file, or what has its name, is not there; tells whether it was.
     pub fn hide(&self, path: &Path) -> bool {
-        self.files.lock().remove(path).is_some()
+        let mut irregular = self.irregular.lock();
+        let before = irregular.len();
+        irregular.retain(|other| self.root.join(&other.name) != path);
+        irregular.len() < before || self.files.lock().remove(path).is_some()
     }
 
     fn missing<T>(op: &'static str, path: &Path) -> Result<T> {
@@ -110,6 +119,10 @@ impl Disk for Overlay {
         let files = self.files.lock();
         let here = files.keys().filter(|path| path.parent() == Some(dir));
         Ok(here.filter_map(|path| path.file_name()).map(PathBuf::from).collect())
+    }
+
+    fn list_irregular(&self, dir: &Path) -> Result<Vec<Irregular>> {
+        Ok(if dir == self.root { self.irregular.lock().clone() } else { Vec::new() })
     }
 
     fn exists(&self, path: &Path) -> Result<bool> {

@@ -204,3 +204,63 @@ fn damage_does_not_stop_it() {
     follow.signal("-INT");
     assert_eq!(follow.end().0, Some(4));
 }
+
+/// It went on for ever, without a word.
+#[test]
+fn a_log_that_goes_away_ends_it() {
+    for how in ["removed", "renamed", "emptied"] {
+        let temp = tempfile::tempdir().unwrap();
+        let data = temp.path().join("data");
+        build(&data, 1);
+        let mut follow = Follow::start(&data, &["-n", "1"]);
+        follow.seq();
+        match how {
+            "removed" => std::fs::remove_dir_all(&data).unwrap(),
+            "renamed" => std::fs::rename(&data, temp.path().join("elsewhere")).unwrap(),
+            _ => {
+                for entry in std::fs::read_dir(data.join("log")).unwrap() {
+                    std::fs::remove_file(entry.unwrap().path()).unwrap();
+                }
+            }
+        }
+        let (code, err) = follow.end();
+        assert_eq!((code, err.lines().count()), (Some(3), 1), "{how}: {err}");
+        assert!(err.contains("log: the log is gone"), "{how}: {err}");
+    }
+}
+
+/// What may pass is said once, and when it has passed the follower goes on where it was.
+#[test]
+fn a_log_that_does_not_read_for_a_while_is_told_once() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = temp.path();
+    build(data, 1);
+    let mut follow = Follow::start(data, &["-n", "1"]);
+    let first = follow.seq();
+    let path = segments(data).pop().unwrap();
+    let sound = std::fs::read(&path).unwrap();
+    let mut other = sound.clone();
+    for at in [0, 2048] {
+        // A version of the format that nobody reads.
+        other[at + 8] = 99;
+        let crc = crc32c::crc32c(&other[at..at + 60]);
+        other[at + 60..at + 64].copy_from_slice(&crc.to_le_bytes());
+    }
+    let mut err = BufReader::new(follow.child.stderr.take().unwrap());
+    std::fs::write(&path, &other).unwrap();
+    let mut said = String::new();
+    err.read_line(&mut said).unwrap();
+    assert!(said.contains("does not read") && said.contains("version 99"), "{said}");
+    // Looked at again, and not said again.
+    for _ in 0..3 {
+        std::fs::write(&path, &other).unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    std::fs::write(&path, &sound).unwrap();
+    write(&open(data), 9, 10);
+    assert_eq!(follow.seq(), first + 1);
+    follow.signal("-INT");
+    let mut rest = String::new();
+    err.read_to_string(&mut rest).unwrap();
+    assert_eq!((follow.child.wait().unwrap().code(), rest.as_str()), (Some(0), ""));
+}

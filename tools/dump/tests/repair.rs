@@ -394,6 +394,18 @@ fn what_is_refused() {
     let link = temp.path().join("link");
     std::os::unix::fs::symlink(&data, &link).unwrap();
     check(2, "lies in", &[text(&data), "--out", text(&link.join("new"))]);
+    // Nothing is read for a place that cannot be had: the source need not even be sound.
+    let nowhere = temp.path().join("nowhere");
+    std::os::unix::fs::symlink(temp.path().join("no/such/place"), &nowhere).unwrap();
+    for out in [nowhere.clone(), nowhere.join("new")] {
+        check(
+            2,
+            "nowhere: a link to a place where nothing is",
+            &[text(&data), "--out", text(&out)],
+        );
+    }
+    assert!(!temp.path().join("nowhere.partial").exists());
+    std::fs::remove_file(&nowhere).unwrap();
     check(2, "--out", &[text(&data)]);
     check(2, "cannot be used with", &[text(&data), "--dry-run", "--out", text(&new)]);
     check(3, "no log here", &[text(&full), "--out", text(&new)]);

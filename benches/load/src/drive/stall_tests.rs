@@ -5,7 +5,7 @@ use crate::args::{Cli, Command};
 use crate::enter::{Entry, Reads};
 use catamaran::config::StateKind;
 use catamaran::env::mem::MemDisk;
-use catamaran::env::{DirLock, Disk, File, OpenMode};
+use catamaran::env::{DirLock, Disk, File, Irregular, OpenMode};
 use catamaran::{Node, NodeConfig};
 use clap::Parser;
 use parking_lot::Mutex;
@@ -40,6 +40,9 @@ impl Disk for StallingDisk {
     }
     fn list(&self, dir: &Path) -> catamaran::Result<Vec<PathBuf>> {
         self.inner.list(dir)
+    }
+    fn list_irregular(&self, dir: &Path) -> catamaran::Result<Vec<Irregular>> {
+        self.inner.list_irregular(dir)
     }
     fn exists(&self, path: &Path) -> catamaran::Result<bool> {
         self.inner.exists(path)

@@ -6,7 +6,8 @@
 //! reading took.
 //!
 //! **Not hasty.** A look at a living log may meet files of two moments. A record that is missing, damaged or
-//! gone again is believed only when the next look finds the same; then it is said, and passed over.
+//! gone again is believed only when the next look finds the same; then it is said, and passed over. So it is with
+//! a log that does not read at all: that is said once, and tried again. One that is gone ends it.
 
 use super::Context;
 use super::tail::{Row, cells, row};
@@ -19,6 +20,7 @@ use catamaran::env::os::OsDisk;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use signal_hook::consts::{SIGINT, SIGTERM};
+use std::fmt::Display;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -41,8 +43,8 @@ enum Doubt {
     Damage(u64),
     /// The log ends before this one, and did not before.
     Shrunk(u64),
-    /// The directory does not read.
-    Trouble,
+    /// The log does not read, from this record on.
+    Trouble(u64),
 }
 
 /// How a rest ended.
@@ -65,6 +67,8 @@ struct Follower<'a> {
     /// Whether the last look was the first to have it: it takes a second one to believe it.
     doubt_is_new: bool,
     damaged: bool,
+    /// Whether it was said that the log does not read, since it last did.
+    told: bool,
     /// At the last two readings, before they began: what was the same at both has nothing new.
     stamps: [Option<Stamp>; 2],
 }
@@ -78,8 +82,8 @@ pub fn follow(
 ) -> Result<Verdict, Failure> {
     let stop = stop_on_signals().map_err(|e| Failure::Open(format!("signals: {e}")))?;
     let (doubt, stamps) = (None, [None, None]);
-    let (doubt_is_new, damaged) = (false, false);
-    let mut follower = Follower { dir, args, next, doubt, doubt_is_new, damaged, stamps };
+    let (doubt_is_new, damaged, told) = (false, false, false);
+    let mut follower = Follower { dir, args, next, doubt, doubt_is_new, damaged, told, stamps };
     let mut pause = POLL;
     loop {
         if args.to.is_some_and(|to| follower.next > to) || rest(pause, &stop)? == Rest::Ended {
@@ -90,6 +94,7 @@ pub fn follow(
             let before = follower.doubt;
             follower.look(context)?;
             follower.doubt_is_new = follower.doubt.is_some() && follower.doubt != before;
+            follower.told &= matches!(follower.doubt, Some(Doubt::Trouble(_)));
             context.out.flush()?;
         }
         pause = (began.elapsed() * REST_FACTOR).clamp(POLL, REST_MAX);
@@ -149,18 +154,20 @@ impl Follower<'_> {
     /// Prints what is new, up to what cannot be believed yet.
     fn look(&mut self, context: &mut Context<'_>) -> Result<(), Failure> {
         let before = self.doubt.take();
-        let Ok(inspector) = self.dir.inspect() else {
-            self.doubt = Some(Doubt::Trouble);
-            return Ok(());
+        let looked =
+            self.dir.inspect().and_then(|inspector| Ok((inspector.segments()?, inspector)));
+        let (segments, inspector) = match looked {
+            Ok(looked) => looked,
+            Err(error) => return self.trouble(before, &error),
         };
-        let mut end = match inspector.segments() {
-            Ok(segments) => segments.last().map_or(0, |segment| segment.header.base_seq),
-            Err(_) => 0,
+        let Some(newest) = segments.last() else {
+            return self.trouble(before, &"no segment is there");
         };
+        let mut end = newest.header.base_seq;
         for record in inspector.records_from(self.next) {
-            let Ok(record) = record else {
-                self.doubt = Some(Doubt::Trouble);
-                return Ok(());
+            let record = match record {
+                Ok(record) => record,
+                Err(error) => return self.trouble(before, &error),
             };
             end = end.max(record.seq + 1);
             if record.seq < self.next {
@@ -205,6 +212,24 @@ impl Follower<'_> {
             } else {
                 self.doubt = Some(doubt);
             }
+        }
+        Ok(())
+    }
+
+    /// The log does not read. Once that is nothing: a living log takes files away under our eyes.
+    fn trouble(&mut self, before: Option<Doubt>, why: &dyn Display) -> Result<(), Failure> {
+        let doubt = Doubt::Trouble(self.next);
+        self.doubt = Some(doubt);
+        if before != Some(doubt) {
+            return Ok(());
+        }
+        if self.dir.is_gone() {
+            let dir = self.dir.path.display();
+            return Err(Failure::Open(format!("{dir}: the log is gone")));
+        }
+        if !self.told {
+            tell(format_args!("the log does not read, trying again: {why}"));
+            self.told = true;
         }
         Ok(())
     }

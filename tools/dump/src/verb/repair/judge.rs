@@ -75,7 +75,8 @@ pub fn judge(dir: &Path) -> Result<Judgement, Failure> {
     let inspector = loop {
         match Inspector::open(&overlay, dir) {
             Ok(inspector) => break inspector,
-            // A segment whose header does not read, or is of another name: without it then, as if it were missing.
+            // A segment whose header does not read, or is of another name, or a name without a file: without it
+            // then, as if it were missing.
             Err(Error::Corruption { path, detail, .. }) if overlay.hide(&path) => {
                 lost.push(format!("{}: no header of its own ({detail})", name(&path)));
                 hidden.push(path);
@@ -83,10 +84,6 @@ pub fn judge(dir: &Path) -> Result<Judgement, Failure> {
             Err(error) => return Err(error.into()),
         }
     };
-    for odd in load::no_files(dir)? {
-        lost.push(format!("{}: {}", name(&odd.file), odd.detail));
-        hidden.push(odd.file);
-    }
     let Loaded { model, report } = load::read(&inspector, &mut |_, _, _| ())?;
     if model.segments.is_empty() && hidden.is_empty() {
         return Err(Failure::Open(format!("{}: no segment is left here", dir.display())));

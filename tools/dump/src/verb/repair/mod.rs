@@ -406,9 +406,15 @@ struct Destination {
 }
 
 impl Destination {
-    /// Refuses what is not empty, and what lies in the source.
+    /// Refuses what is not empty, what lies in the source, and a link into nowhere.
     fn check(out: &Path, source: &Path) -> Result<Destination, Failure> {
         let shown = out.display();
+        // It is no place for a directory, and would be met only when the copy is complete and to get its name.
+        let is_dangling = |path: &&Path| path.is_symlink() && !path.exists();
+        if let Some(link) = out.ancestors().find(is_dangling) {
+            let what = format!("{}: a link to a place where nothing is", link.display());
+            return Err(Failure::Usage(what));
+        }
         let real = |path: &Path| {
             let error = |e: io::Error| Failure::Open(format!("{}: {e}", path.display()));
             std::path::absolute(path).and_then(|path| resolve(&path)).map_err(error)
