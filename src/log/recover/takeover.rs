@@ -78,12 +78,11 @@ impl Replay {
         let spare = file_for(pool, found, &tail, sizes)?;
         let size = spare.file.len()?;
         // The block behind the last group stays free: that no other begins there is what ends a segment.
-        let end = |copy: &Copy<'_>| copy.bytes() + 2 * BLOCK as u64;
-        let fits = |copy: &Copy<'_>| end(copy) <= size;
+        let fits = |copy: &Copy<'_>| copy.bytes() + 2 * BLOCK as u64 <= size;
         // A short segment is copied whole: the old file is free at once, and a node that restarts
         // often does not leave a trail of files. So is a long one on a full disk: the old file is the reserve
         // then, for purge and for the next open.
-        let short = end(best) <= options.segment_bytes / 4;
+        let short = (BLOCK + best.len) as u64 <= options.segment_bytes / 4;
         let whole = tail.clean && fits(best) && (short || pool.reserve()? == Reserved::No);
         let copy = match (whole, fits(&least)) {
             (true, _) => best,

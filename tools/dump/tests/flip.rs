@@ -241,8 +241,9 @@ fn spares_without_a_segment_are_not_sound() {
     // One whose spares have been segments with others before them.
     let temp = tempfile::tempdir().unwrap();
     let data = temp.path();
+    build_once(data);
     for _ in 0..3 {
-        build_once(data);
+        drop(open(data));
     }
     segments(data).iter().for_each(|path| std::fs::remove_file(path).unwrap());
     let (code, page) = verify(data);
@@ -257,12 +258,14 @@ fn spares_without_a_segment_are_not_sound() {
     assert!(matches!(refused, Err(catamaran::Error::Corruption { .. })));
 }
 
-/// Opens a log and writes a few records: what a restart copies, it recycles next time.
+/// Opens a log and writes so much that a restart copies the last record and no other; what it copies that into is
+/// recycled by a later one.
 fn build_once(data: &Path) {
     let log = open(data);
-    for _ in 0..3 {
+    for _ in 0..8 {
         let mut batch = catamaran::log::LogBatch::new();
-        batch.append(1, [entry(log.last_index(1) + 1, 1, folded(&[put(b"key", b"value")]))]);
+        let value = [7; 3000];
+        batch.append(1, [entry(log.last_index(1) + 1, 1, folded(&[put(b"key", &value)]))]);
         log.write(batch).unwrap();
     }
 }
