@@ -337,33 +337,35 @@ impl Pool {
             // The oldest first: it is the likeliest to be settled on the disk.
             return Ok(self.spares.remove(0));
         }
-        let path = self.next_path()?;
-        make_spare(self.disk.as_ref(), &self.dir, path, self.segment_bytes)
+        self.make(self.segment_bytes)
     }
 
-    /// Takes a file for a copy of so many bytes, best of as many as the first says: if there is neither a spare
-    /// nor room for one, a shorter file, for a log must be opened to be purged. A small one, so that there is
+    fn make(&mut self, size: u64) -> Result<Spare> {
+        let path = self.next_path()?;
+        make_spare(self.disk.as_ref(), &self.dir, path, size)
+    }
+
+    /// Makes a file for a copy of so many bytes, best of as many as the first says, where there is no room for a
+    /// spare: a shorter one, for a log must be opened to be purged. A small one, so that there is
     /// room for another at the next open.
-    pub fn take_for(&mut self, copies: [u64; 2]) -> Result<Spare> {
+    pub fn make_short(&mut self, copies: [u64; 2]) -> Result<Spare> {
         let block = BLOCK as u64;
         let beside = self.footer_room + 4 * block;
         let [best, least] = copies.map(|bytes| bytes.next_multiple_of(block) + beside);
         let more = least + self.segment_bytes / 16 / block * block;
-        let mut taken = self.take(Reserve::Use);
-        for size in [best, more, least] {
-            if size < self.segment_bytes && matches!(taken, Err(Error::DiskFull { .. })) {
-                let path = self.next_path()?;
-                taken = make_spare(self.disk.as_ref(), &self.dir, path, size);
+        let whole = self.segment_bytes;
+        let mut made = Err(Error::DiskFull { path: self.dir.clone() });
+        for size in [best, more, least].into_iter().filter(|size| *size < whole) {
+            if matches!(made, Err(Error::DiskFull { .. })) {
+                made = self.make(size);
             }
         }
-        taken
+        made
     }
 
-    /// Takes a file that holds a copy of so many bytes and nothing else: not even room for a footer.
-    pub fn take_bare(&mut self, copy: u64) -> Result<Spare> {
-        let size = copy.next_multiple_of(BLOCK as u64) + 2 * BLOCK as u64;
-        let path = self.next_path()?;
-        make_spare(self.disk.as_ref(), &self.dir, path, size)
+    /// Makes a file that holds a copy of so many bytes and nothing else: not even room for a footer.
+    pub fn make_bare(&mut self, copy: u64) -> Result<Spare> {
+        self.make(copy.next_multiple_of(BLOCK as u64) + 2 * BLOCK as u64)
     }
 
     /// Has one spare at hand, if there is room for it.
@@ -371,8 +373,7 @@ impl Pool {
         if !self.spares.is_empty() {
             return Ok(Reserved::Yes);
         }
-        let path = self.next_path()?;
-        match make_spare(self.disk.as_ref(), &self.dir, path, self.segment_bytes) {
+        match self.make(self.segment_bytes) {
             Ok(spare) => self.spares.push(spare),
             Err(Error::DiskFull { .. }) => return Ok(Reserved::No),
             Err(error) => return Err(error),

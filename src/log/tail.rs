@@ -15,6 +15,11 @@ pub(super) struct Tail {
 }
 
 impl Tail {
+    /// Bytes of its records, without what they repeat.
+    pub fn len(&self) -> usize {
+        self.records.iter().map(|record| record.echo_at() - record.offset).sum()
+    }
+
     /// The records before this one, and the others.
     pub fn split(&self, base: u64) -> (&[Record], &[Record]) {
         self.records.split_at(self.records.partition_point(|record| record.header.seq < base))

@@ -9,6 +9,7 @@ use super::super::segment::{Pool, Reserve, Reserved, Segment, Spare};
 use super::super::tail::Tail;
 use super::Replay;
 use crate::error::{Error, Result};
+use std::cell::LazyCell;
 
 /// A file for the copy, of so many bytes: best of as many as the first says, at least of as many as the last. If there
 /// is neither a spare nor room for one, not even a short one, the last segment gives the room: see [`give_rest`].
@@ -16,16 +17,23 @@ fn file_for(
     pool: &mut Pool,
     found: &[Found],
     tail: &Tail,
-    [best, least, bare]: [u64; 3],
+    copies: impl Fn() -> [u64; 3],
 ) -> Result<Spare> {
-    let copies = [best, least];
     let is_full = |taken: &Result<Spare>| matches!(taken, Err(Error::DiskFull { .. }));
-    let mut taken = pool.take_for(copies);
+    let mut taken = pool.take(Reserve::Use);
+    if !is_full(&taken) {
+        return taken;
+    }
+    let [best, least, bare] = copies();
+    taken = pool.make_short([best, least]);
     if is_full(&taken) && give_rest(found, tail)? {
-        taken = pool.take_for(copies);
+        taken = pool.take(Reserve::Use);
+        if is_full(&taken) {
+            taken = pool.make_short([best, least]);
+        }
     }
     if is_full(&taken) {
-        taken = pool.take_bare(bare);
+        taken = pool.make_bare(bare);
     }
     taken
 }
@@ -70,11 +78,12 @@ impl Replay {
         };
         let (start, echoes) = (tail.base_seq, &self.unechoed);
         let unstated = (self.durable + 1).min(self.next_seq).max(start);
-        let bare = Copy::bare(&tail, unstated, echoes);
         let least = Copy::of(&tail, unstated, unstated, echoes);
-        let all = tail.clean.then(|| Copy::of(&tail, start, unstated, echoes));
-        let best = all.as_ref().unwrap_or(&least);
-        let sizes = [best, &least, &bare].map(Copy::bytes);
+        // Not asked for, as a rule.
+        let bare = LazyCell::new(|| Copy::bare(&tail, unstated, echoes));
+        let all = LazyCell::new(|| Copy::of(&tail, start, unstated, echoes));
+        let best = || if tail.clean { &*all } else { &least };
+        let sizes = || [best().bytes(), least.bytes(), bare.bytes()];
         let spare = file_for(pool, found, &tail, sizes)?;
         let size = spare.file.len()?;
         // The block behind the last group stays free: that no other begins there is what ends a segment.
@@ -82,10 +91,10 @@ impl Replay {
         // A short segment is copied whole: the old file is free at once, and a node that restarts
         // often does not leave a trail of files. So is a long one on a full disk: the old file is the reserve
         // then, for purge and for the next open.
-        let short = (BLOCK + best.len) as u64 <= options.segment_bytes / 4;
-        let whole = tail.clean && fits(best) && (short || pool.reserve()? == Reserved::No);
+        let short = (BLOCK + tail.len()) as u64 <= options.segment_bytes / 4;
+        let whole = tail.clean && (short || pool.reserve()? == Reserved::No) && fits(best());
         let copy = match (whole, fits(&least)) {
-            (true, _) => best,
+            (true, _) => best(),
             (false, true) => &least,
             (false, false) => &bare,
         };
