@@ -31,49 +31,49 @@ impl<'a> Copy<'a> {
     /// Of the records from `base` on, `unstated` being the first that nobody states durable. `before` is to be repeated
     /// of the segment before the tail's, if the tail's is given up.
     pub fn of(tail: &'a Tail, base: u64, unstated: u64, before: &[u8]) -> Copy<'a> {
-        let (kept, records) = tail.split(base);
+        let (_, records) = tail.split(base);
         // An empty last record, a barrier's or one of these, has said all it had to say when it is stated by
         // nobody: the record behind the copied ones takes its number. A log that is opened again and again does not grow.
         let is_over = |last: &Record| last.header.seq >= unstated && last.is_empty();
         let over = records.last().is_some_and(is_over);
-        let copy =
-            Copy::new(tail, base, (kept, &records[..records.len() - usize::from(over)]), before);
-        let repeats = over || !copy.records.is_empty() || !copy.before.is_empty();
-        Copy { repeats, ..copy }
+        let records = &records[..records.len() - usize::from(over)];
+        let copy = Copy { records, ..Copy::empty(tail, base, before) };
+        let repeats = over || !records.is_empty() || !copy.before.is_empty();
+        Copy { repeats, ..copy }.planned()
     }
 
-    /// The same, without a record that repeats others: the next group has to do it. It takes less room.
+    /// The same, without anything that repeats others: the next group has to do it. It takes less room.
     pub fn bare(tail: &'a Tail, base: u64, before: &[u8]) -> Copy<'a> {
-        Copy::new(tail, base, tail.split(base), before)
+        let (_, records) = tail.split(base);
+        Copy { records, ..Copy::empty(tail, base, before) }.planned()
     }
 
-    fn new(
-        tail: &'a Tail,
-        base: u64,
-        (kept, records): (&[Record], &'a [Record]),
-        before: &[u8],
-    ) -> Copy<'a> {
+    fn empty(tail: &'a Tail, base: u64, before: &[u8]) -> Copy<'a> {
         let before = match base > tail.base_seq {
-            true => unechoed(kept),
+            true => unechoed(&tail.bytes, tail.split(base).0),
             false => before.to_vec(),
         };
-        let (next_seq, old) = (base + records.len() as u64, &tail.bytes[..]);
-        let (repeats, echo) = (false, Vec::new());
-        let mut copy = Copy { base, len: 0, next_seq, repeats, records, old, before, echo };
-        let mut echo = EchoDraft::new(BLOCK as u64, base);
+        let (records, old, echo): (&[Record], _, _) = (&[], &tail.bytes[..], Vec::new());
+        Copy { base, len: 0, next_seq: base, repeats: false, records, old, before, echo }
+    }
+
+    /// With what follows from the records.
+    fn planned(mut self) -> Copy<'a> {
+        self.next_seq = self.base + self.records.len() as u64;
+        let mut echo = EchoDraft::new(BLOCK as u64, self.base);
         let mut len = 0;
-        for (header, record) in copy.headers(0) {
+        for (header, record) in self.headers(0) {
             echo.push(&header, &record.echoed_groups().unwrap_or_default());
             len += header.total();
         }
-        copy.echo = echo.finish();
-        copy.len = align(len);
-        copy
+        self.echo = echo.finish();
+        self.len = align(len);
+        self
     }
 
     /// The headers that the records get here.
     fn headers(&self, generation: u64) -> impl Iterator<Item = (RecordHeader, &'a Record)> {
-        let (base, before) = (self.base, self.before.len() as u32);
+        let (base, before) = (self.base, if self.repeats { self.before.len() as u32 } else { 0 });
         self.records.iter().map(move |record| {
             let echo_len = if record.header.seq == base { before } else { 0 };
             // No more is repeated by then.

@@ -4,11 +4,12 @@
 //! states the others durable.
 
 use super::GroupId;
-use super::format::{BLOCK, RECORD_HEADER, RecordHeader, put, read_u32, take};
+use super::format::{BLOCK, RECORD_HEADER, RecordHeader, SegmentHeader, put, read_u32, take};
 use super::scan::{Found, Record};
 use super::unreadable::read_around;
 use crate::error::Result;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// The echo of one write group in the making.
 #[derive(Debug)]
@@ -157,15 +158,44 @@ pub(super) fn echoes_beyond<'a>(
     Ok(echoes)
 }
 
+/// What the first record of a segment repeats of the segment before, if it is sound.
+pub(super) fn of_first<'a>(bytes: &'a [u8], header: &SegmentHeader) -> Option<&'a [u8]> {
+    let record = RecordHeader::decode(bytes.get(BLOCK..)?, header.generation).ok()?;
+    let end = BLOCK.checked_add(record.total())?;
+    let echo = bytes.get(end.checked_sub(record.echo_len as usize)?..end)?;
+    (record.seq == header.base_seq && check(echo).is_ok()).then_some(echo)
+}
+
+/// The records that sound echoes in these records speak of, in order.
+fn echoed(bytes: &[u8], records: &[Record]) -> Vec<Range<u64>> {
+    let mut ranges = Vec::new();
+    for record in records.iter().filter(|record| record.header.echo_len > 0) {
+        let at = record.echo_at();
+        let mut echoes = &bytes[at..at + record.header.echo_len as usize];
+        while let Ok((mut body, rest)) = split(echoes) {
+            let head = (take(&mut body), take(&mut body), take(&mut body));
+            if let (Some(_), Some(first), Some(count)) = head {
+                ranges.push(first..first.saturating_add(count));
+            }
+            echoes = rest;
+        }
+    }
+    ranges.sort_unstable_by_key(|range| range.start);
+    ranges
+}
+
 /// Echoes of those of a segment's records which none of them repeats, if they are known: nothing else would do it if
 /// what comes behind them were cut off.
-pub(super) fn unechoed(records: &[Record]) -> Vec<u8> {
-    let sound = records.iter().filter(|record| record.bad_echo.is_none());
-    // Whoever states a group durable first has its echo.
-    let echoed = sound.map(|record| record.header.durable).max().unwrap_or(0);
+pub(super) fn unechoed(bytes: &[u8], records: &[Record]) -> Vec<u8> {
+    let echoed = echoed(bytes, records);
+    let is_echoed = |record: &&Record| {
+        let seq = record.header.seq;
+        let at = echoed.partition_point(|range| range.end <= seq);
+        echoed.get(at).is_some_and(|range| range.contains(&seq))
+    };
     let mut out = Vec::new();
     let mut draft: Option<(EchoDraft, usize)> = None;
-    for record in records.iter().filter(|record| record.header.seq > echoed) {
+    for record in records.iter().filter(|record| !is_echoed(record)) {
         let Some(groups) = record.echoed_groups() else { continue };
         let here = draft.take_if(|(_, end)| *end != record.offset);
         out.extend(here.into_iter().flat_map(|(draft, _)| draft.finish()));

@@ -64,6 +64,8 @@ pub struct RecordView {
     pub ops: Vec<OpView>,
     /// Checksums that do not match.
     pub damaged: Vec<BadSum>,
+    /// Its directory is damaged, and nobody knows of which groups it spoke.
+    pub is_lost: bool,
 }
 
 /// What a run of entries takes.
@@ -339,6 +341,7 @@ fn view(segment: &Found, bytes: &Bytes, record: &Record) -> Result<RecordView> {
         durable: record.header.durable,
         ops,
         damaged: damaged.copied().collect(),
+        is_lost: record.ops.is_err() && record.groups.is_none(),
     })
 }
 

@@ -1,6 +1,6 @@
 //! Opening: read, replay, judge, take over.
 
-use super::echo::{echoes_beyond, unechoed};
+use super::echo::{echoes_beyond, of_first, unechoed};
 use super::flight::Air;
 use super::footer::Summary;
 use super::format::{BadSum, Op, RECORD_HEADER};
@@ -40,7 +40,8 @@ pub struct Recovery {
     pub records: u64,
     /// Groups known now.
     pub groups: u64,
-    /// The last record's number.
+    /// The number of the last record that was found. The next batch may have the second number behind it: opening may write a
+    /// record of its own.
     pub last_seq: u64,
     /// What was cut: it had never been acknowledged.
     pub torn: Option<TornTail>,
@@ -103,8 +104,9 @@ struct Replay {
     sealed: BTreeSet<u64>,
     /// Groups of records whose directory cannot be read.
     fences: BTreeMap<GroupId, Fence>,
-    /// Echoes of those records of the segment before the last which nothing in it repeats.
-    unechoed: Vec<u8>,
+    /// Echoes of those records of the segment before the last which nothing in it repeats; if its records were not read,
+    /// what the last one repeats of it.
+    unechoed: Option<Vec<u8>>,
     /// What the next group is to repeat of the one that opening wrote.
     echo: Vec<u8>,
 }
@@ -251,8 +253,7 @@ impl Replay {
 
     /// What a footer says of its segment as a whole.
     fn count_footer(&mut self, segment: &Found, summary: &Summary) {
-        // The footer is what backs its headers up.
-        self.unechoed.clear();
+        self.unechoed = None;
         self.recovery.footers += 1;
         self.recovery.records += summary.payloads.len() as u64;
         self.next_seq = summary.trailer.next_seq;
@@ -334,9 +335,11 @@ impl Replay {
         }
         records.truncate(whole);
         if segment.limit.is_some() {
-            self.unechoed = unechoed(&records);
+            self.unechoed = Some(unechoed(&bytes, &records));
             return Ok(None);
         }
+        self.unechoed =
+            self.unechoed.take().or_else(|| of_first(&bytes, &segment.header).map(Vec::from));
         Ok(Some(Tail { base_seq: base, bytes, records, clean, is_cut }))
     }
 

@@ -422,12 +422,28 @@ impl<'a> Scan<'a> {
                     _ => at += BLOCK,
                 }
             }
+            self.follow();
         }
         let fits = |echoed: &&Echoed| {
             let end = echoed.offset.checked_add(echoed.header.total());
             end.is_some_and(|end| end <= self.bytes.len())
         };
         self.echoes.get(&seq).filter(fits)
+    }
+
+    /// Who is known from an echo alone, its own header being damaged, repeats others as well.
+    fn follow(&mut self) {
+        let mut unseen: Vec<Echoed> = self.echoes.values().cloned().collect();
+        while let Some(Echoed { offset, header, .. }) = unseen.pop() {
+            let end = offset.saturating_add(header.total());
+            let echo = self.bytes.get(end.saturating_sub(header.echo_len as usize)..end);
+            let Some(echo) = echo.filter(|_| self.header_at(offset).is_err()) else { continue };
+            let mut more = Echoes::new();
+            echo::decode(echo, self.generation, &mut more);
+            more.retain(|seq, _| !self.echoes.contains_key(seq));
+            unseen.extend(more.values().cloned());
+            self.echoes.append(&mut more);
+        }
     }
 
     fn header_at(&self, at: usize) -> Result<RecordHeader, BadSum> {

@@ -76,7 +76,7 @@ impl Replay {
             pool.reserve()?;
             return Ok((pool.activate(spare, self.next_seq, last, |_| Vec::new())?, self.next_seq));
         };
-        let (start, echoes) = (tail.base_seq, &self.unechoed);
+        let (start, echoes) = (tail.base_seq, self.unechoed.as_deref().unwrap_or_default());
         let unstated = (self.durable + 1).min(self.next_seq).max(start);
         let least = Copy::of(&tail, unstated, unstated, echoes);
         // Not asked for, as a rule.
@@ -93,7 +93,9 @@ impl Replay {
         // then, for purge and for the next open.
         let short = (BLOCK + tail.len()) as u64 <= options.segment_bytes / 4;
         let whole = tail.clean && (short || pool.reserve()? == Reserved::No) && fits(best());
-        let copy = match (whole, fits(&least)) {
+        // A file grows, where there is room.
+        let grows = whole || fits(&least) || pool.reserve()? == Reserved::Yes;
+        let copy = match (whole, grows) {
             (true, _) => best(),
             (false, true) => &least,
             (false, false) => &bare,

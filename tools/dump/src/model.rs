@@ -190,7 +190,7 @@ impl<T: Kept> Model<T> {
         if record.seq != self.last_seq + 1 {
             self.lost.push((self.last_seq + 1, record.seq - 1));
         }
-        if record.ops.is_empty() && !record.damaged.is_empty() {
+        if record.is_lost {
             self.lost.push((record.seq, record.seq));
         }
         self.last_seq = record.seq;
