@@ -148,7 +148,10 @@ fn write(store: &TableStore, i: u64) {
 }
 
 fn open(dir: &Path) -> TableStore {
-    let options = LsmOptions { table_bytes: 16 << 10, l0_runs: 2, ..Default::default() };
+    // Some compactions are ordinary ones, some are begun in a pause, and some of those give way.
+    let idle_after = Duration::ZERO;
+    let options =
+        LsmOptions { table_bytes: 16 << 10, l0_runs: 3, idle_after, ..Default::default() };
     let tables = LsmTables::open(dir, options).unwrap();
     TableStore::open(Box::new(tables), Options { memtable_bytes: MEMTABLE_BYTES }).unwrap()
 }

@@ -12,6 +12,7 @@ use catamaran::types::*;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 type Map = BTreeMap<Bytes, Bytes>;
 
@@ -177,7 +178,9 @@ fn run(steps: &[Step], open: &dyn Fn() -> Box<dyn Tables>) {
 }
 
 fn real(dir: &Path) -> Box<dyn Tables> {
-    let options = LsmOptions { table_bytes: 4096, l0_runs: 2, ..Default::default() };
+    // Two runs are compacted when it is quiet, three in any case.
+    let idle_after = Duration::ZERO;
+    let options = LsmOptions { table_bytes: 4096, l0_runs: 3, idle_after, ..Default::default() };
     Box::new(LsmTables::open(dir, options).unwrap())
 }
 

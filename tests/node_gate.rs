@@ -1,4 +1,5 @@
-//! A node whose state store is behind: writes wait before their loop, and enter when it has caught up.
+//! A node whose state store is behind: writes wait before their loop, and enter when it has caught up. And one that closes
+//! while its state store compacts.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -8,13 +9,16 @@ use catamaran::kv::{Cut, Flush, StateStore, Stats, View, WriteBatch};
 use catamaran::types::{KeyRange, RegionState, StoreIdent};
 use catamaran::{Error, Node, NodeConfig, Result};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// A store that says it owes as much as it is told to.
 struct Behind {
     inner: MemoryStore,
     bytes: Arc<AtomicU64>,
+    /// Whether it compacts until it is told to end.
+    compacts: AtomicBool,
+    halted: AtomicBool,
 }
 
 impl StateStore for Behind {
@@ -56,7 +60,14 @@ impl StateStore for Behind {
     }
 
     fn maintain(&self) -> Result<bool> {
+        while self.compacts.load(Relaxed) && !self.halted.load(Relaxed) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         self.inner.maintain()
+    }
+
+    fn halt(&self) {
+        self.halted.store(true, Relaxed);
     }
 
     fn should_flush(&self) -> bool {
@@ -84,13 +95,22 @@ fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-fn node(dir: &std::path::Path) -> (Node, Arc<AtomicU64>) {
-    let bytes = Arc::new(AtomicU64::new(0));
-    let state = Behind { inner: MemoryStore::new().unwrap(), bytes: Arc::clone(&bytes) };
+fn node_over(dir: &std::path::Path) -> (Node, Arc<Behind>) {
+    let state = Arc::new(Behind {
+        inner: MemoryStore::new().unwrap(),
+        bytes: Arc::default(),
+        compacts: AtomicBool::new(false),
+        halted: AtomicBool::new(false),
+    });
     let config = NodeConfig { data_dir: dir.join("data"), tick_ms: 10, ..NodeConfig::default() };
-    let node = Node::builder(config).state_store(Arc::new(state)).open().unwrap();
+    let node = Node::builder(config).state_store(Arc::<Behind>::clone(&state)).open().unwrap();
     eventually("a leader", || node.status().unwrap().iter().all(|region| region.leads));
-    (node, bytes)
+    (node, state)
+}
+
+fn node(dir: &std::path::Path) -> (Node, Arc<AtomicU64>) {
+    let (node, state) = node_over(dir);
+    (node, Arc::clone(&state.bytes))
 }
 
 /// More than all memtables may take: nothing is let in from the next look on.
@@ -146,4 +166,14 @@ fn nobody_waits_at_the_gate_of_a_closed_node() {
     eventually("it to be held", || node.stats().driver.held_bytes > 0);
     node.shutdown().unwrap();
     assert!(matches!(writer.join().unwrap(), Err(Error::Stopped { .. })));
+}
+
+/// Compactions take as long as they take: one that is under way is told, and closing waits for no other end of it.
+#[test]
+fn a_node_that_closes_ends_a_compaction_under_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let (node, state) = node_over(dir.path());
+    state.compacts.store(true, Relaxed);
+    node.shutdown().unwrap();
+    assert!(state.halted.load(Relaxed));
 }

@@ -206,6 +206,7 @@ impl Shared {
             queue.close();
         }
         self.upkeep.close();
+        self.kv.halt();
         drop(self.admission.clear());
         self.log.wake_writer();
         self.readers.stop();

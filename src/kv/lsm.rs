@@ -16,15 +16,27 @@
 //!   each retry would eat what was freed since the last one, so a failed job is swept up after at once: see
 //!   `LsmTables::sweep`.
 //!
+//! * A compaction filter that fails ends its compaction with nothing changed. (The crate's own signal to stop must not be
+//!   used: it installs what was written so far in the place of everything that was to be read.)
+//!
+//! Level 0 is compacted from `l0_runs` runs on, and from two on when little is written (`lsm/idle.rs`).
+//!
 //! Not done: limiting a level-0 job to a number of runs (the crate's strategy takes all of level 0 and its trait
 //! cannot be implemented outside); callers pace by [`TableDebt::runs`] instead, see `LsmOptions::late_runs`.
 
+mod idle;
+#[cfg(test)]
+mod tests;
+
+use self::idle::{Brake, Brakes, Idle, Shape};
 use super::Direction;
 use super::tables::{Sink, TableDebt, TableScan, Tables, TablesView, ascending};
 use crate::error::{Error, Result};
 use crate::types::KeyRange;
 use bytes::Bytes;
 use fs2::FileExt;
+use lsm_tree::compaction::{CompactionStrategy, Leveled, PullDown};
+use lsm_tree::config::PartitioningPolicy;
 use lsm_tree::table::filter::standard_bloom::Builder as Bloom;
 use lsm_tree::{AbstractTree, AnyTree, SeqNo, SequenceNumberCounter, Slice};
 use parking_lot::{Mutex, RwLock};
@@ -33,6 +45,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 /// How the tables behave.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,6 +60,9 @@ pub struct LsmOptions {
     pub table_bytes: u64,
     /// With this many ingestions in level 0 an ingestion compacts first, so that no job meets many more.
     pub late_runs: usize,
+    /// Once nothing was ingested for this long (and longer for a large compaction), fewer than `l0_runs` ingestions are
+    /// compacted, too. [`Duration::MAX`]: never.
+    pub idle_after: Duration,
 }
 
 impl Default for LsmOptions {
@@ -60,7 +76,15 @@ impl Default for LsmOptions {
             table_bytes: 64 << 20,
             // Writers are slowed down from fewer on: see `driver::admission`.
             late_runs: 48,
+            idle_after: Duration::from_secs(1),
         }
+    }
+}
+
+impl LsmOptions {
+    /// Bytes of the highest level below level 0, and about those of a compaction of level 0.
+    fn level_bytes(&self) -> u64 {
+        self.table_bytes.saturating_mul(u64::from(self.l0_runs.max(2)))
     }
 }
 
@@ -76,6 +100,10 @@ pub struct LsmTables {
     /// Runs of level 0 as of the last job. Asked for often, by threads that must not wait: the crate's own answer takes the
     /// lock that is held while a version goes to the disk.
     runs: AtomicUsize,
+    idle: Idle,
+    brake: Arc<Brake>,
+    /// Ordinary compactions share it, one of the idle takes it alone. Nobody waits for it.
+    compacting: RwLock<()>,
     /// Shared by ingestions and compactions: what they are writing is in no version yet. A sweep takes it alone.
     jobs: RwLock<()>,
     /// The tables of each snapshot that may still be alive.
@@ -101,11 +129,18 @@ impl LsmTables {
         check_version_file(&path)?;
         let sequence = SequenceNumberCounter::default();
         let visible = SequenceNumberCounter::default();
-        let config = lsm_tree::Config::new(&path, sequence.clone(), visible.clone())
+        let brake = Arc::new(Brake::default());
+        let mut config = lsm_tree::Config::new(&path, sequence.clone(), visible.clone())
+            .with_compaction_filter_factory(Some(Arc::new(Brakes(Arc::clone(&brake)))))
             .use_cache(Arc::new(lsm_tree::Cache::with_capacity_bytes(options.block_cache_bytes)))
             .use_descriptor_table(Some(Arc::new(lsm_tree::DescriptorTable::new(
                 options.open_files.max(16),
             ))));
+        // Below level 0 filters and indexes are cut into blocks that the cache takes one by one. By default those of the upper
+        // levels are one block for a whole table, half a megabyte: once the cache does not hold all of them, a get reads,
+        // checks and drops that much.
+        config.filter_block_partitioning_policy = PartitioningPolicy::new([false, true]);
+        config.index_block_partitioning_policy = PartitioningPolicy::new([false, true]);
         let tree = match config.open().map_err(|e| failed("open", &path, e))? {
             AnyTree::Standard(tree) => tree,
             AnyTree::Blob(_) => {
@@ -115,8 +150,12 @@ impl LsmTables {
         let next = tree.get_highest_persisted_seqno().map_or(1, |highest| highest + 1);
         sequence.fetch_max(next);
         visible.fetch_max(next);
+        let level0 = tree.current_version().l0().size();
         Ok(LsmTables {
             runs: AtomicUsize::new(tree.l0_run_count()),
+            idle: Idle::new(options.idle_after, level0, options.level_bytes(), Instant::now()),
+            brake,
+            compacting: RwLock::default(),
             tree,
             visible,
             options,
@@ -128,11 +167,11 @@ impl LsmTables {
     }
 
     /// The crate counts the tables of level 0, not its runs: an ingestion of a large memtable makes several tables.
-    fn strategy(&self) -> Arc<lsm_tree::compaction::Leveled> {
+    fn strategy(&self) -> Arc<Leveled> {
         let version = self.tree.current_version();
         let level = version.l0();
         let threshold = l0_tables(self.options.l0_runs, level.run_count(), level.table_count());
-        let strategy = lsm_tree::compaction::Leveled::default().with_l0_threshold(threshold);
+        let strategy = Leveled::default().with_l0_threshold(threshold);
         Arc::new(strategy.with_table_target_size(self.options.table_bytes))
     }
 
@@ -183,6 +222,53 @@ impl LsmTables {
 
     fn error(&self, op: &'static str, error: lsm_tree::Error) -> Error {
         failed(op, &self.path, error)
+    }
+
+    /// Runs one compaction. `false` if there was nothing to do, or the brake was put on.
+    fn compact(&self, strategy: Arc<dyn CompactionStrategy>) -> Result<bool> {
+        let before = self.tree.current_version().id();
+        // Snapshots hold their version's files, so nothing needs an overwritten entry to survive in new ones.
+        let watermark = self.visible.get();
+        let mut stopped = false;
+        let done = self.job(|| {
+            self.tree.compact(strategy, watermark).map_err(|error| {
+                stopped = self.brake.has_stopped(&error);
+                self.error("compact", error)
+            })
+        });
+        match done {
+            // What it has written is swept up.
+            Err(_) if stopped => Ok(false),
+            done => done.map(|()| self.tree.current_version().id() != before),
+        }
+    }
+
+    /// What a compaction of the idle would do, if it may.
+    fn shape(&self) -> Option<Shape> {
+        let version = self.tree.current_version();
+        let runs = version.l0().run_count();
+        // An ordinary one's business.
+        if runs < idle::MIN_RUNS || runs >= usize::from(self.options.l0_runs) {
+            return None;
+        }
+        let levels: Vec<u64> = version.iter_levels().map(|level| level.size()).collect();
+        let shape = Shape::of(runs, &levels, self.options.level_bytes());
+        let room = fs2::available_space(&self.path).unwrap_or(0);
+        (room / 2 >= shape.cost()).then_some(shape)
+    }
+
+    /// Compacts level 0 if little is written and it pays.
+    fn compact_idle(&self) -> Result<bool> {
+        let Some(_alone) = self.compacting.try_write() else { return Ok(false) };
+        // Before the look at level 0: an ingestion that makes it too large from here on is heard.
+        self.brake.set_idle(true);
+        let due = self.shape().filter(|shape| self.idle.due(*shape, Instant::now()));
+        let worked = due.map_or(Ok(false), |shape| {
+            self.idle.begins(shape);
+            self.compact(Arc::new(PullDown(0, shape.target)))
+        });
+        self.brake.set_idle(false);
+        worked
     }
 }
 
@@ -238,6 +324,7 @@ fn check_version_file(tree: &Path) -> Result<()> {
 /// An ingestion under way.
 struct LsmSink<'a> {
     ingestion: lsm_tree::AnyIngestion<'a>,
+    bytes: u64,
     last: Vec<u8>,
     tables: &'a LsmTables,
 }
@@ -255,12 +342,14 @@ impl LsmSink<'_> {
 impl Sink for LsmSink<'_> {
     fn put(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
         self.next(key)?;
+        self.bytes += (key.len() + value.len()) as u64;
         let written = self.ingestion.write(Slice::from(key), Slice::from(value));
         written.map_err(|e| self.tables.error("ingest", e))
     }
 
     fn delete(&mut self, key: &[u8]) -> Result<()> {
         self.next(key)?;
+        self.bytes += key.len() as u64;
         let written = self.ingestion.write_tombstone(Slice::from(key));
         written.map_err(|e| self.tables.error("ingest", e))
     }
@@ -273,13 +362,19 @@ impl Tables for LsmTables {
                 break;
             }
         }
-        self.job(|| {
+        let bytes = self.job(|| {
             let tree = AnyTree::Standard(self.tree.clone());
             let ingestion = tree.ingestion().map_err(|e| self.error("ingest", e))?;
-            let mut sink = LsmSink { ingestion, last: Vec::new(), tables: self };
+            let mut sink = LsmSink { ingestion, bytes: 0, last: Vec::new(), tables: self };
             fill(&mut sink)?;
-            sink.ingestion.finish().map_err(|e| self.error("install", e))
-        })
+            sink.ingestion.finish().map_err(|e| self.error("install", e))?;
+            Ok(sink.bytes)
+        })?;
+        self.idle.ingested(bytes, Instant::now());
+        if self.runs() >= usize::from(self.options.l0_runs) {
+            self.brake.give_way();
+        }
+        Ok(())
     }
 
     fn snapshot(&self) -> Result<Arc<dyn TablesView>> {
@@ -291,12 +386,18 @@ impl Tables for LsmTables {
     }
 
     fn maintain(&self) -> Result<bool> {
-        let before = self.tree.current_version().id();
-        // Snapshots hold their version's files, so nothing needs an overwritten entry to survive in new ones.
-        let watermark = self.visible.get();
-        let strategy = self.strategy();
-        self.job(|| self.tree.compact(strategy, watermark).map_err(|e| self.error("compact", e)))?;
-        Ok(self.tree.current_version().id() != before)
+        if self.brake.is_halted() {
+            return Ok(false);
+        }
+        let worked = match self.compacting.try_read() {
+            Some(_shared) => self.compact(self.strategy())?,
+            None => false,
+        };
+        Ok(worked || self.compact_idle()?)
+    }
+
+    fn halt(&self) {
+        self.brake.halt();
     }
 
     fn runs(&self) -> usize {
@@ -304,7 +405,11 @@ impl Tables for LsmTables {
     }
 
     fn debt(&self) -> TableDebt {
-        TableDebt { runs: self.runs(), bytes: self.tree.disk_space() }
+        let (runs, bytes) = (self.runs(), self.tree.disk_space());
+        let pending = runs >= usize::from(self.options.l0_runs)
+            || self.compacting.is_locked()
+            || self.shape().is_some_and(|shape| self.idle.pending(shape));
+        TableDebt { runs, bytes, pending }
     }
 }
 
@@ -374,21 +479,5 @@ impl TablesView for LsmView {
             Direction::Forward => Box::new(pairs.map(ours)),
             Direction::Reverse => Box::new(pairs.rev().map(ours)),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_compaction_of_level_0_is_due_by_its_runs() {
-        for runs in 1..40 {
-            for tables in runs..runs * 4 {
-                let due = tables >= usize::from(l0_tables(12, runs, tables));
-                assert_eq!(due, runs >= 12, "{tables} tables in {runs} runs");
-            }
-        }
-        assert_eq!(l0_tables(0, 0, 0), 2);
     }
 }

@@ -15,6 +15,9 @@ use std::sync::Arc;
 
 type Map = BTreeMap<Bytes, Bytes>;
 
+/// Ingestions that make a compaction.
+const DUE_RUNS: usize = 4;
+
 /// What goes wrong with the next ingestion.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
@@ -160,7 +163,7 @@ impl Tables for MemTables {
 
     fn maintain(&self) -> Result<bool> {
         let mut disk = self.disk.0.lock();
-        let due = disk.runs >= 4;
+        let due = disk.runs >= DUE_RUNS;
         if due {
             disk.runs = 0;
         }
@@ -169,7 +172,7 @@ impl Tables for MemTables {
 
     fn debt(&self) -> TableDebt {
         let disk = self.disk.0.lock();
-        TableDebt { runs: disk.runs, bytes: disk.bytes }
+        TableDebt { runs: disk.runs, bytes: disk.bytes, pending: disk.runs >= DUE_RUNS }
     }
 }
 

@@ -89,6 +89,8 @@ pub struct Stats {
     pub table_runs: usize,
     /// Bytes of all tables.
     pub table_bytes: u64,
+    /// Whether a compaction is under way, or will come by itself if nothing else is written.
+    pub compaction_pending: bool,
     /// Flushes done since open (restores included).
     pub flushes: u64,
     /// Batches written since open.
@@ -136,6 +138,10 @@ pub trait StateStore: Send + Sync + 'static {
     /// One bounded step of background work (compaction; merges of memtable runs too large for a writer). `true` if there was any: call again. Blocks its
     /// caller, nobody else.
     fn maintain(&self) -> Result<bool>;
+
+    /// Ends [`maintain`](Self::maintain) before long where it is under way, with its work undone, and makes it do nothing from
+    /// now on: the store is about to be closed. Everything else goes on.
+    fn halt(&self) {}
 
     /// Whether the active memtable has reached its configured size and can be frozen now.
     fn should_flush(&self) -> bool;

@@ -355,6 +355,10 @@ impl StateStore for TableStore {
         Ok(worked)
     }
 
+    fn halt(&self) {
+        self.inner.tables.halt();
+    }
+
     fn should_flush(&self) -> bool {
         let state = self.inner.state.lock();
         let full = state.active_bytes as u64 >= self.inner.options.memtable_bytes;
@@ -390,6 +394,7 @@ impl StateStore for TableStore {
             runs: state.active.len() + state.frozen.len(),
             table_runs: debt.runs,
             table_bytes: debt.bytes,
+            compaction_pending: debt.pending,
             flushes: inner.flushes.load(Ordering::Relaxed),
             batches: inner.batches.load(Ordering::Relaxed),
         }

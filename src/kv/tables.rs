@@ -29,6 +29,8 @@ pub trait Tables: Send + Sync + 'static {
     /// One bounded step of compaction; `true` if it did something. May run beside `ingest`. Never changes what
     /// a snapshot shows.
     fn maintain(&self) -> Result<bool>;
+    /// Ends [`maintain`](Self::maintain) before long where it is under way, with nothing done; from now on it does nothing.
+    fn halt(&self) {}
     /// What is owed. May wait for a job that ends.
     fn debt(&self) -> TableDebt;
     /// [`TableDebt::runs`]; waits for nobody.
@@ -44,6 +46,8 @@ pub struct TableDebt {
     pub runs: usize,
     /// Bytes of all tables.
     pub bytes: u64,
+    /// Whether a compaction is under way, or will come by itself if nothing else is ingested.
+    pub pending: bool,
 }
 
 /// An ordered stream out of tables.

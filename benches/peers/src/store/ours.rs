@@ -1,15 +1,15 @@
 //! Ours, with the threads and the pacing that a node gives it: a flusher, a compactor, small sleeps by debt.
 
 use super::Engine;
-use super::beside::Beside;
+use super::beside::{Beside, LOOK};
 use super::work::{KEY, Load, Rows};
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use bytes::Bytes;
 use catamaran::kv::lsm::{LsmOptions, LsmTables};
 use catamaran::kv::{Direction, Options, StateStore, TableStore, WriteBatch};
 use catamaran::types::KeyRange;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Unmerged ingestions from which applying is slowed down, and by how much: the driver's figures.
 const DEBT_FREE: usize = 8;
@@ -17,6 +17,8 @@ const PAUSE_PER_DEBT: Duration = Duration::from_micros(500);
 const PAUSE_MAX: Duration = Duration::from_millis(10);
 /// Memtables, active and frozen, beyond so many times their size slow it down as well.
 const MEMTABLES_MAX: u64 = 4;
+/// Compaction has come to its end by then.
+const SETTLE_MAX: Duration = Duration::from_secs(600);
 
 /// The store and who works for it.
 pub struct Ours {
@@ -75,7 +77,12 @@ impl Engine for Ours {
     fn settle(&mut self) -> Result<()> {
         self.beside.stop()?;
         while flush(&self.store)? {}
-        while self.store.maintain()? {}
+        // What it would do by itself while nothing is written, and when it would.
+        let began = Instant::now();
+        while self.store.maintain()? || self.store.stats().compaction_pending {
+            ensure!(began.elapsed() < SETTLE_MAX, "compaction does not end");
+            std::thread::sleep(LOOK);
+        }
         Ok(())
     }
 

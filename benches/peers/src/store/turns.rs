@@ -24,14 +24,15 @@ pub fn take(
             let ask = Ask { which: *which, place: place.path().to_owned(), load };
             let figures = ask.elsewhere()?;
             eprintln!(
-                "{repetition} {} ops, {} prefixes, {}: {:.0} k ops/s, {:.2} us CPU an op, {:.2} written, worst {:.0} \
-                 ms ({:.0} ms at 80 %), {:.0} k gets/s, {:.2} M keys/s walked",
+                "{repetition} {} ops, {} prefixes, {}: {:.0} k ops/s, {:.2} us CPU an op, {:.2} written, settled in {:.1} s, \
+                 worst {:.0} ms ({:.0} ms at 80 %), {:.0} k gets/s, {:.2} M keys/s walked",
                 load.ops,
                 load.prefixes,
                 which.name(),
                 figures.apply_per_s / 1e3,
                 figures.cpu_us_per_op,
                 figures.write_amplification,
+                figures.settle_s,
                 figures.worst_batch_ms,
                 figures.worst_paced_batch_ms,
                 figures.gets_per_s / 1e3,
