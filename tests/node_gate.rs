@@ -66,8 +66,8 @@ impl StateStore for Behind {
         self.inner.maintain()
     }
 
-    fn halt(&self) {
-        self.halted.store(true, Relaxed);
+    fn set_halted(&self, halted: bool) {
+        self.halted.store(halted, Relaxed);
     }
 
     fn should_flush(&self) -> bool {

@@ -206,7 +206,7 @@ impl Shared {
             queue.close();
         }
         self.upkeep.close();
-        self.kv.halt();
+        self.kv.set_halted(true);
         drop(self.admission.clear());
         self.log.wake_writer();
         self.readers.stop();
@@ -238,6 +238,7 @@ impl Driver {
         }
         let inbox = |_| Arc::new(Inbox::new(config.inbox_bytes, config.inbox_message_bytes));
         let read_workers = config.read_workers.max(1);
+        kv.set_halted(false);
         let shared = Arc::new(Shared {
             inboxes: (0..stores.len()).map(inbox).collect(),
             desks: Desks::new(stores.len()),

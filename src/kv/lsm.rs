@@ -396,8 +396,8 @@ impl Tables for LsmTables {
         Ok(worked || self.compact_idle()?)
     }
 
-    fn halt(&self) {
-        self.brake.halt();
+    fn set_halted(&self, halted: bool) {
+        self.brake.set_halted(halted);
     }
 
     fn runs(&self) -> usize {

@@ -139,9 +139,9 @@ pub trait StateStore: Send + Sync + 'static {
     /// caller, nobody else.
     fn maintain(&self) -> Result<bool>;
 
-    /// Ends [`maintain`](Self::maintain) before long where it is under way, with its work undone, and makes it do nothing from
-    /// now on: the store is about to be closed. Everything else goes on.
-    fn halt(&self) {}
+    /// While halted, [`maintain`](Self::maintain) does nothing; where it is under way it ends before long, with its work undone.
+    /// A node halts its store when it stops, for the store may be closed then, and lets it go on when it opens.
+    fn set_halted(&self, _halted: bool) {}
 
     /// Whether the active memtable has reached its configured size and can be frozen now.
     fn should_flush(&self) -> bool;

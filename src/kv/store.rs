@@ -355,8 +355,8 @@ impl StateStore for TableStore {
         Ok(worked)
     }
 
-    fn halt(&self) {
-        self.inner.tables.halt();
+    fn set_halted(&self, halted: bool) {
+        self.inner.tables.set_halted(halted);
     }
 
     fn should_flush(&self) -> bool {

@@ -29,8 +29,8 @@ pub trait Tables: Send + Sync + 'static {
     /// One bounded step of compaction; `true` if it did something. May run beside `ingest`. Never changes what
     /// a snapshot shows.
     fn maintain(&self) -> Result<bool>;
-    /// Ends [`maintain`](Self::maintain) before long where it is under way, with nothing done; from now on it does nothing.
-    fn halt(&self) {}
+    /// While halted, [`maintain`](Self::maintain) does nothing; where it is under way it ends before long, with nothing done.
+    fn set_halted(&self, _halted: bool) {}
     /// What is owed. May wait for a job that ends.
     fn debt(&self) -> TableDebt;
     /// [`TableDebt::runs`]; waits for nobody.

@@ -122,9 +122,9 @@ pub(super) struct Brake {
 }
 
 impl Brake {
-    /// Whatever compacts ends, and nothing begins any more.
-    pub fn halt(&self) {
-        self.halted.store(true, Relaxed);
+    /// While halted, whatever compacts ends, and nothing begins.
+    pub fn set_halted(&self, halted: bool) {
+        self.halted.store(halted, Relaxed);
     }
 
     pub fn is_halted(&self) -> bool {

@@ -118,7 +118,7 @@ fn a_halt_leaves_the_tables_as_they_are() {
     let tables = LsmTables::open(dir.path(), options()).unwrap();
     (0..5).for_each(|mark| ingest(&tables, mark, 1, 2000));
     let before = files(dir.path());
-    tables.halt();
+    tables.set_halted(true);
     // As if it had begun already.
     assert!(!tables.compact_idle().unwrap());
     assert!(!tables.compact(Arc::new(PullDown(0, 6))).unwrap());
@@ -147,7 +147,7 @@ fn a_compacting_thread_ends_when_halted() {
         while !tables.compacting.is_locked_exclusive() && tables.runs() == 8 {
             std::thread::yield_now();
         }
-        tables.halt();
+        tables.set_halted(true);
         compactor.join().unwrap();
     });
     assert!(matches!(tables.runs(), 0 | 8), "done or undone: {} runs", tables.runs());
