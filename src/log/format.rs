@@ -20,7 +20,7 @@ const SEGMENT_MAGIC: [u8; 8] = *b"CATALOG\n";
 const SEGMENT_HEADER: usize = 64;
 /// The second copy lies in another sector: one bad sector does not lose the header.
 const SEGMENT_HEADER_COPY: usize = 2048;
-const RECORD_MAGIC: u32 = 0x5243_5443;
+pub(super) const RECORD_MAGIC: u32 = 0x5243_5443;
 
 /// Rounds up to the next block.
 pub(super) fn align(n: usize) -> usize {

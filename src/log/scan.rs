@@ -4,7 +4,8 @@
 use super::GroupId;
 use super::echo::{self, Echoed, Echoes};
 use super::format::{
-    BLOCK, BadSum, Op, RECORD_HEADER, RecordHeader, SegmentHeader, VERSION, align, decode_dir,
+    BLOCK, BadSum, Op, RECORD_HEADER, RECORD_MAGIC, RecordHeader, SegmentHeader, VERSION, align,
+    decode_dir, read_u64,
 };
 use super::segment::{SEGMENT_SUFFIX, SPARE_SUFFIX, parse_name};
 use super::unreadable::{Holes, Sparse, is_of_its_place, read_around};
@@ -563,13 +564,21 @@ impl<'a> Scan<'a> {
             let Err(bad) = self.header_at(at) else { continue };
             // What follows padding is of the file's former life.
             let head = if at < at_block { &head[..RECORD_HEADER.min(at_block - at)] } else { head };
-            let generation = self.generation.to_le_bytes();
-            if head.iter().any(|b| *b != 0) && (at != at_block || head[8..16] == generation) {
+            let is_ours = || at != at_block || is_hinted(head, self.generation);
+            if head.iter().any(|b| *b != 0) && is_ours() {
                 return Some(bad);
             }
         }
         None
     }
+}
+
+/// Whether these bytes, whose checksum does not match, once were a header of this generation. A small number alone may
+/// be anybody's data.
+fn is_hinted(head: &[u8], generation: u64) -> bool {
+    let magic = RECORD_MAGIC.to_le_bytes();
+    let alike = magic.iter().zip(head).filter(|(magic, byte)| magic == byte).count();
+    alike + 1 >= magic.len() && read_u64(head, 8) == generation
 }
 
 #[cfg(test)]
