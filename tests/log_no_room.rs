@@ -223,3 +223,39 @@ fn a_footer_may_find_no_room_at_any_write() {
     }
     assert!(hits > 4, "{hits}");
 }
+
+/// What repeats a copy may not fit the spare beside it, and the file cannot grow: the copy goes without it. (A second spare does not
+/// say that there is room.)
+#[test]
+fn a_full_disk_opens_however_much_of_a_segment_nobody_states() {
+    let segment = SMALL;
+    for (spares, rest) in [(1, 0), (2, 0), (3, 0), (1, segment), (1, segment + 4096)] {
+        let options = Options { spare_segments: spares, ..options(segment) };
+        let small = (830..900).step_by(5).map(|count| (count, 1));
+        let large = (57_000..=61_000).step_by(500).map(|len| (1, len));
+        for (count, len) in small.chain(large) {
+            let disk = MemDisk::default();
+            let open = || {
+                let disk = Arc::new(disk.clone());
+                Log::open(disk, Path::new("/log"), options.clone()).map(|(log, _)| log)
+            };
+            let log = open().unwrap();
+            while log.prepare().unwrap() {}
+            for index in 1..=count {
+                let mut batch = LogBatch::new();
+                batch.append(1, [entry(index, len)]);
+                log.submit(batch).unwrap();
+            }
+            while log.write_round().unwrap().is_some() {}
+            drop(log);
+            let capacity = used(&disk) + rest;
+            disk.state().capacity = Some(capacity);
+            for n in 0..4 {
+                let log = open().unwrap_or_else(|error| {
+                    panic!("{spares} spares, {rest} B left, {count} entries of {len} B, open {n}: {error}")
+                });
+                check(&log, 1, count, len);
+            }
+        }
+    }
+}

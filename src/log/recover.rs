@@ -474,6 +474,9 @@ impl Replay {
         }
         let harmless = self.bad.iter().filter(|(key, _)| !used.contains(key));
         self.recovery.harmless.extend(harmless.map(|(_, damage)| damage.clone()));
+        // Directories of which nothing was needed any more: their groups were reset or cleared, or a floor passed.
+        let harmless = self.unsaid.iter().filter(|(seq, _)| !used.contains(&(*seq, 0)));
+        self.recovery.harmless.extend(harmless.map(|(_, damage)| damage.clone()));
         self.recovery.groups = self.index.len() as u64;
         self.recovery.last_seq = self.next_seq - 1;
         Ok(())

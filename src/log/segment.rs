@@ -194,6 +194,25 @@ pub(super) struct Spare {
     pub file: Arc<dyn File>,
 }
 
+impl Spare {
+    /// Makes the file so long, with zeros. `false`, and nothing has changed: there is no room.
+    pub fn grow(&self, to: u64) -> Result<bool> {
+        let from = self.file.len()?;
+        let zeros = aligned(&[0; BLOCK]);
+        for at in (from..to).step_by(BLOCK) {
+            match self.file.write_at(at, block_of(&zeros)) {
+                Ok(()) => {}
+                Err(Error::DiskFull { .. }) => {
+                    self.file.set_len(from)?;
+                    return Ok(false);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+}
+
 /// What an allocation may use up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Reserve {

@@ -87,15 +87,17 @@ impl Replay {
         let spare = file_for(pool, found, &tail, sizes)?;
         let size = spare.file.len()?;
         // The block behind the last group stays free: that no other begins there is what ends a segment.
-        let fits = |copy: &Copy<'_>| copy.bytes() + 2 * BLOCK as u64 <= size;
+        let end = |copy: &Copy<'_>| copy.bytes() + 2 * BLOCK as u64;
+        let fits = |copy: &Copy<'_>| end(copy) <= size;
         // A short segment is copied whole: the old file is free at once, and a node that restarts
         // often does not leave a trail of files. So is a long one on a full disk: the old file is the reserve
         // then, for purge and for the next open.
         let short = (BLOCK + tail.len()) as u64 <= options.segment_bytes / 4;
         let whole = tail.clean && (short || pool.reserve()? == Reserved::No) && fits(best());
-        // A file grows, where there is room.
-        let grows = whole || fits(&least) || pool.reserve()? == Reserved::Yes;
-        let copy = match (whole, grows) {
+        // A file that is too short for it is made longer, where there is room: more than for the next spare.
+        let mut long =
+            || -> Result<bool> { Ok(pool.reserve()? == Reserved::Yes && spare.grow(end(&least))?) };
+        let copy = match (whole, whole || fits(&least) || long()?) {
             (true, _) => best(),
             (false, true) => &least,
             (false, false) => &bare,

@@ -44,3 +44,43 @@ fn a_missing_entry_is_told_with_the_segment_that_goes_on_behind_it() {
         assert_eq!(damage.file, next.path);
     }
 }
+
+/// A damaged directory whose group was reset or cleared later on took nothing with it, and once was told by nobody but the
+/// inspector.
+#[test]
+fn a_damaged_directory_that_nobody_needs_is_told() {
+    for clears in [true, false] {
+        let (disk, dir) = (MemDisk::default(), Path::new("/log"));
+        let open = || {
+            let options = Options { segment_bytes: 64 << 10, ..Options::default() };
+            Log::open(Arc::new(disk.clone()), dir, options).unwrap()
+        };
+        let (log, _) = open();
+        for index in 1..=4 {
+            let mut batch = LogBatch::new();
+            batch.append(7, [Entry { index, term: 1, kind: 0, data: vec![7; 100].into() }]);
+            log.write(batch).unwrap();
+        }
+        let mut batch = LogBatch::new();
+        match clears {
+            true => batch.clear(7),
+            false => batch.reset(7, crate::types::LogPosition { index: 9, term: 2 }),
+        }
+        log.write(batch).unwrap();
+        log.barrier().unwrap();
+        drop(log);
+        let names = disk.list(dir).unwrap();
+        let found =
+            find_segments(&disk, dir, &names, OpenMode::ReadWrite, Neighbour::None).unwrap();
+        let at = (super::super::format::BLOCK + RECORD_HEADER + 3) as u64;
+        let mut byte = [0];
+        found[0].file.read_at(at, &mut byte).unwrap();
+        found[0].file.write_at(at, &[byte[0] ^ 1]).unwrap();
+        drop(found);
+        let (_, recovery) = open();
+        assert!(recovery.quarantined.is_empty(), "{recovery:?}");
+        assert!(
+            matches!(&recovery.harmless[..], [damage] if damage.detail.contains("directory of record 1"))
+        );
+    }
+}
