@@ -191,16 +191,18 @@ fn measure_space(args: &OfSpace) -> Result<()> {
             continue;
         }
         let place = args.common.place()?;
-        let shape = Shape { groups: args.groups, entries: args.entries, each: 8 };
+        let shape = Shape { groups: args.groups, entries: args.entries, each: space::TOGETHER };
         let space = space::measure(which, place.path(), shape, args.common.repetitions)
             .with_context(|| which.name())?;
         eprintln!(
-            "{}: cold {:.3} s, warm {:.3} s, heap {:.1} B, read {:.2}, kept {:.2}",
+            "{}: cold {:.3} s, warm {:.3} s, heap {:.1} and {:.1} B, read {:.2} and {:.2}, kept {:.2}",
             which.name(),
             spread(space.open_cold_s.iter().copied()).1,
             spread(space.open_warm_s.iter().copied()).1,
             space.heap_per_entry,
+            space.heap_per_lone_entry,
             space.read_amplification,
+            space.lone_read_amplification,
             space.kept_per_live
         );
         report.space.push(space);

@@ -1,7 +1,7 @@
 //! What wants a process of its own: opening (nothing of the log in memory), what that makes the disk
 //! read, and the heap it takes (under an allocator that counts, in the binary `catamaran-rivals-heap`).
 
-use crate::engine::{self, Files, Setup, Which};
+use crate::engine::{self, Setup, Which};
 use crate::machine;
 use crate::space::{self, READ_GROUPS, Shape};
 use anyhow::{Context, Result, bail};
@@ -38,6 +38,9 @@ pub struct Ask {
     /// Entries of each.
     #[arg(long)]
     pub entries: u64,
+    /// Entries of a group in one write, where the log is made.
+    #[arg(long, default_value_t = space::TOGETHER)]
+    pub each: u64,
 }
 
 /// An opening.
@@ -93,7 +96,7 @@ impl Ask {
     /// Opens the log, in this process.
     pub fn open(&self) -> Result<Box<dyn engine::Engine>> {
         machine::raise_limits();
-        let setup = Setup { groups: self.groups, window: 1, files: Files::Usual };
+        let setup = Setup { groups: self.groups, window: 1, files: space::files(self.which) };
         let engine = engine::open(self.which, &self.dir, setup)?;
         let found = engine.last_index(self.groups);
         if found != self.entries {
@@ -105,7 +108,7 @@ impl Ask {
     /// Makes it, as `space` does.
     pub fn filled(&self) -> Result<()> {
         machine::raise_limits();
-        let shape = Shape { groups: self.groups, entries: self.entries, each: 8 };
+        let shape = Shape { groups: self.groups, entries: self.entries, each: self.each };
         space::make(self.which, &self.dir, shape)
     }
 

@@ -32,6 +32,8 @@ pub const ENTRY: usize = 1024;
 const SPAN: u64 = 16;
 /// Groups that are read back cold.
 pub const READ_GROUPS: u64 = 40;
+/// Entries of a group in one write, unless it has a single one.
+pub const TOGETHER: u64 = 8;
 
 /// What was measured of one engine.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -52,14 +54,22 @@ pub struct Space {
     pub heap_per_entry: f64,
     /// The same of a log whose writes had one entry of a group.
     pub heap_per_lone_entry: f64,
-    /// Bytes the disk delivered for a byte of entries of a single group, cold.
+    /// Bytes the disk delivered for a byte of entries of a single group, cold; writes had eight entries of a group.
     pub read_amplification: f64,
+    /// The same of a log whose writes had one entry of a group.
+    pub lone_read_amplification: f64,
     /// After 1 GB of which 99 % of the groups need nothing: bytes of live files per live byte.
     pub kept_per_live: f64,
 }
 
 fn setup(shape: Shape, files: Files) -> Setup {
     Setup { groups: shape.groups, window: 1, files }
+}
+
+/// How large the files of a large log are. raft-log keeps what a group's last file holds in memory: with files as they come
+/// (1 GB for each group) that is everything.
+pub fn files(which: Which) -> Files {
+    if which == Which::RaftLog { Files::Small } else { Files::Usual }
 }
 
 /// Writes a log of this shape: the groups in turn.
@@ -83,41 +93,42 @@ pub fn fill(engine: &dyn Engine, shape: Shape) -> Result<()> {
 
 /// Makes a log of this shape with an engine, which is closed again.
 pub fn make(which: Which, dir: &Path, shape: Shape) -> Result<()> {
-    let engine = engine::open(which, dir, setup(shape, Files::Usual))?;
+    let engine = engine::open(which, dir, setup(shape, files(which)))?;
     fill(engine.as_ref(), shape)
 }
 
-fn heap(which: Which, dir: &Path, shape: Shape) -> Result<f64> {
-    let ask = Ask { which, dir: dir.to_owned(), groups: shape.groups, entries: shape.entries };
-    let bytes: u64 = ask.heap()?;
-    Ok(bytes as f64 / (shape.groups * shape.entries) as f64)
+fn ask(which: Which, dir: &Path, shape: Shape) -> Ask {
+    let Shape { groups, entries, each } = shape;
+    Ask { which, dir: dir.to_owned(), groups, entries, each }
+}
+
+/// Heap for an entry, and bytes read for a byte that is wanted.
+fn heap_and_reads(which: Which, dir: &Path, shape: Shape) -> Result<(f64, f64)> {
+    let ask = ask(which, dir, shape);
+    let read: Readback = ask.run(Probe::Read)?;
+    let heap = ask.heap()? as f64 / (shape.groups * shape.entries) as f64;
+    Ok((heap, read.bytes_read as f64 / read.bytes_wanted.max(1) as f64))
 }
 
 /// Measures all of it for one engine, below `dir`.
 pub fn measure(which: Which, dir: &Path, shape: Shape, repetitions: usize) -> Result<Space> {
     let place = dir.join("large");
     make(which, &place, shape).context("filling")?;
-    let ask = |probe| {
-        Ask { which, dir: place.clone(), groups: shape.groups, entries: shape.entries }.run(probe)
-    };
+    let open = || ask(which, &place, shape).run::<Opened>(Probe::Open);
     // The first opening after a fill may have more to do than any later one.
-    let _: Opened = ask(Probe::Open)?;
+    open()?;
     let (mut cold, mut warm, mut emptied) = (Vec::new(), Vec::new(), None);
     for _ in 0..repetitions {
         emptied = Some(machine::make_cold(&place)?);
-        cold.push(ask(Probe::Open)?.seconds);
-        ask(Probe::Open)?;
-        warm.push(ask(Probe::Open)?.seconds);
+        cold.push(open()?.seconds);
+        open()?;
+        warm.push(open()?.seconds);
     }
-    let read: Readback =
-        Ask { which, dir: place.clone(), groups: shape.groups, entries: shape.entries }
-            .run(Probe::Read)?;
-    let heap_per_entry = heap(which, &place, shape)?;
+    let (heap_per_entry, read_amplification) = heap_and_reads(which, &place, shape)?;
     std::fs::remove_dir_all(&place)?;
-    // An eighth of the bytes tells as much of the heap.
-    let lone = Shape { each: 1, entries: (shape.entries / 8).max(1), ..shape };
+    let lone = Shape { each: 1, ..shape };
     make(which, &place, lone)?;
-    let heap_per_lone_entry = heap(which, &place, lone)?;
+    let (heap_per_lone_entry, lone_read_amplification) = heap_and_reads(which, &place, lone)?;
     std::fs::remove_dir_all(&place)?;
     let kept_per_live = laggards(which, &place, shape)?;
     std::fs::remove_dir_all(&place)?;
@@ -130,7 +141,8 @@ pub fn measure(which: Which, dir: &Path, shape: Shape, repetitions: usize) -> Re
         open_warm_s: warm,
         heap_per_entry,
         heap_per_lone_entry,
-        read_amplification: read.bytes_read as f64 / read.bytes_wanted.max(1) as f64,
+        read_amplification,
+        lone_read_amplification,
         kept_per_live,
     })
 }

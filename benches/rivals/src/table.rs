@@ -216,15 +216,27 @@ impl Report {
                 Limit::OfRival(target::OPEN_WARM),
             ),
             Line::of_space(
-                "heap per entry, B",
+                "heap per entry, eight of a group a write, B",
                 self,
                 |space| space.heap_per_entry,
                 Limit::Absolute(target::HEAP_PER_ENTRY),
             ),
             Line::of_space(
-                "one group cold, read / wanted",
+                "heap per entry, one of a group a write, B",
+                self,
+                |space| space.heap_per_lone_entry,
+                Limit::Absolute(target::HEAP_PER_ENTRY),
+            ),
+            Line::of_space(
+                "one group cold, eight of it a write, read / wanted",
                 self,
                 |space| space.read_amplification,
+                Limit::Absolute(target::READ_AMPLIFICATION),
+            ),
+            Line::of_space(
+                "one group cold, one of it a write, read / wanted",
+                self,
+                |space| space.lone_read_amplification,
                 Limit::Absolute(target::READ_AMPLIFICATION),
             ),
             Line::of_space(
@@ -279,7 +291,7 @@ impl Report {
         let _ = writeln!(
             out,
             "\nA log of {:.1} GB in entries of 1 KiB, {} groups; cold: {}.\n\n\
-             | engine | open cold s | open warm s | heap per entry B (8 a write / 1 a write) | read one group cold: read / wanted | 1 % laggards: kept / live |\n\
+             | engine | open cold s | open warm s | heap per entry B (8 a write / 1 a write) | one group cold: read / wanted (8 a write / 1 a write) | 1 % laggards: kept / live |\n\
              |---|---|---|---|---|---|",
             first.data_bytes as f64 / 1e9,
             first.groups,
@@ -292,13 +304,14 @@ impl Report {
             };
             let _ = writeln!(
                 out,
-                "| {}{other} | {} | {} | {:.1} / {:.1} | {:.2} | {:.2} |",
+                "| {}{other} | {} | {} | {:.1} / {:.1} | {:.2} / {:.2} | {:.2} |",
                 space.which.name(),
                 seconds(&space.open_cold_s),
                 seconds(&space.open_warm_s),
                 space.heap_per_entry,
                 space.heap_per_lone_entry,
                 space.read_amplification,
+                space.lone_read_amplification,
                 space.kept_per_live,
             );
         }
@@ -346,6 +359,7 @@ mod tests {
             heap_per_entry: heap,
             heap_per_lone_entry: heap,
             read_amplification: 1.5,
+            lone_read_amplification: 1.5,
             kept_per_live: 2.5,
         };
         let mut report = Report { machine: "here".into(), ..Report::default() };
@@ -361,7 +375,7 @@ mod tests {
         assert!(table.contains("| ratio <= 0.25 | met |"), "{table}");
         assert!(
             table
-                .contains("heap per entry, B | 6.000 | 78.0 (raft-engine) | 0.077 | <= 12 | met |"),
+                .contains("heap per entry, eight of a group a write, B | 6.000 | 78.0 (raft-engine) | 0.077 | <= 12 | met |"),
             "{table}"
         );
         assert!(table.contains("| <= 2 | **not met** |"), "{table}");

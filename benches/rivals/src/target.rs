@@ -35,9 +35,9 @@ pub fn of(work: &str) -> Option<Rate> {
 pub const OPEN_COLD: f64 = 0.1;
 /// Opening it again.
 pub const OPEN_WARM: f64 = 0.25;
-/// Heap bytes for an entry that lives, at most (eight of a group in a write).
+/// Heap bytes for an entry that lives, at most whether a write has eight of a group or one.
 pub const HEAP_PER_ENTRY: f64 = 12.0;
-/// Bytes that the disk delivers for a byte of one group's entries, cold, at most.
+/// Bytes that the disk delivers for a byte of one group's entries, cold, at most, likewise.
 pub const READ_AMPLIFICATION: f64 = 2.0;
 /// Bytes kept for a live byte, with 1 % laggards, after purging, at most.
 pub const KEPT_PER_LIVE: f64 = 2.0;

@@ -84,8 +84,6 @@ impl Which {
     /// Whether it is measured in a row unless it is asked for by name.
     pub fn suits(self, work: Work) -> bool {
         match self {
-            // A sync for each of 256 groups: it was asked for with 64.
-            Which::RaftLog => work.span <= 64,
             Which::Disk => work.threads == 1 && work.window == 1,
             _ => true,
         }
