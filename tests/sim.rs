@@ -44,10 +44,17 @@ fn found_by(planted: Planted, hint: u64) -> Option<u64> {
 }
 
 fn found_in(workload: Workload, planted: Planted, hint: u64) -> Option<u64> {
+    found_as(workload, planted, hint, "")
+}
+
+/// The same, if the named promise is the first that is seen broken.
+fn found_as(workload: Workload, planted: Planted, hint: u64, promise: &str) -> Option<u64> {
     (hint..SEEDS.end).chain(SEEDS.start..hint).find(|seed| {
         let plan = Plan { planted: Some(planted), workload, ..Plan::new(*seed) };
         // A panic of raft-rs on an impossible state is a find, too.
-        std::panic::catch_unwind(|| run(&plan).violation).map_or(true, |v| v.is_some())
+        let panicked = |_| Some("panic".to_owned());
+        let found = std::panic::catch_unwind(|| run(&plan).violation).unwrap_or_else(panicked);
+        found.is_some_and(|violation| violation.starts_with(promise))
     })
 }
 
@@ -92,6 +99,20 @@ fn a_change_made_for_another_shape_and_applied_all_the_same_is_found() {
 #[test]
 fn a_lease_that_outlives_a_merge_is_found() {
     assert!(found_in(Workload::Regions, Planted::LeaseKept, 125).is_some());
+}
+
+/// Each region has one lease, and one key has two: its parent's and that of the part in which it lies.
+#[test]
+fn a_lease_that_a_parent_keeps_over_what_was_cut_off_is_found() {
+    let promise = "one node serves a key by a lease";
+    assert!(found_as(Workload::Regions, Planted::RangeKept, 13, promise).is_some());
+}
+
+/// A split writes nothing, but from then on others may write: a lease read that does not wait for it lacks that.
+#[test]
+fn a_lease_read_that_does_not_wait_for_a_split_is_found() {
+    let promise = "a lease read finds what was applied anywhere";
+    assert!(found_as(Workload::Regions, Planted::ShapeUnawaited, 0, promise).is_some());
 }
 
 #[test]

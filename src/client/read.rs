@@ -46,20 +46,16 @@ impl Inner {
         match level {
             ReadLevel::Linearizable => None,
             ReadLevel::Lease => {
-                if !share.lease_holds(self.now()) {
-                    return None;
-                }
-                let committed = share.committed();
+                let begun = share.begin_lease_read(self.now())?;
                 let view = self.driver.kv().view().ok()?;
+                let found = view.region(route.region)?;
                 // The view lies between the two looks: the lease held when it was taken.
-                let holds = share.lease_holds(self.now());
-                let applied = view.region(route.region)?.applied.index;
-                let serves = holds && applied >= committed;
-                if !serves || share.epoch().version != route.version {
+                let state = share.serves_by_lease(begun, self.now(), found)?;
+                if state.region.epoch.version != route.version {
                     return None;
                 }
                 share.is_read();
-                Some(self.read_from(&*view, route, body))
+                Some(read_within(&*view, &state.region.range, body))
             }
             ReadLevel::Stale { max } => {
                 if !share.is_fresh(self.now(), max) || share.epoch().version != route.version {
@@ -111,27 +107,28 @@ impl Inner {
     /// Reads from a view of now. The view holds the region's state of the same instant, so a region
     /// that changed its shape is noticed here, whatever was checked before.
     fn read(&self, route: Route, body: &Body) -> Result<Response> {
-        self.read_from(&*self.driver.kv().view()?, route, body)
-    }
-
-    fn read_from(&self, view: &dyn View, route: Route, body: &Body) -> Result<Response> {
+        let view = self.driver.kv().view()?;
         let state = view.region(route.region).ok_or(Error::RegionNotFound(route.region))?;
         if state.region.epoch.version != route.version {
             return Err(Error::EpochNotMatch { current: vec![state.region] });
         }
-        let owned = &state.region.range;
-        match body {
-            Body::Read { keys, .. } => {
-                if let Some(key) = keys.iter().find(|key| !owned.contains(key)) {
-                    return Err(Error::InvalidArgument(format!("{key:?} is not in the region")));
-                }
-                values(view, keys)
+        read_within(&*view, &state.region.range, body)
+    }
+}
+
+/// What the view has under the keys of a region's range.
+fn read_within(view: &dyn View, owned: &KeyRange, body: &Body) -> Result<Response> {
+    match body {
+        Body::Read { keys, .. } => {
+            if let Some(key) = keys.iter().find(|key| !owned.contains(key)) {
+                return Err(Error::InvalidArgument(format!("{key:?} is not in the region")));
             }
-            Body::Scan { direction, range, items, bytes, .. } => {
-                page(view, &range.intersect(owned), *direction, *items, *bytes)
-            }
-            _ => Err(Error::InvalidArgument("not a read".into())),
+            values(view, keys)
         }
+        Body::Scan { direction, range, items, bytes, .. } => {
+            page(view, &range.intersect(owned), *direction, *items, *bytes)
+        }
+        _ => Err(Error::InvalidArgument("not a read".into())),
     }
 }
 

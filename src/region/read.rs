@@ -172,7 +172,7 @@ impl Peer {
         match level {
             ReadLevel::Linearizable => false,
             ReadLevel::Lease => {
-                let committed = self.group.status().committed;
+                let committed = self.awaited_by_reads(self.group.status().committed);
                 self.share.lease_holds(now) && self.progress.applied.index >= committed
             }
             ReadLevel::Stale { max } => self.share.is_fresh(now, max),
@@ -212,10 +212,7 @@ impl Peer {
 
     /// Lets the reads proceed whose index is applied; renews lease and freshness.
     pub(crate) fn finish_reads(&mut self, config: &StoreConfig, effects: &mut Effects) {
-        let applied = self.progress.applied.index;
-        let ready = |round: &RoundTrip| round.index.is_some_and(|index| index <= applied);
-        while let Some(at) = self.reads.queue.rounds.iter().position(ready) {
-            let Some(round) = self.reads.queue.rounds.remove(at) else { return };
+        while let Some(round) = self.take_finished_round() {
             if !self.frozen() {
                 // Its keys may be written to elsewhere, by the region that it was merged into.
                 self.share.set_fresh(round.started);
@@ -226,6 +223,29 @@ impl Peer {
                 effects.replies.push((waiting.token, Reply::Read(Ok(grant))));
             }
         }
+    }
+
+    /// A round whose index is applied.
+    fn take_finished_round(&mut self) -> Option<RoundTrip> {
+        let applied = self.progress.applied.index;
+        let awaited = |index| self.awaited_by_reads(index) <= applied;
+        let finished = |round: &RoundTrip| round.index.is_some_and(awaited);
+        let at = self.reads.queue.rounds.iter().position(finished)?;
+        self.reads.queue.rounds.remove(at)
+    }
+
+    /// What a read must find applied when so much is committed: all of it, changes of shape too. They write nothing, but what
+    /// was cut off may be written to elsewhere.
+    #[cfg(not(any(test, feature = "sim")))]
+    pub(super) fn awaited_by_reads(&self, committed: u64) -> u64 {
+        committed
+    }
+
+    /// The same. With the simulator's planted bug: but for the change of shape that this leader has proposed.
+    #[cfg(any(test, feature = "sim"))]
+    pub(super) fn awaited_by_reads(&self, committed: u64) -> u64 {
+        let unawaited = self.reshaping.filter(|_| self.planted.shape_unawaited);
+        unawaited.map_or(committed, |proposed| committed.min(proposed.index - 1))
     }
 
     fn renew_lease(&self, config: &StoreConfig, started: Time) {

@@ -277,7 +277,7 @@ impl Peer {
         self.share.set_leader(self.leader_store());
         let (taken, applied) = self.load.totals();
         self.share.set_load(status.term, self.bytes_so_far(), taken, applied);
-        self.share.set_committed(status.committed);
+        self.share.set_committed(self.awaited_by_reads(status.committed));
         if changed {
             self.share.set_lease(Time(0));
             self.reads.restart_rounds();

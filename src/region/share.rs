@@ -1,7 +1,9 @@
 //! What other threads may know of a replica without asking its loop: lease, freshness, leader hint, shape.
 
 use super::neighbours::Neighbours;
-use crate::types::{Departed, Epoch, KeyRange, PeerId, Region, RegionId, StoreId, Time};
+use crate::types::{
+    Departed, Epoch, KeyRange, PeerId, Region, RegionId, RegionState, StoreId, Time,
+};
 use bytes::Bytes;
 use parking_lot::RwLock;
 use std::collections::BTreeMap;
@@ -33,6 +35,14 @@ pub struct PeerShare {
     applied: AtomicU64,
     reads: AtomicU64,
     region: RwLock<Arc<Region>>,
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) planted: super::planted::KeptShape,
+}
+
+/// A read by the lease that has begun: what was committed before its view is taken.
+#[derive(Clone, Copy, Debug)]
+pub struct LeaseRead {
+    committed: u64,
 }
 
 impl PeerShare {
@@ -54,16 +64,45 @@ impl PeerShare {
             applied: AtomicU64::new(0),
             reads: AtomicU64::new(0),
             region: RwLock::new(region),
+            #[cfg(any(test, feature = "sim"))]
+            planted: Default::default(),
         }
     }
 
-    /// Whether the leader lease holds at `now`. Check it again *after* the view was taken.
+    /// Whether the leader lease holds at `now`.
     pub fn lease_holds(&self, now: Time) -> bool {
         now.0 < self.lease_until.load(Ordering::SeqCst)
     }
 
-    /// The commit index as the replica knows it. For a lease read: look at it before the view is taken,
-    /// and ask the loop instead if the view's applied index is below.
+    /// Begins a read by the lease, before its view is taken. `None`: there is no lease at `now`.
+    pub fn begin_lease_read(&self, now: Time) -> Option<LeaseRead> {
+        self.lease_holds(now).then(|| LeaseRead { committed: self.committed() })
+    }
+
+    /// The state by which a read that has begun is answered from its view, given what the view says of the region.
+    /// `None`: it is not answered by the lease. The lease must still hold at `now`, by a clock that was looked at after
+    /// the view was taken; the view must have applied what was committed when the read began, and must show the region in
+    /// the shape that the loop knows.
+    pub fn serves_by_lease(
+        &self,
+        read: LeaseRead,
+        now: Time,
+        found: RegionState,
+    ) -> Option<RegionState> {
+        let whole = found.applied.index >= read.committed;
+        let known = self.epoch().version == found.region.epoch.version;
+        #[cfg(any(test, feature = "sim"))]
+        let found = self.planted.instead_of(found);
+        (self.lease_holds(now) && whole && known).then_some(found)
+    }
+
+    /// The shape by which the replica serves, if its view agrees: for the simulator's look at leases.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn served(&self) -> Arc<Region> {
+        self.planted.get().unwrap_or_else(|| self.region())
+    }
+
+    /// The commit index as the replica knows it.
     pub fn committed(&self) -> u64 {
         self.committed.load(Ordering::SeqCst)
     }
@@ -134,6 +173,10 @@ impl PeerShare {
 
     pub(crate) fn set_lease(&self, until: Time) {
         self.lease_until.store(until.0, Ordering::SeqCst);
+        #[cfg(any(test, feature = "sim"))]
+        if until == Time(0) {
+            self.planted.forget();
+        }
     }
 
     pub(crate) fn set_committed(&self, index: u64) {
@@ -334,5 +377,36 @@ impl Registry {
         replicas.claims.remove(&region);
         replicas.place(&share.region());
         replicas.by_region.insert(region, share);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::LogPosition;
+
+    /// What lease reads rest on: each of these alone keeps one from being served.
+    #[test]
+    fn a_lease_read_needs_the_lease_to_its_end_all_that_was_committed_and_the_known_shape() {
+        let (lease, after) = (Time(100), Time(101));
+        let region =
+            |version| Region { epoch: Epoch { conf_ver: 1, version }, ..Region::default() };
+        let found = |index, version| RegionState {
+            region: region(version),
+            applied: LogPosition { index, term: 6 },
+            ..RegionState::default()
+        };
+        let share = PeerShare::new(PeerId(1), Arc::new(region(3)));
+        share.set_committed(8);
+        assert!(share.begin_lease_read(Time(1)).is_none(), "no lease yet");
+        share.set_lease(after);
+        let begun = share.begin_lease_read(lease).unwrap();
+        share.set_committed(9);
+        let serves = |now, found| share.serves_by_lease(begun, now, found);
+        assert_eq!(serves(lease, found(8, 3)), Some(found(8, 3)), "as of when it began");
+        assert_eq!(serves(after, found(8, 3)), None, "the lease ended before the view was taken");
+        assert_eq!(serves(lease, found(7, 3)), None, "a follower may have shown entry 8");
+        assert_eq!(serves(lease, found(8, 4)), None, "cut in the view");
+        assert_eq!(serves(lease, found(8, 2)), None, "the loop knows of more than the view");
     }
 }

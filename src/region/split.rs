@@ -21,7 +21,8 @@
 //!
 //! **Reads.** Nobody reads a child's keys by the parent's lease or by a round of the parent: the leader
 //! publishes its commit index before a follower can learn of it, a lease read must find it applied, and once the
-//! split is applied the version differs. So a child that is written to elsewhere is never overlooked.
+//! split is applied the version differs. So a child that is written to elsewhere is never overlooked; the simulator looks at who
+//! would answer for a key (`sim::leases`).
 
 use super::effects::{Effects, Reply};
 use super::peer::Peer;
@@ -106,6 +107,10 @@ impl Peer {
     /// The region has another shape: whoever waits with the old one is told.
     pub(crate) fn reshaped(&mut self, region: Region, effects: &mut Effects) {
         let moved = region.epoch.version != self.region.epoch.version;
+        #[cfg(any(test, feature = "sim"))]
+        if self.planted.range_kept && !region.range.covers(&self.region.range) {
+            self.share.planted.keep(&self.region);
+        }
         let shown = self.share.region();
         self.region = if *shown == region { shown } else { Arc::new(region) };
         self.share.set_region(Arc::clone(&self.region));

@@ -107,14 +107,11 @@ impl Cluster {
         key: &Bytes,
         level: ReadLevel,
     ) -> Result<bool, Violation> {
-        let may = self.serves_at_once(now, id, region, level);
-        if may {
-            self.counts.lease_reads += 1;
-            if let Some(error) = self.read_now(now, at, id, region, key)? {
-                return Err(violation("what is served at once is there", error.to_string()));
-            }
-        }
-        Ok(may)
+        let Some(shape) = self.serves_at_once(now, id, region, level) else { return Ok(false) };
+        self.counts.lease_reads += 1;
+        let value = self.value_within(id, &shape, key)?;
+        self.has_read(now, at, id, region, key, value);
+        Ok(true)
     }
 
     /// Reads from a view of now. `Some`: the region has moved on since the client was routed to it.
@@ -126,10 +123,23 @@ impl Cluster {
         region: &Region,
         key: &Bytes,
     ) -> Result<Option<Error>, Violation> {
-        let value = match self.value_at(id, region, key)? {
-            Ok(value) => value_of(value.as_deref()),
+        match self.value_at(id, region, key)? {
+            Ok(value) => self.has_read(now, at, id, region, key, value),
             Err(error) => return Ok(Some(error)),
-        };
+        }
+        Ok(None)
+    }
+
+    fn has_read(
+        &mut self,
+        now: Time,
+        at: usize,
+        id: StoreId,
+        region: &Region,
+        key: &Bytes,
+        value: Option<Bytes>,
+    ) {
+        let value = value_of(value.as_deref());
         if let Some(Request::Read { level, .. }) =
             self.clients[at].asked.as_ref().map(|asked| &asked.request)
         {
@@ -138,7 +148,6 @@ impl Cluster {
         self.trace.line(now, format_args!("client {at} read {key:?} = {value:?} at {id}"));
         self.clients[at].has_read(now, value, &mut self.history);
         self.answered(at);
-        Ok(None)
     }
 
     fn answered(&mut self, at: usize) {

@@ -8,6 +8,7 @@
 use super::checker::{LogMatching, OneLeaderPerTerm, StateEquality, Violation};
 use super::client::{Client, Keys};
 use super::couriers::Courier;
+use super::leases::Leases;
 use super::linear::History;
 use super::net::Net;
 use super::node::{NodeOptions, Planted, SimNode};
@@ -140,6 +141,7 @@ pub struct Cluster {
     pub(super) leaders: OneLeaderPerTerm,
     pub(super) led: BTreeMap<RegionId, u64>,
     pub(super) states: StateEquality,
+    pub(super) leases: Leases,
     /// In seeds in which groups sleep.
     pub(super) lulls: Option<Lulls>,
     pub(super) probes: Probes,
@@ -190,6 +192,7 @@ impl Cluster {
             leaders: OneLeaderPerTerm::default(),
             led: BTreeMap::new(),
             states: StateEquality::default(),
+            leases: Leases::default(),
             lulls: None,
             probes: Probes::default(),
             hand: None,

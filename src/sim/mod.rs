@@ -13,7 +13,8 @@
 //!
 //! [`seed`] runs one seed from its drawn shape to the judgement: [`node`] is one node in production's own
 //! code, [`cluster`] does in events what production's shell does in threads, [`client`] and [`callers`] are
-//! the workload, [`regions`] the one in which regions change, [`trouble`] the faults, [`siege`] the one that is aimed, [`watch`] what the checkers look at.
+//! the workload, [`regions`] the one in which regions change, [`trouble`] the faults, [`siege`] the one that is aimed, [`watch`] what the checkers look at,
+//! `leases` the part of it that is about lease reads.
 //! On a [`stage`] nothing is drawn: what happens there a script says, step by step.
 //!
 //! Not done: shrinking of failing seeds; nobody changes the record of stores here (replicas of region 1 are compared with it all the same).
@@ -25,6 +26,7 @@ pub mod clock;
 pub mod cluster;
 pub mod couriers;
 pub mod disk;
+mod leases;
 pub mod linear;
 mod lives;
 mod members;

@@ -35,6 +35,11 @@ pub enum Planted {
     SupportKept,
     /// A frozen region goes on with reads and lease as if it were not to be merged.
     LeaseKept,
+    /// A leader whose region is cut goes on with its lease over the range that it had, whoever leads the parts by then.
+    RangeKept,
+    /// A leader's reads do not wait for a change of shape that it has proposed: a split writes nothing, so they and its lease go on
+    /// before it is applied here.
+    ShapeUnawaited,
     /// What a merge carries begins behind what is committed, not behind what every replica has.
     FirstFromCommit,
     /// The log is compacted above a snapshot that is under way. Seeds hardly ever have one that takes long enough; the
@@ -49,7 +54,7 @@ pub enum Planted {
 
 impl Planted {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Planted); 11] = [
+    pub const ALL: [(&'static str, Planted); 13] = [
         ("ack-before-sync", Planted::AckBeforeSync),
         ("forgotten-vote", Planted::ForgottenVote),
         ("flush-reported-early", Planted::FlushReportedEarly),
@@ -57,6 +62,8 @@ impl Planted {
         ("ignored-epoch", Planted::IgnoredEpoch),
         ("support-kept", Planted::SupportKept),
         ("lease-kept", Planted::LeaseKept),
+        ("range-kept", Planted::RangeKept),
+        ("shape-unawaited", Planted::ShapeUnawaited),
         ("first-from-commit", Planted::FirstFromCommit),
         ("pin-ignored", Planted::PinIgnored),
         ("fresh-unapplied", Planted::FreshUnapplied),
@@ -71,6 +78,8 @@ impl Planted {
             Planted::ForgottenPromise => store.forget_promises(),
             Planted::SupportKept => store.keep_support(),
             Planted::LeaseKept => store.keep_leases(),
+            Planted::RangeKept => store.keep_ranges(),
+            Planted::ShapeUnawaited => store.leave_shapes_unawaited(),
             Planted::FirstFromCommit => store.carry_too_little(),
             Planted::PinIgnored => store.ignore_pins(),
             Planted::FreshUnapplied => store.hurry_freshness(),

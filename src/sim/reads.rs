@@ -11,35 +11,45 @@ use super::cluster::{Cluster, violation};
 use crate::error::Error;
 use crate::kv::StateStore;
 use crate::region::read::ReadLevel;
-use crate::types::{Region, StoreId, Time};
+use crate::types::{Region, RegionId, RegionState, StoreId, Time};
 use bytes::Bytes;
 
 impl Cluster {
-    /// Whether lease or freshness of a replica allow a read without asking its loop.
+    /// The shape within which a replica answers a read without asking its loop, if its lease or freshness allow it.
     pub(super) fn serves_at_once(
         &self,
         now: Time,
         id: StoreId,
         region: &Region,
         level: ReadLevel,
-    ) -> bool {
-        let Some(node) = self.nodes.get(&id) else { return false };
-        let local = node.now(now);
-        let Some(running) = node.running.as_ref() else { return false };
-        let Some(share) = running.registry.get(region.id) else { return false };
-        let Some(state) = running.kv.view().ok().and_then(|view| view.region(region.id)) else {
-            return false;
-        };
-        if state.region.epoch.version != region.epoch.version {
-            return false;
-        }
-        match level {
-            ReadLevel::Lease => {
-                share.lease_holds(local) && state.applied.index >= share.committed()
+    ) -> Option<Region> {
+        let state = match level {
+            ReadLevel::Linearizable => None,
+            ReadLevel::Lease => self.serves_by_lease(now, id, region.id),
+            ReadLevel::Stale { max } => {
+                let node = self.nodes.get(&id)?;
+                let running = node.running.as_ref()?;
+                let fresh = running.registry.get(region.id)?.is_fresh(node.now(now), max);
+                running.kv.view().ok()?.region(region.id).filter(|_| fresh)
             }
-            ReadLevel::Stale { max } => share.is_fresh(local, max),
-            ReadLevel::Linearizable => false,
-        }
+        };
+        let shape = state?.region;
+        (shape.epoch.version == region.epoch.version).then_some(shape)
+    }
+
+    /// The state by which a node would answer a lease read of the region now, without asking its loop.
+    pub(super) fn serves_by_lease(
+        &self,
+        now: Time,
+        id: StoreId,
+        region: RegionId,
+    ) -> Option<RegionState> {
+        let node = self.nodes.get(&id)?;
+        let running = node.running.as_ref()?;
+        let share = running.registry.get(region)?;
+        let begun = share.begin_lease_read(node.now(now))?;
+        let found = running.kv.view().ok()?.region(region)?;
+        share.serves_by_lease(begun, node.now(now), found)
     }
 
     /// What a view of now has under the key, if the region still has the shape that the read was meant for. The outer
@@ -60,11 +70,24 @@ impl Cluster {
         if state.region.epoch.version != region.epoch.version {
             return Ok(Err(Error::EpochNotMatch { current: vec![state.region] }));
         }
-        if !state.region.range.contains(key) {
-            let detail = format!("{id} {}: {key:?} in {:?}", region.id, state.region.range);
+        self.value_within(id, &state.region, key).map(Ok)
+    }
+
+    /// What a view of now has under a key of the region, given its shape.
+    pub(super) fn value_within(
+        &self,
+        id: StoreId,
+        shape: &Region,
+        key: &[u8],
+    ) -> Result<Option<Bytes>, Violation> {
+        if !shape.range.contains(key) {
+            let detail = format!("{id} {}: {key:?} in {:?}", shape.id, shape.range);
             return Err(violation("a read stays within its region", detail));
         }
-        Ok(Ok(view.get(key).map_err(failed)?))
+        let failed = |e: Error| violation("a view can be read", e.to_string());
+        let running = self.nodes.get(&id).and_then(|node| node.running.as_ref());
+        let Some(running) = running else { return Err(failed(Error::RegionNotFound(shape.id))) };
+        running.kv.view().and_then(|view| view.get(key)).map_err(failed)
     }
 
     /// Counts what kinds of reads were answered.

@@ -346,13 +346,15 @@ impl Stage {
         key: &str,
         level: ReadLevel,
     ) -> Outcome<(RegionId, Option<Bytes>)> {
-        if !self.cluster.serves_at_once(self.now(), id, region, level) {
-            let (region, version) = (region.id, region.epoch.version);
-            let event = |token| Event::Read(vec![ReadRequest { token, region, version, level }]);
-            match self.ask(id, region, event)? {
-                Reply::Read(grant) => drop(grant?),
-                _ => return Err(Setback::Silence("an answer to something else")),
-            }
+        if let Some(shape) = self.cluster.serves_at_once(self.now(), id, region, level) {
+            let value = self.cluster.value_within(id, &shape, key.as_bytes())?;
+            return Ok((region.id, value));
+        }
+        let (asked, version) = (region.id, region.epoch.version);
+        let event = |token| Event::Read(vec![ReadRequest { token, region: asked, version, level }]);
+        match self.ask(id, asked, event)? {
+            Reply::Read(grant) => drop(grant?),
+            _ => return Err(Setback::Silence("an answer to something else")),
         }
         Ok((region.id, self.cluster.value_at(id, region, key.as_bytes())??))
     }

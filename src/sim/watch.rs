@@ -48,6 +48,7 @@ impl Cluster {
         let Some(node) = self.nodes.get(&id) else { return Ok(()) };
         let Some(running) = node.running.as_ref() else { return Ok(()) };
         let local = node.now(now);
+        let mut unsure = Vec::new();
         for peer in running.stores[at].peers() {
             let region = peer.region.id;
             if let Some(reason) = &peer.fence {
@@ -58,10 +59,15 @@ impl Cluster {
             let leads = peer.leads_term();
             let newest = self.led.get(&region).copied().unwrap_or(0);
             // A lease that is taken, or kept, after the newer leader has come: `look_at_leases` saw none then.
-            if peer.share.lease_holds(local) && leads.is_none_or(|term| term < newest) {
-                let detail =
-                    format!("{region}: {id} holds a lease and leads {leads:?}, not {newest}");
-                return Err(violation("one lease at a time", detail));
+            if peer.share.lease_holds(local) {
+                if leads.is_none_or(|term| term < newest) {
+                    let detail =
+                        format!("{region}: {id} holds a lease and leads {leads:?}, not {newest}");
+                    return Err(violation("one lease at a time", detail));
+                }
+                if self.leases.is_unsure(id, region, &peer.share) {
+                    unsure.push(region);
+                }
             }
             let Some(term) = leads else { continue };
             self.leaders.observe(region, term, peer.id)?;
@@ -79,7 +85,7 @@ impl Cluster {
                 entries.into_iter().next().map(|entry| (entry.term, crc_of(entry)))
             })?;
         }
-        Ok(())
+        unsure.into_iter().try_for_each(|region| self.look_at_lease(now, id, region))
     }
 
     /// When a replica has become leader in the newest term: no other one may still hold a lease, which is
@@ -145,6 +151,7 @@ impl Cluster {
             let hash = self.hash_of(&*view, &state.region.range)?;
             let (region, peer, index) = (applied.region, applied.peer, state.applied.index);
             self.states.observe(region, peer, index, hash)?;
+            self.look_at_what_is_shown(id, region, index)?;
         }
         Ok(())
     }

@@ -21,6 +21,16 @@ impl Store {
         self.peers.values_mut().for_each(|peer| peer.planted.lease_kept = true);
     }
 
+    /// A leader whose region is cut goes on with its lease over the range that it had.
+    pub(crate) fn keep_ranges(&mut self) {
+        self.peers.values_mut().for_each(|peer| peer.planted.range_kept = true);
+    }
+
+    /// Reads do not wait for changes of shape.
+    pub(crate) fn leave_shapes_unawaited(&mut self) {
+        self.peers.values_mut().for_each(|peer| peer.planted.shape_unawaited = true);
+    }
+
     /// A merge carries what is not committed, instead of what some replica may lack.
     pub(crate) fn carry_too_little(&mut self) {
         self.peers.values_mut().for_each(|peer| peer.planted.first_from_commit = true);
