@@ -16,6 +16,8 @@ pub struct StoreConfig {
     pub nonce: u64,
     /// What a tick stands for.
     pub tick: Duration,
+    /// Awake groups that one tick looks at, about. If more are awake each is looked at every few ticks, for as many.
+    pub ticked_at_once: usize,
     /// How much faster another node's clock may run than ours, in percent, before leases are unsafe.
     pub clock_drift_percent_max: u32,
     /// Client bytes waiting in one region for a place in the log, at most.
@@ -49,6 +51,7 @@ impl Default for StoreConfig {
             group: GroupConfig::default(),
             nonce: 0,
             tick: Duration::from_millis(50),
+            ticked_at_once: 2048,
             clock_drift_percent_max: 5,
             pending_bytes_max: 8 << 20,
             entry_bytes_max: 1 << 20,
@@ -72,6 +75,12 @@ impl StoreConfig {
     pub fn lease(&self) -> Duration {
         let promised = self.election_timeout().saturating_sub(self.tick);
         promised * (100 - self.clock_drift_percent_max.min(100)) / 100
+    }
+
+    /// Every how many ticks each of so many awake groups is looked at: a leader is in time for its heartbeats.
+    pub fn turns(&self, awake: usize) -> u64 {
+        let turns = awake.div_ceil(self.ticked_at_once.max(1));
+        turns.clamp(1, self.group.heartbeat_ticks.max(1)) as u64
     }
 
     /// One election timeout.

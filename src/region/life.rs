@@ -198,6 +198,7 @@ impl Peer {
             strangers: Default::default(),
             leaving: false,
             ticks: 0,
+            looked_at: 0,
             rest: Rest::default(),
             region,
         }

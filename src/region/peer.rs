@@ -101,6 +101,8 @@ pub struct Peer {
     /// No member any more: about to be destroyed.
     pub(crate) leaving: bool,
     pub(crate) ticks: u64,
+    /// The store's tick at which it was ticked last.
+    pub(crate) looked_at: u64,
     pub(crate) rest: Rest,
 }
 

@@ -92,6 +92,8 @@ fn options(rng: &mut Rng, nodes: u64, plan: &Plan) -> crate::Result<NodeOptions>
             ..Default::default()
         },
         tick: Duration::from_millis(50),
+        // In some seeds they take turns; not drawn, so that the others stay what they are.
+        ticked_at_once: if plan.seed % 8 == 7 { 1 } else { usize::MAX },
         clock_drift_percent_max: 10,
         compact_bytes: rng.range("shape.compact", 256..4096),
         log_bytes_max: rng.range("shape.log", 1024..24_000),

@@ -149,3 +149,30 @@ fn former_replicas_on_a_store_that_has_left_are_forgotten() {
     bench.ticks(200);
     assert!(peer(&mut bench).removed.is_empty());
 }
+
+/// Nine regions are awake where a tick may look at three: each has its turn every third tick and lives through all three then. None
+/// comes off badly when there are more turns for a while, and fewer again.
+#[test]
+fn groups_that_take_turns_live_as_long_as_others() {
+    let bounds = ["", "b", "c", "d", "e", "f", "g", "h", "i", ""];
+    let row = (1..=9).map(|id| region(id, bounds[id as usize - 1], bounds[id as usize], &[1]));
+    let mut bench = Bench::tired(row.collect(), Duration::ZERO);
+    bench.settle();
+    let ages = |bench: &mut Bench| -> Vec<u64> {
+        bench.store().peers.values().map(|peer| peer.ticks).collect()
+    };
+    bench.ticks(10);
+    let before = ages(&mut bench);
+    assert!(before.iter().all(|age| *age == 10), "{before:?}");
+    for (ticks, at_once) in [(30, 3), (1, 5), (1, 3), (1, 9), (1, 3), (20, 4), (6, 3)] {
+        bench.store().config.ticked_at_once = at_once;
+        bench.ticks(ticks);
+    }
+    let during = ages(&mut bench);
+    assert!(during.iter().all(|age| (67..=70).contains(age)), "{during:?}");
+    assert!(during.iter().any(|age| *age < 70), "they take turns: {during:?}");
+    bench.store().config.ticked_at_once = 9;
+    bench.ticks(3);
+    let after = ages(&mut bench);
+    assert!(after.iter().all(|age| (71..=73).contains(age)), "{after:?}");
+}
