@@ -91,7 +91,7 @@ pub(crate) struct Held {
     asking: Asking,
     asked: bool,
     /// To be written down as committed.
-    unrecorded: Option<u64>,
+    pub(super) unrecorded: Option<u64>,
 }
 
 impl Held {

@@ -103,6 +103,15 @@ pub struct Received {
 }
 
 impl Peer {
+    /// Whether [`collect`](Self::collect) would find anything, right after a round was advanced.
+    pub(crate) fn wants_another(&self) -> bool {
+        self.has_work()
+            || self.restoring.is_some()
+            || self.held.unrecorded.is_some()
+            || self.group.has_lost()
+            || self.group.storage().has_news()
+    }
+
     /// Takes the group's round, if it has one, and adds its writes to the pass.
     pub(crate) fn collect(
         &mut self,

@@ -147,6 +147,11 @@ impl PeerStorage {
         self.start = None;
     }
 
+    /// Whether raft wants to send a snapshot, or met damage, that nobody has been told of.
+    pub(crate) fn has_news(&self) -> bool {
+        self.note(|notes| !notes.wanted.is_empty() || notes.fault.is_some())
+    }
+
     /// Damage met since the last call.
     pub fn take_fault(&self) -> Option<String> {
         self.note(|notes| notes.fault.take())

@@ -250,8 +250,11 @@ impl Store {
         for (region, round) in collected {
             let Some(peer) = self.peers.get_mut(&region) else { continue };
             peer.advance(round, seq, &mut pass);
-            // Persisting nothing may have made more ready, and a limit may have held some back.
-            self.touched.insert(region);
+            // Persisting nothing may have made more ready, and a limit may have held some back. (A visit to nobody's
+            // use costs as much as any other: thousands of groups do not stay in the cache from one to the next.)
+            if peer.wants_another() {
+                self.touched.insert(region);
+            }
         }
         let Pass { acks, after, floor, effects, .. } = pass;
         if let Some(seq) = floor {
