@@ -122,6 +122,11 @@ impl Cluster {
     fn start(regions: u64, disks: Disks) -> Cluster {
         let mut cluster = Cluster { hub: Hub::new(), regions, disks, nodes: BTreeMap::new() };
         (1..=3).for_each(|id| cluster.open(id));
+        let start = Instant::now();
+        while !cluster.nodes.values().all(|node| node.status().unwrap().len() as u64 == regions) {
+            assert!(start.elapsed() < Duration::from_secs(60), "not all replicas are there");
+            std::thread::sleep(Duration::from_millis(10));
+        }
         cluster
     }
 
