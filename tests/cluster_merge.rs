@@ -49,6 +49,31 @@ fn all_regions(client: &Blocking) -> Vec<Region> {
     }
 }
 
+/// What a client is told of all regions, as their leaders have reported it: shape and leader.
+fn located(client: &Blocking) -> Vec<(Region, Option<StoreId>)> {
+    let mut all: Vec<(Region, Option<StoreId>)> = Vec::new();
+    loop {
+        let start = all.last().map_or_else(Bytes::new, |(last, _)| last.range.end.clone());
+        let page = client.locate(start, usize::MAX).unwrap();
+        let ends = page.last().is_none_or(|last| last.region.range.end.is_empty());
+        all.extend(page.into_iter().map(|info| (info.region, info.leader)));
+        if ends {
+            return all;
+        }
+    }
+}
+
+/// The same, as the replicas that lead have it.
+fn led(nodes: &[Node]) -> Vec<(Region, Option<StoreId>)> {
+    let of = |node: &Node| {
+        let (leader, status) = (node.store_id(), node.status().unwrap());
+        status.into_iter().filter(|one| one.leads).map(move |one| (one.region, Some(leader)))
+    };
+    let mut all: Vec<(Region, Option<StoreId>)> = nodes.iter().flat_map(of).collect();
+    all.sort_by(|(a, _), (b, _)| a.range.start.cmp(&b.range.start));
+    all
+}
+
 /// From many regions down to eight, under load, while one node is killed and comes back: nothing is lost or wrong, and
 /// every node ends with the same few regions. `CATAMARAN_MERGES=1000 cargo test --release --test cluster_merge
 /// down_to_eight -- --nocapture`.
@@ -136,6 +161,13 @@ fn down_to_eight_under_load() {
             let led = client.region(region.id).unwrap();
             assert_eq!((led.id, led.range), (region.id, region.range));
         }
+    }
+    // The directory has them as they are: no other region, no other shape, no other leader. It lags by a report.
+    for node in &nodes {
+        let client = node.client().blocking();
+        eventually("a directory that agrees with the regions", || located(&client) == led(&nodes));
+        let regions: Vec<Region> = located(&client).into_iter().map(|(region, _)| region).collect();
+        assert!(covers(&regions) && regions.len() <= 8, "{regions:?}");
     }
 }
 
