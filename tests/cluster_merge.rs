@@ -10,7 +10,7 @@ use catamaran::error::Outcome;
 use catamaran::kv::Direction;
 use catamaran::store::ReadLevel;
 use catamaran::transport::Hub;
-use catamaran::types::{FIRST_REGION, KeyRange, Region, RegionId, StoreId};
+use catamaran::types::{FIRST_REGION, KeyRange, Region, RegionId, Role, StoreId};
 use catamaran::{Node, NodeConfig};
 use cluster::{Work, covers, eventually, finds, key, open_of_three, regions_of, work};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -216,4 +216,38 @@ fn replicas_that_live_apart_are_moved_first() {
     for i in 0..20 {
         assert_eq!(client.get(key(i)).unwrap().unwrap(), i.to_string());
     }
+}
+
+/// A merge had to move a replica to a store that was out of reach: the learner that it had made there stayed after the merge had
+/// failed, and because of it no later attempt was ever begun. What the merge has made it takes away again.
+#[test]
+fn a_merge_that_cannot_move_a_replica_leaves_no_learner() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = Hub::new();
+    let nodes: Vec<Node> = (1..=3).map(|id| open_of_three(dir.path(), id, &hub)).collect();
+    let client = nodes[0].client().blocking();
+    let right = client.split([key(10)]).unwrap()[1].clone();
+    let left = client.region_of(key(0)).unwrap();
+    let third = StoreId(3);
+    client.remove_peer(right.id, third).unwrap();
+    eventually("leaders elsewhere", || {
+        let led = nodes[2].status().unwrap().into_iter().filter(|status| status.leads);
+        let led: Vec<RegionId> = led.map(|status| status.region.id).collect();
+        for region in &led {
+            let _ = nodes[2].transfer_leader(*region, Some(StoreId(1)));
+        }
+        led.is_empty()
+    });
+    for other in [1, 2] {
+        hub.partition(third, StoreId(other));
+    }
+    let hurried = nodes[0].client().with_timeout(Duration::from_millis(200)).blocking();
+    assert!(hurried.merge(right.id, left.id).is_err(), "the third store is out of reach");
+    let known = client.region(right.id).unwrap();
+    assert_eq!(known.peers.len(), 2, "{known:?}");
+    assert!(known.peers.iter().all(|peer| peer.role == Role::Voter), "{known:?}");
+    hub.heal_all();
+    client.merge(right.id, left.id).unwrap();
+    client.put(key(11), "x").unwrap();
+    assert_eq!(client.get(key(11)).unwrap().unwrap(), "x");
 }
