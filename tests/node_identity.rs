@@ -213,6 +213,31 @@ fn a_copy_from_the_middle_of_a_run_does_not_vote() {
     world.put_back(nodes);
 }
 
+/// A store that was struck off kept the connections that it had, and could go on asking and being asked. They are closed, and
+/// it is let in no more.
+#[test]
+fn a_store_that_has_left_is_cut_off() {
+    let world = World::new();
+    let nodes: Vec<Node> = (1..=4).map(|id| world.open(id)).collect();
+    let connections =
+        || -> Vec<u64> { nodes.iter().map(|n| n.stats().transport.connections).collect() };
+    let client = nodes[0].client().blocking();
+    client.put("k", "right").unwrap();
+    eventually("everybody with everybody", || connections() == [3; 4]);
+    let asks = nodes[3].client().with_timeout(Duration::from_secs(1)).blocking();
+    assert_eq!(asks.get("k").unwrap().unwrap(), "right");
+    client.drain_store(StoreId(4)).unwrap();
+    eventually("the removal", || client.remove_store(StoreId(4)).is_ok());
+    eventually("its connections to be closed", || connections() == [2, 2, 2, 0]);
+    assert!(asks.get("k").is_err());
+    // It tries, and is refused.
+    let refused = || nodes[0].stats().transport.refused_connections;
+    let before = refused();
+    eventually("its next attempts", || refused() > before + 1);
+    assert_eq!(connections(), [2, 2, 2, 0]);
+    assert_eq!(client.get("k").unwrap().unwrap(), "right");
+}
+
 /// Two of three founders lose their directories at once and come back empty. By the first layout they would be a majority, which
 /// knows nothing: they elected each other, and served an empty cluster. Now each waits until the third founds with it,
 /// which it never does, in whatever order they start; and with the lost directories back, everything is there.

@@ -382,6 +382,7 @@ impl Clerk {
             if record.state == StoreState::Left {
                 // It holds nothing that counts any more, and is not let in again.
                 self.parts.driver.registry().neighbours().has_left(store);
+                self.parts.transport.cut_off(store);
             }
             let there = record.state != StoreState::Left && !record.address.is_empty();
             let placed = |known: Option<Start>| known.is_some_and(|known| known.life == start.life);
