@@ -226,6 +226,7 @@ fn a_store_that_has_left_is_cut_off() {
     eventually("everybody with everybody", || connections() == [3; 4]);
     let asks = nodes[3].client().with_timeout(Duration::from_secs(1)).blocking();
     assert_eq!(asks.get("k").unwrap().unwrap(), "right");
+    eventually("the fourth store", || client.stores().is_ok_and(|all| all.len() == 4));
     client.drain_store(StoreId(4)).unwrap();
     eventually("the removal", || client.remove_store(StoreId(4)).is_ok());
     eventually("its connections to be closed", || connections() == [2, 2, 2, 0]);
