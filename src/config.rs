@@ -29,7 +29,8 @@ pub enum StateKind {
 ///
 /// * The whole cluster must agree on `cluster_id`, `cluster`, `regions` and `replicas`: the first
 ///   layout of a new cluster is computed from them on every node alike.
-/// * They are used only once: a directory that has been set up keeps its regions.
+/// * They are used only once, when the members of `cluster` have all met: a directory that has been set up keeps its
+///   regions.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct NodeConfig {
@@ -42,6 +43,8 @@ pub struct NodeConfig {
     /// Where to listen, `host:port`. Empty: the address that `cluster` names for this store.
     pub listen: String,
     /// All members of a new cluster and their addresses. Empty: a cluster of this node alone, unless it joins one.
+    /// They found it together: no region answers before all of them have been up at once, and have met. After that
+    /// one of them with an empty directory is never taken for new: another store joins in its place.
     #[serde(deserialize_with = "cluster_map")]
     pub cluster: BTreeMap<u64, String>,
     /// The running nodes that this one joins, in place of `cluster`: all of them, for nobody else tells it where they

@@ -38,7 +38,7 @@ fn start(hub: &Hub) -> Vec<Node> {
 fn leader(nodes: &[Node], among: &[usize]) -> usize {
     let start = Instant::now();
     loop {
-        let leads = |at: &&usize| nodes[**at].status().unwrap()[0].leads;
+        let leads = |at: &&usize| nodes[**at].status().unwrap().iter().any(|region| region.leads);
         if let Some(at) = among.iter().find(leads) {
             return *at;
         }

@@ -1,5 +1,6 @@
 //! A data directory that was wiped, or put back from an old copy, does not vote as what it was: the others keep it out, also
-//! when every node has been restarted since and remembers only what is on its disk. Its place is taken by a new store.
+//! when every node has been restarted since and remembers only what is on its disk, and when those that were wiped are
+//! a majority. Its place is taken by a new store.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
@@ -64,8 +65,8 @@ impl World {
         eventually("the record on every disk", || {
             (1..=2).all(|id| {
                 let file = std::fs::read(self.data(id).join("members")).unwrap_or_default();
-                // Behind magic, checksum, starts and layout; small enough for one byte.
-                file.get(21).is_some_and(|byte| u64::from(*byte) >= version)
+                // Behind magic, checksum, starts, three founders and layout; small enough for one byte.
+                file.get(20 + 2 + 3 * 9 + 1).is_some_and(|byte| u64::from(*byte) >= version)
             })
         });
     }
@@ -210,4 +211,126 @@ fn a_copy_from_the_middle_of_a_run_does_not_vote() {
     eventually("a mark on record", || world.starts(&client) > Some(1));
     world.wait_for_record(&client);
     world.put_back(nodes);
+}
+
+/// A store that was struck off kept the connections that it had, and could go on asking and being asked. They are closed, and
+/// it is let in no more.
+#[test]
+fn a_store_that_has_left_is_cut_off() {
+    let world = World::new();
+    let nodes: Vec<Node> = (1..=4).map(|id| world.open(id)).collect();
+    let connections =
+        || -> Vec<u64> { nodes.iter().map(|n| n.stats().transport.connections).collect() };
+    let client = nodes[0].client().blocking();
+    client.put("k", "right").unwrap();
+    eventually("everybody with everybody", || connections() == [3; 4]);
+    let asks = nodes[3].client().with_timeout(Duration::from_secs(1)).blocking();
+    assert_eq!(asks.get("k").unwrap().unwrap(), "right");
+    eventually("the fourth store", || client.stores().is_ok_and(|all| all.len() == 4));
+    client.drain_store(StoreId(4)).unwrap();
+    eventually("the removal", || client.remove_store(StoreId(4)).is_ok());
+    eventually("its connections to be closed", || connections() == [2, 2, 2, 0]);
+    assert!(asks.get("k").is_err());
+    // It tries, and is refused.
+    let refused = || nodes[0].stats().transport.refused_connections;
+    let before = refused();
+    eventually("its next attempts", || refused() > before + 1);
+    assert_eq!(connections(), [2, 2, 2, 0]);
+    assert_eq!(client.get("k").unwrap().unwrap(), "right");
+}
+
+/// Two of three founders lose their directories at once and come back empty. By the first layout they would be a majority, which
+/// knows nothing: they elected each other, and served an empty cluster. Now each waits until the third founds with it,
+/// which it never does, in whatever order they start; and with the lost directories back, everything is there.
+#[test]
+fn two_wiped_founders_are_no_majority() {
+    let world = World::new();
+    let all = || -> Vec<Node> { (1..=3).map(|id| world.open(id)).collect() };
+    // Not waited for: that anybody is on record.
+    let mut nodes = all();
+    nodes[0].client().blocking().put("k", "right").unwrap();
+    let aside = |id: u64| world.dir.path().join(format!("aside-{id}"));
+    let orders = [[1, 2, 3], [1, 3, 2], [2, 1, 3], [3, 1, 2], [2, 3, 1], [3, 2, 1]];
+    for order in orders {
+        nodes.drain(..).for_each(|node| node.kill());
+        for id in [2, 3] {
+            std::fs::rename(world.data(id), aside(id)).unwrap();
+        }
+        nodes.extend(order.map(|id| world.open(id)));
+        let until = Instant::now() + Duration::from_secs(1);
+        while Instant::now() < until {
+            for node in &nodes {
+                let client = node.client().with_timeout(Duration::from_millis(100)).blocking();
+                assert!(client.put("k", "wrong").is_err(), "{order:?}");
+                assert!(client.get("k").is_err(), "{order:?}");
+                let status = node.status().unwrap_or_default();
+                assert!(status.iter().all(|status| !status.leads), "{order:?}");
+                assert!(node.store_id() == StoreId(1) || status.is_empty(), "{order:?}");
+            }
+        }
+        nodes.drain(..).for_each(|node| node.kill());
+        for id in [2, 3] {
+            std::fs::remove_dir_all(world.data(id)).unwrap();
+            std::fs::rename(aside(id), world.data(id)).unwrap();
+        }
+        nodes.extend(all());
+        assert_eq!(nodes[2].client().blocking().get("k").unwrap().unwrap(), "right", "{order:?}");
+    }
+}
+
+/// A cluster is founded when all its founders have met, however long it takes them to come, and although one was started
+/// again meanwhile. From then on a majority is enough.
+#[test]
+fn founders_may_come_one_after_the_other() {
+    let world = World::new();
+    let cannot = |node: &Node| {
+        let client = node.client().with_timeout(Duration::from_millis(700)).blocking();
+        assert!(client.put("k", "early").is_err());
+        assert!(node.status().unwrap().is_empty());
+    };
+    let second = world.open(2);
+    cannot(&second);
+    let first = world.open(1);
+    cannot(&first);
+    cannot(&second);
+    first.kill();
+    cannot(&second);
+    let third = world.open(3);
+    cannot(&third);
+    let first = world.open(1);
+    third.client().blocking().put("k", "right").unwrap();
+    eventually("all replicas", || {
+        [&first, &second, &third].iter().all(|node| node.status().unwrap().len() == 2)
+    });
+    for node in [first, second, third] {
+        node.kill();
+    }
+    let nodes = [world.open(3), world.open(2)];
+    assert_eq!(nodes[0].client().blocking().get("k").unwrap().unwrap(), "right");
+}
+
+/// A founder that is wiped before the others have come is met anew by those that were not there yet, and by the others after they
+/// have been started again.
+#[test]
+fn a_founder_may_begin_again_before_the_others_have_met_it() {
+    let world = World::new();
+    world.open(1).kill();
+    std::fs::remove_dir_all(world.data(1)).unwrap();
+    let nodes: Vec<Node> = (1..=3).map(|id| world.open(id)).collect();
+    nodes[1].client().blocking().put("k", "right").unwrap();
+    // Somebody's configuration makes a founder of one that has nothing to do with it.
+    let mut cluster = world.addresses.clone();
+    cluster.retain(|other, _| *other != 2);
+    let stranger = NodeConfig {
+        store_id: 4,
+        cluster,
+        data_dir: world.data(4),
+        tick_ms: 20,
+        segment_bytes: 4 << 20,
+        ..NodeConfig::default()
+    };
+    let stranger = Node::open(stranger).unwrap();
+    eventually("the stranger's end", || {
+        stranger.health().is_some_and(|why| why.to_string().contains("let it join"))
+    });
 }

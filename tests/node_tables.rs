@@ -46,7 +46,9 @@ fn open(dir: &Path, count: u64) -> (Vec<Node>, BTreeMap<u64, String>) {
         .unwrap()
     };
     let nodes: Vec<Node> = cluster.keys().map(open).collect();
-    eventually("a leader", || nodes.iter().any(|node| node.status().unwrap()[0].leads));
+    let leads = |node: &Node| node.status().unwrap().iter().any(|region| region.leads);
+    eventually("all replicas", || nodes.iter().all(|node| !node.status().unwrap().is_empty()));
+    eventually("a leader", || nodes.iter().any(leads));
     (nodes, cluster)
 }
 

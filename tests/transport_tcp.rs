@@ -270,6 +270,41 @@ fn a_killed_node_is_reported_and_comes_back() {
     again.shutdown();
 }
 
+/// A store that has left went on talking to everybody over the connections that it had: only new ones were refused.
+#[test]
+fn who_has_left_is_cut_off_and_stays_so() {
+    let rt = runtime();
+    let nodes = cluster(&rt, 3, false);
+    let (a, node) = &nodes[0];
+    let (b, left) = &nodes[1];
+    for (from, to) in [(1, 2), (2, 1), (1, 3), (3, 1)] {
+        wait("connected", || {
+            nodes[from - 1].0.send(StoreId(to as u64), Lane::Control, vec![append(1, 1, 10)]);
+            nodes[to - 1].1.got.lock().iter().any(|(store, _)| *store == StoreId(from as u64))
+        });
+    }
+    node.lost.lock().clear();
+    a.request(StoreId(2), 1, Bytes::from_static(b"mute")).unwrap();
+    a.cut_off(StoreId(2));
+    wait("the outcome is unknown", || node.lost.lock().contains(&StoreId(2)));
+    wait("the other side's loss", || left.lost.lock().contains(&StoreId(1)));
+    wait("one connection less", || a.stats().connections == 1);
+    let refused = || matches!(a.request(StoreId(2), 2, Bytes::new()), Err(Error::Busy { .. }));
+    wait("nothing is sent", refused);
+    // It dials, again and again, and is put off; it is not dialled.
+    let before = (node.count.load(Ordering::Relaxed), a.stats().dialled);
+    std::thread::sleep(Duration::from_millis(300));
+    b.send(StoreId(1), Lane::Control, vec![append(1, 2, 10)]);
+    a.set_peer(StoreId(2), b.local_addr().to_string());
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!((node.count.load(Ordering::Relaxed), a.stats().dialled), before);
+    assert!(refused());
+    // The others are not affected.
+    a.request(StoreId(3), 3, Bytes::from_static(b"here")).unwrap();
+    wait("answer", || node.answers.lock().iter().any(|(_, id, _)| *id == 3));
+    nodes.iter().for_each(|(tcp, _)| tcp.shutdown());
+}
+
 #[test]
 fn over_budget_is_dropped_counted_and_reported_once() {
     let rt = runtime();

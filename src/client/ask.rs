@@ -8,6 +8,7 @@
 //! | 4 locate | start key, how many at most |
 //! | 5 members | |
 //! | 6 was merged | region `u64` |
+//! | 7 found | store `u64`, incarnation `u64`; from a store that is to found the cluster, to another |
 //!
 //! | answer | bytes |
 //! |---|---|
@@ -17,13 +18,14 @@
 //! | 4 members | an announcement, to the end |
 //! | 5 record | the [record](crate::codec::directory), to the end |
 //! | 6 was merged | `0` or `1` |
+//! | 7 founds | incarnation `u64` |
 
 use super::request::{BOUND_BYTES_MAX, REGIONS_MAX};
 use crate::codec::directory::Directory;
 use crate::codec::report::{Announcement, Cluster, RegionInfo, Report, Verdict};
 use crate::codec::{Reader, Writer};
 use crate::error::Result;
-use crate::types::RegionId;
+use crate::types::{RegionId, StoreId};
 use bytes::Bytes;
 
 /// A question about stores and regions.
@@ -47,6 +49,13 @@ pub enum Ask {
     /// Whether the node knows that the region was merged into another one: see
     /// [`was_merged`](crate::region::merge::was_merged). Any node answers for itself.
     WasMerged(RegionId),
+    /// A store asks another one to found the cluster with it, and with that directory of its.
+    Found {
+        /// Who asks.
+        store: StoreId,
+        /// Its directory.
+        incarnation: u64,
+    },
 }
 
 /// Its answer.
@@ -69,6 +78,11 @@ pub enum Answer {
     Record(Directory),
     /// Whether a region was merged; `false`: nothing is known of it.
     WasMerged(bool),
+    /// It founds the cluster with who asked, or has done so; this is its own directory.
+    Founds {
+        /// Its incarnation.
+        incarnation: u64,
+    },
 }
 
 impl Ask {
@@ -94,6 +108,11 @@ impl Ask {
                 out.u8(6);
                 out.u64(region.0);
             }
+            Ask::Found { store, incarnation } => {
+                out.u8(7);
+                out.u64(store.0);
+                out.u64(*incarnation);
+            }
         }
     }
 
@@ -109,13 +128,14 @@ impl Ask {
             },
             5 => Ask::Members,
             6 => Ask::WasMerged(RegionId(from.u64()?)),
+            7 => Ask::Found { store: StoreId(from.u64()?), incarnation: from.u64()? },
             other => return Err(from.malformed(format_args!("question {other}"))),
         })
     }
 
     /// Whether only stores may say so.
     pub fn is_among_stores(&self) -> bool {
-        matches!(self, Ask::Report(_) | Ask::Announce(_))
+        matches!(self, Ask::Report(_) | Ask::Announce(_) | Ask::Found { .. })
     }
 }
 
@@ -149,6 +169,10 @@ impl Answer {
                 out.u8(6);
                 out.u8(u8::from(*merged));
             }
+            Answer::Founds { incarnation } => {
+                out.u8(7);
+                out.u64(*incarnation);
+            }
         }
     }
 
@@ -172,6 +196,7 @@ impl Answer {
                     return Err(from.malformed(format_args!("neither merged nor not: {other}")));
                 }
             }),
+            7 => Answer::Founds { incarnation: from.u64()? },
             other => return Err(from.malformed(format_args!("answer {other}"))),
         })
     }
@@ -181,7 +206,7 @@ impl Answer {
 mod tests {
     use super::*;
     use crate::codec::report::Extent;
-    use crate::types::{Region, StoreId};
+    use crate::types::Region;
     use proptest::prelude::*;
 
     #[test]
@@ -205,6 +230,7 @@ mod tests {
             Ask::Locate { start: "k".into(), count: 7 },
             Ask::Members,
             Ask::WasMerged(RegionId(1 << 40)),
+            Ask::Found { store: StoreId(3), incarnation: u64::MAX },
         ] {
             let mut out = Vec::new();
             ask.encode(&mut Writer::new(&mut out));
@@ -221,6 +247,7 @@ mod tests {
             Answer::Record(Directory { version: 9, ..Directory::default() }),
             Answer::WasMerged(true),
             Answer::WasMerged(false),
+            Answer::Founds { incarnation: 1 << 60 },
         ] {
             let mut out = Vec::new();
             answer.encode(&mut Writer::new(&mut out));

@@ -32,6 +32,9 @@ use std::time::Duration;
 /// Says whether a store can be got at.
 pub(crate) type Reachable = Box<dyn Fn(StoreId) -> bool + Send + Sync>;
 
+/// Answers a store that wants to found the cluster with this one, and that directory of its: by this one's.
+pub(crate) type Founds = Box<dyn Fn(StoreId, u64) -> Result<u64> + Send + Sync>;
+
 /// What a node knows of the cluster.
 #[derive(Default)]
 pub(super) struct Bureau {
@@ -42,6 +45,7 @@ pub(super) struct Bureau {
     /// What the configuration names.
     named: RwLock<BTreeSet<StoreId>>,
     reachable: OnceLock<Reachable>,
+    founds: OnceLock<Founds>,
     /// What stands in the way of the last plan.
     remarks: Mutex<Vec<String>>,
     news: Mutex<bool>,
@@ -124,7 +128,17 @@ impl Inner {
                 let record = self.driver.kv().view()?.record(region);
                 Answer::WasMerged(record.is_some_and(|record| was_merged(&record)))
             }
+            Ask::Found { store, incarnation } => self.founds(store, incarnation)?,
         }))
+    }
+
+    fn founds(&self, store: StoreId, incarnation: u64) -> Result<Answer> {
+        let nobody = || Error::InvalidArgument("this node founds nothing".into());
+        let founds = self.bureau.founds.get().ok_or_else(nobody)?;
+        let incarnation = founds(store, incarnation)?;
+        // Who asks is there, and can be asked in turn.
+        self.bureau.ring();
+        Ok(Answer::Founds { incarnation })
     }
 
     fn take_report(&self, report: &Report) -> Result<Answer> {
@@ -225,10 +239,12 @@ impl Local {
         directory: Directory,
         named: impl IntoIterator<Item = StoreId>,
         reachable: Reachable,
+        founds: Founds,
     ) {
         self.inner.bureau.known.write().directory = directory;
         self.inner.bureau.named.write().extend(named);
         let _ = self.inner.bureau.reachable.set(reachable);
+        let _ = self.inner.bureau.founds.set(founds);
     }
 
     /// A way to get at it that does not keep it alive.

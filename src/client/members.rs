@@ -38,11 +38,26 @@ impl Client {
         }
         self.may_take(store).await?;
         let peer = PeerId(self.allocate_ids(1).await?);
+        self.add_learner_as(region, (peer, store)).await
+    }
+
+    async fn add_learner_as(&self, region: RegionId, new: (PeerId, StoreId)) -> Result<Region> {
+        let (peer, store) = new;
         self.reach(region, |now| match now.peer_on(store) {
             Some(_) => Ok(Vec::new()),
             None => Ok(vec![Change::AddLearner { peer, store }]),
         })
         .await
+    }
+
+    /// A replica more that votes, under this id unless the store has one.
+    pub(super) async fn add_voter(
+        &self,
+        region: RegionId,
+        new: (PeerId, StoreId),
+    ) -> Result<Region> {
+        self.add_learner_as(region, new).await?;
+        self.promote(region, new.1).await
     }
 
     /// Lets the learner on `store` vote, once it has caught up.
@@ -88,6 +103,22 @@ impl Client {
             return Err(nobody(region, from));
         }
         self.add_learner(region, to).await?;
+        self.change_roles(region, from, to).await
+    }
+
+    /// The same with a new replica of this id, unless the store has one.
+    pub(super) async fn replace_by(
+        &self,
+        region: RegionId,
+        from: StoreId,
+        new: (PeerId, StoreId),
+    ) -> Result<Region> {
+        self.add_learner_as(region, new).await?;
+        self.change_roles(region, from, new.1).await
+    }
+
+    /// The second half of [`replace_peer`](Self::replace_peer): the replica on `to` is there.
+    async fn change_roles(&self, region: RegionId, from: StoreId, to: StoreId) -> Result<Region> {
         self.reach(region, |now| {
             let role = |store| now.peer_on(store).map(|peer| (peer.id, peer.role));
             match (role(from), role(to)) {
@@ -118,7 +149,7 @@ impl Client {
     }
 
     /// Changes the region until `missing` finds nothing to change.
-    async fn reach(
+    pub(super) async fn reach(
         &self,
         region: RegionId,
         missing: impl Fn(&Region) -> Result<Vec<Change>>,

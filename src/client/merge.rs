@@ -2,12 +2,12 @@
 
 use super::request::{Body, Response};
 use super::{Client, odd};
-use crate::codec::admin::Admin;
+use crate::codec::admin::{Admin, Change};
 use crate::codec::merge::Prepare;
 use crate::error::{Error, Result};
 use crate::region::merge::{is_later, live_together};
 use crate::store::MergeWish;
-use crate::types::{Region, RegionId, Role, StoreId};
+use crate::types::{Peer, PeerId, Region, RegionId, Role, StoreId};
 use std::collections::BTreeSet;
 
 /// Looks at a merge before it is left to itself.
@@ -30,7 +30,8 @@ impl Client {
     /// Errors: [`Error::InvalidArgument`] where it cannot be (no neighbours; a region that keeps the cluster's
     /// record), [`Error::Busy`] where it cannot be now (a replica that is behind, or out of reach),
     /// [`Error::EpochNotMatch`] when another change of the target's shape came first: the source is as before then.
-    /// After any other error the merge may be under way, and ends by itself one way or the other.
+    /// After any other error the merge may be under way, and ends by itself one way or the other. A replica that could not
+    /// be moved leaves no learner behind, as long as the source's leader answers.
     pub async fn merge(&self, source: RegionId, target: RegionId) -> Result<Region> {
         let mut last = Error::Busy { what: "another change of the region's shape" };
         for _ in 0..super::members::LOOKS_MAX {
@@ -82,15 +83,27 @@ impl Client {
         };
         let (mut from, to) = (stores(&known), stores(target));
         for missing in to.difference(&from.clone()) {
-            match from.iter().copied().find(|store| !to.contains(store)) {
-                Some(old) => {
-                    known = self.replace_peer(source, old, *missing).await?;
-                    from.remove(&old);
+            let old = known
+                .peers
+                .iter()
+                .find(|peer| from.contains(&peer.store) && !to.contains(&peer.store));
+            let old = old.copied();
+            self.may_take(*missing).await?;
+            let new = PeerId(self.allocate_ids(1).await?);
+            let moved = match old {
+                Some(old) => self.replace_by(source, old.store, (new, *missing)).await,
+                None => self.add_voter(source, (new, *missing)).await,
+            };
+            known = match moved {
+                Ok(known) => known,
+                Err(error) => {
+                    let left: Vec<PeerId> = old.iter().map(|old| old.id).chain([new]).collect();
+                    self.leave_no_learner(source, &left).await;
+                    return Err(error);
                 }
-                None => {
-                    self.add_learner(source, *missing).await?;
-                    known = self.promote(source, *missing).await?;
-                }
+            };
+            if let Some(old) = old {
+                from.remove(&old.store);
             }
             from.insert(*missing);
         }
@@ -98,6 +111,24 @@ impl Client {
             known = self.remove_peer(source, *extra).await?;
         }
         Ok(known)
+    }
+
+    /// Takes back what a replica that could not be moved left behind, as far as that is possible now: a learner that never
+    /// caught up, or the one that was to go and does not vote any more. The region had voters only, and voters stay.
+    async fn leave_no_learner(&self, region: RegionId, peers: &[PeerId]) {
+        let learner = |peer: &&Peer| peer.role == Role::Learner && peers.contains(&peer.id);
+        let taken_back = self.reach(region, |now| {
+            Ok(now
+                .peers
+                .iter()
+                .find(learner)
+                .map(|peer| Change::Remove(peer.id))
+                .into_iter()
+                .collect())
+        });
+        if let Err(error) = taken_back.await {
+            tracing::warn!(%region, %error, "a learner is left of a merge that was not made");
+        }
     }
 
     /// Waits until a frozen region is gone, or thawed.

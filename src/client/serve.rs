@@ -36,7 +36,7 @@ pub(super) fn serve(inner: &Arc<Inner>, origin: Origin, requests: Vec<(u64, Byte
         };
         if matches!(&body, Body::Directory(ask) if ask.is_among_stores() && origin.store.is_none())
         {
-            answer(Err(Error::InvalidArgument("only stores report and announce".into())));
+            answer(Err(Error::InvalidArgument("only stores report, announce and found".into())));
             continue;
         }
         let timeout = timeout.min(TIMEOUT_MAX);

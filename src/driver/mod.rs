@@ -66,7 +66,7 @@ use crate::kv::StateStore;
 use crate::log::Log;
 use crate::raft::Envelope;
 use crate::region::apply::Applier;
-use crate::store::{Event, ReadLevel, ReadRequest, Registry, Store, Token};
+use crate::store::{Birth, Event, ReadLevel, ReadRequest, Registry, Store, Token};
 use crate::types::{RegionId, StoreId, Time};
 use admission::Admission;
 use apply::ApplyQueue;
@@ -405,6 +405,17 @@ impl Driver {
     /// Tells one region's loop.
     pub fn post(&self, region: RegionId, event: Event) {
         self.shared.inboxes[self.shared.loop_of(region)].post(event);
+    }
+
+    /// The cluster is founded: these replicas begin their lives.
+    pub fn found(&self, births: Vec<Birth>) {
+        let mut parts: Vec<Vec<Birth>> = vec![Vec::new(); self.loops()];
+        for birth in births {
+            parts[self.loop_of(birth.state.region.id)].push(birth);
+        }
+        for (inbox, part) in self.shared.inboxes.iter().zip(parts) {
+            inbox.post(Event::Founded(part));
+        }
     }
 
     /// Messages to a store do not arrive.

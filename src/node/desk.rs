@@ -1,5 +1,6 @@
 //! The network's side of a node: what arrives goes to the driver, what the driver sends goes out.
 
+use super::founding::Founding;
 use super::handover::Away;
 use super::members::Roster;
 use super::operator::Wishes;
@@ -8,11 +9,12 @@ use super::snapshots::dispatch::Dispatch;
 use crate::client::local::Local;
 use crate::codec::beat::Beat;
 use crate::driver::{Driver, Outward, SnapshotStats};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::raft::{Envelope, Lane};
 use crate::store::{Claim, Delivered, MergeWish, SnapshotErrand, SnapshotSend, SplitWish};
 use crate::transport::{Handler, Origin, SnapshotRoom, Transport};
 use crate::types::{Start, StoreId};
+use ::raft::eraftpb::MessageType;
 use bytes::Bytes;
 use std::path::Path;
 use std::sync::Arc;
@@ -84,6 +86,7 @@ pub(super) struct Desk {
     pub arrivals: Arc<Arrivals>,
     pub roster: Arc<Roster>,
     pub away: Arc<Away>,
+    pub founding: Arc<Founding>,
 }
 
 impl Desk {
@@ -95,8 +98,13 @@ impl Desk {
 }
 
 impl Handler for Desk {
-    fn envelopes(&self, from: StoreId, envelopes: Vec<Envelope>) {
+    fn envelopes(&self, from: StoreId, mut envelopes: Vec<Envelope>) {
         self.away.heard(from);
+        if self.founding.is_under_way() {
+            // Nothing is answered before there are replicas. A request for a vote waits for them.
+            let asks = [MessageType::MsgRequestVote, MessageType::MsgRequestPreVote];
+            envelopes.retain(|envelope| asks.contains(&envelope.message.get_msg_type()));
+        }
         self.driver.messages(envelopes);
     }
 
@@ -136,6 +144,9 @@ impl Handler for Desk {
     }
 
     fn snapshot_reserve(&self, from: StoreId, ask: Bytes) -> Result<Box<dyn SnapshotRoom>> {
+        if self.founding.is_under_way() {
+            return Err(Error::Busy { what: "a store that has not met all founders" });
+        }
         Arrivals::reserve(&self.arrivals, &self.driver, from, ask)
     }
 }

@@ -1,5 +1,5 @@
-//! The clerk: one thread of a node that keeps it in the directory. It registers the store when the node starts, reports what
-//! is led here, and, on the node that leads region 1, announces the reign and the record to everybody.
+//! The clerk: one thread of a node that keeps it in the directory. It meets the other [founders](super::founding) if there is
+//! no cluster yet, registers the store when the node starts, reports what is led here, and, on the node that leads region 1, announces the reign and the record to everybody.
 //!
 //! It looks twice a second, and at once when something is announced. A look at an idle node compares what is led with
 //! what was acknowledged and finds nothing to say: no message leaves, no group is touched. Everything that it asks for is
@@ -10,6 +10,7 @@
 //! forgot it must not vote about.
 
 use super::census::{Census, Found, Seen};
+use super::founding::{Errands, Founding, SetUp};
 use super::members::{Members, Roster};
 use crate::client::Done;
 use crate::client::ask::{Answer, Ask};
@@ -95,10 +96,15 @@ pub(super) struct Parts {
     /// Where to look how much space is left.
     pub free_space: Box<dyn Fn() -> Option<u64> + Send>,
     pub counters: Arc<Counters>,
+    /// Whether the cluster has been founded, and how far that is.
+    pub founding: Arc<Founding>,
+    /// What is left to do when it is.
+    pub set_up: Option<SetUp>,
 }
 
 /// A question that was answered, or not.
-enum Outcome {
+pub(super) enum Outcome {
+    Found { store: StoreId, result: Result<Response> },
     Registered(Result<Response>),
     Reported { number: u64, result: Result<Response> },
     Announced { store: StoreId, session: u64, version: u64, result: Result<Response> },
@@ -127,8 +133,10 @@ struct Told {
     again: Option<Instant>,
 }
 
-struct Clerk {
-    parts: Parts,
+pub(super) struct Clerk {
+    pub(super) parts: Parts,
+    /// While the cluster is being founded.
+    pub(super) errands: Errands,
     tray: Tray,
     reporter: Reporter,
     registration: Registration,
@@ -179,6 +187,7 @@ pub(super) fn start(parts: Parts) -> Result<Handle> {
     let clerk = Clerk {
         reporter: Reporter::new(parts.record.store, parts.record.start.life),
         parts,
+        errands: Errands::default(),
         tray: Tray::default(),
         registration: Registration::Wanted,
         again: Instant::now(),
@@ -207,6 +216,11 @@ impl Clerk {
     fn run(mut self, stop: &AtomicBool) {
         while !stop.load(Ordering::Acquire) && !self.parts.local.stopped() {
             self.collect();
+            if self.parts.founding.is_under_way() {
+                let pause = self.found();
+                self.parts.local.wait_for_news(pause);
+                continue;
+            }
             self.act_upon_announcement();
             self.mark();
             self.register();
@@ -222,7 +236,7 @@ impl Clerk {
     }
 
     /// A way for an answer to get to the tray. Whoever is told nothing would wait for ever: `Done` sees to it.
-    fn done(
+    pub(super) fn done(
         &self,
         outcome: impl FnOnce(Result<Response>) -> Outcome + Send + 'static,
     ) -> Done<Response> {
@@ -237,6 +251,7 @@ impl Clerk {
         let outcomes = std::mem::take(&mut *self.tray.0.lock());
         for outcome in outcomes {
             match outcome {
+                Outcome::Found { store, result } => self.found_answered(store, result),
                 Outcome::Registered(result) => self.registered(result),
                 Outcome::Reported { number, result } => match result {
                     Ok(Response::Directory(Answer::Reported { session, verdict })) => {
@@ -367,6 +382,7 @@ impl Clerk {
             if record.state == StoreState::Left {
                 // It holds nothing that counts any more, and is not let in again.
                 self.parts.driver.registry().neighbours().has_left(store);
+                self.parts.transport.cut_off(store);
             }
             let there = record.state != StoreState::Left && !record.address.is_empty();
             let placed = |known: Option<Start>| known.is_some_and(|known| known.life == start.life);

@@ -10,7 +10,11 @@
 //!
 //! Not done: to ask a store that has left, or to write the fate of a region down where it cannot leave. If all stores with
 //! such a tombstone are out of reach, the frozen region waits until one is back; if all have left or lost their disks, for
-//! ever.
+//! ever. For that the target must have moved off all stores of the source's leader and been merged away between somebody's look at it
+//! and the freezing, and then all its stores must leave, with the frozen region waiting in sight. Written down safely it would
+//! have to be before the tombstone's store may leave: a list in region 1 that grows with every merge and may never
+//! forget, or one more step in every leaving that asks all regions whether they are frozen. That is not worth it until
+//! somebody has seen it happen.
 
 use crate::client::Done;
 use crate::client::ask::{Answer, Ask};

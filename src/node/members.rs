@@ -1,14 +1,18 @@
-//! What a node remembers of the cluster between its runs: how often its directory was opened, and the stores as they were
-//! announced last, so that after a restart it knows whom to dial and whom to keep out before anybody has told it.
+//! What a node remembers of the cluster between its runs: how often its directory was opened, with whom it
+//! [founded](super::founding) the cluster, and the stores as they were announced last, so that after a restart it knows whom to dial and whom to keep out before anybody has told it.
 //!
 //! The file `members` of the data directory, replaced as a whole (written aside, synced, renamed):
 //!
 //! ```text
-//! 0..8   "CTMRMEM1"
+//! 0..8   "CTMRMEM2"
 //! 8..12  crc32c of all that follows, little-endian
 //! 12..20 how often the directory was opened or marked, little-endian
-//! 20..   the record of the stores, see codec::directory
+//! 20..   founders: one byte, `0` nothing is known of them, `1` they have not all met, `2` they have: their number, and for
+//!        each id and incarnation (u64); numbers are varints
+//! ..     the record of the stores, see codec::directory
 //! ```
+//!
+//! A file that begins with "CTMRMEM1" was written before the founders were kept, and lacks them.
 //!
 //! It is as old as the directory it lies in: a copy that is put back later has been opened fewer times than others
 //! remember. While the node runs and writes, it *marks* the directory every few minutes ([`Members::mark`]): the count
@@ -16,7 +20,9 @@
 //! run is recognised, too, unless it was made since the last mark. A damaged file is an error: who cannot say how often it was opened cannot say whether it forgot
 //! something.
 
+use super::founding::Founders;
 use crate::codec::directory::{Directory, StoreRecord};
+use crate::codec::{Reader, Writer};
 use crate::env::{Disk, OpenMode};
 use crate::error::{Error, Result};
 use crate::types::{Start, StoreId};
@@ -26,7 +32,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-const MAGIC: &[u8; 8] = b"CTMRMEM1";
+const MAGIC: &[u8; 8] = b"CTMRMEM2";
+/// Without the founders.
+const MAGIC_BEFORE: &[u8; 8] = b"CTMRMEM1";
 const HEAD: usize = 20;
 /// Larger than any record.
 const FILE_BYTES_MAX: usize = 16 << 20;
@@ -37,6 +45,8 @@ pub(super) struct Members {
     dir: PathBuf,
     /// Openings and marks of the directory, this opening included.
     pub starts: u64,
+    /// Who founded the cluster.
+    pub founders: Founders,
     /// The stores, as announced last.
     pub directory: Directory,
 }
@@ -44,16 +54,17 @@ pub(super) struct Members {
 impl Members {
     /// Reads the file, counts this opening and writes it, durably. Call it under the directory's lock.
     pub fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<Members> {
-        let mut members =
-            Members { disk, dir: dir.to_owned(), starts: 0, directory: Directory::default() };
+        let (founders, directory) = (Founders::default(), Directory::default());
+        let mut members = Members { disk, dir: dir.to_owned(), starts: 0, founders, directory };
         let path = members.path();
         if members.disk.exists(&path)? {
             let file = members.disk.open(&path, OpenMode::Read)?;
             let bytes = file.read_up_to(0, FILE_BYTES_MAX)?;
-            (members.starts, members.directory) = read(&bytes).map_err(|error| {
-                let detail = error.to_string();
-                Error::Corruption { path, offset: 0, detail }
-            })?;
+            (members.starts, members.founders, members.directory) =
+                read(&bytes).map_err(|error| {
+                    let detail = error.to_string();
+                    Error::Corruption { path, offset: 0, detail }
+                })?;
         }
         members.starts += 1;
         members.write()?;
@@ -81,8 +92,15 @@ impl Members {
         self.write().inspect_err(|_| self.directory = before)
     }
 
+    /// Keeps how far founding has come, durably. What was there stays if it cannot be written.
+    pub fn founding(&mut self, founders: Founders) -> Result<()> {
+        let before = std::mem::replace(&mut self.founders, founders);
+        self.write().inspect_err(|_| self.founders = before)
+    }
+
     fn write(&self) -> Result<()> {
         let mut rest = self.starts.to_le_bytes().to_vec();
+        self.founders.encode(&mut Writer::new(&mut rest));
         rest.extend_from_slice(&self.directory.encode());
         let mut bytes = MAGIC.to_vec();
         bytes.extend_from_slice(&crc32c::crc32c(&rest).to_le_bytes());
@@ -100,23 +118,30 @@ impl Members {
     }
 }
 
-fn read(bytes: &[u8]) -> Result<(u64, Directory)> {
+fn read(bytes: &[u8]) -> Result<(u64, Founders, Directory)> {
     let bad = |detail: &str| Err(Error::malformed("members", detail));
     let Some((head, stores)) = bytes.split_at_checked(HEAD) else { return bad("cut short") };
-    if &head[..8] != MAGIC {
-        return bad("it is something else");
-    }
+    let knows_founders = match &head[..8] {
+        magic if magic == MAGIC => true,
+        magic if magic == MAGIC_BEFORE => false,
+        _ => return bad("it is something else"),
+    };
     let number = |at: std::ops::Range<usize>| {
         head[at].iter().rev().fold(0u64, |sum, byte| sum << 8 | u64::from(*byte))
     };
     if number(8..12) != u64::from(crc32c::crc32c(&bytes[12..])) {
         return bad("its checksum does not match");
     }
-    Ok((number(12..20), Directory::decode(&Bytes::copy_from_slice(stores))?))
+    let mut from = Reader::new("members", Bytes::copy_from_slice(stores));
+    let founders = match knows_founders {
+        true => Founders::decode(&mut from)?,
+        false => Founders::default(),
+    };
+    Ok((number(12..20), founders, Directory::decode(&from.rest())?))
 }
 
 /// Who may talk to this node: stores are known by the incarnation on record, and one that is not on record yet by the
-/// one that it first came with; each by its latest start, as the record or its own greeting says.
+/// one that it founded the cluster with, or first came with; each by its latest start, as the record or its own greeting says.
 #[derive(Default)]
 pub(super) struct Roster {
     inner: Mutex<Seen>,
@@ -125,6 +150,8 @@ pub(super) struct Roster {
 #[derive(Default)]
 struct Seen {
     directory: Directory,
+    /// The founders, by incarnation, if they have all met.
+    founders: BTreeMap<StoreId, u64>,
     /// The incarnation that each store came with, and its latest start, in this node's life.
     met: BTreeMap<StoreId, (u64, Start)>,
 }
@@ -138,13 +165,21 @@ impl Roster {
         }
     }
 
+    /// The cluster was founded by these.
+    pub fn founded_by(&self, founders: &BTreeMap<StoreId, u64>) {
+        self.inner.lock().founders.clone_from(founders);
+    }
+
     /// A store has come with this incarnation, at this start. An error says why it is kept out.
     pub fn greet(&self, store: StoreId, incarnation: u64, start: Start) -> Result<()> {
         let mut seen = self.inner.lock();
-        let Seen { directory, met } = &mut *seen;
+        let Seen { directory, founders, met } = &mut *seen;
         let record = directory.stores.get(&store);
         if let Some(record) = record {
             record.recognise(incarnation, start)?;
+        } else if let Some(known) = founders.get(&store) {
+            let founder = StoreRecord { store, incarnation: *known, start, ..Default::default() };
+            founder.recognise(incarnation, start)?;
         }
         let first = met.entry(store).or_insert((incarnation, start));
         if record.is_some() && first.0 != incarnation {
@@ -195,6 +230,12 @@ mod tests {
         members.keep(&stores(&[register(1, 9)])).unwrap();
         let members = Members::open(Arc::clone(&disk), dir).unwrap();
         assert_eq!((members.starts, &members.directory), (2, &newer));
+        let founders = Founders::Met(BTreeMap::from([(StoreId(1), 7), (StoreId(2), 8)]));
+        let mut members = members;
+        members.founding(founders.clone()).unwrap();
+        let members = Members::open(Arc::clone(&disk), dir).unwrap();
+        assert_eq!((members.starts, &members.directory), (3, &newer));
+        assert_eq!(members.founders, founders);
         // Any flipped bit is found.
         let path = dir.join("members");
         let file = disk.open(&path, OpenMode::ReadWrite).unwrap();
@@ -207,6 +248,26 @@ mod tests {
         }
         file.write_at(0, b"?").unwrap();
         assert!(matches!(Members::open(disk, dir), Err(Error::Corruption { .. })));
+    }
+
+    #[test]
+    fn a_file_from_before_the_founders_were_kept_is_read() {
+        let directory = stores(&[register(1, 7)]);
+        let mut rest = 9u64.to_le_bytes().to_vec();
+        rest.extend_from_slice(&directory.encode());
+        let mut bytes = MAGIC_BEFORE.to_vec();
+        bytes.extend_from_slice(&crc32c::crc32c(&rest).to_le_bytes());
+        bytes.extend_from_slice(&rest);
+        assert_eq!(read(&bytes).unwrap(), (9, Founders::Unknown, directory));
+    }
+
+    #[test]
+    fn a_founder_is_known_before_it_is_on_record() {
+        let roster = Roster::default();
+        roster.founded_by(&BTreeMap::from([(StoreId(1), 7), (StoreId(2), 8)]));
+        assert!(roster.greet(StoreId(2), 9, at(1)).is_err(), "wiped before anybody registered");
+        roster.greet(StoreId(2), 8, at(1)).unwrap();
+        roster.greet(StoreId(3), 9, at(1)).unwrap();
     }
 
     /// A node runs for weeks and is never restarted; a copy of its directory that was made in between is put back. It has

@@ -6,8 +6,9 @@
 //! time to time, before it is planned again; what is left half-way ends by itself (frozen) or is as good as before (a
 //! replica moved). Nothing is remembered: who leads region 1 next plans anew.
 //!
-//! Not done: a learner that was left on its way stays, for nobody knows whose wish it was, and its region is not
-//! merged until somebody removes or promotes it.
+//! A replica that could not be moved takes its learner with it ([`Client::merge`]). Not done: one that is left because the node
+//! that merged was gone by then, or the region's leader out of reach, stays, for nobody knows whose wish it was (learners
+//! are operators' affair, too), and its region is not merged until somebody removes or promotes it.
 
 use crate::client::{Client, wait};
 use crate::error::{Error, Result};

@@ -33,6 +33,10 @@
 //! are still held. A node that hits a failed sync or an apply error stops by itself:
 //! [`Node::health`] says why.
 //!
+//! The members of a new cluster found it together: each waits until it has met all the others, and has no regions before. So
+//! a member whose directory was lost never takes part as if it were new, however many have lost theirs; it joins
+//! under another id.
+//!
 //! A store [registers](crate::codec::directory) with the cluster when its node starts; one that [joins](NodeConfig::join) a
 //! running cluster begins empty and is given replicas. What it knows of the others it keeps in the file `members`.
 //!
@@ -42,6 +46,7 @@ mod census;
 mod desk;
 mod directory;
 mod fates;
+mod founding;
 mod handover;
 mod members;
 mod merger;
@@ -114,7 +119,7 @@ pub struct Node {
 
 impl Node {
     /// Opens a data directory, or makes it, and starts the node. It serves at once; regions answer as
-    /// soon as they have a leader.
+    /// soon as they have a leader: those of a new cluster when all of its members have been up at once.
     ///
     /// Errors: an invalid configuration, a directory of another store or cluster, a locked or damaged
     /// one, an address in use.

@@ -3,6 +3,7 @@
 use super::census::Census;
 use super::desk::{Desk, Outbound};
 use super::directory;
+use super::founding::{Founders, Founding, SetUp};
 use super::handover::Away;
 use super::members::{Members, Roster};
 use super::operator::{self, Wishes};
@@ -23,9 +24,11 @@ use crate::pb;
 use crate::raft::GroupConfig;
 use crate::region::apply::Applier;
 use crate::region::machine::{KvMachine, StateMachine};
-use crate::store::{self, IDENT_GROUP, Registry, Shard, Store, StoreConfig, bootstrap_regions};
+use crate::store::{
+    self, IDENT_GROUP, Registry, Shard, Store, StoreConfig, bootstrap_regions, first_births,
+};
 use crate::transport::{self, Handler, Hub, Tcp, Transport};
-use crate::types::{INITIAL_POSITION, Region, RegionState, Start, StoreId};
+use crate::types::{Region, Start, StoreId, StoreIdent};
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher};
@@ -120,7 +123,7 @@ impl NodeBuilder {
         if let Some(torn) = &found.torn {
             tracing::info!(?torn, "the log's torn tail was cut");
         }
-        let members = Members::open(Arc::clone(&disk), &config.data_dir)?;
+        let mut members = Members::open(Arc::clone(&disk), &config.data_dir)?;
         // The first layout is that of the stores that made the cluster.
         let layout = match config.join.is_empty() {
             true => bootstrap_regions(&config.stores(), config.regions, config.replica_count())?,
@@ -128,11 +131,34 @@ impl NodeBuilder {
         };
         let kv = match state {
             Some(state) => state,
-            None => once_unlocked(|| open_state(&config, &log, store_id, &layout))?,
+            None => once_unlocked(|| open_state(&config, &log, &members.founders, &layout))?,
         };
+        let named: BTreeSet<StoreId> = config.others().map(|(store, _)| store).collect();
+        let is_empty = log.state(IDENT_GROUP).is_none() && kv.ident()?.is_none();
+        if is_empty && config.join.is_empty() && !named.is_empty() {
+            // Before it has an identity, so that no directory with one seems to have founded.
+            members.founding(Founders::Gathering)?;
+        }
+        let cluster = config.cluster_id;
         let incarnation = draw();
-        let recovery =
-            store::prepare(&log, &found, &*kv, config.cluster_id, store_id, &layout, incarnation)?;
+        let recovery = match members.founders {
+            Founders::Gathering => {
+                store::identify(&log, &found, &*kv, cluster, store_id, incarnation)?
+            }
+            _ => store::prepare(&log, &found, &*kv, cluster, store_id, &layout, incarnation)?,
+        };
+        let ident = recovery.ident;
+        let founders = members.founders.clone();
+        let founding = Founding::new((store_id, ident.incarnation), named.clone(), founders);
+        let founding = Arc::new(founding);
+        let set_up: SetUp = {
+            let (log, kv, layout) = (log.clone(), Arc::clone(&kv), layout.clone());
+            Box::new(move || {
+                let StoreIdent { cluster, store, incarnation } = ident;
+                store::prepare(&log, &found, &*kv, cluster, store, &layout, incarnation)?;
+                Ok(first_births(store, &layout).collect())
+            })
+        };
         for (region, reason) in &recovery.quarantined {
             tracing::error!(%region, reason, "a replica is fenced off: its log is damaged");
         }
@@ -193,12 +219,16 @@ impl NodeBuilder {
         let away: Arc<Away> = Arc::default();
         let roster = Arc::new(Roster::default());
         roster.learn(&members.directory);
+        if let Founders::Met(all) = &members.founders {
+            roster.founded_by(all);
+        }
         let absent = Arc::clone(&away);
-        let named: BTreeSet<StoreId> = config.others().map(|(store, _)| store).collect();
+        let founds = Arc::clone(&founding);
         local.remember(
             members.directory.clone(),
             named.clone(),
             Box::new(move |store| !absent.has(store)),
+            Box::new(move |store, incarnation| founds.answer(store, incarnation)),
         );
         let desk: Arc<dyn Handler> = Arc::new(Desk {
             local: local.clone(),
@@ -206,6 +236,7 @@ impl NodeBuilder {
             arrivals,
             roster: Arc::clone(&roster),
             away: Arc::clone(&away),
+            founding: Arc::clone(&founding),
         });
         let (local_addr, runtime) = match bound {
             Bound::Tcp(tcp, runtime) => {
@@ -247,6 +278,8 @@ impl NodeBuilder {
             census: Census::of(&config),
             free_space: Box::new(move || fs2::available_space(&data_dir).ok()),
             counters: Arc::clone(&counters),
+            founding,
+            set_up: Some(set_up),
         })?;
         let client = local.client(Duration::from_millis(config.request_timeout_ms));
         let directory = counters;
@@ -303,7 +336,7 @@ fn log_options(config: &NodeConfig) -> log::Options {
 fn open_state(
     config: &NodeConfig,
     log: &Log,
-    store: StoreId,
+    founders: &Founders,
     layout: &[Region],
 ) -> Result<Arc<dyn StateStore>> {
     match config.state {
@@ -317,16 +350,10 @@ fn open_state(
         StateKind::Memory => {
             let state = MemoryStore::new()?;
             // The log is the whole truth: it is replayed from its start into the first layout.
-            if let Some(ident) = log.state(IDENT_GROUP) {
-                let states = layout.iter().filter_map(|region| {
-                    Some(RegionState {
-                        region: region.clone(),
-                        peer: region.peer_on(store)?.id,
-                        applied: INITIAL_POSITION,
-                        compacted: INITIAL_POSITION,
-                        ..RegionState::default()
-                    })
-                });
+            if let Some(ident) = log.state(IDENT_GROUP)
+                && *founders != Founders::Gathering
+            {
+                let states = store::initial_states(StoreId(config.store_id), layout);
                 state.bootstrap(&pb::decode_ident(&ident)?, states.collect())?;
             }
             Ok(Arc::new(state))

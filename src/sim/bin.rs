@@ -190,6 +190,9 @@ fn print_all(reports: &[Report], failed: usize, arguments: &Arguments) -> io::Re
     out.flush()
 }
 
+/// Of so many seeds one may be too hard to judge: more, and the judge has gone blind.
+const UNDECIDED_ONE_IN: u64 = 100;
+
 fn main() -> ExitCode {
     let arguments = match parse(std::env::args().skip(1)) {
         Ok(arguments) => arguments,
@@ -212,6 +215,11 @@ fn main() -> ExitCode {
     eprintln!("{:.1} s of real time", started.elapsed().as_secs_f64());
     if let Err(error) = print_all(&reports, failed, &arguments) {
         eprintln!("catamaran-sim: cannot write to standard output: {error}");
+        return ExitCode::FAILURE;
+    }
+    let undecided: u64 = reports.iter().map(|report| report.counts.undecided).sum();
+    if undecided * UNDECIDED_ONE_IN > reports.len() as u64 {
+        eprintln!("catamaran-sim: {undecided} histories were neither shown nor refuted: too many");
         return ExitCode::FAILURE;
     }
     if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }

@@ -26,7 +26,7 @@ use crate::region::peer::Peer;
 use crate::region::snapshot::SnapshotFile;
 use crate::types::*;
 use ::raft::eraftpb::{Message, MessageType};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Regions without a replica here that are remembered; of more, the first are forgotten.
 const ABSENT_MAX: usize = 1 << 12;
@@ -172,10 +172,44 @@ impl Store {
         self.peers.insert(region, Box::new(peer));
         self.touched.insert(region);
         self.watch.awake.insert(region);
+        self.take_up_request(now, region);
+        Ok(())
+    }
+
+    /// A request for a vote that came before the replica was there.
+    fn take_up_request(&mut self, now: Time, region: RegionId) {
         let missed = self.absent.regions.remove(&region);
         if let Some(request) = missed.and_then(|missed| missed.request) {
             self.message(now, request);
         }
+    }
+
+    /// Starts the replicas that a new cluster begins with: none of them has a past.
+    pub(super) fn founded(&mut self, now: Time, births: Vec<Birth>) -> Result<()> {
+        let mut batch = LogBatch::new();
+        let found = births.iter().map(|birth| life::agree(&self.log, &birth.state, &mut batch));
+        let found: Vec<_> = found.collect();
+        if !batch.is_empty() {
+            // As in every birth: whatever the replicas promise is written later.
+            self.log.submit(batch)?;
+        }
+        let mut groups = Vec::with_capacity(births.len());
+        for (Birth { state, campaign }, found) in births.into_iter().zip(found) {
+            let group = life::group_of(&self.group, &self.log, &self.kv, &state, &found, campaign)?;
+            groups.push((state, found, group));
+        }
+        let start = |(state, found, group)| {
+            let peer = Peer::start(&self.config, &self.log, group, state, found, now);
+            (peer.region.id, Box::new(peer))
+        };
+        // All at once: a map that grows in order is half empty.
+        let mut peers: BTreeMap<RegionId, Box<Peer>> = groups.into_iter().map(start).collect();
+        self.registry.insert_all(peers.iter().map(|(id, peer)| (*id, peer.share.clone())));
+        let regions: BTreeSet<RegionId> = peers.keys().copied().collect();
+        self.peers.append(&mut peers);
+        self.touched.append(&mut regions.clone());
+        self.watch.awake.append(&mut regions.clone());
+        regions.into_iter().for_each(|region| self.take_up_request(now, region));
         Ok(())
     }
 }

@@ -67,6 +67,9 @@ pub enum Event {
     },
     /// A replica begins its life: the state store holds its state. Any number of times.
     Born(Birth),
+    /// The cluster is founded: the replicas of the first layout, all at once, in a store that had none. The state store
+    /// holds their states.
+    Founded(Vec<Birth>),
     /// A replica of another region on this store has something to say about a merge.
     Aside(Aside),
     /// A region was measured.

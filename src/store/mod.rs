@@ -29,5 +29,8 @@ pub use crate::region::config::StoreConfig;
 pub use crate::region::effects::*;
 pub use crate::region::share::{PeerShare, Registry};
 pub use event::{DiskSpace, Event, Proposal, ReadLevel, ReadRequest};
-pub use open::{IDENT_GROUP, Recovery, Shard, bootstrap_regions, prepare};
+pub use open::{
+    IDENT_GROUP, Recovery, Shard, bootstrap_regions, first_births, identify, initial_states,
+    prepare,
+};
 pub use round::Store;

@@ -5,6 +5,7 @@ use crate::kv::StateStore;
 use crate::log::{self, Log, LogBatch};
 use crate::pb;
 use crate::region::apply::FIRST_FREE_ID;
+use crate::region::effects::{Birth, Campaign};
 use crate::types::*;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -81,8 +82,8 @@ pub struct Recovery {
 /// Makes sure that log and state store belong together and to whom the caller thinks, setting up a
 /// directory in which both are empty. `incarnation` is drawn by the caller and used only then.
 ///
-/// Safe to crash in at any point: the log's identity is written first, and a state store without one
-/// beside a log that holds nothing else is set up again.
+/// Safe to crash in at any point: the log's identity is written first ([`identify`]), and a state store without
+/// one beside a log that holds nothing else is set up again.
 pub fn prepare(
     log: &Log,
     found: &log::Recovery,
@@ -90,6 +91,23 @@ pub fn prepare(
     cluster: u64,
     store: StoreId,
     layout: &[Region],
+    incarnation: u64,
+) -> Result<Recovery> {
+    let recovery = identify(log, found, kv, cluster, store, incarnation)?;
+    if recovery.created {
+        kv.bootstrap(&recovery.ident, initial_states(store, layout).collect())?;
+    }
+    Ok(recovery)
+}
+
+/// The first half of [`prepare`]: a directory in which both are empty gets its identity, and no replicas yet. It may be
+/// called again, and `prepare` after it.
+pub fn identify(
+    log: &Log,
+    found: &log::Recovery,
+    kv: &dyn StateStore,
+    cluster: u64,
+    store: StoreId,
     incarnation: u64,
 ) -> Result<Recovery> {
     let in_kv = kv.ident()?;
@@ -124,25 +142,38 @@ pub fn prepare(
         batch.set_state(IDENT_GROUP, pb::encode_ident(&ident));
         let seq = log.submit(batch)?;
         log.wait(seq)?;
-        kv.bootstrap(&ident, initial_states(store, layout))?;
     }
     let quarantined =
         found.quarantined.iter().map(|q| (RegionId(q.group), format!("{q:?}"))).collect();
     Ok(Recovery { ident, created, quarantined })
 }
 
-fn initial_states(store: StoreId, layout: &[Region]) -> Vec<RegionState> {
-    layout
-        .iter()
-        .filter_map(|region| {
-            let peer = region.peer_on(store)?;
-            Some(RegionState {
-                region: region.clone(),
-                peer: peer.id,
-                applied: INITIAL_POSITION,
-                compacted: INITIAL_POSITION,
-                ..RegionState::default()
-            })
+/// The replicas of a directory that has just been prepared, for a store that was opened before it was.
+pub fn first_births(store: StoreId, layout: &[Region]) -> impl Iterator<Item = Birth> {
+    initial_states(store, layout).map(|state| {
+        let campaign = match is_first(&state) {
+            true => Campaign::Now,
+            false => Campaign::Later,
+        };
+        Birth { state, campaign }
+    })
+}
+
+/// Whether it is the first peer of its region: of a new cluster's, the one that is to lead.
+pub(super) fn is_first(state: &RegionState) -> bool {
+    state.region.peers.first().is_some_and(|peer| peer.id == state.peer)
+}
+
+/// The replicas that a store begins with in the first layout.
+pub fn initial_states(store: StoreId, layout: &[Region]) -> impl Iterator<Item = RegionState> {
+    layout.iter().filter_map(move |region| {
+        let peer = region.peer_on(store)?;
+        Some(RegionState {
+            region: region.clone(),
+            peer: peer.id,
+            applied: INITIAL_POSITION,
+            compacted: INITIAL_POSITION,
+            ..RegionState::default()
         })
-        .collect()
+    })
 }

@@ -4,7 +4,7 @@ use super::absent::Absent;
 use super::event::{DiskSpace, Event, Proposal, ReadRequest};
 use super::graves::Graves;
 use super::liveness::Liveness;
-use super::open::Shard;
+use super::open::{Shard, is_first};
 use super::sleep::Watch;
 use crate::codec::{self, admin::Admin};
 use crate::error::{Error, Result};
@@ -80,7 +80,7 @@ impl Store {
                 found.fence = Some(damage.clone());
             }
             // The first peer of a new cluster's region; the only one of any.
-            let first = state.region.peers.first().is_some_and(|peer| peer.id == state.peer);
+            let first = is_first(&state);
             let alone = state.region.peers.len() == 1;
             let campaign = match found.past {
                 life::Past::None if first => Campaign::Now,
@@ -148,6 +148,11 @@ impl Store {
             Event::Admin { token, region, admin } => self.admin(token, region, &admin),
             Event::Born(birth) => {
                 if let Err(error) = self.born(now, birth) {
+                    self.pending.fatal.get_or_insert(error);
+                }
+            }
+            Event::Founded(births) => {
+                if let Err(error) = self.founded(now, births) {
                     self.pending.fatal.get_or_insert(error);
                 }
             }

@@ -103,12 +103,7 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, from: SocketAddr) {
             peer.alive.notify_waiters();
         }
     }
-    let ended = match hello.purpose {
-        Purpose::Snapshot => receive::receive(&shared, hello.store, &mut reader, &mut writer).await,
-        Purpose::Peer => serve(&shared, Some(hello.store), &mut reader, &mut writer).await,
-        Purpose::Client => serve(&shared, None, &mut reader, &mut writer).await,
-    };
-    let Err(error) = ended else { return };
+    let Err(error) = attend(&shared, &hello, &mut reader, &mut writer).await else { return };
     match &error {
         Error::Malformed { .. } => Counters::add(&shared.counters.malformed, 1),
         Error::Io { .. } => {
@@ -121,6 +116,32 @@ async fn connection(shared: Arc<Shared>, stream: TcpStream, from: SocketAddr) {
         tracing::warn!(%from, %error, left_out, "closing the connection");
     }
     farewell(&shared, reader, writer, &Refusal::of(&error)).await;
+}
+
+/// What the other side wants, until it ends.
+async fn attend(
+    shared: &Shared,
+    hello: &Hello,
+    reader: &mut Reader,
+    writer: &mut OwnedWriteHalf,
+) -> Result<()> {
+    let store = hello.store;
+    let work = async {
+        match hello.purpose {
+            Purpose::Snapshot => receive::receive(shared, store, reader, writer).await,
+            Purpose::Peer => serve(shared, Some(store), reader, writer).await,
+            Purpose::Client => serve(shared, None, reader, writer).await,
+        }
+    };
+    if hello.purpose == Purpose::Client {
+        return work.await;
+    }
+    tokio::select! {
+        // First, so that nothing more is taken in.
+        biased;
+        why = shared.cut_off(store) => Err(why),
+        ended = work => ended,
+    }
 }
 
 async fn farewell(

@@ -21,25 +21,40 @@ pub(super) struct Dialled {
     pub(super) writer: OwnedWriteHalf,
 }
 
-/// Dials, serves, backs off; for as long as the transport lives.
+/// Dials, serves, backs off; for as long as the transport lives, and the store belongs to the cluster.
 pub(super) async fn keep(shared: Arc<Shared>, peer: Arc<Peer>) {
+    let why = tokio::select! {
+        why = shared.cut_off(peer.store) => why,
+        () = keep_dialling(&shared, &peer) => return,
+    };
+    tracing::info!(store = %peer.store, %why, "cut off");
+    // Stays closed: nothing is sent any more.
+    let lost = peer.outbox.close();
+    Counters::add(&shared.counters.dropped_envelopes, lost.envelopes);
+    if let Some(handler) = shared.handler() {
+        handler.connection_lost(peer.store);
+        handler.unreachable(peer.store);
+    }
+}
+
+async fn keep_dialling(shared: &Arc<Shared>, peer: &Peer) {
     let mut failures = 0u32;
     loop {
         let mut connected = false;
-        let ended = match dial(&shared, &peer, Purpose::Peer).await {
+        let ended = match dial(shared, peer, Purpose::Peer).await {
             Ok(dialled) => {
                 failures = 0;
                 connected = true;
                 tracing::info!(store = %peer.store, "connected");
                 Counters::add(&shared.counters.dialled, 1);
                 peer.outbox.open();
-                serve(&shared, &peer, dialled).await
+                serve(shared, peer, dialled).await
             }
             Err(error) => error,
         };
         let lost = peer.outbox.close();
         Counters::add(&shared.counters.dropped_envelopes, lost.envelopes);
-        let wait = backoff(&shared, peer.store, failures);
+        let wait = backoff(shared, peer.store, failures);
         failures = failures.saturating_add(1);
         match &ended {
             // Another cluster or protocol: somebody has to do something about it.

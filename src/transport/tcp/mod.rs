@@ -9,6 +9,7 @@
 //! * While a peer is out of reach its queue is closed: messages to it are dropped at once, requests
 //!   answered `Busy`; reconnecting backs off exponentially with jitter, and stops waiting as soon as
 //!   that peer dials us.
+//! * A store that has left is cut off: every task that has to do with it ends, and so its connections.
 
 mod accept;
 mod complaints;
@@ -26,7 +27,7 @@ use crate::types::{Start, StoreId};
 use bytes::Bytes;
 use complaints::{Complaint, Complaints};
 use parking_lot::{Mutex, RwLock};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -169,6 +170,8 @@ struct Shared {
     budget: stream::Budget,
     counters: Arc<Counters>,
     complaints: Complaints,
+    /// Stores that are not to be talked to any more.
+    cut_off: watch::Sender<BTreeSet<StoreId>>,
     stop: watch::Sender<bool>,
 }
 
@@ -187,6 +190,13 @@ impl Shared {
                 () = work => {}
             }
         });
+    }
+
+    /// Until the store is cut off; at once, if it is.
+    async fn cut_off(&self, store: StoreId) -> Error {
+        // It ends early only with the transport, and then the tasks that wait here do.
+        let _ = self.cut_off.subscribe().wait_for(|stores| stores.contains(&store)).await;
+        Error::Identity(format!("{store} has left for good"))
     }
 
     fn patience(&self) -> stream::Patience {
@@ -293,6 +303,7 @@ impl Tcp {
             budget: stream::Budget::new(config.receive_budget),
             counters: Arc::default(),
             complaints: Complaints::default(),
+            cut_off: watch::Sender::new(BTreeSet::new()),
             stop: watch::Sender::new(false),
             handle: handle.clone(),
             config,
@@ -391,6 +402,10 @@ impl Transport for Tcp {
 
     fn set_peer(&self, store: StoreId, address: String) {
         Tcp::set_peer(self, store, address);
+    }
+
+    fn cut_off(&self, store: StoreId) {
+        self.shared.cut_off.send_if_modified(|stores| stores.insert(store));
     }
 
     fn shutdown(&self) {

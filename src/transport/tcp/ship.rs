@@ -103,7 +103,10 @@ pub(super) fn ask(shared: &Arc<Shared>, to: StoreId, ask: Bytes, answer: SlotAns
             Ok(Ok(Filling { header, source, cancel, done })) => {
                 let source = Arc::new(Mutex::new(source));
                 let transfer = Transfer { shared: &shared, to, ask, header, source, cancel };
-                let result = transfer.run(held).await;
+                let result = tokio::select! {
+                    ended = transfer.run(held) => ended,
+                    why = shared.cut_off(to) => Err(why),
+                };
                 transfer.count(&result);
                 done.call(result);
             }
