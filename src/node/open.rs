@@ -120,7 +120,7 @@ impl NodeBuilder {
         if let Some(torn) = &found.torn {
             tracing::info!(?torn, "the log's torn tail was cut");
         }
-        let members = Members::open(Arc::clone(&disk), &config.data_dir)?;
+        let members = Members::open(Arc::clone(&disk), &config.data_dir, draw())?;
         // The first layout is that of the stores that made the cluster.
         let layout = match config.join.is_empty() {
             true => bootstrap_regions(&config.stores(), config.regions, config.replica_count())?,
@@ -158,7 +158,7 @@ impl NodeBuilder {
             .map(|_| Applier::new(Arc::clone(&kv), Arc::clone(&machine), Arc::clone(&disk)))
             .collect();
 
-        let start = Start { number: members.starts, life: draw() };
+        let start = members.start;
         let bound = bind(&config, recovery.ident.incarnation, start, hub)?;
         let transport: Arc<dyn Transport> = match &bound {
             Bound::Tcp(tcp, _) => Arc::new(tcp.clone()),
@@ -195,7 +195,7 @@ impl NodeBuilder {
         roster.learn(&members.directory);
         let absent = Arc::clone(&away);
         let named: BTreeSet<StoreId> = config.others().map(|(store, _)| store).collect();
-        local.remember(
+        local.bureau().remember(
             members.directory.clone(),
             named.clone(),
             Box::new(move |store| !absent.has(store)),
@@ -223,7 +223,7 @@ impl NodeBuilder {
         };
         let desk = operator::Desk {
             client: local.client(Duration::ZERO),
-            local: Box::new(local.weakly()),
+            office: Box::new(local.weakly()),
         };
         operator::start(wished, desk, config.merge_bytes())?;
         let counters = Arc::new(directory::Counters::default());
@@ -239,6 +239,7 @@ impl NodeBuilder {
                 address: address_of(&config, local_addr),
                 ..StoreRecord::default()
             },
+            life: draw(),
             replicas: if config.join.is_empty() { config.replica_count() as u64 } else { 0 },
             named,
             members,
