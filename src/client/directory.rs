@@ -10,22 +10,23 @@
 use super::Done;
 use super::ask::{Answer, Ask};
 use super::job::Job;
-use super::local::{Inner, Local};
+use super::local::{Local, scramble};
 use super::request::{Body, REGIONS_MAX, Response, Route};
 use crate::codec::admin::Admin;
 use crate::codec::directory::{Directory, StoreChange, StoreRecord, StoreState};
 use crate::codec::report::{Announcement, Cluster, RegionInfo, Report, StoreLoad, Verdict};
 use crate::error::{Error, Result};
-use crate::kv::View;
+use crate::kv::{StateStore, View};
 use crate::placement::{self, Limits, Place, Plan, Site};
 use crate::region::merge::was_merged;
-use crate::router::Atlas;
 use crate::router::reporter::{Mark, Space};
-use crate::store::PeerShare;
-use crate::types::{Epoch, FIRST_REGION, Region, RegionId, StoreId};
+use crate::router::{Atlas, RangeCache};
+use crate::store::{PeerShare, Registry};
+use crate::types::{Epoch, FIRST_REGION, Region, RegionId, StoreId, Time};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex, RwLock};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -35,9 +36,15 @@ pub(crate) type Reachable = Box<dyn Fn(StoreId) -> bool + Send + Sync>;
 /// Answers a store that wants to found the cluster with this one, and that directory of its: by this one's.
 pub(crate) type Founds = Box<dyn Fn(StoreId, u64) -> Result<u64> + Send + Sync>;
 
-/// What a node knows of the cluster.
-#[derive(Default)]
-pub(super) struct Bureau {
+/// What a node knows of the cluster. It has no thread, and no way to anybody else: the node's own threads ask it, and
+/// whoever brings what others ask. (So the simulator's nodes have the same.)
+pub(crate) struct Bureau {
+    pub(super) store: StoreId,
+    pub(super) registry: Registry,
+    kv: Arc<dyn StateStore>,
+    pub(super) routes: Arc<RwLock<RangeCache>>,
+    /// Sessions come from here.
+    sessions: AtomicU64,
     /// While it reigns.
     atlas: Mutex<Option<Atlas>>,
     /// As last announced, or as remembered from the last run.
@@ -52,9 +59,49 @@ pub(super) struct Bureau {
     wake: Condvar,
 }
 
+/// What a node's operator needs of the node around it. The simulator's nodes have another one.
+pub(crate) trait Office {
+    /// What the node knows of the cluster.
+    fn bureau(&self) -> &Bureau;
+
+    /// By the node's clock.
+    fn now(&self) -> Time;
+
+    /// Whether the node's threads have stopped.
+    fn stopped(&self) -> bool;
+
+    /// Asks one store and nobody else, once.
+    fn ask_store(&self, to: StoreId, ask: Ask, patience: Duration, done: Done<Response>);
+}
+
 impl Bureau {
+    /// One that has heard nothing yet. Sessions are drawn from `seed`.
+    pub fn new(
+        store: StoreId,
+        registry: Registry,
+        kv: Arc<dyn StateStore>,
+        routes: Arc<RwLock<RangeCache>>,
+        seed: u64,
+    ) -> Bureau {
+        Bureau {
+            store,
+            registry,
+            kv,
+            routes,
+            sessions: AtomicU64::new(seed),
+            atlas: Mutex::default(),
+            known: RwLock::default(),
+            named: RwLock::default(),
+            reachable: OnceLock::new(),
+            founds: OnceLock::new(),
+            remarks: Mutex::default(),
+            news: Mutex::default(),
+            wake: Condvar::new(),
+        }
+    }
+
     /// Something has happened that the node's clerk waits for.
-    fn ring(&self) {
+    pub fn ring(&self) {
         *self.news.lock() = true;
         self.wake.notify_all();
     }
@@ -68,41 +115,47 @@ pub(crate) struct Basis {
     changes: u64,
 }
 
-impl Inner {
+impl Bureau {
     /// Whether this node leads region 1, as far as its replica knows.
     pub fn reigns(&self) -> bool {
-        let share = self.driver.registry().get(FIRST_REGION);
+        let share = self.registry.get(FIRST_REGION);
         share.is_some_and(|share| share.leader() == Some(self.store))
     }
 
     /// Who does, as far as anybody has said; not this node.
     pub fn sovereign(&self) -> Option<StoreId> {
-        let share = self.driver.registry().get(FIRST_REGION).and_then(|share| share.leader());
-        let said = || Some(self.bureau.known.read().leader).filter(|store| store.0 != 0);
+        let share = self.registry.get(FIRST_REGION).and_then(|share| share.leader());
+        let said = || Some(self.known.read().leader).filter(|store| store.0 != 0);
         share.or_else(said).filter(|store| *store != self.store)
+    }
+
+    /// A number that no other reign draws.
+    fn session(&self) -> u64 {
+        let count = self.sessions.fetch_add(1, Ordering::Relaxed);
+        scramble(count, self.store).max(1)
     }
 
     /// With the atlas of this reign; an error if another one reigns.
     fn reign<R>(&self, work: impl FnOnce(&mut Atlas) -> R) -> Result<R> {
-        let mut atlas = self.bureau.atlas.lock();
+        let mut atlas = self.atlas.lock();
         if !self.reigns() {
             *atlas = None;
             return Err(Error::NotLeader { region: FIRST_REGION, leader: self.sovereign() });
         }
-        Ok(work(atlas.get_or_insert_with(|| Atlas::new(self.jitter().max(1)))))
+        Ok(work(atlas.get_or_insert_with(|| Atlas::new(self.session()))))
     }
 
     /// The record, as this node's replica of region 1 has it.
     fn record(&self) -> Result<Directory> {
-        let state = self.driver.kv().view()?.region(FIRST_REGION);
+        let state = self.kv.view()?.region(FIRST_REGION);
         let state = state.ok_or(Error::RegionNotFound(FIRST_REGION))?;
         Directory::decode(&state.directory)
     }
 
     /// Stores other than this one: those on record, those configured, those that regions live on.
     pub fn others(&self) -> Vec<StoreId> {
-        let mut stores: BTreeSet<StoreId> = self.bureau.named.read().clone();
-        let known = self.bureau.known.read();
+        let mut stores: BTreeSet<StoreId> = self.named.read().clone();
+        let known = self.known.read();
         let present = |record: &&StoreRecord| record.state != StoreState::Left;
         stores.extend(known.directory.stores.values().filter(present).map(|record| record.store));
         drop(known);
@@ -125,7 +178,7 @@ impl Inner {
             Ask::Locate { start, count } => Answer::Located(self.located(&start, count)?),
             Ask::Members => Answer::Members(self.members()),
             Ask::WasMerged(region) => {
-                let record = self.driver.kv().view()?.record(region);
+                let record = self.kv.view()?.record(region);
                 Answer::WasMerged(record.is_some_and(|record| was_merged(&record)))
             }
             Ask::Found { store, incarnation } => self.founds(store, incarnation)?,
@@ -134,10 +187,10 @@ impl Inner {
 
     fn founds(&self, store: StoreId, incarnation: u64) -> Result<Answer> {
         let nobody = || Error::InvalidArgument("this node founds nothing".into());
-        let founds = self.bureau.founds.get().ok_or_else(nobody)?;
+        let founds = self.founds.get().ok_or_else(nobody)?;
         let incarnation = founds(store, incarnation)?;
         // Who asks is there, and can be asked in turn.
-        self.bureau.ring();
+        self.ring();
         Ok(Answer::Founds { incarnation })
     }
 
@@ -155,17 +208,17 @@ impl Inner {
 
     /// Of two announcements the one with the newer record counts; of one record, the later that arrives.
     fn announced(&self, announcement: Announcement) {
-        let mut known = self.bureau.known.write();
+        let mut known = self.known.write();
         if announcement.directory.version < known.directory.version || *known == announcement {
             return;
         }
         *known = announcement;
         drop(known);
-        self.bureau.ring();
+        self.ring();
     }
 
     fn members(&self) -> Announcement {
-        let mut members = self.bureau.known.read().clone();
+        let mut members = self.known.read().clone();
         // Without a session: who asks is not to report on hearsay.
         members.session = 0;
         members.leader = self.sovereign().unwrap_or_default();
@@ -176,7 +229,7 @@ impl Inner {
     }
 
     fn is_reachable(&self, store: StoreId) -> bool {
-        store == self.store || self.bureau.reachable.get().is_none_or(|reachable| reachable(store))
+        store == self.store || self.reachable.get().is_none_or(|reachable| reachable(store))
     }
 
     fn cluster(&self) -> Result<Cluster> {
@@ -188,7 +241,7 @@ impl Inner {
             (record.store, StoreLoad { reachable, ..StoreLoad::default() })
         };
         let mut loads: BTreeMap<StoreId, StoreLoad> = present.map(load).collect();
-        let remarks = self.bureau.remarks.lock().clone();
+        let remarks = self.remarks.lock().clone();
         self.reign(|atlas| {
             let (mut regions, mut led) = (0, 0);
             for (region, leader) in atlas.regions() {
@@ -231,7 +284,7 @@ impl Inner {
 }
 
 /// For the node's own threads.
-impl Local {
+impl Bureau {
     /// Sets what is known before anybody has said anything: what the node remembers of its last run, and whom
     /// its configuration names.
     pub(crate) fn remember(
@@ -241,65 +294,49 @@ impl Local {
         reachable: Reachable,
         founds: Founds,
     ) {
-        self.inner.bureau.known.write().directory = directory;
-        self.inner.bureau.named.write().extend(named);
-        let _ = self.inner.bureau.reachable.set(reachable);
-        let _ = self.inner.bureau.founds.set(founds);
-    }
-
-    /// A way to get at it that does not keep it alive.
-    pub(crate) fn weakly(&self) -> impl Fn() -> Option<Local> + Send + use<> {
-        let weak = Arc::downgrade(&self.inner);
-        move || weak.upgrade().map(|inner| Local { inner })
+        self.known.write().directory = directory;
+        self.named.write().extend(named);
+        let _ = self.reachable.set(reachable);
+        let _ = self.founds.set(founds);
     }
 
     /// What was announced last.
     pub(crate) fn announcement(&self) -> Announcement {
-        self.inner.bureau.known.read().clone()
+        self.known.read().clone()
     }
 
     /// What is on record of this store, as far as was announced.
     pub(crate) fn own_record(&self) -> Option<StoreRecord> {
-        self.inner.bureau.known.read().directory.stores.get(&self.inner.store).cloned()
+        self.known.read().directory.stores.get(&self.store).cloned()
     }
 
-    /// See [`Inner::announced`]: for what another node has said it was told.
+    /// See [`announced`](Self::announced): for what another node has said it was told.
     pub(crate) fn take_members(&self, members: Announcement) {
         let known = self.announcement();
         if members.directory.version > known.directory.version {
             let session = known.session;
-            self.inner.announced(Announcement { session, ..members });
+            self.announced(Announcement { session, ..members });
         } else if known.leader.0 == 0 {
-            self.inner.bureau.known.write().leader = members.leader;
+            self.known.write().leader = members.leader;
         }
     }
 
     /// Waits until there is news, or for so long.
     pub(crate) fn wait_for_news(&self, patience: Duration) {
-        let mut news = self.inner.bureau.news.lock();
+        let mut news = self.news.lock();
         if !*news {
-            self.inner.bureau.wake.wait_for(&mut news, patience);
+            self.wake.wait_for(&mut news, patience);
         }
         *news = false;
     }
 
-    /// Wakes whoever waits for news.
-    pub(crate) fn ring(&self) {
-        self.inner.bureau.ring();
-    }
-
     /// The announcement of this node's reign, if it reigns; takes notice of it itself.
-    pub(crate) fn reign(&self) -> Option<Announcement> {
-        let session = self.inner.reign(|atlas| atlas.session()).ok()?;
-        let directory = self.inner.record().ok()?;
-        let announcement = Announcement { session, leader: self.inner.store, directory };
-        self.inner.announced(announcement.clone());
+    pub(crate) fn proclaim(&self) -> Option<Announcement> {
+        let session = self.reign(|atlas| atlas.session()).ok()?;
+        let directory = self.record().ok()?;
+        let announcement = Announcement { session, leader: self.store, directory };
+        self.announced(announcement.clone());
         Some(announcement)
-    }
-
-    /// Whether the node's threads have stopped.
-    pub(crate) fn stopped(&self) -> bool {
-        self.inner.driver.stop_reason().is_some()
     }
 
     /// The regions led here; `calm` says which of them are, in that shape.
@@ -307,7 +344,7 @@ impl Local {
         &self,
         calm: impl Fn(RegionId, Epoch) -> Option<u64>,
     ) -> Vec<(RegionId, Mark)> {
-        let led = self.inner.driver.registry().led_by(self.inner.store);
+        let led = self.registry.led_by(self.store);
         let mark = |region, share: &PeerShare| {
             let epoch = share.epoch();
             let calm = calm(region, epoch);
@@ -318,7 +355,74 @@ impl Local {
 
     /// The replicas that lead here.
     pub(crate) fn leaders(&self) -> Vec<(RegionId, Arc<PeerShare>)> {
-        self.inner.driver.registry().led_by(self.inner.store)
+        self.registry.led_by(self.store)
+    }
+
+    /// The shape of a region that lives here.
+    pub(crate) fn shape(&self, region: RegionId) -> Option<Region> {
+        let share = self.registry.get(region)?;
+        Some((*share.region()).clone())
+    }
+
+    /// What is to be done next, if this node reigns and anything has changed since a plan was made of `basis`.
+    /// `limits` are given for the wanted number of replicas; `busy` regions are not calm.
+    pub(crate) fn plan(
+        &self,
+        basis: &mut Basis,
+        limits: impl FnOnce(usize) -> Limits,
+        busy: impl Fn(RegionId) -> bool,
+    ) -> Option<Plan> {
+        let (session, changes) = self.reign(|atlas| (atlas.session(), atlas.changes())).ok()?;
+        let directory = self.record().ok()?;
+        // Nobody knows yet how many replicas there should be.
+        let wanted = usize::try_from(directory.replicas).ok().filter(|wanted| *wanted > 0)?;
+        let limits = limits(wanted);
+        let now = Basis { session, version: directory.version, changes };
+        if std::mem::replace(basis, now) == now {
+            return None;
+        }
+        let planned = self.reign(|atlas| {
+            let site = |record: &StoreRecord| {
+                let sender = atlas.sender(record.store).copied().unwrap_or_default();
+                Site {
+                    store: record.store,
+                    state: record.state,
+                    reachable: self.is_reachable(record.store),
+                    used_bytes: sender.used_bytes,
+                    capacity_bytes: sender.capacity_bytes,
+                }
+            };
+            let sites: Vec<Site> = directory.stores.values().map(site).collect();
+            let calm = |region: &Region| atlas.calm(region).filter(|_| !busy(region.id));
+            let place = |(region, leader)| Place { region, leader, calm: calm(region) };
+            let places: Vec<Place<'_>> = atlas.regions().map(place).collect();
+            placement::plan(&sites, &places, limits)
+        });
+        let plan = planned.ok()?;
+        let few = plan.stuck.iter().take(crate::codec::report::REMARKS_MAX).cloned();
+        *self.remarks.lock() = few.collect();
+        Some(plan)
+    }
+
+    /// Takes note of shapes that somebody has just learnt. Whether any was new.
+    pub(crate) fn learn(&self, regions: &[Region]) -> bool {
+        self.learn_regions(regions);
+        let learn =
+            |atlas: &mut Atlas| regions.iter().filter(|region| atlas.learn(region)).count() > 0;
+        self.reign(learn).unwrap_or(false)
+    }
+}
+
+impl Local {
+    /// What the node knows of the cluster.
+    pub(crate) fn bureau(&self) -> &Bureau {
+        &self.inner.bureau
+    }
+
+    /// A way to get at it that does not keep it alive.
+    pub(crate) fn weakly(&self) -> impl Fn() -> Option<Local> + Send + use<> {
+        let weak = Arc::downgrade(&self.inner);
+        move || weak.upgrade().map(|inner| Local { inner })
     }
 
     /// Does something with a view of the state store, on a thread for reads.
@@ -328,12 +432,6 @@ impl Local {
     ) -> Result<()> {
         let kv = Arc::clone(self.inner.driver.kv());
         self.inner.driver.spawn_read(Box::new(move || work(kv.view())))
-    }
-
-    /// The shape of a region that lives here.
-    pub(crate) fn shape(&self, region: RegionId) -> Option<Region> {
-        let share = self.inner.driver.registry().get(region)?;
-        Some((*share.region()).clone())
     }
 
     /// Bytes that the store takes, and those that it could take if `free` are free.
@@ -349,20 +447,6 @@ impl Local {
         self.inner.start(Body::Directory(ask), now, now.after(patience), 0, done);
     }
 
-    /// Asks one store and nobody else, once.
-    pub(crate) fn ask_store(
-        &self,
-        to: StoreId,
-        ask: Ask,
-        patience: Duration,
-        done: Done<Response>,
-    ) {
-        let now = self.inner.now();
-        let route = Route { region: FIRST_REGION, version: 0 };
-        let job = Job::new(Body::Directory(ask), route, now, now.after(patience), 0, done);
-        self.inner.forward(to, job.pinned());
-    }
-
     /// Changes the record.
     pub(crate) fn change_record(
         &self,
@@ -374,59 +458,25 @@ impl Local {
         let body = Body::Admin { region: FIRST_REGION, admin: Admin::Stores(change) };
         self.inner.start(body, now, now.after(patience), 0, done);
     }
+}
 
-    /// Other stores.
-    pub(crate) fn others(&self) -> Vec<StoreId> {
-        self.inner.others()
+impl Office for Local {
+    fn bureau(&self) -> &Bureau {
+        Local::bureau(self)
     }
 
-    /// What is to be done next, if this node reigns and anything has changed since a plan was made of `basis`.
-    /// `limits` are given for the wanted number of replicas; `busy` regions are not calm.
-    pub(crate) fn plan(
-        &self,
-        basis: &mut Basis,
-        limits: impl FnOnce(usize) -> Limits,
-        busy: impl Fn(RegionId) -> bool,
-    ) -> Option<Plan> {
-        let (session, changes) =
-            self.inner.reign(|atlas| (atlas.session(), atlas.changes())).ok()?;
-        let directory = self.inner.record().ok()?;
-        // Nobody knows yet how many replicas there should be.
-        let wanted = usize::try_from(directory.replicas).ok().filter(|wanted| *wanted > 0)?;
-        let limits = limits(wanted);
-        let now = Basis { session, version: directory.version, changes };
-        if std::mem::replace(basis, now) == now {
-            return None;
-        }
-        let inner = &self.inner;
-        let planned = inner.reign(|atlas| {
-            let site = |record: &StoreRecord| {
-                let sender = atlas.sender(record.store).copied().unwrap_or_default();
-                Site {
-                    store: record.store,
-                    state: record.state,
-                    reachable: inner.is_reachable(record.store),
-                    used_bytes: sender.used_bytes,
-                    capacity_bytes: sender.capacity_bytes,
-                }
-            };
-            let sites: Vec<Site> = directory.stores.values().map(site).collect();
-            let calm = |region: &Region| atlas.calm(region).filter(|_| !busy(region.id));
-            let place = |(region, leader)| Place { region, leader, calm: calm(region) };
-            let places: Vec<Place<'_>> = atlas.regions().map(place).collect();
-            placement::plan(&sites, &places, limits)
-        });
-        let plan = planned.ok()?;
-        let few = plan.stuck.iter().take(crate::codec::report::REMARKS_MAX).cloned();
-        *inner.bureau.remarks.lock() = few.collect();
-        Some(plan)
+    fn now(&self) -> Time {
+        self.inner.now()
     }
 
-    /// Takes note of shapes that somebody has just learnt. Whether any was new.
-    pub(crate) fn learn(&self, regions: &[Region]) -> bool {
-        self.inner.learn_regions(regions);
-        let learn =
-            |atlas: &mut Atlas| regions.iter().filter(|region| atlas.learn(region)).count() > 0;
-        self.inner.reign(learn).unwrap_or(false)
+    fn stopped(&self) -> bool {
+        self.inner.driver.stop_reason().is_some()
+    }
+
+    fn ask_store(&self, to: StoreId, ask: Ask, patience: Duration, done: Done<Response>) {
+        let now = self.inner.now();
+        let route = Route { region: FIRST_REGION, version: 0 };
+        let job = Job::new(Body::Directory(ask), route, now, now.after(patience), 0, done);
+        self.inner.forward(to, job.pinned());
     }
 }

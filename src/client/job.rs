@@ -7,7 +7,7 @@ use super::request::{Body, Response, Route};
 use crate::error::{Error, Result};
 use crate::router::retry::{self, Access, Decision, Target};
 use crate::store::ReadLevel;
-use crate::types::{FIRST_REGION, StoreId, Time};
+use crate::types::{StoreId, Time};
 use std::sync::Arc;
 
 /// A request for one region that has not been answered yet.
@@ -36,6 +36,22 @@ pub(super) enum Reach {
     Answered,
     /// It was never sent: the transport refused it.
     Refused,
+}
+
+impl Body {
+    /// What it does, for whoever sends it again.
+    pub(crate) fn access(&self) -> Access {
+        match self {
+            Body::Write { .. } | Body::Execute { .. } => Access::Write,
+            Body::Admin { .. } => Access::Shape,
+            Body::Read { .. }
+            | Body::Scan { .. }
+            | Body::Status
+            | Body::Transfer { .. }
+            | Body::Regions { .. }
+            | Body::Directory(_) => Access::Read,
+        }
+    }
 }
 
 /// Where a request may go.
@@ -72,19 +88,6 @@ impl Job {
         (self.target, self.avoid) = (None, None);
     }
 
-    fn access(&self) -> Access {
-        match self.body {
-            Body::Write { .. } | Body::Execute { .. } => Access::Write,
-            Body::Admin { .. } => Access::Shape,
-            Body::Read { .. }
-            | Body::Scan { .. }
-            | Body::Status
-            | Body::Transfer { .. }
-            | Body::Regions { .. }
-            | Body::Directory(_) => Access::Read,
-        }
-    }
-
     /// Whether any replica can answer, not the leader alone.
     fn anywhere(&self) -> bool {
         match self.body {
@@ -118,45 +121,9 @@ impl Inner {
     }
 
     fn aim(&self, job: &Job) -> StoreId {
-        if let Some(target) = job.target {
-            return target;
-        }
-        let fresh = |store: &StoreId| Some(*store) != job.avoid;
-        if let Some(share) = self.driver.registry().get(job.route.region) {
-            if job.anywhere() && fresh(&self.store) {
-                return self.store;
-            }
-            if let Some(leader) = share.leader().filter(fresh) {
-                return leader;
-            }
-        }
-        let routes = self.routes.read();
-        let Some(route) = routes.get(job.route.region) else {
-            drop(routes);
-            return self.aim_blindly(job, fresh);
-        };
-        if let Some(leader) = route.leader.filter(fresh) {
-            return leader;
-        }
-        let others: Vec<StoreId> =
-            route.region.peers.iter().map(|peer| peer.store).filter(fresh).collect();
-        match others.len() {
-            0 => self.store,
-            n => others[job.attempt as usize % n],
-        }
-    }
-
-    /// Nothing is known of the region: whoever answers knows more, or whom to ask.
-    fn aim_blindly(&self, job: &Job, fresh: impl Fn(&StoreId) -> bool) -> StoreId {
-        let first = job.route.region == FIRST_REGION;
-        if let Some(leader) = self.sovereign().filter(|store| first && fresh(store)) {
-            return leader;
-        }
-        let others: Vec<StoreId> = self.others().into_iter().filter(fresh).collect();
-        match others.len() {
-            0 => self.store,
-            n => others[job.attempt as usize % n],
-        }
+        let anywhere = job.anywhere();
+        let blind = || self.bureau.aim(job.route.region, job.attempt, anywhere, job.avoid);
+        job.target.unwrap_or_else(blind)
     }
 
     /// Takes the answer of an attempt: hands it on, or tries again.
@@ -170,11 +137,11 @@ impl Inner {
         let error = match result {
             Ok(response) => {
                 if at != self.store && !job.anywhere() {
-                    self.learn_leader(&job, Some(at));
+                    self.bureau.learn_leader(job.route.region, Some(at));
                 }
                 return job.done.call(Ok(response));
             }
-            Err(error) if at == self.store => self.with_neighbours(error),
+            Err(error) if at == self.store => self.bureau.with_neighbours(error),
             Err(error) => error,
         };
         if job.aim == Aim::Pinned {
@@ -189,7 +156,7 @@ impl Inner {
         };
         self.learn(&job, at, reach, &error);
         let left = job.deadline.since(now);
-        let decision = retry::decide(job.access(), &error, job.attempt, left, self.jitter());
+        let decision = retry::decide(job.body.access(), &error, job.attempt, left, self.jitter());
         let Decision::Again { at: target, after } = decision else {
             // Another node whose time had run out says less than what was heard before.
             let late = matches!(error, Error::Busy { what: LATE });
@@ -243,34 +210,23 @@ impl Inner {
     /// Takes what an error tells about the cluster.
     fn learn(self: &Arc<Self>, job: &Job, at: StoreId, reach: Reach, error: &Error) {
         match error {
-            Error::EpochNotMatch { current } => self.learn_regions(current),
-            Error::NotLeader { leader, .. } => self.learn_leader(job, leader.filter(|l| *l != at)),
+            Error::EpochNotMatch { current } => self.bureau.learn_regions(current),
+            Error::NotLeader { leader, .. } => {
+                self.bureau.learn_leader(job.route.region, leader.filter(|l| *l != at))
+            }
             // Its replicas have moved, or it was merged: who else knows where to?
             Error::RegionNotFound(region) => {
                 let known = self.routes.read().get(*region).cloned();
                 if let Some(route) = known {
                     if route.leader == Some(at) {
-                        self.learn_leader(job, None);
+                        self.bureau.learn_leader(job.route.region, None);
                     }
-                    self.look_around(&route.region.range.start, 1);
+                    self.bureau.look_around(&route.region.range.start, 1);
                 }
                 self.ask_around(*region, job.attempt, job.deadline);
             }
-            _ if reach == Reach::Refused => {
-                let hint = self.routes.read().get(job.route.region).and_then(|r| r.leader);
-                if hint == Some(at) {
-                    self.learn_leader(job, None);
-                }
-            }
+            _ if reach == Reach::Refused => self.bureau.lost_leader(job.route.region, at),
             _ => {}
-        }
-    }
-
-    fn learn_leader(&self, job: &Job, leader: Option<StoreId>) {
-        let region = job.route.region;
-        let known = self.routes.read().get(region).map(|route| route.leader);
-        if known.is_some_and(|known| known != leader) {
-            self.routes.write().set_leader(region, leader);
         }
     }
 }

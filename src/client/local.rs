@@ -25,7 +25,7 @@ pub(super) struct Inner {
     pub store: StoreId,
     pub driver: Driver,
     pub transport: Arc<dyn Transport>,
-    pub routes: RwLock<RangeCache>,
+    pub routes: Arc<RwLock<RangeCache>>,
     pub bureau: Bureau,
     pub parked: Parked,
     gate: Gate,
@@ -43,6 +43,14 @@ struct Outstanding {
 #[derive(Clone)]
 pub struct Local {
     pub(super) inner: Arc<Inner>,
+}
+
+/// The `count`-th number of a store, as good as drawn.
+pub(super) fn scramble(count: u64, store: StoreId) -> u64 {
+    // splitmix64's constants (Steele, Lea, Flood 2014).
+    let mut x = count.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ store.0;
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x ^ (x >> 31)
 }
 
 /// Forwarded requests get this much more time than their deadline says, for the answer's way back.
@@ -64,12 +72,15 @@ impl Local {
             let here = driver.registry().get(region.id).map(|share| share.region());
             routes.update(here.unwrap_or_else(|| Arc::new(region)));
         }
+        let routes = Arc::new(RwLock::new(routes));
+        let (registry, kv) = (driver.registry().clone(), Arc::clone(driver.kv()));
+        let bureau = Bureau::new(store, registry, kv, Arc::clone(&routes), !seed);
         let inner = Arc::new(Inner {
             store,
             driver,
             transport,
-            routes: RwLock::new(routes),
-            bureau: Bureau::default(),
+            routes,
+            bureau,
             parked: Parked::default(),
             gate: Gate::default(),
             outstanding: Mutex::default(),
@@ -148,11 +159,7 @@ impl Inner {
 
     /// Numbers to spread retries by.
     pub fn jitter(&self) -> u64 {
-        let count = self.jitter.fetch_add(1, Ordering::Relaxed);
-        // splitmix64's constants (Steele, Lea, Flood 2014).
-        let mut x = count.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ self.store.0;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x ^ (x >> 31)
+        scramble(self.jitter.fetch_add(1, Ordering::Relaxed), self.store)
     }
 
     /// The route of a batch that belongs to one region, if that is led here. Anything else about it, what is wrong
@@ -217,10 +224,10 @@ impl Inner {
                 self.driver.admin(region, admin, deadline, waiter);
             }
             Body::Regions { start, count } => {
-                done.call(Ok(Response::Regions(self.regions(&start, count))));
+                done.call(Ok(Response::Regions(self.bureau.regions(&start, count))));
             }
             Body::Status => self.status(deadline, done),
-            Body::Directory(ask) => done.call(self.answer(ask)),
+            Body::Directory(ask) => done.call(self.bureau.answer(ask)),
         }
     }
 }
@@ -233,7 +240,8 @@ pub(super) fn unexpected(reply: Result<Reply>) -> Error {
     }
 }
 
-fn administered(reply: Result<Reply>) -> Result<Response> {
+/// The answer to an administrative command.
+pub(crate) fn administered(reply: Result<Reply>) -> Result<Response> {
     match reply {
         Ok(Reply::Admin(Ok(AdminDone::Shaped(regions)))) => Ok(Response::Regions(regions)),
         Ok(Reply::Admin(Ok(AdminDone::Ids { first }))) => Ok(Response::Ids(first)),

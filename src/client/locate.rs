@@ -7,6 +7,7 @@
 
 use super::Done;
 use super::ask::{Answer, Ask};
+use super::directory::Bureau;
 use super::job::Job;
 use super::local::Inner;
 use super::request::{Body, REGIONS_MAX, Response, Route};
@@ -23,7 +24,7 @@ const NEIGHBOURS: usize = 32;
 /// How long another node may take to say which regions it knows.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-impl Inner {
+impl Bureau {
     /// The regions from the one that owns `start` on, as far as this node knows.
     pub fn regions(&self, start: &Bytes, count: usize) -> Vec<Region> {
         self.look_around(start, count);
@@ -36,13 +37,89 @@ impl Inner {
 
     /// Takes over what the replicas here know of the regions from `start` on.
     pub(super) fn look_around(&self, start: &Bytes, count: usize) {
-        let registry = self.driver.registry();
+        let registry = &self.registry;
         let mut here = registry.from(start, count);
         here.extend(registry.lookup(start));
         let mut routes = self.routes.write();
         for region in here {
             routes.update(region);
         }
+    }
+
+    /// Where a request for a region goes that was tried `attempt` times, `avoid` being who did not know better last time.
+    /// `anywhere`: any replica can answer it.
+    pub fn aim(
+        &self,
+        region: RegionId,
+        attempt: u32,
+        anywhere: bool,
+        avoid: Option<StoreId>,
+    ) -> StoreId {
+        let fresh = |store: &StoreId| Some(*store) != avoid;
+        if let Some(share) = self.registry.get(region) {
+            if anywhere && fresh(&self.store) {
+                return self.store;
+            }
+            if let Some(leader) = share.leader().filter(fresh) {
+                return leader;
+            }
+        }
+        let routes = self.routes.read();
+        let Some(route) = routes.get(region) else {
+            drop(routes);
+            return self.aim_blindly(region, attempt, fresh);
+        };
+        if let Some(leader) = route.leader.filter(fresh) {
+            return leader;
+        }
+        let others: Vec<StoreId> =
+            route.region.peers.iter().map(|peer| peer.store).filter(fresh).collect();
+        match others.len() {
+            0 => self.store,
+            n => others[attempt as usize % n],
+        }
+    }
+
+    /// Nothing is known of the region: whoever answers knows more, or whom to ask.
+    fn aim_blindly(
+        &self,
+        region: RegionId,
+        attempt: u32,
+        fresh: impl Fn(&StoreId) -> bool,
+    ) -> StoreId {
+        let first = region == FIRST_REGION;
+        if let Some(leader) = self.sovereign().filter(|store| first && fresh(store)) {
+            return leader;
+        }
+        let others: Vec<StoreId> = self.others().into_iter().filter(fresh).collect();
+        match others.len() {
+            0 => self.store,
+            n => others[attempt as usize % n],
+        }
+    }
+
+    /// Somebody has said who leads a region.
+    pub fn learn_leader(&self, region: RegionId, leader: Option<StoreId>) {
+        let known = self.routes.read().get(region).map(|route| route.leader);
+        if known.is_some_and(|known| known != leader) {
+            self.routes.write().set_leader(region, leader);
+        }
+    }
+
+    /// A store could not be reached: whoever was thought to lead there is not asked there again.
+    pub fn lost_leader(&self, region: RegionId, store: StoreId) {
+        let hint = self.routes.read().get(region).and_then(|route| route.leader);
+        if hint == Some(store) {
+            self.learn_leader(region, None);
+        }
+    }
+
+    /// From where on others are to be asked for a region that was not where it was looked for: from its first key, or the
+    /// first that nobody is known to own.
+    pub fn whereabouts(&self, region: RegionId) -> Option<Bytes> {
+        let routes = self.routes.read();
+        let found = routes.get(region).map(|route| route.region.range.start.clone());
+        found.or_else(|| first_gap(&routes))
     }
 
     /// Takes over what others know.
@@ -60,7 +137,7 @@ impl Inner {
         let mut known: BTreeSet<_> = current.iter().map(|region| region.id).collect();
         let starts: Vec<Bytes> = current.iter().map(|region| region.range.start.clone()).collect();
         for start in starts {
-            for region in self.driver.registry().from(&start, NEIGHBOURS) {
+            for region in self.registry.from(&start, NEIGHBOURS) {
                 if known.insert(region.id) {
                     current.push((*region).clone());
                 }
@@ -68,7 +145,9 @@ impl Inner {
         }
         Error::EpochNotMatch { current }
     }
+}
 
+impl Inner {
     /// A request whose key no route is known for: looks around here, asks another node, and starts anew.
     pub fn start_elsewhere(
         self: &Arc<Self>,
@@ -79,7 +158,7 @@ impl Inner {
         attempt: u32,
         done: Done<Response>,
     ) {
-        self.look_around(&Bytes::new(), usize::MAX);
+        self.bureau.look_around(&Bytes::new(), usize::MAX);
         if attempt == 0 {
             return self.start(body, started, deadline, 1, done);
         }
@@ -104,7 +183,7 @@ impl Inner {
         let back = Arc::clone(self);
         let done = Done::new(move |result| {
             if let Ok(Response::Directory(Answer::Located(infos))) = result {
-                back.learn_infos(&infos);
+                back.bureau.learn_infos(&infos);
             }
         });
         let now = self.now();
@@ -117,7 +196,7 @@ impl Inner {
         let back = Arc::clone(self);
         let done = Done::new(move |result| {
             if let Ok(Response::Regions(regions)) = result {
-                back.learn_regions(&regions);
+                back.bureau.learn_regions(&regions);
             }
         });
         // Executed where it arrives, whatever region it names.
@@ -134,19 +213,14 @@ impl Inner {
         if region == FIRST_REGION {
             return; // the directory stands there itself
         }
-        let start = {
-            let routes = self.routes.read();
-            let found = routes.get(region).map(|route| route.region.range.start.clone());
-            found.or_else(|| first_gap(&routes))
-        };
-        if let Some(start) = start {
+        if let Some(start) = self.bureau.whereabouts(region) {
             self.ask_directory(&start, attempt + 1, deadline);
         }
     }
 
     /// Another store, each in turn.
     fn somebody(&self, attempt: u32) -> Option<StoreId> {
-        let stores = self.others();
+        let stores = self.bureau.others();
         let at = attempt as usize % stores.len().max(1);
         stores.into_iter().nth(at)
     }

@@ -154,11 +154,11 @@ impl Client {
 
     /// Carries out what a frozen region wishes for: it is taken in, or thawed, or waits on. Should nobody answer for its
     /// target, `was_merged` is asked whether that one is known to be merged away, see
-    /// [`was_merged`](crate::region::merge::was_merged); it may block.
+    /// [`was_merged`](crate::region::merge::was_merged).
     pub(crate) async fn carry_out(
         &self,
         wish: MergeWish,
-        was_merged: impl FnOnce(RegionId) -> bool,
+        was_merged: impl AsyncFnOnce(RegionId) -> bool,
     ) -> Result<Merged> {
         let MergeWish { source, merging, commit } = wish;
         let target = merging.target;
@@ -174,7 +174,7 @@ impl Client {
             }
             Error::Stopped { .. } => false,
             // Whoever spoke last, another node that is out of reach perhaps: a proof needs no occasion.
-            _ => was_merged(target),
+            _ => was_merged(target).await,
         };
         if !never {
             return Err(refused);
@@ -239,7 +239,7 @@ mod tests {
         let backend = Refuses { error, thawed: Arc::clone(&thawed) };
         let client = Client::new(Arc::new(backend), Duration::from_secs(9));
         let mut asked = false;
-        let ended = wait(client.carry_out(wish(), |target| {
+        let ended = wait(client.carry_out(wish(), async |target| {
             assert_eq!(target, TARGET);
             asked = true;
             was_merged

@@ -46,7 +46,9 @@ mod stores;
 pub use crate::codec::command::{BatchBuilder as Batch, Swap};
 pub use api::{Blocking, Client};
 pub use block::wait;
-pub(crate) use directory::Basis;
+#[cfg(any(test, feature = "sim"))]
+pub(crate) use directory::Bureau;
+pub(crate) use directory::{Basis, Office};
 pub use pages::{Pages, Rows};
 pub use remote::RemoteClient;
 pub use request::{NodeStatus, NodeWork};

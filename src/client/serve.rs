@@ -24,7 +24,7 @@ pub(super) fn serve(inner: &Arc<Inner>, origin: Origin, requests: Vec<(u64, Byte
     for (id, bytes) in requests {
         let back = Arc::clone(inner);
         let answer = move |result: Result<Response>| {
-            let result = result.map_err(|error| back.with_neighbours(error));
+            let result = result.map_err(|error| back.bureau.with_neighbours(error));
             back.transport.respond(origin, id, encode_response(&result));
         };
         let Request { timeout, route, body } = match Request::decode(bytes) {

@@ -130,7 +130,7 @@ impl Inner {
             }
             Body::Status => self.status(deadline, done),
             Body::Regions { start, count } => {
-                let regions = self.regions(&start, count);
+                let regions = self.bureau.regions(&start, count);
                 match regions.first().is_some_and(|first| first.range.contains(&start)) {
                     true => done.call(Ok(Response::Regions(regions))),
                     false => {
@@ -140,7 +140,7 @@ impl Inner {
                 }
             }
             Body::Directory(ask @ (Ask::Members | Ask::WasMerged(_))) => {
-                done.call(self.answer(ask));
+                done.call(self.bureau.answer(ask));
             }
             Body::Directory(_) => {
                 self.run(job(body, Route { region: FIRST_REGION, version: 0 }, done));

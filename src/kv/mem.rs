@@ -52,6 +52,13 @@ impl SimTablesDisk {
         SimTablesDisk::default()
     }
 
+    /// A copy of what is on it.
+    pub fn fork(&self) -> SimTablesDisk {
+        let disk = self.0.lock();
+        let (map, runs, bytes) = (Arc::clone(&disk.map), disk.runs, disk.bytes);
+        SimTablesDisk(Arc::new(Mutex::new(DiskState { map, runs, bytes, ..Default::default() })))
+    }
+
     /// Tables on this disk. Those opened earlier are dead from now on: their ingestions fail.
     pub fn open(&self) -> MemTables {
         let mut disk = self.0.lock();

@@ -23,10 +23,10 @@ use crate::error::Result;
 use crate::kv::View;
 use crate::region::size::measure_up_to;
 use crate::store::PeerShare;
-use crate::types::{Epoch, INITIAL_POSITION, Region, RegionId};
+use crate::types::{Epoch, INITIAL_POSITION, Region, RegionId, Time};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Batches and reads per second that a cold region takes, at most.
 const COLD: u64 = 16;
@@ -41,7 +41,7 @@ const ERRAND_BYTES: u64 = 64 << 20;
 
 /// When a region is calm.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Rules {
+pub(crate) struct Rules {
     /// Bytes of keys and values, at most.
     pub small: u64,
     /// Batches and reads per second, at most.
@@ -52,7 +52,7 @@ pub(super) struct Rules {
 
 /// What a replica that leads publishes.
 #[derive(Clone, Debug)]
-pub(super) struct Seen {
+pub(crate) struct Seen {
     region: Arc<Region>,
     /// Batches that it took, and bytes that it applied, since it came up.
     taken: u64,
@@ -96,7 +96,7 @@ enum Size {
     /// More than is small, when so many batches had been taken.
     Large {
         taken: u64,
-        at: Instant,
+        at: Time,
     },
 }
 
@@ -104,12 +104,12 @@ enum Size {
 struct Entry {
     seen: Seen,
     /// Cold, and not cut, since then.
-    since: Instant,
+    since: Time,
     size: Size,
 }
 
 impl Entry {
-    fn look(&mut self, seen: Seen, now: Instant, passed: Duration, rules: &Rules) {
+    fn look(&mut self, seen: Seen, now: Time, passed: Duration, rules: &Rules) {
         let (before, after) = (&self.seen.region.range, &seen.region.range);
         if before != after {
             self.size = Size::Unknown;
@@ -128,7 +128,7 @@ impl Entry {
                 Some(more) if bytes + more <= rules.small => self.size,
                 _ => Size::Unknown,
             },
-            Size::Large { taken, at } if taken != seen.taken && now - at >= rules.patience => {
+            Size::Large { taken, at } if taken != seen.taken && now.since(at) >= rules.patience => {
                 Size::Unknown
             }
             same => same,
@@ -136,12 +136,12 @@ impl Entry {
         self.seen = seen;
     }
 
-    fn is_cold(&self, now: Instant, rules: &Rules) -> bool {
-        now - self.since >= rules.patience
+    fn is_cold(&self, now: Time, rules: &Rules) -> bool {
+        now.since(self.since) >= rules.patience
     }
 
     /// At most how many bytes it takes, if it is calm.
-    fn calm(&self, now: Instant, rules: &Rules) -> Option<u64> {
+    fn calm(&self, now: Time, rules: &Rules) -> Option<u64> {
         let Size::Small { bytes, applied } = self.size else { return None };
         let bytes = bytes + self.seen.applied.saturating_sub(applied);
         let laid_out = bytes == 0 && !self.seen.is_touched();
@@ -153,11 +153,11 @@ impl Entry {
 ///
 /// * `calm` follows from the rest. It is kept, because it is asked for far more often than it changes, and mostly empty.
 #[derive(Debug)]
-pub(super) struct Census {
+pub(crate) struct Census {
     rules: Rules,
     regions: BTreeMap<RegionId, Entry>,
     calm: BTreeMap<RegionId, (Epoch, u64)>,
-    looked: Option<Instant>,
+    looked: Option<Time>,
     /// Something has changed since there was nothing to be measured.
     news: bool,
     /// Somebody is measuring.
@@ -166,13 +166,13 @@ pub(super) struct Census {
 
 /// Regions to be measured.
 #[derive(Debug)]
-pub(super) struct Errand {
+pub(crate) struct Errand {
     small: u64,
     regions: Vec<(RegionId, Seen)>,
 }
 
 /// What was measured: of each region how much it holds, if it is small.
-pub(super) type Found = Vec<(RegionId, Seen, Option<u64>)>;
+pub(crate) type Found = Vec<(RegionId, Seen, Option<u64>)>;
 
 impl Errand {
     /// Measures as many as it may.
@@ -205,17 +205,18 @@ impl Census {
         (rules.small > 0).then(|| Census::new(rules))
     }
 
-    fn new(rules: Rules) -> Census {
+    /// One that goes by these rules.
+    pub fn new(rules: Rules) -> Census {
         let (regions, calm) = (BTreeMap::new(), BTreeMap::new());
         Census { rules, regions, calm, looked: None, news: false, asked: false }
     }
 
     /// Looks at all that is led here, if it is time.
-    pub fn look<I>(&mut self, now: Instant, led: impl FnOnce() -> I)
+    pub fn look<I>(&mut self, now: Time, led: impl FnOnce() -> I)
     where
         I: IntoIterator<Item = (RegionId, Seen)>,
     {
-        let passed = self.looked.map(|looked| now - looked);
+        let passed = self.looked.map(|looked| now.since(looked));
         if passed.is_some_and(|passed| passed < (self.rules.patience / 8).min(LOOK_MAX)) {
             return;
         }
@@ -258,7 +259,7 @@ impl Census {
     }
 
     /// An errand has ended.
-    pub fn found(&mut self, now: Instant, found: Found) {
+    pub fn found(&mut self, now: Time, found: Found) {
         self.asked = false;
         for (id, seen, bytes) in found {
             let Some(entry) = self.regions.get_mut(&id) else { continue };
@@ -301,7 +302,7 @@ mod tests {
     /// A clerk with one region, who looks every ten seconds.
     struct Clerk {
         census: Census,
-        now: Instant,
+        now: Time,
         region: Arc<Region>,
         taken: u64,
         applied: u64,
@@ -311,13 +312,13 @@ mod tests {
     impl Clerk {
         fn new() -> Clerk {
             let region = region("b", "f", 3);
-            let (census, now) = (Census::new(RULES), Instant::now());
+            let (census, now) = (Census::new(RULES), Time(0));
             Clerk { census, now, region, taken: 0, applied: 0, reads: 0 }
         }
 
         fn pass(&mut self, seconds: u64) {
             for _ in 0..seconds / 10 {
-                self.now += Duration::from_secs(10);
+                self.now = self.now.after(Duration::from_secs(10));
                 let seen = seen(&self.region, self.taken, self.applied);
                 let seen = Seen { reads: self.reads, ..seen };
                 self.census.look(self.now, || [(RegionId(7), seen)]);
@@ -448,7 +449,7 @@ mod tests {
         let mut clerk = Clerk::new();
         clerk.pass(90);
         clerk.measure(Some(9));
-        clerk.now += Duration::from_secs(10);
+        clerk.now = clerk.now.after(Duration::from_secs(10));
         clerk.census.look(clerk.now, || []);
         assert_eq!(clerk.calm(), None);
         clerk.pass(80);
@@ -460,9 +461,9 @@ mod tests {
         let fresh = |version, taken, committed| {
             let region = region("b", "f", version);
             let mut census = Census::new(RULES);
-            let mut now = Instant::now();
+            let mut now = Time(0);
             for _ in 0..10 {
-                now += Duration::from_secs(10);
+                now = now.after(Duration::from_secs(10));
                 let region = Arc::clone(&region);
                 let seen = Seen { region, taken, applied: 0, reads: 0, term: 8, committed };
                 census.look(now, || [(RegionId(7), seen)]);

@@ -12,17 +12,17 @@
 use super::census::{Census, Found, Seen};
 use super::founding::{Errands, Founding, SetUp};
 use super::members::{Members, Roster};
-use crate::client::Done;
 use crate::client::ask::{Answer, Ask};
 use crate::client::local::Local;
 use crate::client::request::Response;
+use crate::client::{Done, Office};
 use crate::codec::directory::{StoreChange, StoreRecord, StoreState};
 use crate::codec::report::{Announcement, Verdict};
 use crate::driver::Driver;
 use crate::error::{Error, Result};
 use crate::router::reporter::Reporter;
 use crate::transport::Transport;
-use crate::types::{Start, StoreId};
+use crate::types::StoreId;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -85,6 +85,8 @@ pub(super) struct Parts {
     pub roster: Arc<Roster>,
     /// This store, as it registers.
     pub record: StoreRecord,
+    /// What no other run draws: its reports are known by it.
+    pub life: u64,
     /// How many replicas it was configured for; 0 if it has joined.
     pub replicas: u64,
     /// Whose addresses the configuration names: it is right about them until they register anew.
@@ -150,8 +152,8 @@ pub(super) struct Clerk {
     free_as_of: Option<Instant>,
     /// The record as far as it has been acted upon.
     version: u64,
-    /// The start of each store whose address the transport has.
-    placed: BTreeMap<StoreId, Start>,
+    /// The life of each store whose address the transport has, and that address as it was on record.
+    placed: BTreeMap<StoreId, (u64, String)>,
     /// When the directory was marked last, and how many entries its log had been given by then.
     marked: (Instant, u64),
 }
@@ -167,7 +169,7 @@ impl Handle {
     /// Ends the thread, and waits for it: afterwards it writes nothing any more.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Release);
-        self.local.ring();
+        self.local.bureau().ring();
         if let Some(thread) = self.thread.lock().take()
             && thread.thread().id() != std::thread::current().id()
         {
@@ -183,9 +185,10 @@ pub(super) fn start(parts: Parts) -> Result<Handle> {
     let told = Arc::clone(&stop);
     let remembered = parts.members.directory.stores.values();
     let named = remembered.filter(|record| parts.named.contains(&record.store));
-    let placed = named.map(|record| (record.store, record.start)).collect();
+    let place = |r: &StoreRecord| (r.store, (r.start.life, r.address.clone()));
+    let placed = named.map(place).collect();
     let clerk = Clerk {
-        reporter: Reporter::new(parts.record.store, parts.record.start.life),
+        reporter: Reporter::new(parts.record.store, parts.life),
         parts,
         errands: Errands::default(),
         tray: Tray::default(),
@@ -218,20 +221,20 @@ impl Clerk {
             self.collect();
             if self.parts.founding.is_under_way() {
                 let pause = self.found();
-                self.parts.local.wait_for_news(pause);
+                self.parts.local.bureau().wait_for_news(pause);
                 continue;
             }
             self.act_upon_announcement();
             self.mark();
             self.register();
-            if let Some(announcement) = self.parts.local.reign() {
+            if let Some(announcement) = self.parts.local.bureau().proclaim() {
                 self.announce(&announcement);
             } else {
                 self.told.clear();
             }
             self.count();
             self.report();
-            self.parts.local.wait_for_news(LOOK);
+            self.parts.local.bureau().wait_for_news(LOOK);
         }
     }
 
@@ -243,7 +246,7 @@ impl Clerk {
         let (tray, local) = (self.tray.clone(), self.parts.local.clone());
         Done::new(move |result| {
             tray.0.lock().push(outcome(result));
-            local.ring();
+            local.bureau().ring();
         })
     }
 
@@ -284,13 +287,13 @@ impl Clerk {
                 }
                 Outcome::Measured(found) => {
                     if let Some(census) = &mut self.parts.census {
-                        census.found(Instant::now(), found);
+                        census.found(self.parts.driver.clock().now(), found);
                     }
                 }
                 Outcome::Members(result) => {
                     self.asked_members = false;
                     if let Ok(Response::Directory(Answer::Members(members))) = result {
-                        self.parts.local.take_members(members);
+                        self.parts.local.bureau().take_members(members);
                     }
                 }
             }
@@ -302,8 +305,13 @@ impl Clerk {
             Ok(Response::Directory(Answer::Record(directory))) => {
                 self.registration = Registration::Done;
                 self.failures = 0;
+                if let Err(error) = self.parts.members.confirm() {
+                    tracing::warn!(%error, "it could not be kept that the store is on record");
+                    self.registration = Registration::Wanted;
+                    self.again = Instant::now() + PAUSE_MAX;
+                }
                 let (session, leader) = (0, StoreId(0));
-                self.parts.local.take_members(Announcement { session, leader, directory });
+                self.parts.local.bureau().take_members(Announcement { session, leader, directory });
             }
             Err(Error::Identity(why)) => {
                 tracing::error!(why, "the cluster does not know this directory: the node stops");
@@ -355,7 +363,7 @@ impl Clerk {
 
     /// A node that has just come asks those that it knows who else there is.
     fn ask_for_members(&mut self) {
-        let others = self.parts.local.others();
+        let others = self.parts.local.bureau().others();
         if others.is_empty() || self.asked_members {
             return;
         }
@@ -368,7 +376,7 @@ impl Clerk {
 
     /// Takes what was announced to heart: keeps it, lets the transport know where everybody is.
     fn act_upon_announcement(&mut self) {
-        let known = self.parts.local.announcement();
+        let known = self.parts.local.bureau().announcement();
         if known.session != 0 {
             self.reporter.announced(known.session);
         }
@@ -378,17 +386,17 @@ impl Clerk {
         }
         self.parts.roster.learn(&known.directory);
         for record in known.directory.stores.values() {
-            let (store, start) = (record.store, record.start);
+            let store = record.store;
             if record.state == StoreState::Left {
                 // It holds nothing that counts any more, and is not let in again.
                 self.parts.driver.registry().neighbours().has_left(store);
                 self.parts.transport.cut_off(store);
             }
             let there = record.state != StoreState::Left && !record.address.is_empty();
-            let placed = |known: Option<Start>| known.is_some_and(|known| known.life == start.life);
+            let place = (record.start.life, record.address.clone());
             if store != self.parts.record.store
                 && there
-                && !placed(self.placed.insert(store, start))
+                && self.placed.insert(store, place.clone()) != Some(place)
             {
                 self.parts.transport.set_peer(store, record.address.clone());
             }
@@ -427,16 +435,17 @@ impl Clerk {
     fn count(&mut self) {
         let local = &self.parts.local;
         let Some(census) = &mut self.parts.census else { return };
-        let seen = || local.leaders().into_iter().map(|(id, share)| (id, Seen::of(&share)));
-        census.look(Instant::now(), seen);
+        let seen =
+            || local.bureau().leaders().into_iter().map(|(id, share)| (id, Seen::of(&share)));
+        census.look(self.parts.driver.clock().now(), seen);
         let Some(errand) = census.errand() else { return };
         let (tray, ring) = (self.tray.clone(), local.clone());
         let sent = local.look_into(move |view| {
             tray.0.lock().push(Outcome::Measured(errand.carry_out(view)));
-            ring.ring();
+            ring.bureau().ring();
         });
         if sent.is_err() {
-            census.found(Instant::now(), Vec::new());
+            census.found(self.parts.driver.clock().now(), Vec::new());
         }
     }
 
@@ -451,9 +460,9 @@ impl Clerk {
         }
         let local = &self.parts.local;
         let census = self.parts.census.as_ref();
-        let led = local.led(|region, epoch| census?.calm(region, epoch));
+        let led = local.bureau().led(|region, epoch| census?.calm(region, epoch));
         let space = local.space(self.free);
-        let shape = |region| local.shape(region);
+        let shape = |region| local.bureau().shape(region);
         let Some(report) = self.reporter.next(&led, space, shape) else { return };
         let number = report.number;
         self.parts.counters.reports.fetch_add(1, Ordering::Relaxed);

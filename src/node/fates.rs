@@ -16,14 +16,15 @@
 //! forget, or one more step in every leaving that asks all regions whether they are frozen. That is not worth it until
 //! somebody has seen it happen.
 
-use crate::client::Done;
 use crate::client::ask::{Answer, Ask};
-use crate::client::local::Local;
 use crate::client::request::Response;
-use crate::types::{RegionId, StoreId};
-use crossbeam::channel::bounded;
+use crate::client::{Done, Office};
+use crate::types::{RegionId, StoreId, Time};
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
 
 /// Stores that are asked at once.
 const STORES: usize = 32;
@@ -39,7 +40,7 @@ const REGIONS: usize = 1 << 10;
 /// When a region is asked for next.
 #[derive(Debug)]
 struct Asked {
-    due: Instant,
+    due: Time,
     pause: Duration,
     /// Stores asked so far.
     stores: usize,
@@ -52,24 +53,26 @@ pub(super) struct Fates {
 }
 
 impl Fates {
-    /// Whether another store knows that the region was merged into another one. Blocks until it is said, or nobody else
-    /// will answer. `false`: it is not known, or not yet time to ask again.
-    pub fn was_merged(&mut self, local: Local, region: RegionId) -> bool {
-        let stores = self.next(region, local.others(), Instant::now());
-        let ask = |store, done| local.ask_store(store, Ask::WasMerged(region), PATIENCE, done);
-        let (told, answers) = bounded(stores.len());
+    /// Whether another store knows that the region was merged into another one, once it is said, or nobody else will
+    /// answer. `false`: it is not known, or not yet time to ask again.
+    pub async fn was_merged(&mut self, office: impl Office, region: RegionId) -> bool {
+        let stores = self.next(region, office.bureau().others(), office.now());
+        let (tell, told) = oneshot::channel();
+        let tell = Arc::new(Mutex::new(Some(tell)));
         for store in stores {
-            let told = told.clone();
+            let tell = Arc::clone(&tell);
             let done = Done::new(move |answer| {
                 let known = matches!(answer, Ok(Response::Directory(Answer::WasMerged(true))));
-                // Somebody else was faster.
-                let _ = told.try_send(known);
+                if let Some(tell) = tell.lock().take_if(|_| known) {
+                    // Nobody listens any more: fine.
+                    let _ = tell.send(());
+                }
             });
-            ask(store, done);
+            office.ask_store(store, Ask::WasMerged(region), PATIENCE, done);
         }
         // Not held while they answer: a node that is closed meanwhile lets go of its directory.
-        drop((local, told));
-        let known = answers.iter().any(|known| known);
+        drop((office, tell));
+        let known = told.await.is_ok();
         if known {
             // Its other neighbour may wait for it, too.
             self.asked.remove(&region);
@@ -78,9 +81,9 @@ impl Fates {
     }
 
     /// Whom to ask now.
-    fn next(&mut self, region: RegionId, mut others: Vec<StoreId>, now: Instant) -> Vec<StoreId> {
+    fn next(&mut self, region: RegionId, mut others: Vec<StoreId>, now: Time) -> Vec<StoreId> {
         // Nobody wishes for those any more.
-        self.asked.retain(|_, asked| now < asked.due + PAUSE_MAX * 2);
+        self.asked.retain(|_, asked| now < asked.due.after(PAUSE_MAX * 2));
         if self.asked.len() >= REGIONS && !self.asked.contains_key(&region) {
             return Vec::new();
         }
@@ -93,7 +96,7 @@ impl Fates {
         others.rotate_left(asked.stores % count);
         others.truncate(STORES);
         asked.stores += others.len();
-        asked.due = now + asked.pause;
+        asked.due = now.after(asked.pause);
         asked.pause = (asked.pause * 2).min(PAUSE_MAX);
         others
     }
@@ -102,6 +105,7 @@ impl Fates {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::wait;
     use crate::config::StateKind;
     use crate::env::mem::MemDisk;
     use crate::transport::Hub;
@@ -114,30 +118,30 @@ mod tests {
 
     #[test]
     fn a_region_is_asked_for_more_and_more_rarely() {
-        let (mut fates, mut now) = (Fates::default(), Instant::now());
+        let (mut fates, mut now) = (Fates::default(), Time(0));
         let mut pauses = Vec::new();
         for _ in 0..6 {
             let asked = now;
             assert_eq!(fates.next(RegionId(7), stores(1..=3), now).len(), 3);
             while fates.asked[&RegionId(7)].due > now {
                 assert!(fates.next(RegionId(7), stores(1..=3), now).is_empty());
-                now += Duration::from_secs(1);
+                now = now.after(Duration::from_secs(1));
             }
-            pauses.push((now - asked).as_secs());
+            pauses.push(now.since(asked).as_secs());
         }
         assert_eq!(pauses, [5, 10, 20, 40, 60, 60]);
     }
 
     #[test]
     fn of_many_stores_some_are_asked_at_a_time_and_all_in_turn() {
-        let (mut fates, mut now) = (Fates::default(), Instant::now());
+        let (mut fates, mut now) = (Fates::default(), Time(0));
         let all = stores(1..=STORES as u64 * 2 + 8);
         let mut met = Vec::new();
         for _ in 0..3 {
             let turn = fates.next(RegionId(7), all.clone(), now);
             assert_eq!(turn.len(), STORES);
             met.extend(turn);
-            now += PAUSE_MAX;
+            now = now.after(PAUSE_MAX);
         }
         met.sort_unstable();
         met.dedup();
@@ -147,12 +151,12 @@ mod tests {
 
     #[test]
     fn what_is_remembered_is_bounded_and_forgotten() {
-        let (mut fates, now) = (Fates::default(), Instant::now());
+        let (mut fates, now) = (Fates::default(), Time(0));
         for region in 0..REGIONS as u64 {
             assert_eq!(fates.next(RegionId(region), stores(2..=2), now), stores(2..=2));
         }
         assert!(fates.next(RegionId(1 << 20), stores(2..=2), now).is_empty(), "later");
-        let later = now + PAUSE_MAX * 3;
+        let later = now.after(PAUSE_MAX * 3);
         assert_eq!(fates.next(RegionId(1 << 20), stores(2..=2), later), stores(2..=2));
         assert_eq!(fates.asked.len(), 1);
     }
@@ -183,9 +187,9 @@ mod tests {
         client.merge(right, left).unwrap();
         let knows = |region| {
             let local = nodes[0].running().unwrap().local.clone();
-            Fates::default().was_merged(local, region)
+            wait(Fates::default().was_merged(local, region))
         };
-        let begun = Instant::now();
+        let begun = std::time::Instant::now();
         while !knows(right) {
             assert!(begun.elapsed() < Duration::from_secs(60), "nobody has applied it");
         }

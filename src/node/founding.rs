@@ -35,6 +35,7 @@
 //! no to everybody, for whoever asks has an empty directory.
 
 use super::directory::{Clerk, Outcome};
+use crate::client::Office;
 use crate::client::ask::{Answer, Ask};
 use crate::client::request::Response;
 use crate::codec::{Reader, Writer};

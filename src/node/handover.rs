@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 ///
 /// * Whoever is heard from is there: a wrong report (an overfull queue) mends itself.
 #[derive(Default, Debug)]
-pub(super) struct Away {
+pub(crate) struct Away {
     stores: Mutex<BTreeSet<StoreId>>,
     /// How many they are, so that the many who are heard from take no lock.
     count: AtomicUsize,

@@ -13,13 +13,13 @@
 use crate::client::{Client, wait};
 use crate::error::{Error, Result};
 use crate::placement::{Action, Step};
-use crate::types::{Region, RegionId};
+use crate::types::{Region, RegionId, Time};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Merges of one plan.
-pub(super) const MERGES: usize = 8;
+pub(crate) const MERGES: usize = 8;
 /// How long each request of a merge may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a merge waits that has failed once.
@@ -27,20 +27,21 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// And one that has failed often.
 const PAUSE_MAX: Duration = Duration::from_secs(600);
 
-struct Ended {
-    source: RegionId,
-    result: Result<Region>,
+/// How a merge ended.
+pub(crate) struct Ended {
+    pub source: RegionId,
+    pub result: Result<Region>,
 }
 
 #[derive(Debug)]
 struct Waiting {
     failures: u32,
-    until: Instant,
+    until: Time,
     over: bool,
 }
 
 /// The operator's end.
-pub(super) struct Merger {
+pub(crate) struct Merger {
     orders: Sender<Step>,
     ended: Receiver<Ended>,
     under_way: usize,
@@ -52,10 +53,10 @@ impl Merger {
     pub fn start(client: &Client) -> Result<Merger> {
         let (orders, ordered) = bounded::<Step>(MERGES);
         let (told, ended) = bounded(MERGES);
-        let client = client.with_timeout(PATIENCE);
+        let client = client.clone();
         let body = move || {
             for step in ordered {
-                let ended = Ended { source: step.region, result: merge(&client, &step) };
+                let ended = Ended { source: step.region, result: wait(merge(&client, &step)) };
                 if told.send(ended).is_err() {
                     return;
                 }
@@ -66,7 +67,8 @@ impl Merger {
         Ok(Merger::new(orders, ended))
     }
 
-    fn new(orders: Sender<Step>, ended: Receiver<Ended>) -> Merger {
+    /// One whose orders somebody else carries out.
+    pub fn new(orders: Sender<Step>, ended: Receiver<Ended>) -> Merger {
         Merger { orders, ended, under_way: 0, waiting: BTreeMap::new() }
     }
 
@@ -89,7 +91,7 @@ impl Merger {
 
     /// What has ended since: the shapes that it has brought to light. `None`: nothing has changed, and nobody waits
     /// less than before.
-    pub fn collect(&mut self, now: Instant) -> Option<Vec<Region>> {
+    pub fn collect(&mut self, now: Time) -> Option<Vec<Region>> {
         let mut news = false;
         let mut shapes = Vec::new();
         while let Ok(Ended { source, result }) = self.ended.try_recv() {
@@ -115,30 +117,32 @@ impl Merger {
             news |= waiting.over;
         }
         // Long forgiven.
-        self.waiting.retain(|_, waiting| waiting.until + PAUSE_MAX > now);
+        self.waiting.retain(|_, waiting| waiting.until.after(PAUSE_MAX) > now);
         news.then_some(shapes)
     }
 
-    fn put_off(&mut self, region: RegionId, now: Instant) {
+    fn put_off(&mut self, region: RegionId, now: Time) {
         let waiting = self.waiting.entry(region);
         let waiting = waiting.or_insert(Waiting { failures: 0, until: now, over: false });
         let pause = PAUSE.saturating_mul(1 << waiting.failures.min(16)).min(PAUSE_MAX);
         (waiting.failures, waiting.until, waiting.over) =
-            (waiting.failures + 1, now + pause, false);
+            (waiting.failures + 1, now.after(pause), false);
     }
 }
 
-fn merge(client: &Client, step: &Step) -> Result<Region> {
+/// Carries out the step of a plan.
+pub(crate) async fn merge(client: &Client, step: &Step) -> Result<Region> {
+    let client = client.with_timeout(PATIENCE);
     let Action::Merge { into, epoch } = step.action else {
         return Err(Error::InvalidArgument(format!("{:?} is no merge", step.action)));
     };
     for (region, planned) in [(step.region, step.epoch), (into, epoch)] {
-        let known = wait(client.region(region))?;
+        let known = client.region(region).await?;
         if known.epoch != planned {
             return Err(Error::EpochNotMatch { current: vec![known] });
         }
     }
-    wait(client.merge_once(step.region, into))
+    client.merge_once(step.region, into).await
 }
 
 #[cfg(test)]
@@ -150,7 +154,7 @@ mod tests {
         let (orders, _ordered) = bounded(MERGES);
         let (told, ended) = bounded(MERGES);
         let mut merger = Merger::new(orders, ended);
-        let mut now = Instant::now();
+        let mut now = Time(0);
         let source = RegionId(7);
         let mut pauses = Vec::new();
         for _ in 0..10 {
@@ -160,10 +164,10 @@ mod tests {
             let began = now;
             while merger.waits(source) {
                 assert!(merger.collect(now).is_none());
-                now += PAUSE;
+                now = now.after(PAUSE);
                 merger.collect(now);
             }
-            pauses.push((now - began).as_secs());
+            pauses.push(now.since(began).as_secs());
         }
         assert_eq!(pauses[..4], [5, 10, 20, 40]);
         assert_eq!(pauses[8..], [600, 600]);

@@ -42,16 +42,16 @@
 //!
 //! Not done: a joining node must be told the addresses of some members; a cluster cannot be asked for an id.
 
-mod census;
+pub(crate) mod census;
 mod desk;
 mod directory;
 mod fates;
 mod founding;
-mod handover;
-mod members;
-mod merger;
+pub(crate) mod handover;
+pub(crate) mod members;
+pub(crate) mod merger;
 mod open;
-mod operator;
+pub(crate) mod operator;
 mod snapshots;
 
 pub use crate::config::{NodeConfig, StateKind};

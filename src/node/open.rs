@@ -123,7 +123,7 @@ impl NodeBuilder {
         if let Some(torn) = &found.torn {
             tracing::info!(?torn, "the log's torn tail was cut");
         }
-        let mut members = Members::open(Arc::clone(&disk), &config.data_dir)?;
+        let mut members = Members::open(Arc::clone(&disk), &config.data_dir, draw())?;
         // The first layout is that of the stores that made the cluster.
         let layout = match config.join.is_empty() {
             true => bootstrap_regions(&config.stores(), config.regions, config.replica_count())?,
@@ -184,7 +184,7 @@ impl NodeBuilder {
             .map(|_| Applier::new(Arc::clone(&kv), Arc::clone(&machine), Arc::clone(&disk)))
             .collect();
 
-        let start = Start { number: members.starts, life: draw() };
+        let start = members.start;
         let bound = bind(&config, recovery.ident.incarnation, start, hub)?;
         let transport: Arc<dyn Transport> = match &bound {
             Bound::Tcp(tcp, _) => Arc::new(tcp.clone()),
@@ -224,7 +224,8 @@ impl NodeBuilder {
         }
         let absent = Arc::clone(&away);
         let founds = Arc::clone(&founding);
-        local.remember(
+        let named: BTreeSet<StoreId> = config.others().map(|(store, _)| store).collect();
+        local.bureau().remember(
             members.directory.clone(),
             named.clone(),
             Box::new(move |store| !absent.has(store)),
@@ -254,7 +255,7 @@ impl NodeBuilder {
         };
         let desk = operator::Desk {
             client: local.client(Duration::ZERO),
-            local: Box::new(local.weakly()),
+            office: Box::new(local.weakly()),
         };
         operator::start(wished, desk, config.merge_bytes())?;
         let counters = Arc::new(directory::Counters::default());
@@ -270,6 +271,7 @@ impl NodeBuilder {
                 address: address_of(&config, local_addr),
                 ..StoreRecord::default()
             },
+            life: draw(),
             replicas: if config.join.is_empty() { config.replica_count() as u64 } else { 0 },
             named,
             members,

@@ -178,6 +178,15 @@ impl Peer {
 
     /// Whether in either half of the configuration a quorum is alive and can be fed from the leader's log.
     fn can_go_on(&self, after: &Region) -> bool {
+        self.has_quorum(after, |_| true)
+    }
+
+    /// The same with those alone that `counts` names.
+    pub(super) fn has_quorum(
+        &self,
+        region: &Region,
+        counts: impl Fn(&&crate::types::Peer) -> bool,
+    ) -> bool {
         let from = self.group.storage().truncated().index;
         let progress = self.group.progress();
         let fit = |peer: &&crate::types::Peer| {
@@ -187,8 +196,8 @@ impl Peer {
                     .any(|(id, matched, live)| *id == peer.id && *live && *matched >= from)
         };
         [[Role::Voter, Role::Incoming], [Role::Voter, Role::Demoting]].iter().all(|half| {
-            let votes = || after.peers.iter().filter(|peer| half.contains(&peer.role));
-            votes().filter(fit).count() * 2 > votes().count()
+            let votes = || region.peers.iter().filter(|peer| half.contains(&peer.role));
+            votes().filter(fit).filter(&counts).count() * 2 > votes().count()
         })
     }
 

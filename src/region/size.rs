@@ -163,6 +163,9 @@ impl Peer {
             if done.bytes > config.split_bytes {
                 self.size.state = State::Whole;
             }
+        } else if self.merging.is_some() {
+            // It cannot be cut before it is thawed, and must not keep whoever is to merge it busy.
+            self.size.state = State::Unknown;
         } else if self.group.leads() {
             let (region, keys) = (self.region.id, done.keys);
             effects.split_wishes.push(SplitWish { region, keys, why: Excess::Size });

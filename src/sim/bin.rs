@@ -26,7 +26,7 @@ usage: catamaran-sim [--workload kv|regions] --seeds A..B [--steps N]
                  With pin-ignored (a snapshot is in vain) and request-dropped (a region is led
                  later) they need not
   --workload W   kv: reads, writes, swaps and range deletes over a few keys (the default);
-                 regions: the same while regions are cut up and their replicas change
+                 regions: the same while regions are cut up, merged and moved, and stores come and go
 
 exit code: 0 all seeds passed, 1 a seed failed or the output cannot be written, 2 usage
 example: catamaran-sim --seeds 0..500";
@@ -161,7 +161,8 @@ fn print_all(reports: &[Report], failed: usize, arguments: &Arguments) -> io::Re
     writeln!(
         out,
         "{} seeds, {failed} failed, {} undecided; {} events, {} operations answered, {} unknown, {} crashes, \
-         {} elections, {} splits, {} wished for load, {} changes, {}/{}/{} frozen/merged/thawed, {} asleep at faults, {} snapshots, \
+         {} elections, {} splits, {} wished for load, {} changes, {}/{}/{} frozen/merged/thawed, {} by themselves, \
+         {}/{}/{} stores joined/drained/left, {}/{} directories wiped/put back, {} connections refused, {} asleep at faults, {} snapshots, \
          {} slots refused, {} called off, {} flushes, {} reads by lease or \
          freshness, {} stale, {} of followers, \
          {simulated:.0} s simulated, trace {hash:016x}",
@@ -178,6 +179,13 @@ fn print_all(reports: &[Report], failed: usize, arguments: &Arguments) -> io::Re
         sum(|r| r.counts.merges[0]),
         sum(|r| r.counts.merges[1]),
         sum(|r| r.counts.merges[2]),
+        sum(|r| r.counts.automatic_merges),
+        sum(|r| r.counts.stores[0]),
+        sum(|r| r.counts.stores[1]),
+        sum(|r| r.counts.stores[2]),
+        sum(|r| r.counts.lost[0]),
+        sum(|r| r.counts.lost[1]),
+        sum(|r| r.counts.kept_out),
         sum(|r| r.counts.asleep),
         sum(|r| r.counts.snapshots),
         sum(|r| r.counts.refused),

@@ -165,6 +165,7 @@ impl Cluster {
     pub(super) fn answer(&mut self, now: Time, id: StoreId, replies: Vec<(Token, Reply)>) -> Step {
         for (token, reply) in replies {
             let Some(reply) = self.by_hand(token, reply) else { continue };
+            let Some(reply) = self.served(now, token, reply)? else { continue };
             let reply = match reply {
                 Reply::Admin(done) => {
                     self.administered(now, token, done)?;

@@ -13,10 +13,13 @@ use super::linear::History;
 use super::net::Net;
 use super::node::{NodeOptions, Planted, SimNode};
 use super::regions::{Operator, Workload};
+use super::requests::{Request, Served, Trip};
 use super::rng::Rng;
 use super::siege::Siege;
 use super::slumber::{Lulls, Probes};
+use super::staff::Staff;
 use super::stage::Hand;
+use super::stores::Stores;
 use super::trace::Trace;
 use super::world::World;
 use crate::codec::beat::Beat;
@@ -64,6 +67,12 @@ pub enum Happening {
     Reshape,
     /// A node comes back.
     Restart(StoreId),
+    /// A node's clerk looks around, regularly or because there is news.
+    Clerk(StoreId, u64, bool),
+    /// A request of a node's threads gets a step further.
+    Trip(Trip),
+    /// Whoever administers the stores has another look.
+    Administer,
 }
 
 /// Who waits under a token.
@@ -109,6 +118,14 @@ pub struct Counts {
     pub changes: u64,
     /// Replicas of regions frozen, merged into others, and thawed.
     pub merges: [u64; 3],
+    /// Of them by the nodes' own operators, because both regions were small and cold.
+    pub automatic_merges: u64,
+    /// Stores that joined, that were drained, and that left.
+    pub stores: [u64; 3],
+    /// Directories that were wiped, and that were put back from an old copy.
+    pub lost: [u64; 2],
+    /// Connections that nodes with such a directory, or that had left, were refused.
+    pub kept_out: u64,
     /// Sleeping replicas, summed up over all faults.
     pub asleep: u64,
 }
@@ -137,6 +154,14 @@ pub struct Cluster {
     pub(super) workload: Workload,
     pub(super) callers: BTreeMap<Token, Caller>,
     pub(super) next_token: u64,
+    /// In the workload in which stores come and go.
+    pub(super) stores: Option<Stores>,
+    pub(super) staff: BTreeMap<StoreId, Staff>,
+    /// In which of their lives one store has let another in: (from, to).
+    pub(super) connections: BTreeMap<(StoreId, StoreId), (u64, u64)>,
+    pub(super) requests: BTreeMap<u64, Request>,
+    pub(super) next_request: u64,
+    pub(super) serving: BTreeMap<Token, Served>,
     pub(super) matching: LogMatching,
     pub(super) leaders: OneLeaderPerTerm,
     pub(super) led: BTreeMap<RegionId, u64>,
@@ -188,6 +213,12 @@ impl Cluster {
             workload: Workload::Kv,
             callers: BTreeMap::new(),
             next_token: 0,
+            stores: None,
+            staff: BTreeMap::new(),
+            connections: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            next_request: 0,
+            serving: BTreeMap::new(),
             matching: LogMatching::default(),
             leaders: OneLeaderPerTerm::default(),
             led: BTreeMap::new(),
@@ -235,6 +266,9 @@ impl Cluster {
             Happening::Siege => self.siege(now),
             Happening::Reshape => self.reshape(now),
             Happening::Restart(node) => self.restart(now, node),
+            Happening::Clerk(node, life, regular) => self.clerk(now, node, life, regular),
+            Happening::Trip(trip) => self.trip(now, trip),
+            Happening::Administer => self.administer_stores(now),
         }
     }
 
@@ -357,10 +391,10 @@ impl Cluster {
             self.measure(id, life, check);
         }
         for wish in split_wishes {
-            self.wished(now, id, wish)?;
+            self.wish_to_split(now, id, wish)?;
         }
         self.say_aside(now, id, life, asides);
-        self.wish_to_merge(now, merge_wishes)?;
+        self.wish_to_merge(now, id, merge_wishes)?;
         for snapshot in snapshots {
             self.send_snapshot(now, id, life, snapshot);
         }

@@ -179,7 +179,7 @@ impl Cluster {
     fn asked(&mut self, now: Time, from: StoreId, life: u64, departure: Departure<()>) {
         let to = departure.store;
         let unwilling = self.rng.chance("snapshot.unwilling", 100);
-        let open = self.net.is_open(from, to);
+        let open = self.net.is_open(from, to) && self.admits(from, to);
         let local = self.local(to, now);
         let answer = match self.nodes.get_mut(&to).filter(|_| open) {
             None => Err(Refusal::OutOfReach),
@@ -203,8 +203,10 @@ impl Cluster {
                 }
             }
         };
-        if answer.is_err() {
+        if let Err(why) = &answer {
             self.counts.refused += 1;
+            let region = departure.errand.region;
+            self.trace.line(now, format_args!("{to} has no slot for {region} of {from}: {why:?}"));
         }
         let (at, answer) = match self.travel(now, to, from, 32) {
             Some(at) => (at, answer),
@@ -294,7 +296,8 @@ impl Cluster {
         let (errand, to) = (errand_of(&envelope), grant.to);
         let off = self.alive(from, life).and_then(|node| node.running.as_ref());
         let off = off.and_then(|running| running.post.flying.get(&errand).copied());
-        let open = self.net.is_open(from, to) && off != Some(CalledOff::Yes);
+        let open = self.net.is_open(from, to) && self.admits(from, to);
+        let open = open && off != Some(CalledOff::Yes);
         let local = self.local(to, now);
         let room = self.alive(to, grant.life).and_then(|node| node.running.as_mut());
         let room = room.is_some_and(|running| running.post.slots.touch(local, grant.slot));

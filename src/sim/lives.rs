@@ -22,6 +22,11 @@ impl Cluster {
             }
             return Err(violation("a node opens its directory again", format!("{id}: {error}")));
         }
+        if let Err(error) = self.hire(now, id) {
+            self.trace.line(now, format_args!("{id} failed to start: {error}"));
+            return self.node_failed(now, id, "start", error);
+        }
+        let Some(node) = self.nodes.get(&id) else { return Ok(()) };
         let life = node.life;
         let tick = node.clock.world_time(node.now(now).after(options.config.tick));
         self.trace.line(now, format_args!("{id} started, life {life}"));
@@ -66,6 +71,7 @@ impl Cluster {
         node.disk.crash(mercy);
         node.tables.crash();
         self.forget_shapes(id);
+        self.dismiss(now, id);
         self.counts.crashes += 1;
         self.trace.line(now, format_args!("{id} crashed ({mercy:?})"));
         let gone: Vec<Token> =

@@ -16,6 +16,25 @@ use crate::types::*;
 /// Replicas of a region, at most, that the operator aims for.
 const PEERS_AIM: usize = 5;
 
+/// The roles after these changes.
+fn after(region: &Region, changes: &[Change]) -> Region {
+    let mut after = region.clone();
+    for change in changes {
+        let id = change.peer();
+        match change {
+            Change::Remove(_) => after.peers.retain(|peer| peer.id != id),
+            Change::AddLearner { .. } => {}
+            Change::Promote(_) | Change::Demote(_) => {
+                let votes = matches!(change, Change::Promote(_));
+                let role = if votes { Role::Voter } else { Role::Learner };
+                let peers = after.peers.iter_mut().filter(|peer| peer.id == id);
+                peers.for_each(|peer| peer.role = role);
+            }
+        }
+    }
+    after
+}
+
 impl Cluster {
     /// One wish about a region's replicas, addressed to its leader.
     pub(super) fn change_members(&mut self, now: Time, led: &[(StoreId, RegionStatus)]) -> Step {
@@ -28,6 +47,10 @@ impl Cluster {
             return Ok(());
         };
         let Some(changes) = self.draw_change(&status) else { return Ok(()) };
+        // Nobody is to be left with too few voters by a loss.
+        if !self.survives_loss(&after(&status.region, &changes)) {
+            return Ok(());
+        }
         let (region, epoch) = (status.region.id, status.region.epoch);
         self.trace.line(now, format_args!("{node} is to change {region}: {changes:?}"));
         self.administer(now, node, region, Admin::ChangePeers { epoch, changes })
@@ -95,7 +118,7 @@ impl Cluster {
                     let detail = format!("{} {} on {store}", state.region.id, state.peer);
                     return Err(violation(WHAT, detail));
                 }
-                if !state.removed.is_empty() {
+                if self.lists_the_gone(state) {
                     let detail = format!("{} on {store}: {:?}", state.region.id, state.removed);
                     return Err(violation("the gone are forgotten in the end", detail));
                 }

@@ -1,26 +1,16 @@
 //! The operator's third part: neighbours are merged. It freezes a region for the one beside it, also where it should
-//! be refused (a stale shape, replicas that live apart), and carries out what frozen regions wish for, as a node's operator
-//! does: it asks whoever leads the neighbour by then, and has the region thawed where the answer is a final no, or where
-//! nobody leads that one and some store knows that it was merged away.
+//! be refused (a stale shape, replicas that live apart). What frozen regions wish for is carried out by the operator of
+//! their leader's node, which is production's (`staff`).
 //!
 //! Looked at: once a region was merged on any store, no store has a lease of it. In the end no region is frozen.
 
 use super::cluster::{Cluster, Step, violation};
-use super::node::SimNode;
 use crate::codec::admin::Admin;
 use crate::codec::merge::Prepare;
-use crate::error::Error;
 use crate::kv::StateStore;
-use crate::region::merge::{is_later, was_merged};
+use crate::node::operator::Wish;
 use crate::store::*;
 use crate::types::*;
-
-/// Whether the target will never take the region in.
-pub(super) fn is_final(wish: &MergeWish, refused: &Error) -> bool {
-    let Error::EpochNotMatch { current } = refused else { return false };
-    let known = current.iter().find(|region| region.id == wish.merging.target);
-    known.is_some_and(|region| is_later(region.epoch, wish.merging.epoch))
-}
 
 impl Cluster {
     /// One region is to go into a neighbour.
@@ -75,66 +65,22 @@ impl Cluster {
         }
     }
 
-    /// Frozen regions want to be taken in.
-    pub(super) fn wish_to_merge(&mut self, now: Time, wishes: Vec<MergeWish>) -> Step {
+    /// Frozen regions want to be taken in: their node's operator sees to it.
+    pub(super) fn wish_to_merge(&mut self, now: Time, id: StoreId, wishes: Vec<MergeWish>) -> Step {
         if let Some(hand) = &mut self.hand {
             hand.keep(wishes);
             return Ok(());
         }
         for wish in wishes {
-            let target = wish.merging.target;
-            let Some((node, _)) = self.leader_of(target) else {
-                if self.was_merged(target) {
-                    self.thaw(now, &wish)?;
-                }
-                continue;
-            };
-            let commit = Admin::CommitMerge(wish.commit.clone());
-            if let Some(token) = self.administer_as(now, node, target, commit)? {
-                self.operator.commits.insert(token, wish);
-            }
+            self.wish(now, id, Wish::Merge(wish))?;
         }
         Ok(())
-    }
-
-    /// Whether a node that is up knows that the region was merged into another.
-    pub(super) fn was_merged(&self, region: RegionId) -> bool {
-        let record = |node: &SimNode| node.running.as_ref()?.kv.view().ok()?.record(region);
-        self.nodes.values().filter_map(record).any(|record| was_merged(&record))
     }
 
     pub(super) fn leader_of(&self, region: RegionId) -> Option<(StoreId, RegionStatus)> {
         let all = self.nodes.keys().flat_map(|id| self.statuses(*id).into_iter().map(|s| (*id, s)));
         let led = all.filter(|(_, status)| status.leads && status.region.id == region);
         led.max_by_key(|(_, status)| status.term)
-    }
-
-    pub(super) fn thaw(&mut self, now: Time, wish: &MergeWish) -> Step {
-        let Some((node, _)) = self.leader_of(wish.source) else { return Ok(()) };
-        self.trace.line(now, format_args!("{} is to thaw", wish.source));
-        let at = wish.merging.at.index;
-        self.administer(now, node, wish.source, Admin::RollBackMerge { at })
-    }
-
-    /// An answer to a commit. `Some`: it was not one.
-    pub(super) fn committed(
-        &mut self,
-        now: Time,
-        token: Token,
-        done: crate::Result<AdminDone>,
-    ) -> Result<Option<crate::Result<AdminDone>>, super::checker::Violation> {
-        let Some(wish) = self.operator.commits.remove(&token) else { return Ok(Some(done)) };
-        let target = wish.merging.target;
-        match done {
-            Ok(_) => {
-                self.trace.line(now, format_args!("{} is merged into {target}", wish.source));
-            }
-            Err(error) if is_final(&wish, &error) => self.thaw(now, &wish)?,
-            Err(error) => {
-                self.trace.line(now, format_args!("{} not merged: {error}", wish.source));
-            }
-        }
-        Ok(None)
     }
 
     /// Something of a merge was applied.

@@ -17,10 +17,16 @@
 //! `leases` the part of it that is about lease reads.
 //! On a [`stage`] nothing is drawn: what happens there a script says, step by step.
 //!
-//! Not done: shrinking of failing seeds; nobody changes the record of stores here (replicas of region 1 are compared with it all the same).
+//! In the workload `regions` nodes have an operator and a clerk (`staff`, `clerk`): they register, report and announce,
+//! and carry out what is planned, by `requests` through the same network; and stores join, drain, leave and lose their directories
+//! (`stores`). The threads, sockets and callbacks of production's `driver`, `transport` and `node` are not in here, and of its
+//! `client` what leads from a key to a region is not; nor are founding, disks that fill up, and marks of directories.
+//!
+//! Not done: shrinking of failing seeds.
 
 pub mod callers;
 pub mod checker;
+mod clerk;
 pub mod client;
 pub mod clock;
 pub mod cluster;
@@ -35,11 +41,14 @@ pub mod net;
 pub mod node;
 mod reads;
 pub mod regions;
+pub mod requests;
 pub mod rng;
 pub mod seed;
 pub mod siege;
 mod slumber;
+mod staff;
 pub mod stage;
+mod stores;
 pub mod trace;
 pub mod traffic;
 pub mod trouble;

@@ -191,7 +191,8 @@ impl SimNode {
         let tables = Box::new(self.tables.open());
         let kv_options = crate::kv::Options { memtable_bytes: options.memtable_bytes };
         let kv = TableStore::open(tables, kv_options)?;
-        let incarnation = self.id.0 << 32 | 1;
+        // One that was wiped is made anew in another life.
+        let incarnation = self.id.0 << 32 | (self.life + 1);
         let recovery =
             store::prepare(&log, &found, &kv, CLUSTER, self.id, &options.layout, incarnation)?;
         if options.planted == Some(Planted::ForgottenVote) {

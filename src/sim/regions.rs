@@ -1,9 +1,11 @@
 //! The workload `regions`: while clients read and write, regions are cut up and their replicas change.
 //!
-//! An operator sits beside the cluster. Now and then it picks a leader and asks it to split its region at one
-//! or a few of the keys that clients use, or to change its replicas (`members.rs`), with ids from the cluster's own
-//! counter. What comes of it is found
-//! out as production does: clients learn new shapes from refusals.
+//! Somebody sits beside the cluster and reshapes it at random. Now and then it picks a leader and asks it to split its region
+//! at one or a few of the keys that clients use, to change its replicas (`members`), or to be merged (`merges`), with ids
+//! from the cluster's own counter. What comes of it is found out as production does: clients learn new shapes from refusals.
+//!
+//! Meanwhile every node has its own operator and clerk (`staff`): what grows is cut, what is frozen is taken in or thawed,
+//! what is small and cold is merged, what is short of voters gets new ones. And stores come and go (`stores`).
 //!
 //! Looked at whenever something was applied: on one store regions never overlap; the epoch of a replica only
 //! grows. (They may leave a gap: a store that was overtaken by the snapshot of a shrunk region waits for those of
@@ -15,6 +17,7 @@ use super::client::Keys;
 use super::cluster::{Cluster, Happening, Step, violation};
 use crate::codec::admin::{Admin, Child, Split};
 use crate::kv::StateStore;
+use crate::node::operator::Wish;
 use crate::region::size::{self, Measured};
 use crate::router::RangeCache;
 use crate::store::*;
@@ -44,15 +47,13 @@ impl Workload {
     }
 }
 
-/// What the operator knows.
+/// What whoever reshapes at random knows.
 #[derive(Debug)]
 pub(super) struct Operator {
     /// Ids that were handed out to it and not used.
     ids: std::ops::Range<u64>,
     /// What it waits for.
     waiting: BTreeMap<Token, RegionId>,
-    /// Merges that it waits for.
-    pub commits: BTreeMap<Token, MergeWish>,
     epochs: EpochsGrow,
     shapes: Shapes,
     /// The node whose applier stands still, and until when.
@@ -64,11 +65,16 @@ impl Operator {
         Operator {
             ids: 0..0,
             waiting: BTreeMap::new(),
-            commits: BTreeMap::new(),
             epochs: EpochsGrow::default(),
             shapes: Shapes::default(),
             held: None,
         }
+    }
+
+    /// Somebody else was given ids from `first` on: those handed out before are too old for new peers of a region that may
+    /// have had one of them.
+    pub fn outdate(&mut self, first: u64) {
+        self.ids = first.max(self.ids.end)..first.max(self.ids.end);
     }
 
     /// How long a node's applier still stands still.
@@ -179,18 +185,7 @@ impl Cluster {
         region: RegionId,
         admin: Admin,
     ) -> Step {
-        self.administer_as(now, node, region, admin).map(drop)
-    }
-
-    /// The token that the answer will come with, if the node runs.
-    pub(super) fn administer_as(
-        &mut self,
-        now: Time,
-        node: StoreId,
-        region: RegionId,
-        admin: Admin,
-    ) -> Result<Option<Token>, super::checker::Violation> {
-        let Some((life, at)) = self.place(node, region) else { return Ok(None) };
+        let Some((life, at)) = self.place(node, region) else { return Ok(()) };
         self.next_token += 1;
         let token = Token(self.next_token);
         self.operator.waiting.insert(token, region);
@@ -199,7 +194,7 @@ impl Cluster {
         if shapes && !self.calm && self.rng.chance("reshape.ambush", 300) {
             self.ambush(now, node, life, region);
         }
-        Ok(Some(token))
+        Ok(())
     }
 
     /// The aimed fault of this workload: a leader hands over right behind a change of its region's shape, to one
@@ -240,13 +235,9 @@ impl Cluster {
     }
 
     /// A replica wishes its region to be cut.
-    pub(super) fn wished(&mut self, now: Time, node: StoreId, wish: SplitWish) -> Step {
+    pub(super) fn wish_to_split(&mut self, now: Time, node: StoreId, wish: SplitWish) -> Step {
         self.counts.splits[1] += u64::from(wish.why == Excess::Load);
-        let status = self.statuses(node).into_iter().find(|s| s.region.id == wish.region);
-        match status {
-            Some(status) => self.cut(now, node, &status.region, wish.keys),
-            None => Ok(()),
-        }
+        self.wish(now, node, Wish::Split(wish))
     }
 
     /// An answer to the operator.
@@ -257,7 +248,6 @@ impl Cluster {
         done: crate::Result<AdminDone>,
     ) -> Step {
         let Some(region) = self.operator.waiting.remove(&token) else { return Ok(()) };
-        let Some(done) = self.committed(now, token, done)? else { return Ok(()) };
         match done {
             // An older block's answer may come later: a new peer must be larger than those before it.
             Ok(AdminDone::Ids { first }) if first < self.operator.ids.end => {}

@@ -9,6 +9,7 @@ use super::node::{NodeOptions, Planted, SimNode};
 use super::regions::Workload;
 use super::rng::Rng;
 use super::slumber::Lulls;
+use super::stores::Stores;
 use crate::kv::mem::SimTablesDisk;
 use crate::log;
 use crate::raft::GroupConfig;
@@ -183,8 +184,15 @@ pub fn cluster(plan: &Plan) -> crate::Result<Cluster> {
     let clients = rng.range("shape.clients", 2..12) as usize;
     let sleeps = options.config.hibernate_ticks().is_some();
     let lulls = sleeps.then(|| Lulls::draw(&mut rng));
+    let stores = match plan.workload {
+        Workload::Kv => None,
+        Workload::Regions => {
+            let mut rng = rng.fork("stores", 0);
+            Some(Stores::draw(&mut rng, count, options.config.split_bytes))
+        }
+    };
     let mut cluster = Cluster::new(plan.seed, net, nodes, options, clients, keys);
-    cluster.lulls = lulls;
+    (cluster.lulls, cluster.stores) = (lulls, stores);
     Ok(cluster)
 }
 
@@ -215,6 +223,7 @@ fn live(cluster: &mut Cluster, plan: &Plan) -> Result<(), super::checker::Violat
     cluster.workload = plan.workload;
     if plan.workload == Workload::Regions {
         cluster.world.after(Duration::from_secs(1), Happening::Reshape);
+        cluster.world.after(Duration::from_secs(1), Happening::Administer);
     }
     let end = Time(0).after(plan.trouble);
     while cluster.counts.steps < plan.steps && cluster.step(end)? {}
@@ -226,6 +235,8 @@ fn live(cluster: &mut Cluster, plan: &Plan) -> Result<(), super::checker::Violat
     cluster.closing = true;
     let settled = now.after(SETTLE);
     while cluster.step(settled)? {}
+    cluster.settle_stores()?;
+    let settled = cluster.world.now();
     // Leaders may still be proposing compactions: what is in flight at any instant arrives soon.
     let mut judged = cluster.look_at_replicas();
     for extra in 1..=20 {

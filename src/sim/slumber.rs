@@ -54,6 +54,8 @@ pub(super) struct Probes {
 const LOOK: Duration = Duration::from_millis(100);
 /// Within this a quiet group sleeps, whatever happened just before.
 const FALL_ASLEEP: Duration = Duration::from_secs(12);
+/// So long nodes' operators may go on with what they were asked for: a cut that cannot be now is tried for ten seconds.
+const WISHES: Duration = Duration::from_secs(60);
 /// Within this, from the fall of a node on, nobody sleeps under a leader there.
 const NOTICE: Duration = Duration::from_secs(1);
 /// Within this, from then on, every region takes a write.
@@ -115,9 +117,14 @@ impl Cluster {
     }
 
     fn all_fall_asleep(&mut self, what: &'static str) -> Step {
-        let end = self.world.now().after(FALL_ASLEEP);
+        let mut end = self.world.now().after(FALL_ASLEEP);
+        let last = end.after(WISHES);
         loop {
             self.run_for(LOOK)?;
+            if self.is_anybody_at_work() {
+                // What is asked for, and cannot be while a node is down, wakes who is asked.
+                end = self.world.now().after(FALL_ASLEEP).min(last);
+            }
             let all =
                 self.nodes.keys().flat_map(|id| self.statuses(*id).into_iter().map(|s| (*id, s)));
             let awake: Vec<_> = all.filter(|(_, status)| !status.asleep).collect();

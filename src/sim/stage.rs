@@ -15,7 +15,6 @@ use super::client::Keys;
 use super::clock::NodeClock;
 use super::cluster::{Cluster, Step};
 use super::disk::{Mercy, SimDisk};
-use super::merges::is_final;
 use super::net::{Net, Partition, Weather};
 use super::node::{NodeOptions, Planted, SimNode};
 use super::regions::Workload;
@@ -33,6 +32,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
+mod commits;
 mod moves;
 
 /// How long a verb waits for its answer.
@@ -401,27 +401,6 @@ impl Stage {
                 return Err(Setback::Silence("it wishes for nothing"));
             }
         }
-    }
-
-    /// Carries out what a frozen region wished for last, as an operator does: where the answer is a final no, or nobody leads
-    /// its neighbour and some store knows that it was merged away, the region is told to thaw.
-    pub fn commit(&mut self, source: RegionId) -> Outcome<()> {
-        self.wish(source)?;
-        let Some(wish) = self.hand().wishes.get(&source).cloned() else {
-            return Err(Setback::Silence("it wishes for nothing"));
-        };
-        let target = wish.merging.target;
-        let done = self.admin(target, Admin::CommitMerge(wish.commit.clone()));
-        let never = match &done {
-            Err(Setback::Refused(refused)) => is_final(&wish, refused),
-            Err(Setback::Silence(LEADERLESS)) => self.cluster.was_merged(target),
-            _ => false,
-        };
-        if never {
-            let now = self.now();
-            self.cluster.thaw(now, &wish)?;
-        }
-        done.map(drop)
     }
 
     /// Hands a region over, and waits until the new leader can do all that leaders do.

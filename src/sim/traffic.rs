@@ -43,7 +43,7 @@ impl Cluster {
         from: StoreId,
         beat: Beat,
     ) -> Step {
-        if !self.net.is_open(from, to) {
+        if !self.net.is_open(from, to) || !self.admits(from, to) {
             return Ok(());
         }
         let beat = beat::decode(beat.number, beat::encode(&beat))
@@ -57,7 +57,8 @@ impl Cluster {
 
     pub(super) fn arrive(&mut self, now: Time, to: StoreId, mut envelope: Envelope) -> Step {
         let lost = self.hand.as_ref().is_some_and(|hand| hand.loses(&envelope, to));
-        if lost || !self.net.is_open(envelope.from_store, to) {
+        let from = envelope.from_store;
+        if lost || !self.net.is_open(from, to) || !self.admits(from, to) {
             return Ok(());
         }
         let mut bytes = Vec::new();

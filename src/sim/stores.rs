@@ -1,0 +1,422 @@
+//! Stores that come and go, in the workload `regions`: one joins, one is drained and leaves, one loses its directory or has
+//! an old copy of it put back, while regions are cut, merged and moved, and nodes crash. Each of it in some seeds.
+//!
+//! Whoever administers the cluster asks for it through any node, by production's own client; what is to be done then
+//! the nodes' operators find out, from what has been reported to the leader of region 1
+//! ([`staff`](super::staff)). A store that has left is switched off for good.
+//!
+//! A store that is to lose its directory is known from the start, here, and whoever changes replicas at random leaves every
+//! region a majority without it: a minority is lost, never more. It loses it when all others have its record on their disks (who
+//! has been told nothing cannot know), and of every region a majority lives elsewhere. From then on it runs with what it has; nobody lets it in, and it is
+//! drained, and struck off, while it is down to everybody else.
+//!
+//! Looked at in the end: within [`SETTLES`] of the calm whoever was to be drained has left, no region is frozen, nobody
+//! has anything left to do, every region has the wanted voters and no replica on a store that has left or is to. And
+//! no store is kept out, ever, but those that have left or lost their directory.
+
+use super::clock::NodeClock;
+use super::cluster::{Cluster, Happening, Step, violation};
+use super::disk::{Mercy, SimDisk};
+use super::node::SimNode;
+use super::rng::Rng;
+use super::staff::Finished;
+use crate::client::ask::Ask;
+use crate::error::Result;
+use crate::kv::StateStore;
+use crate::kv::mem::SimTablesDisk;
+use crate::types::*;
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// Between two looks of whoever administers.
+const LOOK: Duration = Duration::from_millis(200);
+/// Voters that regions should have.
+const WANTED: usize = 3;
+/// Within this, from when nobody asks for anything new: a wish whose target is nowhere comes again after a minute, and
+/// regions short of voters are not helped at once.
+const SETTLES: Duration = Duration::from_secs(90);
+
+/// How far a store has come on its way out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Exit {
+    /// It is drained from then on.
+    Planned(Time),
+    /// It is on record that it is to be empty.
+    Draining,
+    /// It is on record that it has left.
+    Left,
+}
+
+/// How a directory is lost.
+#[derive(Clone)]
+enum Loss {
+    /// It is wiped.
+    Wiped,
+    /// An old copy is put back: a copy is made at that time, and then it is here.
+    PutBack(Time, Option<(SimDisk, SimTablesDisk)>),
+}
+
+/// A store that is to lose its directory.
+#[derive(Clone)]
+struct Loser {
+    store: StoreId,
+    loss: Loss,
+    at: Time,
+    lost: bool,
+}
+
+/// What is to happen to stores, and how far it has.
+pub(super) struct Stores {
+    /// Those that made the cluster.
+    pub founders: BTreeSet<StoreId>,
+    /// Regions of so many bytes at most are merged by the nodes themselves; 0: none.
+    pub merge_bytes: u64,
+    seed: u64,
+    joins: Option<Time>,
+    exits: BTreeMap<StoreId, Exit>,
+    loser: Option<Loser>,
+    /// What was asked for, through which node in which of its lives.
+    asked: Option<(StoreId, StoreId, u64)>,
+    turn: usize,
+}
+
+impl Stores {
+    /// Drawn for a seed with so many nodes.
+    pub fn draw(rng: &mut Rng, nodes: u64, split_bytes: u64) -> Stores {
+        let mut time = |site, from: u64, to: u64| Time(rng.range(site, from..to) * 1_000_000);
+        let (joins_at, drains_at) =
+            (time("stores.join.at", 1_000, 8_000), time("stores.drain.at", 2_500, 10_000));
+        let (copied_at, lost_at) =
+            (time("stores.copy.at", 2_000, 4_000), time("stores.loss.at", 3_000, 9_000));
+        let joins = rng.chance("stores.join", 600);
+        let (drains, loses) = (rng.chance("stores.drain", 600), rng.chance("stores.loss", 400));
+        // So many may go.
+        let spare = (nodes + u64::from(joins)).saturating_sub(WANTED as u64);
+        let mut ids: Vec<StoreId> = (1..=nodes).map(StoreId).collect();
+        rng.shuffle("stores.who", &mut ids);
+        let mut going = ids.into_iter();
+        let drained = going.next().filter(|_| drains && spare >= 1);
+        let loses = loses && spare > u64::from(drained.is_some());
+        let store = going.next().filter(|_| loses);
+        let wiped = rng.chance("stores.wipe", 500);
+        let loss = if wiped { Loss::Wiped } else { Loss::PutBack(copied_at, None) };
+        let merges = *rng.pick("stores.merge", &[0, 60, 200]).unwrap_or(&0);
+        Stores {
+            founders: (1..=nodes).map(StoreId).collect(),
+            // As in production, far below the size at which regions are cut.
+            merge_bytes: if split_bytes > 0 { merges.min(split_bytes / 3) } else { merges },
+            seed: rng.draw("stores.seed"),
+            joins: joins.then_some(joins_at),
+            exits: drained.map(|store| (store, Exit::Planned(drains_at))).into_iter().collect(),
+            loser: store.map(|store| Loser { store, loss, at: lost_at, lost: false }),
+            asked: None,
+            turn: 0,
+        }
+    }
+
+    /// What is to be asked for next: drains first, then of all that are drained each in turn.
+    fn next(&mut self, now: Time) -> Option<(StoreId, Exit)> {
+        let due = |exit: &Exit| match exit {
+            Exit::Planned(at) => *at <= now,
+            Exit::Draining => true,
+            Exit::Left => false,
+        };
+        let due =
+            self.exits.iter().filter(|(_, exit)| due(exit)).map(|(store, exit)| (*store, *exit));
+        let mut due: Vec<(StoreId, Exit)> = due.collect();
+        self.turn += 1;
+        let first = self.turn.checked_rem(due.len()).unwrap_or(0);
+        due.rotate_left(first);
+        due.sort_by_key(|(_, exit)| *exit == Exit::Draining);
+        due.first().copied()
+    }
+}
+
+impl Cluster {
+    /// Whether nobody is to listen to a store any more.
+    pub(super) fn is_outcast(&self, store: StoreId) -> bool {
+        let Some(stores) = &self.stores else { return false };
+        let lost = stores.loser.as_ref().is_some_and(|loser| loser.lost && loser.store == store);
+        lost || stores.exits.get(&store) == Some(&Exit::Left)
+    }
+
+    /// Whether a majority of these voters is left without the store that is to lose its directory.
+    pub(super) fn survives_loss(&self, region: &Region) -> bool {
+        let loser = self.stores.as_ref().and_then(|stores| stores.loser.as_ref());
+        let Some(loser) = loser else { return true };
+        let voters = region.peers.iter().filter(|peer| peer.role == Role::Voter);
+        let all = voters.clone().count();
+        voters.filter(|peer| peer.store != loser.store).count() > all / 2
+    }
+
+    /// A look of whoever administers the stores.
+    pub(super) fn administer_stores(&mut self, now: Time) -> Step {
+        self.world.after(LOOK, Happening::Administer);
+        self.join(now);
+        self.lose(now)?;
+        let Some(stores) = &mut self.stores else { return Ok(()) };
+        if let Some((_, through, life)) = stores.asked
+            && self.staff.get(&through).is_some_and(|staff| staff.life == life)
+        {
+            return Ok(());
+        }
+        let Some((store, exit)) = stores.next(now) else { return Ok(()) };
+        let others = self.staff.keys().copied();
+        let others: Vec<StoreId> =
+            others.filter(|id| *id != store && !self.is_outcast(*id)).collect();
+        let Some(through) = self.rng.pick("stores.through", &others).copied() else {
+            return Ok(());
+        };
+        let Some(staff) = self.staff.get_mut(&through) else { return Ok(()) };
+        let (client, life) = (staff.client(), staff.life);
+        staff.begin(async move {
+            Finished::Administered(match exit {
+                Exit::Planned(_) => client.drain_store(store).await,
+                _ => client.remove_store(store).await,
+            })
+        });
+        if let Some(stores) = &mut self.stores {
+            stores.asked = Some((store, through, life));
+        }
+        self.go_on(now, through)
+    }
+
+    /// What was asked for was answered.
+    pub(super) fn was_administered(&mut self, now: Time, result: Result<()>) {
+        let Some(stores) = &mut self.stores else { return };
+        let Some((store, through, _)) = stores.asked.take() else { return };
+        let Some(exit) = stores.exits.get_mut(&store) else { return };
+        if let Err(error) = result {
+            self.trace.line(now, format_args!("{through}: {store} not yet: {error}"));
+            return;
+        }
+        match *exit {
+            Exit::Planned(_) => {
+                *exit = Exit::Draining;
+                self.counts.stores[1] += 1;
+                self.trace.line(now, format_args!("{store} is to be empty"));
+            }
+            _ => {
+                *exit = Exit::Left;
+                self.counts.stores[2] += 1;
+                self.trace.line(now, format_args!("{store} has left"));
+                self.switch_off(now, store);
+            }
+        }
+    }
+
+    fn join(&mut self, now: Time) {
+        let Some(stores) = &mut self.stores else { return };
+        if stores.joins.take_if(|at| *at <= now).is_none() {
+            return;
+        }
+        let id = StoreId(stores.founders.len() as u64 + 1);
+        let node = SimNode {
+            id,
+            disk: SimDisk::new(stores.seed ^ id.0),
+            tables: SimTablesDisk::new(),
+            clock: NodeClock::new(Time(0), 0),
+            life: 0,
+            running: None,
+        };
+        self.nodes.insert(id, node);
+        self.net.add_store(id);
+        self.counts.stores[0] += 1;
+        self.trace.line(now, format_args!("{id} joins"));
+        self.world.at(now, Happening::Restart(id));
+    }
+
+    /// A store loses its directory, when all others can know.
+    fn lose(&mut self, now: Time) -> Step {
+        let Some(Loser { store, loss, at, lost }) =
+            self.stores.as_ref().and_then(|stores| stores.loser.clone())
+        else {
+            return Ok(());
+        };
+        if lost || self.calm {
+            return Ok(());
+        }
+        let copy = match loss {
+            Loss::PutBack(copied_at, None) if copied_at <= now => return self.copy(now, store),
+            Loss::PutBack(_, copy) => copy,
+            Loss::Wiped => {
+                let seed = self.stores.as_ref().map_or(0, |stores| stores.seed);
+                Some((SimDisk::new(!seed), SimTablesDisk::new()))
+            }
+        };
+        let Some((disk, tables)) = copy.filter(|_| at <= now) else { return Ok(()) };
+        let Some(record) = self.staff.get(&store).map(|staff| staff.clerk.record().clone()) else {
+            return Ok(());
+        };
+        let known = |id: &StoreId| {
+            *id == store || self.staff.get(id).is_some_and(|staff| staff.clerk.keeps(&record))
+        };
+        if !self.nodes.keys().all(known) || self.siege.is_some() || !self.can_do_without(store) {
+            return Ok(());
+        }
+        let down = self.pause("stores.loss.down", 500_000) + Duration::from_millis(5);
+        self.crash_for(now, store, Mercy::All, down)?;
+        self.trace.line(now, format_args!("{store} loses its directory"));
+        if let Some(node) = self.nodes.get_mut(&store) {
+            (node.disk, node.tables) = (disk, tables);
+        }
+        let pause = self.pause("stores.loss.drain", 1_500_000);
+        if let Some(stores) = &mut self.stores
+            && let Some(loser) = &mut stores.loser
+        {
+            loser.lost = true;
+            self.counts.lost[usize::from(matches!(loser.loss, Loss::PutBack(..)))] += 1;
+            stores.exits.insert(store, Exit::Planned(now.after(pause)));
+        }
+        Ok(())
+    }
+
+    /// Whether a majority of every region's voters lives on other stores. Who was left behind by a split is not born yet on his
+    /// store, and votes for nobody there.
+    fn can_do_without(&self, store: StoreId) -> bool {
+        let Ok(regions) = self.final_regions() else { return false };
+        let born = |region: &Region, peer: &Peer| {
+            let running = self.nodes.get(&peer.store).and_then(|node| node.running.as_ref());
+            let view = running.and_then(|running| running.kv.view().ok());
+            let state = view.and_then(|view| view.region(region.id));
+            peer.store != store && state.is_some_and(|state| state.peer == peer.id)
+        };
+        let halves = [[Role::Voter, Role::Incoming], [Role::Voter, Role::Demoting]];
+        regions.iter().all(|region| {
+            halves.iter().all(|half| {
+                let votes = || region.peers.iter().filter(|peer| half.contains(&peer.role));
+                votes().filter(|peer| born(region, peer)).count() * 2 > votes().count()
+            })
+        })
+    }
+
+    /// Makes a copy of a directory that nobody writes to.
+    fn copy(&mut self, now: Time, store: StoreId) -> Step {
+        if self.staff.get(&store).is_none_or(|staff| !staff.clerk.is_registered()) {
+            return Ok(());
+        }
+        self.crash(now, store, Mercy::All)?;
+        let Some(node) = self.nodes.get(&store) else { return Ok(()) };
+        let copy = (node.disk.fork(), node.tables.fork());
+        copy.0.set_faults(super::disk::Faults::default());
+        self.trace.line(now, format_args!("{store} is copied"));
+        if let Some(stores) = &mut self.stores
+            && let Some(Loser { loss: Loss::PutBack(_, place), .. }) = &mut stores.loser
+        {
+            *place = Some(copy);
+        }
+        Ok(())
+    }
+
+    /// A node hears that the cluster does not know its directory: it stops.
+    pub(super) fn keep_out(&mut self, now: Time, id: StoreId, why: &str) -> Step {
+        if !self.is_outcast(id) && !self.is_leaving(id) {
+            return Err(violation("no store is kept out without reason", format!("{id}: {why}")));
+        }
+        self.trace.line(now, format_args!("{id} is kept out: {why}"));
+        self.switch_off(now, id);
+        Ok(())
+    }
+
+    /// Whether a store may have left without anybody having been told yet.
+    fn is_leaving(&self, id: StoreId) -> bool {
+        let exit = self.stores.as_ref().and_then(|stores| stores.exits.get(&id));
+        exit == Some(&Exit::Draining)
+    }
+
+    /// A node goes for good.
+    fn switch_off(&mut self, now: Time, id: StoreId) {
+        self.dismiss(now, id);
+        self.forget_shapes(id);
+        self.nodes.remove(&id);
+        let gone: Vec<_> =
+            self.callers.iter().filter(|(_, c)| c.node == id).map(|(t, _)| *t).collect();
+        for token in gone {
+            if let Some(caller) = self.callers.remove(&token) {
+                self.give_up(now, caller);
+            }
+        }
+    }
+
+    /// Nobody asks for anything new. Waits until what was begun has come to its end.
+    pub(super) fn settle_stores(&mut self) -> Step {
+        let Some(stores) = &mut self.stores else { return Ok(()) };
+        stores.joins = None;
+        for staff in self.staff.values_mut() {
+            staff.clerk.stop_counting();
+        }
+        let end = self.world.now().after(SETTLES);
+        loop {
+            let Some(left) = self.unsettled() else { return Ok(()) };
+            let now = self.world.now();
+            if now >= end {
+                let left = format!("{left}; {}", self.as_directory_says());
+                return Err(violation(
+                    "stores and regions are where they should be in the end",
+                    left,
+                ));
+            }
+            let soon = now.after(LOOK);
+            while self.step(soon)? {}
+        }
+    }
+
+    /// Whether a node's operator or merger has something to do.
+    pub(super) fn is_anybody_at_work(&self) -> bool {
+        self.staff.values().any(|staff| !staff.rests())
+    }
+
+    /// Whether a region still lists former replicas. One that went to sleep before their store left forgets them when
+    /// something wakes it.
+    pub(super) fn lists_the_gone(&self, state: &RegionState) -> bool {
+        let mut all = self.nodes.keys().flat_map(|id| self.statuses(*id));
+        let asleep = all.any(|status| status.region.id == state.region.id && status.asleep);
+        let counts = |gone: &Departed| !asleep || self.nodes.contains_key(&gone.store);
+        state.removed.iter().any(counts)
+    }
+
+    /// What whoever leads region 1 knows, for the report of a seed that failed.
+    fn as_directory_says(&self) -> String {
+        let reigns = |staff: &&super::staff::Staff| staff.room.bureau.reigns();
+        let asks = [Ask::Cluster, Ask::Locate { start: Bytes::new(), count: 64 }];
+        let reigning = self.staff.values().find(reigns);
+        let answers = reigning.map(|staff| asks.map(|ask| staff.room.bureau.answer(ask)));
+        let work = self.staff.iter().map(|(id, staff)| format!("{id} {}", staff.work()));
+        let awake = self.nodes.keys().flat_map(|id| self.statuses(*id)).filter(|s| !s.asleep);
+        let awake: Vec<_> = awake.collect();
+        format!("{answers:?}; {:?}; awake {awake:?}", work.collect::<Vec<_>>())
+    }
+
+    /// What is not as it should be.
+    fn unsettled(&self) -> Option<String> {
+        let stores = self.stores.as_ref()?;
+        if let Some((store, exit)) = stores.exits.iter().find(|(_, exit)| **exit != Exit::Left) {
+            let regions = self.final_regions().unwrap_or_default();
+            let held = regions.iter().find(|region| region.peer_on(*store).is_some());
+            return Some(format!("{store}: {exit:?}, {held:?}"));
+        }
+        if let Err(frozen) = self.look_at_the_frozen() {
+            return Some(frozen.to_string());
+        }
+        let nodes = self.nodes.values().filter_map(|node| node.running.as_ref());
+        let mut states = nodes.flat_map(|running| running.kv.region_states());
+        if let Some(state) = states.find(|state| self.lists_the_gone(state)) {
+            return Some(format!("{}: {:?}", state.region.id, state.removed));
+        }
+        if self.is_anybody_at_work() {
+            return Some("somebody is at work".into());
+        }
+        let regions = match self.final_regions() {
+            Ok(regions) => regions,
+            Err(violation) => return Some(violation.to_string()),
+        };
+        let wanted = WANTED.min(self.nodes.len());
+        let placed = |region: &&Region| {
+            let voters = region.peers.iter().filter(|peer| peer.role == Role::Voter).count();
+            let here = region.peers.iter().all(|peer| self.nodes.contains_key(&peer.store));
+            voters >= wanted && here
+        };
+        regions.iter().find(|region| !placed(region)).map(|region| format!("{region:?}"))
+    }
+}
