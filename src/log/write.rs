@@ -491,7 +491,7 @@ impl Shared {
     fn rotate(&self, writer: &mut Writer, reserve: Reserve) -> Result<()> {
         let base = self.durable.load(Relaxed) + 1;
         let mut pool = self.pool.lock();
-        let spare = pool.take(reserve).map_err(|error| match error {
+        let spare = pool.take(reserve, writer.first_bytes()).map_err(|error| match error {
             full @ Error::DiskFull { .. } => {
                 self.full.store(true, Relaxed);
                 full
@@ -559,11 +559,17 @@ impl Writer {
         taken
     }
 
+    /// What the first of the waiting batches takes.
+    fn first_bytes(&self) -> u64 {
+        let first = self.stalled.front().map_or(0, Pending::size);
+        align(first + self.echoed() as usize) as u64
+    }
+
     /// How many of the waiting batches the active segment has room for. A batch larger than a whole
     /// segment fits an empty one: the file grows.
     fn how_many_fit(&self) -> usize {
         let room = self.size.saturating_sub(self.offset) as usize;
-        let mut len: usize = self.echoes.iter().map(|(_, echo)| echo.len()).sum();
+        let mut len = self.echoed() as usize;
         for (n, pending) in self.stalled.iter().enumerate() {
             len += pending.size();
             if align(len) > room {
