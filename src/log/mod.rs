@@ -282,6 +282,20 @@ impl Options {
         };
         Err(crate::Error::InvalidArgument(what))
     }
+
+    /// Refuses options that cannot work.
+    fn check(&self) -> crate::Result<()> {
+        let block = format::BLOCK as u64;
+        if self.segment_bytes < 2 * block
+            || !self.segment_bytes.is_multiple_of(block)
+            || self.segment_bytes > 1 << 31
+        {
+            let what =
+                format!("segment_bytes {}: 8 KiB to 2 GiB, whole blocks", self.segment_bytes);
+            return Err(crate::Error::InvalidArgument(what));
+        }
+        Ok(())
+    }
 }
 
 /// The log. Clones share it; the last one to go releases the directory.

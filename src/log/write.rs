@@ -7,7 +7,7 @@ use super::index::weight;
 use super::queue::{Pending, Queue, TakeQueue};
 use super::seal::DYING;
 use super::segment::Reserve;
-use super::{Entry, Log, Options, Seq, Shared};
+use super::{Entry, Log, Seq, Shared};
 use crate::env::File;
 use crate::error::{Error, Result};
 use crate::types::{LogPosition, RegionId};
@@ -271,7 +271,16 @@ impl Shared {
         }
     }
 
+    /// Ends the log. What is returned is final for whoever gets it: [`DiskFull`](Error::DiskFull), which a sync may fail
+    /// with too, promises that the log stays usable.
     pub(super) fn poison(&self, error: Error) -> Error {
+        let error = match error {
+            Error::DiskFull { path } => {
+                let source = Arc::new(std::io::ErrorKind::StorageFull.into());
+                Error::Io { op: "sync", path, source }
+            }
+            error => error,
+        };
         // The first failure is the cause; whoever asks later is told of it.
         let _ = self.poisoned.set(error.to_string());
         tracing::error!(%error, "the log stops: nothing is acknowledged from here on");
@@ -577,21 +586,5 @@ impl Writer {
             }
         }
         self.stalled.len()
-    }
-}
-
-impl Options {
-    /// Refuses options that cannot work.
-    pub(super) fn check(&self) -> Result<()> {
-        let block = BLOCK as u64;
-        if self.segment_bytes < 2 * block
-            || !self.segment_bytes.is_multiple_of(block)
-            || self.segment_bytes > 1 << 31
-        {
-            let what =
-                format!("segment_bytes {}: 8 KiB to 2 GiB, whole blocks", self.segment_bytes);
-            return Err(Error::InvalidArgument(what));
-        }
-        Ok(())
     }
 }
