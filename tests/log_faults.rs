@@ -269,6 +269,12 @@ impl Run {
         if let Err(error) = result {
             self.expect_typed(&error);
             assert!(!self.is_rotten(), "one sector ends it: {error}");
+            if matches!(error, Error::DiskFull { .. }) {
+                // A promise: what waits is tried again.
+                let again = log.write_round();
+                let stops = matches!(again, Err(Error::Stopped { .. }));
+                assert!(!stops, "was to stay usable: {error}, {again:?}");
+            }
             if matches!(self.faults.plan().hit, Some((Call::Sync | Call::SyncDir, _)))
                 && matches!(
                     error,
@@ -364,11 +370,11 @@ impl Run {
 
     /// There is room again: a log that a full disk did not stop for good goes on as if nothing had been.
     fn recovers(&mut self) {
-        let log = self.log.clone().unwrap();
-        if let Some((Call::Sync, _)) = self.faults.plan().hit {
+        if self.stopped {
             // A sync that fails is final, for want of room or otherwise.
             return;
         }
+        let log = self.log.clone().unwrap();
         log.write_round().unwrap();
         log.purge().unwrap();
         log.barrier().unwrap();

@@ -429,3 +429,31 @@ fn options_as_large_as_can_be_work() {
     log.purge().unwrap();
     assert!(log.prepare().unwrap() && log.stats().spares < 1024);
 }
+
+/// What is to be moved is one entry larger than a segment. For that a file is made that holds it, or, where there is no
+/// room for one, nothing is begun: it does not fly to a file that cannot grow, ahead of everybody.
+#[test]
+fn a_laggard_larger_than_a_segment_waits_for_room() {
+    let disk = MemDisk::default();
+    let (log, _) = open(&disk).unwrap();
+    let large = entry(1, SEGMENT as usize + 50_000);
+    let mut batch = LogBatch::new();
+    batch.append(3, [large.clone()]);
+    log.write(batch).unwrap();
+    let last = fill(&disk, &log, 0);
+    compact(&log, 1, last - 1).unwrap();
+    let before = log.stats();
+    for _ in 0..5 {
+        let full = log.purge();
+        assert!(matches!(full, Err(Error::DiskFull { .. })), "{full:?}");
+        let now = log.stats();
+        assert_eq!((now.batches, now.pending_bytes), (before.batches, before.pending_bytes));
+    }
+    disk.state().capacity = Some(26 * SEGMENT);
+    assert!(purge(&log) >= 12, "{:?}", log.stats());
+    serves(&log, last);
+    drop(log);
+    let (log, _) = open(&disk).unwrap();
+    assert_eq!(log.entries(3, 1, 2, u64::MAX).unwrap(), [large]);
+    assert_eq!(log.last_index(1), last + 100);
+}

@@ -246,3 +246,47 @@ fn a_call_gives_back_eight_segments_at_most() {
     assert_eq!(log.entries(2, 1, 2, 0).unwrap().len(), 1);
     assert_eq!((log.first_index(1), log.last_index(1)), (240, 240));
 }
+
+/// A batch larger than a segment makes its file grow. One group that lagged behind with such a batch once held up all
+/// that came after it, for good and without a word: its bytes were more than a call was to move.
+#[test]
+fn a_laggard_larger_than_a_segment_pins_nothing() {
+    for len in [60_000, 70_000, 200_000] {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options { segment_bytes: 64 << 10, cache_bytes: 0, ..Options::default() };
+        let open = || Log::open(Arc::new(OsDisk), dir.path(), options.clone()).unwrap().0;
+        let entry = |index: u64, len: usize| {
+            [Entry { index, term: 1, kind: 0, data: vec![index as u8; len].into() }]
+        };
+        let log = open();
+        let mut batch = LogBatch::new();
+        batch.append(1, entry(1, len));
+        log.write(batch).unwrap();
+        log.trim_cache(1, 1);
+        let (mut moved, mut most) = (0, 0);
+        for index in 1..=1200 {
+            let mut batch = LogBatch::new();
+            batch.append(2, entry(index, 8000));
+            if index > 2 {
+                batch.compact_to(2, LogPosition { index: index - 2, term: 1 });
+            }
+            log.write(batch).unwrap();
+            log.trim_cache(2, index);
+            if index % 20 == 0 {
+                log.prepare().unwrap();
+                while log.purge().unwrap().more {}
+                let stats = log.stats();
+                moved = stats.moved_bytes;
+                most = most.max(stats.disk_bytes);
+            }
+        }
+        // What lives, four segments and the thresholds' share, and spares; 9.6 MB were written.
+        println!("{len} bytes: {most} on the disk at most, {moved} moved, {:?}", log.stats());
+        assert!(moved >= len as u64, "{moved} bytes moved");
+        assert!(most <= 4 * len as u64 + (1 << 20), "{most} bytes on the disk");
+        drop(log);
+        let log = open();
+        assert_eq!(log.entries(1, 1, 2, u64::MAX).unwrap(), entry(1, len));
+        assert_eq!((log.first_index(2), log.last_index(2)), (1199, 1200));
+    }
+}

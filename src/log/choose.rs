@@ -21,6 +21,8 @@ pub(super) struct Plan {
     pub floor: u64,
     /// Bytes of records that this takes at most, those that wait already among them.
     pub cost: u64,
+    /// Whether some of them may be larger than a segment.
+    pub large: bool,
     /// Whether it was the work of a call, not what lives, that set the floor.
     pub more: bool,
 }
@@ -37,6 +39,9 @@ pub(super) enum Room {
 /// What a record takes at most beside its operations: its header, its place in an echo, the echo's own head,
 /// and a floor.
 const RECORD: u64 = 128;
+
+/// No spare is made for more than this, beside its footer: places in a file are u32, and the largest batch is half of it.
+const LONGEST: u64 = 1 << 31;
 
 impl Shared {
     /// What can go, if anything can. What holds nothing live goes at once (or next to nothing: an eighth,
@@ -85,9 +90,15 @@ impl Shared {
             said += states;
             freed += segment.used;
             extra += beside.get(n).copied().unwrap_or(0);
-            // A call moves a segment's worth at most. (What one segment states is never too much.)
+            // A call moves a segment's worth at most. But the oldest segment, whatever lives in it, is never too much,
+            // or all others would stay with it: it may hold a batch larger than a segment. (On a full disk it is: there
+            // is nothing to make a longer file of. What one segment states is not.)
             let cost = self.cost(waiting, moved, said, extra, room);
-            let fits = moved <= segment_bytes && (n == 0 || moved + said <= segment_bytes);
+            let large = moved > segment_bytes;
+            let fits = match n {
+                0 => !large || room == Room::Any,
+                _ => moved + said <= segment_bytes,
+            };
             if !fits || matches!(room, Room::Only(room) if cost > room) {
                 ended = true;
                 break;
@@ -108,7 +119,7 @@ impl Shared {
                 }
             };
             if free || follows || goes {
-                plan = Some(Plan { floor: *next, cost, more: false });
+                plan = Some(Plan { floor: *next, cost, large, more: false });
             }
         }
         plan.map(|plan| Plan { more: ended, ..plan })
@@ -178,19 +189,23 @@ impl Shared {
     /// there is if it is full.
     ///
     /// What fits into one stretch finds a place there even if the rest of the active segment is too short for
-    /// its first record; of several spares each may stay half empty for that reason.
-    pub(super) fn make_room(&self, cost: u64) -> Result<Room> {
+    /// its first record; of several spares each may stay half empty for that reason. A record that may be `large`, more
+    /// than a segment, gets a spare that has room for all of it: were the file to grow, it might find no room then.
+    pub(super) fn make_room(&self, cost: u64, large: bool) -> Result<Room> {
         loop {
             let (_, rest) = self.places();
             let mut pool = self.pool.lock();
             let spares = pool.len() as u64;
-            let room = rest.max(pool.usable() * (spares + 1) / 2 * u64::from(spares > 0));
-            if room >= cost {
+            let halves = pool.usable() * (spares + 1) / 2 * u64::from(spares > 0);
+            let room = rest.max(pool.longest()).max(if large { 0 } else { halves });
+            let enough = if large { cost.min(LONGEST) } else { cost };
+            if room >= enough {
                 return Ok(Room::Any);
             }
+            let size = if large { pool.size_for(enough) } else { self.options.segment_bytes };
             let path = pool.next_path()?;
             drop(pool);
-            match make_spare(&*self.disk, &self.dir, path, self.options.segment_bytes) {
+            match make_spare(&*self.disk, &self.dir, path, size) {
                 Ok(spare) => {
                     self.pool.lock().put(spare);
                     self.room_came();

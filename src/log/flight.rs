@@ -223,7 +223,7 @@ impl Shared {
     /// Writes and syncs a group, and waits until it is published (those before it are, then).
     ///
     /// [`DiskFull`](Error::DiskFull) for it or for one before it leaves all of them to be tried again; any
-    /// other failure is final.
+    /// other failure is final, and so is a sync that fails for want of room.
     pub(super) fn fly(&self, flight: Flight) -> Result<()> {
         let (number, air) = (flight.number, &self.air);
         let written = flight.file.write_at(flight.offset, flight.buffer.as_slice());

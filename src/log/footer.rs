@@ -13,7 +13,8 @@ pub(super) use trailer::{TRAILER, Trailer};
 
 use super::GroupId;
 use super::format::{
-    BadSum, Op, SegmentHeader, Span, Terms, put, put_terms, read_u32, take, take_terms,
+    BadSum, Op, SegmentHeader, Span, Terms, put, put_terms, read_u32, take, take_position,
+    take_terms,
 };
 use super::index::{Dead, Group, Run};
 use super::scan::Record;
@@ -375,7 +376,7 @@ impl Summary {
         facts.cut = if flags & CUT > 0 { Some(take(input)?) } else { None };
         facts.begin = None;
         if flags & (COMPACTED | PLACED) > 0 {
-            let at = LogPosition { index: take(input)?, term: take(input)? };
+            let at = take_position(input)?;
             let seq = base.checked_add(take(input)?)?;
             facts.begin = Some(Begin { at, seq, exact: flags & PLACED > 0 });
         }

@@ -6,6 +6,7 @@ use super::echo::echoes_beyond;
 use super::footer::check_footer;
 use super::format::{BadSum, Op, SegmentHeader, Span, decode_run};
 use super::lz4::{is_compressed, plain, raw_len};
+use super::recover::name_directory;
 use super::scan::{Found, Neighbour, Record, Scan, Unread, survey};
 use super::seal::read_trailer;
 use super::unreadable::Sparse;
@@ -520,7 +521,7 @@ impl Check {
         let ops = match &record.ops {
             Ok(ops) => ops,
             Err(bad) => {
-                let what = format!("directory of record {seq}");
+                let what = name_directory(seq, bad);
                 let Some(groups) = &record.groups else {
                     return self.note(&segment.path, *bad, kind, what, seq + 1);
                 };

@@ -101,7 +101,9 @@
 //!
 //! **Purge.** Segments go from the oldest on: at once if nothing in them lives, else once the log holds
 //! 1.75 times what lives and their live rest (the tails of laggards, states, positions) is a third of them or less, and
-//! did not shrink much since the call before (what is dying would be moved for nothing); it is moved forward, neighbouring small runs put together, a segment's worth a call at most. A move is a
+//! did not shrink much since the call before (what is dying would be moved for nothing); it is moved forward, neighbouring
+//! small runs put together, a segment's worth a call at most (but the oldest segment whole, if a large batch made its file grow:
+//! where there is no room for a file as long as that, purge is refused and nothing begun). A move is a
 //! record like any other (`rewrite`): copied and submitted with what still lives under the submit lock,
 //! durable before the index leads readers to it, and replayed as the same entries at another place, so
 //! a crash before, between or after the moves costs nothing but space. Submitters are held up for one record of it
@@ -279,6 +281,20 @@ impl Options {
             return Ok(());
         };
         Err(crate::Error::InvalidArgument(what))
+    }
+
+    /// Refuses options that cannot work.
+    fn check(&self) -> crate::Result<()> {
+        let block = format::BLOCK as u64;
+        if self.segment_bytes < 2 * block
+            || !self.segment_bytes.is_multiple_of(block)
+            || self.segment_bytes > 1 << 31
+        {
+            let what =
+                format!("segment_bytes {}: 8 KiB to 2 GiB, whole blocks", self.segment_bytes);
+            return Err(crate::Error::InvalidArgument(what));
+        }
+        Ok(())
     }
 }
 

@@ -103,11 +103,12 @@ impl Open {
 
 impl Log {
     /// Gives back the oldest segments that hold nothing live; if what lives in the oldest is little
-    /// (or garbage outweighs it by far), moves it forward first, at most a segment's worth a call.
+    /// (or garbage outweighs it by far), moves it forward first, at most a segment's worth a call (but the oldest
+    /// segment whole, if a large batch made its file grow).
     /// Never touches what a group still needs, nor segments that hold evidence of damage.
     ///
-    /// The work of a call is bounded: copies of a segment's worth, [`Purged::MOST`] segments given back and
-    /// as many sealed, and one restatement (state and position, some dozens of bytes) of each group that
+    /// The work of a call is bounded: copies of a segment's worth (or of the oldest, if that is larger),
+    /// [`Purged::MOST`] segments given back and as many sealed, and one restatement (state and position, some dozens of bytes) of each group that
     /// said nothing since.
     ///
     /// Blocks for disk IO and runs the writer's rounds itself. Nothing is begun for which there is no room: on
@@ -181,7 +182,7 @@ impl Shared {
         let Some(plan) = self.choose_floor(&mut watch.lived, Room::Any, None) else {
             return Ok(Purged::default());
         };
-        let room = self.make_room(plan.cost)?;
+        let room = self.make_room(plan.cost, plan.large)?;
         if room == Room::Any {
             return self.carry_out(watch, plan);
         }
@@ -371,7 +372,7 @@ impl Shared {
         // What waits before them must not use up what is left, for then they would wait for ever.
         if waits
             && watch.berth.is_none()
-            && self.make_room(self.places().0.next_multiple_of(BLOCK as u64))? != Room::Any
+            && self.make_room(self.places().0.next_multiple_of(BLOCK as u64), false)? != Room::Any
             && let Some(berth) = self.berth(SHARES[0])
         {
             return self.alone(watch, Some(berth), |watch| self.land_now(watch));

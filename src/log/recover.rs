@@ -83,6 +83,15 @@ pub(super) fn describe(bad: &BadSum) -> String {
     format!("expected checksum {:#010x}, found {:#010x}", bad.expected, bad.found)
 }
 
+/// Names the directory of record `seq`, and says so if it is not its checksum that is wrong.
+pub(super) fn name_directory(seq: u64, bad: &BadSum) -> String {
+    let but = match bad.expected == bad.found {
+        true => ": its checksum holds, but no log says what it says",
+        false => "",
+    };
+    format!("directory of record {seq}{but}")
+}
+
 /// Bodies that are damaged, by record and place in the payload.
 type BadBodies = BTreeMap<(u64, u32), Damage>;
 
@@ -370,7 +379,10 @@ impl Replay {
         let ops = match &record.ops {
             Ok(ops) => ops,
             Err(bad) => {
-                let damage = damage(bad, u64::from(record.header.dir_len), "directory");
+                let mut damage = damage(bad, u64::from(record.header.dir_len), "directory");
+                if bad.expected == bad.found {
+                    damage.detail = name_directory(seq, bad);
+                }
                 self.unsaid.push((seq, damage.clone()));
                 let Some(groups) = &record.groups else {
                     return self.lose(segment, seq, seq + 1, damage.offset, damage.detail);

@@ -10,6 +10,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+mod leaving;
+
+use leaving::Leaving;
+
 pub(super) const SEGMENT_SUFFIX: &str = ".seg";
 pub(super) const SPARE_SUFFIX: &str = ".free";
 
@@ -192,6 +196,8 @@ impl Live {
 pub(super) struct Spare {
     pub path: PathBuf,
     pub file: Arc<dyn File>,
+    /// Bytes that it was made of: a segment's, or more for a record that is larger.
+    pub size: u64,
 }
 
 impl Spare {
@@ -291,7 +297,7 @@ impl Pool {
                 }
             }
             if file.len()? == self.segment_bytes && self.spares.len() < self.most() {
-                self.spares.push(Spare { path, file });
+                self.spares.push(Spare { path, file, size: self.segment_bytes });
             } else {
                 self.disk.remove(&path)?;
             }
@@ -314,12 +320,27 @@ impl Pool {
     }
 
     pub fn bytes(&self) -> u64 {
-        self.spares.len() as u64 * self.segment_bytes
+        self.spares.iter().map(|spare| spare.size).sum()
     }
 
     /// Bytes that records may take of a segment.
     pub fn usable(&self) -> u64 {
-        self.segment_bytes.saturating_sub(self.footer_room + BLOCK as u64)
+        self.usable_of(self.segment_bytes)
+    }
+
+    fn usable_of(&self, size: u64) -> u64 {
+        size.saturating_sub(self.footer_room + BLOCK as u64)
+    }
+
+    /// Bytes that records may take of the largest spare.
+    pub fn longest(&self) -> u64 {
+        let longest = self.spares.iter().map(|spare| spare.size).max();
+        longest.map_or(0, |size| self.usable_of(size))
+    }
+
+    /// The size of a file of which records may take so many bytes.
+    pub fn size_for(&self, records: u64) -> u64 {
+        records.next_multiple_of(BLOCK as u64) + self.footer_room + BLOCK as u64
     }
 
     /// Whether [`fill`](Self::fill) has something to do.
@@ -349,12 +370,17 @@ impl Pool {
         self.spares.extend(spares);
     }
 
-    /// Takes a file for a new segment.
-    pub fn take(&mut self, reserve: Reserve) -> Result<Spare> {
+    /// Takes a file for a new segment, whose first record takes so many bytes.
+    pub fn take(&mut self, reserve: Reserve, first: u64) -> Result<Spare> {
         let floor = usize::from(reserve == Reserve::Keep);
         if self.spares.len() > floor {
+            let is_large = first > self.usable();
+            let suits = |spare: &Spare| match is_large {
+                true => first <= self.usable_of(spare.size),
+                false => spare.size <= self.segment_bytes,
+            };
             // The oldest first: it is the likeliest to be settled on the disk.
-            return Ok(self.spares.remove(0));
+            return Ok(self.spares.remove(self.spares.iter().position(suits).unwrap_or(0)));
         }
         self.make(self.segment_bytes)
     }
@@ -479,50 +505,6 @@ impl Pool {
     }
 }
 
-/// Files of segments on their way into the pool, with their new names, or away.
-#[derive(Debug)]
-pub(super) struct Leaving {
-    disk: Arc<dyn Disk>,
-    dir: PathBuf,
-    size: u64,
-    files: Vec<(PathBuf, Arc<dyn File>, Option<PathBuf>)>,
-}
-
-impl Leaving {
-    /// Renames or removes them, durably, each before the next: an older file must not survive a newer one
-    /// in which a group was cleared. What may join the pool is returned.
-    pub fn rename(self) -> Result<Vec<Spare>> {
-        let mut kept = Vec::new();
-        for (path, file, to) in self.files {
-            let len = file.len()?;
-            let mut to = to.filter(|_| len >= self.size);
-            if let Some(name) = &to {
-                let renamed = match len > self.size {
-                    // A footer or a large batch made it grow. Nothing in it is needed any more.
-                    true => file.set_len(self.size),
-                    false => Ok(()),
-                };
-                match renamed.and_then(|()| self.disk.rename(&path, name)) {
-                    Ok(()) => {}
-                    // To remove it takes no room.
-                    Err(Error::DiskFull { .. }) => to = None,
-                    Err(error) => return Err(error),
-                }
-            }
-            if to.is_none() {
-                drop(file);
-                self.disk.remove(&path)?;
-            }
-            // Before the file gets a new header, too: else a crash could show it under its old name.
-            self.disk.sync_dir(&self.dir)?;
-            if let Some(path) = to {
-                kept.push(Spare { file: self.disk.open(&path, OpenMode::Direct)?, path });
-            }
-        }
-        Ok(kept)
-    }
-}
-
 /// What a segment leaves to a footer of about `bytes`, in whole blocks and within reason: a footer that
 /// needs more makes the file grow.
 fn footer_room(segment_bytes: u64, bytes: u64) -> u64 {
@@ -540,7 +522,7 @@ pub(super) fn make_spare(disk: &dyn Disk, dir: &Path, path: PathBuf, size: u64) 
         Ok(file)
     });
     match filled {
-        Ok(file) => Ok(Spare { path, file }),
+        Ok(file) => Ok(Spare { path, file, size }),
         Err(error) => {
             // Best effort: an incomplete spare is removed by the next open as well.
             let _ = disk.remove(&path);

@@ -7,7 +7,7 @@ use super::index::weight;
 use super::queue::{Pending, Queue, TakeQueue};
 use super::seal::DYING;
 use super::segment::Reserve;
-use super::{Entry, Log, Options, Seq, Shared};
+use super::{Entry, Log, Seq, Shared};
 use crate::env::File;
 use crate::error::{Error, Result};
 use crate::types::{LogPosition, RegionId};
@@ -271,7 +271,16 @@ impl Shared {
         }
     }
 
+    /// Ends the log. What is returned is final for whoever gets it: [`DiskFull`](Error::DiskFull), which a sync may fail
+    /// with too, promises that the log stays usable.
     pub(super) fn poison(&self, error: Error) -> Error {
+        let error = match error {
+            Error::DiskFull { path } => {
+                let source = Arc::new(std::io::ErrorKind::StorageFull.into());
+                Error::Io { op: "sync", path, source }
+            }
+            error => error,
+        };
         // The first failure is the cause; whoever asks later is told of it.
         let _ = self.poisoned.set(error.to_string());
         tracing::error!(%error, "the log stops: nothing is acknowledged from here on");
@@ -491,7 +500,7 @@ impl Shared {
     fn rotate(&self, writer: &mut Writer, reserve: Reserve) -> Result<()> {
         let base = self.durable.load(Relaxed) + 1;
         let mut pool = self.pool.lock();
-        let spare = pool.take(reserve).map_err(|error| match error {
+        let spare = pool.take(reserve, writer.first_bytes()).map_err(|error| match error {
             full @ Error::DiskFull { .. } => {
                 self.full.store(true, Relaxed);
                 full
@@ -559,11 +568,17 @@ impl Writer {
         taken
     }
 
+    /// What the first of the waiting batches takes.
+    fn first_bytes(&self) -> u64 {
+        let first = self.stalled.front().map_or(0, Pending::size);
+        align(first + self.echoed() as usize) as u64
+    }
+
     /// How many of the waiting batches the active segment has room for. A batch larger than a whole
     /// segment fits an empty one: the file grows.
     fn how_many_fit(&self) -> usize {
         let room = self.size.saturating_sub(self.offset) as usize;
-        let mut len: usize = self.echoes.iter().map(|(_, echo)| echo.len()).sum();
+        let mut len = self.echoed() as usize;
         for (n, pending) in self.stalled.iter().enumerate() {
             len += pending.size();
             if align(len) > room {
@@ -571,21 +586,5 @@ impl Writer {
             }
         }
         self.stalled.len()
-    }
-}
-
-impl Options {
-    /// Refuses options that cannot work.
-    pub(super) fn check(&self) -> Result<()> {
-        let block = BLOCK as u64;
-        if self.segment_bytes < 2 * block
-            || !self.segment_bytes.is_multiple_of(block)
-            || self.segment_bytes > 1 << 31
-        {
-            let what =
-                format!("segment_bytes {}: 8 KiB to 2 GiB, whole blocks", self.segment_bytes);
-            return Err(Error::InvalidArgument(what));
-        }
-        Ok(())
     }
 }

@@ -20,14 +20,14 @@ fn file_for(
     copies: impl Fn() -> [u64; 3],
 ) -> Result<Spare> {
     let is_full = |taken: &Result<Spare>| matches!(taken, Err(Error::DiskFull { .. }));
-    let mut taken = pool.take(Reserve::Use);
+    let mut taken = pool.take(Reserve::Use, 0);
     if !is_full(&taken) {
         return taken;
     }
     let [best, least, bare] = copies();
     taken = pool.make_short([best, least]);
     if is_full(&taken) && give_rest(found, tail)? {
-        taken = pool.take(Reserve::Use);
+        taken = pool.take(Reserve::Use, 0);
         if is_full(&taken) {
             taken = pool.make_short([best, least]);
         }
@@ -72,7 +72,7 @@ impl Replay {
     ) -> Result<(Segment, u64)> {
         let last = self.next_seq - 1;
         let Some(tail) = tail else {
-            let spare = pool.take(Reserve::Use)?;
+            let spare = pool.take(Reserve::Use, 0)?;
             pool.reserve()?;
             return Ok((pool.activate(spare, self.next_seq, last, |_| Vec::new())?, self.next_seq));
         };

@@ -2,9 +2,10 @@
 
 use super::*;
 use crate::env::mem::MemDisk;
-use crate::log::LogBatch;
+use crate::log::batch::Encoded;
+use crate::log::inspect::{Inspector, verify};
 use crate::log::scan::find_segments;
-use crate::log::{Entry, inspect::Inspector};
+use crate::log::{Entry, LogBatch, Seq};
 use std::path::Path;
 
 /// It was once said of no file at all: whoever was told had nowhere to look.
@@ -82,5 +83,44 @@ fn a_damaged_directory_that_nobody_needs_is_told() {
         assert!(
             matches!(&recovery.harmless[..], [damage] if damage.detail.contains("directory of record 1"))
         );
+    }
+}
+
+/// A position at the last index there is, in a record whose checksums hold, once overflowed while the log was opened. No batch
+/// may say it (an entry could not follow), so a record that does is damaged, for the inspector too.
+#[test]
+fn a_position_that_nothing_can_follow_is_damage() {
+    let to = crate::types::LogPosition { index: u64::MAX, term: 1 };
+    let group = 5;
+    for op in [Op::Reset { group, to }, Op::Compact { group, to }, Op::Base { group, at: to }] {
+        let (disk, dir) = (MemDisk::default(), Path::new("/log"));
+        let open = || {
+            let options = Options { segment_bytes: 64 << 10, ..Options::default() };
+            Log::open(Arc::new(disk.clone()), dir, options).unwrap()
+        };
+        let (log, _) = open();
+        let mut batch = LogBatch::new();
+        for id in [1, group] {
+            batch.append(id, [Entry { index: 1, term: 1, kind: 0, data: vec![7; 100].into() }]);
+        }
+        log.write(batch).unwrap();
+        let mut record = Encoded::with_capacity(1, 0);
+        record.push(op.clone());
+        let seq = log.shared.enqueue(&mut log.shared.queue.lock(), record);
+        log.wait(Seq(seq)).unwrap();
+        log.barrier().unwrap();
+        drop(log);
+
+        let report = verify(&disk, dir).unwrap();
+        assert!(report.is_rotten(), "{op:?}: {report:?}");
+        let told = |what: &str| what.contains("no log says what it says");
+        assert!(report.findings.iter().any(|found| told(&found.detail)), "{op:?}: {report:?}");
+        let (log, recovery) = open();
+        let [Quarantine { group: 5, last_good: 1, damage }] = &recovery.quarantined[..] else {
+            panic!("{op:?}: {recovery:?}")
+        };
+        assert!(told(&damage.detail), "{damage:?}");
+        assert_eq!(log.entries(1, 1, 2, 0).unwrap().len(), 1);
+        assert!(matches!(log.entries(group, 1, 2, 0), Err(Error::Quarantined { .. })));
     }
 }
