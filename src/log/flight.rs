@@ -14,8 +14,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 
-/// As many groups may be in flight at a time. Each further one adds less to what the disk takes, and
-/// smaller groups mean more syncs.
+/// Who waits lets another group take off only while fewer than so many are in the air. Each further one adds less to
+/// what the disk takes, and smaller groups mean more syncs. Calls of `write_round` are not bound by it: each lets what
+/// waits take off at once, so their callers' threads are the bound there.
 pub(super) const FLIGHTS: usize = 4;
 
 /// Retained capacity of a write buffer; a rare larger group gives its memory back.

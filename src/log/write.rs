@@ -116,7 +116,8 @@ impl Log {
 
     /// The writer's work: writes every waiting batch as one group (one more for each segment that fills
     /// up), syncs it, publishes. `None` if nothing waited. Calls from several threads overlap: while
-    /// one waits for the disk another may write what has come in since. Each returns when its groups
+    /// one waits for the disk another may write what has come in since, however little: as many groups are in flight
+    /// as threads call. (Only [`wait`](Self::wait) holds back for larger groups.) Each returns when its groups
     /// are durable and all before them.
     ///
     /// [`DiskFull`](Error::DiskFull) leaves the log usable: what was submitted stays queued and

@@ -63,7 +63,7 @@ Exit codes:
 pub enum Format {
     /// Aligned columns, for people.
     Table,
-    /// One JSON document.
+    /// One JSON document (of what is followed: one a line).
     Json,
     /// One JSON document a line.
     Jsonl,

@@ -32,7 +32,8 @@ Examples:
 pub const STATS: &str = "\
 Garbage is what no group needs any more; what lies in a segment behind its last record is room, not \
 garbage. A batch is what a caller wrote in one piece: one record; its size is with header and directory. \
-The format does not compress: bytes stored are bytes given.
+Data, live bytes and garbage count what was given, before compression; what runs of entries take as they are \
+stored stands beside it, and used bytes are of the file.
 
 Examples:
   catamaran-dump stats data/1 --limit 10
@@ -48,7 +49,8 @@ Examples:
 pub const TAIL: &str = "\
 With --follow it goes on until interrupted (SIGINT, SIGTERM) or until nobody reads what it prints, and \
 exits with 0, or with 4 if it came upon damage. It follows into new segments and over restarts of the node, \
-and ends with 3 when the log's directory is gone. \
+and ends with 3 when the log's directory is gone. A document that goes on has no end: with --follow, json is \
+printed as jsonl. \
 Records that were purged before they were seen are reported on standard error.
 
 Examples:
