@@ -2,8 +2,8 @@
 //! whoever administers the cluster asks through it.
 //!
 //! Where a request goes, what is learnt from a refusal and whether it is tried again is decided by production's own
-//! functions ([`Bureau::aim`], [`retry`]); the way there and back is the network's. Lost on its way, it is unknown
-//! what became of it. Both ends must have let each other in ([`staff`](super::staff)).
+//! functions (`Bureau::aim`, [`retry`]); the way there and back is the network's. Lost on its way, it is unknown
+//! what became of it. Both ends must have let each other in (`staff`).
 
 use super::cluster::{Cluster, Happening, Step};
 use crate::client::Done;
