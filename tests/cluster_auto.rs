@@ -44,6 +44,18 @@ fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// The same of all nodes, with what they know of their replicas if it does not come about.
+fn eventually_all(nodes: &[Node], what: &str, holds: impl Fn(&Node) -> bool) {
+    let start = Instant::now();
+    while !nodes.iter().all(&holds) {
+        if start.elapsed() >= Duration::from_secs(180) {
+            let status = |node: &Node| node.status().unwrap();
+            panic!("waited for {what}: {:#?}", nodes.iter().map(status).collect::<Vec<_>>());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// Ends the workers, also of a test that fails.
 struct End<'a>(&'a AtomicBool);
 
@@ -153,11 +165,9 @@ fn small_regions_are_merged_and_grow_again() {
         client.put(key(i), value.clone()).unwrap();
         expected.insert(i, value);
     }
-    for node in &nodes {
-        eventually("four more regions", || {
-            regions_of(node).len() >= 7 && covers(&regions_of(node))
-        });
-    }
+    eventually_all(&nodes, "four more regions", |node| {
+        regions_of(node).len() >= 7 && covers(&regions_of(node))
+    });
     let grown = bounds(&nodes[0]);
     std::thread::sleep(PATIENCE * 3);
     assert!(bounds(&nodes[0]).is_superset(&grown), "what was cut is not merged");
