@@ -5,7 +5,7 @@ use super::hints::{self, Hints};
 use super::request::{Body, Request, Response, decode_response};
 use super::{Backend, Client, Done};
 use crate::error::{Error, Result};
-use crate::router::retry::{self, Access, Decision};
+use crate::router::retry::{self, Decision};
 use crate::transport::remote::Connection;
 use crate::types::StoreId;
 use bytes::Bytes;
@@ -114,19 +114,6 @@ impl Backend for Remote {
     }
 }
 
-fn access(body: &Body) -> Access {
-    match body {
-        Body::Write { .. } | Body::Execute { .. } => Access::Write,
-        Body::Admin { .. } => Access::Shape,
-        Body::Read { .. }
-        | Body::Scan { .. }
-        | Body::Status
-        | Body::Transfer { .. }
-        | Body::Regions { .. }
-        | Body::Directory(_) => Access::Read,
-    }
-}
-
 impl Shared {
     /// Asks, and sees to it that the next one knows whom.
     async fn routed(self: &Arc<Self>, body: Body, timeout: Duration) -> Result<Response> {
@@ -155,7 +142,7 @@ impl Shared {
         let deadline = Instant::now() + timeout;
         let led = leader.and_then(|leader| self.slot_of(leader));
         let first = self.next.fetch_add(1, Ordering::Relaxed);
-        let access = access(&body);
+        let access = body.access();
         for attempt in 0.. {
             let left = deadline.saturating_duration_since(Instant::now());
             let slot = match led {
