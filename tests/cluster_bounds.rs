@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use catamaran::client::{Blocking, RemoteClient, Swap};
 use catamaran::store::ReadLevel;
+use catamaran::types::RegionId;
 use catamaran::{Batch, Error, Node, NodeConfig};
 use std::net::TcpListener;
 use std::path::Path;
@@ -111,4 +112,23 @@ fn a_read_of_more_than_an_answer_holds_is_refused() {
         }
     }
     node.shutdown().unwrap();
+}
+
+/// A node keeps a request for a region that it does not know until the caller's time is nearly up, for the region may come.
+/// The next address was then dialled with no time left, and that it was not reached was all that the caller heard.
+#[test]
+fn a_node_that_is_not_reached_does_not_hide_what_another_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let here = address();
+    let node = open(dir.path(), &here);
+    node.client().with_timeout(PATIENCE).blocking().put(b"a", b"1").unwrap();
+    // One is bound, and nobody accepts there: dialling succeeds and no greeting comes.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let elsewhere = silent.local_addr().unwrap().to_string();
+    for _ in 0..2 {
+        let addresses = [here.clone(), elsewhere.clone()];
+        let remote = RemoteClient::new(&addresses, None, Duration::from_millis(1500)).unwrap();
+        let said = remote.client().blocking().region(RegionId(999)).unwrap_err();
+        assert!(matches!(said, Error::RegionNotFound(RegionId(999))), "{said}");
+    }
 }

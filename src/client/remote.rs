@@ -143,15 +143,19 @@ impl Shared {
         let led = leader.and_then(|leader| self.slot_of(leader));
         let first = self.next.fetch_add(1, Ordering::Relaxed);
         let access = body.access();
+        // What the last node that was reached said: it tells the caller more than that the next one was not.
+        let mut said = None;
         for attempt in 0.. {
             let left = deadline.saturating_duration_since(Instant::now());
             let slot = match led {
                 Some(slot) if attempt == 0 => slot,
                 _ => self.choose(first.wrapping_add(attempt as usize)),
             };
-            let error = match self.attempt(slot, &body, left).await {
-                Ok(response) => return Ok(response),
-                Err(error) => error,
+            let outcome = self.attempt(slot, &body, left).await;
+            let reached = outcome.is_ok();
+            let error = match outcome {
+                Ok(Ok(response)) => return Ok(response),
+                Ok(Err(error)) | Err(error) => error,
             };
             if attempt == 0 && led.is_some() {
                 self.hints.misled(&body);
@@ -159,8 +163,12 @@ impl Shared {
             let left = deadline.saturating_duration_since(Instant::now());
             let jitter = self.jitter.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
             match retry::decide(access, &error, attempt, left, jitter) {
-                Decision::GiveUp => return Err(error),
+                Decision::GiveUp if reached => return Err(error),
+                Decision::GiveUp => return Err(said.unwrap_or(error)),
                 Decision::Again { after, .. } => tokio::time::sleep(after).await,
+            }
+            if reached {
+                said = Some(error);
             }
         }
         Err(Error::Busy { what: "every node" })
@@ -182,33 +190,35 @@ impl Shared {
         &self.slots[at.unwrap_or(turn % count)]
     }
 
-    async fn attempt(&self, slot: &Slot, body: &Body, left: Duration) -> Result<Response> {
+    /// What the node answered; or why it was not reached, and so was sent nothing.
+    async fn attempt(&self, slot: &Slot, body: &Body, left: Duration) -> Result<Result<Response>> {
         let started = Instant::now();
-        // Whatever goes wrong before the request is sent: it was not applied.
         let connection = match self.connection(slot, left).await {
             Ok(connection) => connection,
             Err(error) => {
-                *slot.down_until.lock() = Some(Instant::now() + DOWN);
-                return Err(match error {
-                    Error::Identity(_) | Error::InvalidArgument(_) => error,
-                    error => {
-                        tracing::debug!(address = slot.address, %error, "cannot connect");
-                        Error::Busy { what: "a node cannot be reached" }
-                    }
-                });
+                // A caller in haste has learnt nothing about the node.
+                if left >= DIAL || started.elapsed() < left {
+                    *slot.down_until.lock() = Some(Instant::now() + DOWN);
+                }
+                if matches!(error, Error::Identity(_) | Error::InvalidArgument(_)) {
+                    return Ok(Err(error));
+                }
+                tracing::debug!(address = slot.address, %error, "cannot connect");
+                return Err(Error::Busy { what: "a node cannot be reached" });
             }
         };
         let left = left.saturating_sub(started.elapsed());
         let request = Request { timeout: left, route: None, body: body.clone() }.encode();
         let answer = tokio::time::timeout(left + GRACE, connection.call(request));
         let bytes: Bytes = match answer.await {
-            Ok(answer) => answer?,
+            Ok(Ok(bytes)) => bytes,
+            Ok(Err(error)) => return Ok(Err(error)),
             Err(_) => {
                 let after_ms = started.elapsed().as_millis() as u64;
-                return Err(Error::Timeout { after_ms, what: "a node's answer" });
+                return Ok(Err(Error::Timeout { after_ms, what: "a node's answer" }));
             }
         };
-        decode_response(bytes)
+        Ok(decode_response(bytes))
     }
 
     async fn connection(&self, slot: &Slot, left: Duration) -> Result<Connection> {
