@@ -348,6 +348,27 @@ mod tests {
         assert_eq!(leaders(&atlas), [(1, Some(1)), (2, None)]);
     }
 
+    /// A new leader of region 1 whose replica has not applied the latest record yet announces an older one, which nobody
+    /// takes: all still know the last reign's announcement, and heed it at each look. Report and answer went to and fro between
+    /// the two sessions without a pause (seed 671 of the simulator's regions: for ever, at one instant).
+    #[test]
+    fn an_announcement_heeded_again_does_not_undo_an_answer() {
+        let mut store = Store::new(1);
+        store.leads(region(1, "", "", 1), 5, 7);
+        store.reporter.announced(1);
+        let mut atlas = Atlas::new(2);
+        let mut reports = 0;
+        for _look in 0..10 {
+            store.reporter.announced(1);
+            reports += store.settle(&mut atlas);
+        }
+        assert_eq!((leaders(&atlas), reports), (vec![(1, Some(1))], 2));
+        // And a reign that is announced later counts.
+        let mut later = Atlas::new(3);
+        store.reporter.announced(3);
+        assert_eq!((store.settle(&mut later), leaders(&later)), (1, vec![(1, Some(1))]));
+    }
+
     proptest! {
         /// Whatever is lost, late or repeated: once all have settled, the atlas says what is.
         #[test]

@@ -72,6 +72,8 @@ pub struct Reporter {
     number: u64,
     /// 0: none was announced yet.
     session: u64,
+    /// As announced last. An answer may have named a later one since.
+    heard: u64,
     /// Whether the session has been begun.
     begun: bool,
     told: BTreeMap<RegionId, Mark>,
@@ -89,6 +91,7 @@ impl Reporter {
             life,
             number: 0,
             session: 0,
+            heard: 0,
             begun: false,
             told: BTreeMap::new(),
             doubtful: BTreeMap::new(),
@@ -97,8 +100,14 @@ impl Reporter {
         }
     }
 
-    /// A session was announced.
+    /// A session was announced, or is still the one announced last: then what an answer has said since counts.
     pub fn announced(&mut self, session: u64) {
+        if std::mem::replace(&mut self.heard, session) != session {
+            self.enter(session);
+        }
+    }
+
+    fn enter(&mut self, session: u64) {
         if self.session != session {
             self.session = session;
             self.begin();
@@ -174,7 +183,7 @@ impl Reporter {
     pub fn answered(&mut self, number: u64, session: u64, verdict: Verdict) {
         let Some(sent) = self.sent.take_if(|sent| sent.number == number) else { return };
         if session != self.session {
-            return self.announced(session);
+            return self.enter(session);
         }
         if verdict == Verdict::Again {
             return self.begin();

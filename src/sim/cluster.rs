@@ -176,6 +176,9 @@ pub struct Cluster {
 
 pub(super) type Step = Result<(), Violation>;
 
+/// So many events at one instant are two parties that never have enough of each other.
+const AT_ONCE_MAX: u64 = 100_000;
+
 pub(super) fn violation(what: &'static str, detail: impl Into<String>) -> Violation {
     Violation { what, detail: detail.into() }
 }
@@ -244,6 +247,13 @@ impl Cluster {
     pub fn step(&mut self, end: Time) -> Result<bool, Violation> {
         let Some((now, happening)) = self.world.step_until(end) else { return Ok(false) };
         self.counts.steps += 1;
+        if self.world.at_once() > AT_ONCE_MAX {
+            let requests = self.requests.len();
+            return Err(violation(
+                "time",
+                format!("it stands still; {requests} requests under way"),
+            ));
+        }
         self.happen(now, happening)?;
         Ok(true)
     }

@@ -15,6 +15,8 @@ pub struct World<E> {
     now: Time,
     scheduled: u64,
     popped: u64,
+    /// Events taken since time moved last.
+    at_once: u64,
     peak: usize,
     queue: BinaryHeap<Scheduled<E>>,
 }
@@ -62,7 +64,14 @@ impl<E> Default for World<E> {
 impl<E> World<E> {
     /// An empty world at time zero.
     pub fn new() -> World<E> {
-        World { now: Time(0), scheduled: 0, popped: 0, peak: 0, queue: BinaryHeap::new() }
+        World {
+            now: Time(0),
+            scheduled: 0,
+            popped: 0,
+            at_once: 0,
+            peak: 0,
+            queue: BinaryHeap::new(),
+        }
     }
 
     /// The time of the last event taken.
@@ -91,6 +100,7 @@ impl<E> World<E> {
     /// Takes the next event and moves the time to it.
     pub fn step(&mut self) -> Option<(Time, E)> {
         let next = self.queue.pop()?;
+        self.at_once = if next.at == self.now { self.at_once + 1 } else { 0 };
         self.now = next.at;
         self.popped += 1;
         Some((next.at, next.event))
@@ -111,6 +121,11 @@ impl<E> World<E> {
     /// what stays does not change.
     pub fn retain(&mut self, mut keep: impl FnMut(&E) -> bool) {
         self.queue.retain(|scheduled| keep(&scheduled.event));
+    }
+
+    /// Events taken since time moved last: that it stands still shows here.
+    pub fn at_once(&self) -> u64 {
+        self.at_once
     }
 
     /// Events that wait.
