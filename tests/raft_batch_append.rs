@@ -12,9 +12,9 @@
 
 use bytes::Bytes;
 use catamaran::raft::guard::Verdict;
-use catamaran::raft::{Group, GroupConfig};
+use catamaran::raft::{Elections, Group, GroupConfig};
 use catamaran::types::PeerId;
-use raft::eraftpb::{ConfState, Message, MessageType};
+use raft::eraftpb::{ConfState, Entry, Message, MessageType};
 use raft::storage::MemStorage;
 
 fn message(kind: MessageType, term: u64, change: impl FnOnce(&mut Message)) -> Message {
@@ -73,6 +73,7 @@ fn with_a_wrong_append_on_its_way() -> (Group<MemStorage>, u64) {
     round(&mut group);
     // The follower has 2 of 4 entries; its answer commits entry 2, which the leader wants to tell...
     acknowledge(&mut group, 2);
+    group.tell_commit();
     // ... but before it leaves, the follower is said to be unreachable and answers a probe anew.
     group.unreachable(PeerId(2));
     acknowledge(&mut group, 3);
@@ -138,4 +139,45 @@ fn what_a_follower_lacks_is_sent_in_messages_of_bounded_size() {
         }
     }
     assert_eq!(next, 42, "everything was sent");
+}
+
+/// A commit alone sends nobody anything: see `raft::telling`.
+#[test]
+fn a_commit_is_told_once_when_the_group_is_quiet_or_a_follower_asks() {
+    let (mut group, term) = leader(&GroupConfig::default());
+    let acknowledge = |group: &mut Group<MemStorage>, from: u64, index: u64| {
+        let ack = message(MessageType::MsgAppendResponse, term, |m| {
+            (m.from, m.index) = (from, index);
+        });
+        assert_eq!(group.step(ack), Verdict::Step);
+        round(group)
+    };
+    let tick = |group: &mut Group<MemStorage>| {
+        group.tick(Elections::Free);
+        let mut sent = round(group);
+        sent.retain(|m| m.get_msg_type() == MessageType::MsgAppend);
+        sent.iter().map(|m| (m.to, m.commit)).collect::<Vec<_>>()
+    };
+    for from in [2, 3] {
+        acknowledge(&mut group, from, 1);
+    }
+    assert_eq!(tick(&mut group), [(2, 1), (3, 1)]);
+    group.propose(Bytes::from("a")).unwrap();
+    round(&mut group);
+    assert_eq!(acknowledge(&mut group, 2, 2), []);
+    assert_eq!(group.status().committed, 2);
+    assert_eq!(tick(&mut group), [(2, 2), (3, 2)]);
+    assert_eq!(tick(&mut group), []);
+    // The next append says it, too; what is under way is not interrupted.
+    group.propose(Bytes::from("b")).unwrap();
+    acknowledge(&mut group, 2, 3);
+    group.propose(Bytes::from("c")).unwrap();
+    assert!(round(&mut group).iter().all(|m| (m.commit, m.entries.len()) == (3, 1)));
+    assert_eq!(tick(&mut group), []);
+    // A follower that reads waits for what is committed.
+    let ask = message(MessageType::MsgReadIndex, 0, |m| m.mut_entries().push(Entry::default()));
+    assert_eq!(group.step(ask), Verdict::Step);
+    let mut sent = round(&mut group);
+    sent.retain(|m| m.get_msg_type() == MessageType::MsgAppend);
+    assert_eq!(sent.iter().map(|m| (m.to, m.commit)).collect::<Vec<_>>(), [(2, 3), (3, 3)]);
 }

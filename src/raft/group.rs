@@ -153,6 +153,8 @@ pub struct Group<S: Storage> {
     pub(super) durable: u64,
     /// Whether the storage held less than it should when the group rose.
     pub(super) lost: bool,
+    /// In which term which commit index was told to all followers: see [`telling`](super::telling).
+    pub(super) told: (u64, u64),
 }
 
 /// Where raft-rs's own log goes: nowhere, and of all groups together.
@@ -250,6 +252,7 @@ impl GroupConfig {
             check_quorum: true,
             pre_vote: true,
             batch_append: true,
+            skip_bcast_commit: true,
             max_uncommitted_size: self.uncommitted_bytes_max,
             max_committed_size_per_ready: self.committed_bytes_max,
             ..Default::default()
@@ -287,6 +290,7 @@ impl<S: Storage> Group<S> {
             written: 0,
             durable: 0,
             lost: false,
+            told: (0, 0),
         };
         group.fix_timeout();
         Ok(group)
@@ -326,6 +330,7 @@ impl<S: Storage> Group<S> {
             return;
         }
         self.node().tick();
+        self.tell_commit_if_quiet();
         self.fix_timeout();
     }
 
@@ -376,6 +381,9 @@ impl<S: Storage> Group<S> {
         }
         if verdict == Verdict::Step {
             let answer = Answer::of(&message);
+            if message.get_msg_type() == MessageType::MsgReadIndex {
+                self.tell_commit();
+            }
             // A message from an unknown peer or to an old role is refused; nothing to do about it.
             let _ = self.node().step(message);
             self.end_probing(answer);

@@ -28,6 +28,7 @@ pub mod guard;
 mod look;
 pub mod quiet;
 pub mod rest;
+mod telling;
 mod turn;
 pub mod wire;
 

@@ -335,6 +335,8 @@ impl Peer {
         if done.peer != self.id || self.fence.is_some() || self.leaving {
             return;
         }
+        // Others wait for what followers do about these, children for their first vote.
+        let urgent = done.reshaped.is_some() || done.merging.is_some() || done.removed.is_some();
         if let Some(removed) = done.removed {
             self.set_removed(removed);
         }
@@ -379,6 +381,9 @@ impl Peer {
         }
         self.group.applied(done.position.index);
         self.group.storage().trim_cache(done.position.index);
+        if urgent {
+            self.group.tell_commit();
+        }
         self.leave_joint();
         self.finish_reads(config, effects);
     }
