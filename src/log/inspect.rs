@@ -515,7 +515,9 @@ impl Check {
             Ok(ops) => ops,
             Err(bad) => {
                 let what = name_directory(seq, bad);
-                let Some(groups) = &record.groups else {
+                // A floor's names none.
+                let Some(groups) = record.groups.as_ref().filter(|groups| !groups.is_empty())
+                else {
                     return self.note(&segment.path, *bad, kind, what, seq + 1);
                 };
                 for group in groups {

@@ -60,6 +60,9 @@ impl Found {
 /// larger: a payload and a directory of 1 GiB.)
 const LONGEST: u64 = u32::MAX as u64 + 1;
 
+/// No log counts its records further than this. What is computed from numbers of records that were found does not overflow.
+const LAST_SEQ: u64 = u64::MAX / 2;
+
 /// What to do about a file that vanishes or changes its name while the directory is read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Neighbour {
@@ -115,6 +118,12 @@ pub(super) fn survey(
         let (header, bad_header) = SegmentHeader::decode(&block);
         let version = SegmentHeader::version(&block).unwrap_or(VERSION);
         let detail = match header {
+            Ok(SegmentHeader { base_seq, durable, .. })
+                if base_seq == 0 || base_seq.max(durable) > LAST_SEQ =>
+            {
+                let first = format!("its first record is number {base_seq}");
+                format!("{first}, and {durable} are durable: no log comes to that")
+            }
             Ok(header) if header.generation == generation => {
                 found.push(Found { path, file, header, version, bad_header, limit: None, len });
                 continue;
@@ -390,7 +399,10 @@ impl<'a> Scan<'a> {
         let found = crc32c::crc32c(dir);
         let bad_dir = BadSum { offset: dir_at as u64, expected: header.dir_crc, found };
         let ops = match found == header.dir_crc {
-            true => decode_dir(dir, header.payload_len).map_err(|_| bad_dir),
+            true => decode_dir(dir, header.payload_len)
+                .ok()
+                .filter(|ops| ops.iter().all(|op| op.is_of(header.seq)))
+                .ok_or(bad_dir),
             false => Err(bad_dir),
         };
         let mut bad_ops = Vec::new();

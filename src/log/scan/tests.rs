@@ -210,3 +210,21 @@ fn what_has_a_segments_or_a_spares_name_is_a_file_or_refused() {
     std::os::unix::fs::symlink("/no/such/place", dir.join("0000000000000001.free")).unwrap();
     assert_eq!(refused(&dir).0, dir.join("0000000000000001.free"));
 }
+
+/// Numbers of records are computed with. A header whose checksum holds and that begins with record 0, or with one near the
+/// end of all numbers, once made that overflow.
+#[test]
+fn a_segment_that_begins_with_a_number_that_no_log_comes_to_is_refused() {
+    for base_seq in [0, LAST_SEQ + 1, u64::MAX] {
+        let disk = directory(0, true);
+        let names = disk.list(Path::new(DIR)).unwrap();
+        let find =
+            || find_segments(&disk, Path::new(DIR), &names, OpenMode::ReadWrite, Neighbour::None);
+        let found = find().unwrap().pop().unwrap();
+        let header = SegmentHeader { base_seq, ..found.header };
+        found.file.write_at(0, &header.encode()).unwrap();
+        let Err(Error::Corruption { path, detail, .. }) = find() else { panic!("it was found") };
+        assert_eq!(path, found.path);
+        assert!(detail.contains("no log comes to that"), "{detail}");
+    }
+}
