@@ -47,7 +47,7 @@ fn recovery_of_forged_directories() {
     each(runs(3000), 40, |input| {
         let mut input = input.to_vec();
         if let Some(first) = input.first_mut() {
-            *first = *first % 8 | FORGED;
+            *first = (*first % 8) | FORGED;
         }
         drive::recovery::run(&input);
     });
