@@ -40,6 +40,19 @@ fn recovery_of_random_directories() {
     each(runs(1500), 60, drive::recovery::run);
 }
 
+/// What the driver changes has right checksums again, nearly always: it is the decoders behind them that are met.
+#[test]
+fn recovery_of_forged_directories() {
+    const FORGED: u8 = 3 << 3;
+    each(runs(3000), 40, |input| {
+        let mut input = input.to_vec();
+        if let Some(first) = input.first_mut() {
+            *first = (*first % 8) | FORGED;
+        }
+        drive::recovery::run(&input);
+    });
+}
+
 #[test]
 fn random_operations() {
     each(runs(150), 700, drive::operations::run);
@@ -108,14 +121,18 @@ fn a_file_longer_than_a_segment_can_be() {
     let segment = names.filter(|name| name.extension().is_some_and(|e| e == "seg")).min().unwrap();
     let file = std::fs::File::options().write(true).open(segment).unwrap();
     let len = file.metadata().unwrap().len();
-    if let Err(error) = file.set_len(1 << 40) {
-        // Past the harness, which would keep it to itself.
-        let line = format!("\n*** SKIPPED in part: no file of a tebibyte here: {error}\n");
-        return std::io::stderr().write_all(line.as_bytes()).unwrap();
+    // Places in a segment are 32 bits wide. Seven GiB were once taken for a segment, and read whole.
+    for long in [(4 << 30) + 1, 7 << 30, 1 << 40] {
+        if let Err(error) = file.set_len(long) {
+            // Past the harness, which would keep it to itself.
+            let line = format!("\n*** SKIPPED in part: no file of {long} bytes here: {error}\n");
+            std::io::stderr().write_all(line.as_bytes()).unwrap();
+            continue;
+        }
+        assert!(matches!(open(), Err(catamaran::Error::Corruption { .. })));
+        let inspected = Inspector::open(&OsDisk, dir.path());
+        assert!(matches!(inspected, Err(catamaran::Error::Corruption { .. })));
     }
-    assert!(matches!(open(), Err(catamaran::Error::Corruption { .. })));
-    let inspected = Inspector::open(&OsDisk, dir.path());
-    assert!(matches!(inspected, Err(catamaran::Error::Corruption { .. })));
     file.set_len(len).unwrap();
     assert_eq!(open().unwrap().0.state(1).unwrap(), "state");
 }
@@ -148,4 +165,27 @@ fn data_like_a_generation_is_no_torn_tail() {
     input.extend([214; 34]);
     input.push(103);
     drive::operations::run(&input);
+}
+
+/// Found by `recovery_of_forged_directories`, each once a log that opened with one content and with another after a purge, or did
+/// not open again, or arithmetic that overflowed: a run of a record that is not in the segment, a group that a
+/// footer names twice, a floor from the end of all numbers, sections behind their summary.
+#[test]
+fn forged_footers_and_numbers() {
+    let inputs: [&[u8]; 6] = [
+        &[
+            26, 173, 48, 79, 151, 224, 207, 64, 185, 14, 66, 122, 97, 19, 52, 29, 204, 205, 255,
+            135, 42, 48, 100,
+        ],
+        &[
+            27, 60, 196, 124, 20, 196, 187, 126, 249, 144, 255, 211, 252, 218, 113, 14, 229, 232,
+            110, 189, 222, 164, 9, 90, 178, 163, 16, 116, 211, 108, 14, 123, 244, 74, 122, 169, 12,
+            143, 99, 40, 102, 186, 146, 136, 138, 35, 63,
+        ],
+        &[27, 47, 110, 73, 207, 99, 116, 148, 48, 39, 204, 99, 15, 138, 207, 124, 171, 49, 104, 35],
+        &[27, 225, 180, 20, 228, 85, 200, 115, 147, 198, 12, 110, 109, 210],
+        &[31, 154, 86, 180, 24, 221, 162, 15, 231, 151, 127, 120],
+        &[31, 102, 27, 16, 14, 96, 239, 59, 142, 194],
+    ];
+    inputs.into_iter().for_each(drive::recovery::run);
 }

@@ -150,6 +150,9 @@ impl LogBatch {
             };
             encoded.push(op);
         }
+        if encoded.dir.len() > MAX_PAYLOAD {
+            return Err(too_large());
+        }
         encoded.raw_bytes = runs.raw_bytes;
         if runs.saved_bytes > 0 {
             // It may wait for the writer for long, and is counted by what it holds.
@@ -227,7 +230,8 @@ pub(super) struct Encoded {
     pub states: Vec<u8>,
 }
 
-/// A body's place in the record is a u32; this leaves room for headers in a u32 file offset.
+/// A body's place in the record is a u32; this leaves room for headers, and a directory of the same size, in a u32
+/// file offset.
 pub(super) const MAX_PAYLOAD: usize = 1 << 30;
 
 impl Encoded {

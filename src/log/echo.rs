@@ -73,6 +73,13 @@ pub(super) struct Echoed {
     pub groups: Vec<GroupId>,
 }
 
+impl Echoed {
+    /// Where the record ends in the file.
+    pub fn end(&self) -> Option<usize> {
+        self.offset.checked_add(self.header.total())
+    }
+}
+
 /// Echoes by record.
 pub(super) type Echoes = BTreeMap<u64, Echoed>;
 

@@ -13,10 +13,11 @@ pub(super) use trailer::{TRAILER, Trailer};
 
 use super::GroupId;
 use super::format::{
-    BadSum, Op, SegmentHeader, Span, Terms, put, put_terms, read_u32, take, take_position,
-    take_terms,
+    BadSum, Op, SegmentHeader, Span, Terms, can_hold, put, put_terms, read_u32, take,
+    take_position, take_terms,
 };
 use super::index::{Dead, Group, Run};
+use super::lz4::EXPANSION_MAX;
 use super::scan::Record;
 use crate::types::LogPosition;
 use bytes::Bytes;
@@ -244,22 +245,26 @@ pub(super) fn unpack(packed: &Run, section: &[u8]) -> Option<Vec<Run>> {
         return None;
     }
     let mut input = section;
-    let mut from = packed.from - u64::from(packed.skip);
+    let mut from = packed.from.checked_sub(u64::from(packed.skip))?;
     let mut runs = Vec::new();
+    let mut entries = 0;
     while !input.is_empty() {
         let seq = packed.seq.checked_add(take(&mut input)?)?;
         let counts = take(&mut input)?;
         let skip = if counts & 1 == 1 { narrow(take(&mut input)?)? } else { 0 };
         let rel = narrow(take(&mut input)?)?;
         let body = take_span(&mut input, rel)?;
-        let run = Run { from, seq, body, count: narrow(counts >> 1)?, skip, packed: 0 };
+        let count = narrow(counts >> 1).filter(|count| can_hold(body.len, skip, *count))?;
+        let run = Run { from, seq, body, count, skip, packed: 0 };
         from = from.checked_add(u64::from(run.count))?;
         let (low, high) = (run.from.max(packed.from), run.end().min(packed.end()));
         if low < high {
+            entries += high - low;
             runs.push(run.part(low, high));
         }
     }
-    Some(runs)
+    // What it does not list would be gone without a word.
+    (entries == u64::from(packed.count)).then_some(runs)
 }
 
 fn put_facts(out: &mut Vec<u8>, net: &Net, base_seq: u64) {
@@ -331,13 +336,15 @@ impl Summary {
     /// Reads a summary. `None` if it is not what the trailer promises.
     pub fn decode(trailer: Trailer, bytes: Bytes) -> Option<Summary> {
         if bytes.len() != trailer.summary_len as usize
+            || trailer.sections_at > trailer.summary_at
             || crc32c::crc32c(&bytes) != trailer.summary_crc
         {
             return None;
         }
         let mut input = &bytes[..];
         let records = take(&mut input)?;
-        if records > input.len() as u64 || trailer.base_seq + records != trailer.next_seq {
+        let next_seq = trailer.base_seq.checked_add(records);
+        if records > input.len() as u64 || next_seq != Some(trailer.next_seq) {
             return None;
         }
         let mut payloads = Vec::with_capacity(records as usize);
@@ -346,7 +353,7 @@ impl Summary {
             at = at.checked_add(narrow(take(&mut input)?)?)?;
             payloads.push(at);
         }
-        let floor = take(&mut input)?;
+        let floor = take(&mut input).filter(|floor| *floor < trailer.next_seq)?;
         let groups_at = bytes.len() - input.len();
         Some(Summary { trailer, payloads, floor, bytes, groups_at })
     }
@@ -368,7 +375,6 @@ impl Summary {
     }
 
     fn facts(&self, input: &mut &[u8], facts: &mut Facts) -> Option<()> {
-        let base = self.trailer.base_seq;
         let (&flags, rest) = input.split_first()?;
         *input = rest;
         facts.forgotten = flags & FORGOTTEN > 0;
@@ -377,12 +383,12 @@ impl Summary {
         facts.begin = None;
         if flags & (COMPACTED | PLACED) > 0 {
             let at = take_position(input)?;
-            let seq = base.checked_add(take(input)?)?;
+            let seq = self.seq(input)?;
             facts.begin = Some(Begin { at, seq, exact: flags & PLACED > 0 });
         }
         facts.state = None;
         if flags & STATE > 0 {
-            let seq = base.checked_add(take(input)?)?;
+            let seq = self.seq(input)?;
             let rel = narrow(take(input)?)?;
             let len = usize::try_from(take(input)?).ok()?;
             let (state, rest) = input.split_at_checked(len)?;
@@ -390,30 +396,40 @@ impl Summary {
             *input = rest;
         }
         facts.runs.clear();
+        let mut end = 0;
         for _ in 0..take(input)? {
-            let run = self.run(input)?;
-            facts.runs.push((run, take_terms(input, run.from)?));
+            let run = self.run(input).filter(|run| run.from >= end)?;
+            end = run.end();
+            facts.runs.push((run, take_terms(input, run.from, run.count)?));
         }
         Some(())
     }
 
+    /// The number of one of the segment's records.
+    fn seq(&self, input: &mut &[u8]) -> Option<u64> {
+        let seq = self.trailer.base_seq.checked_add(take(input)?);
+        seq.filter(|seq| *seq < self.trailer.next_seq)
+    }
+
     fn run(&self, input: &mut &[u8]) -> Option<Run> {
-        let base = self.trailer.base_seq;
         let from = take(input)?;
         let count = take(input)?;
         let is_packed = count & 1 == 1;
         let count = narrow(count >> 1).filter(|n| *n > 0)?;
         from.checked_add(u64::from(count))?;
         if is_packed {
-            let packed = narrow(take(input)?).filter(|live| *live > 0)?;
+            // Of many bodies together.
+            let holds = |live: &u32| 2 * u64::from(count) < u64::from(*live) * EXPANSION_MAX;
+            let packed = narrow(take(input)?).filter(holds)?;
             let rel = self.trailer.sections_at.checked_add(take(input)?)?;
             let body = take_span(input, narrow(rel)?)?;
-            return Some(Run { from, seq: base, body, count, skip: 0, packed });
+            let seq = self.trailer.base_seq;
+            return Some(Run { from, seq, body, count, skip: 0, packed });
         }
-        let seq = base.checked_add(take(input)?)?;
+        let seq = self.seq(input)?;
         let skip = narrow(take(input)?)?;
         let rel = narrow(take(input)?)?;
-        let body = take_span(input, rel)?;
+        let body = take_span(input, rel).filter(|body| can_hold(body.len, skip, count))?;
         Some(Run { from, seq, body, count, skip, packed: 0 })
     }
 }
@@ -433,6 +449,7 @@ pub(super) struct Groups<'a> {
 impl Groups<'_> {
     /// To the next group, or to the end (`Some(None)`). `None` if the bytes make no sense.
     pub fn advance(&mut self) -> Option<Option<GroupId>> {
+        let is_first = self.left.is_none();
         let left = match self.left {
             Some(left) => left,
             None => take(&mut self.input)?,
@@ -441,7 +458,9 @@ impl Groups<'_> {
         if left == 0 {
             return self.input.is_empty().then_some(None);
         }
-        self.group = self.group.checked_add(take(&mut self.input)?)?;
+        // Twice the same one would be taken for two: what other footers do to it comes between them, or not.
+        let above = take(&mut self.input).filter(|above| is_first || *above > 0)?;
+        self.group = self.group.checked_add(above)?;
         self.summary.facts(&mut self.input, &mut self.facts)?;
         Some(Some(self.group))
     }

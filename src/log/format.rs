@@ -1,6 +1,8 @@
 //! The bytes of a segment: headers, the directory of a record, runs of entries. `format.md` is the
 //! page for people; a golden file in `tests/golden/log` holds this module to it.
 
+use super::batch::MAX_PAYLOAD;
+use super::lz4::EXPANSION_MAX;
 use super::{Entry, GroupId};
 use crate::error::{Error, Result};
 use crate::types::LogPosition;
@@ -274,6 +276,11 @@ impl Op {
         }
     }
 
+    /// Whether a log can have said it in record `seq`: a floor lies at or below the record that has it.
+    pub fn is_of(&self, seq: u64) -> bool {
+        !matches!(self, Op::Floor { seq: floor } if *floor > seq)
+    }
+
     pub fn body(&self) -> Option<Span> {
         match self {
             Op::Append { body, .. } | Op::State { body, .. } | Op::Rewrite { body, .. } => {
@@ -344,8 +351,9 @@ fn decode_op(tag: u8, input: &mut &[u8], rel: &mut u32) -> Option<Op> {
             let first = take(input)?;
             let count = u32::try_from(take(input)?).ok().filter(|n| *n > 0)?;
             first.checked_add(u64::from(count))?;
-            let terms = take_terms(input, first)?;
-            Op::Append { group, first, count, terms, body: take_body(input, rel)? }
+            let terms = take_terms(input, first, count)?;
+            let body = take_body(input, rel).filter(|body| can_hold(body.len, 0, count))?;
+            Op::Append { group, first, count, terms, body }
         }
         REWRITE => {
             let group = take(input)?;
@@ -353,8 +361,9 @@ fn decode_op(tag: u8, input: &mut &[u8], rel: &mut u32) -> Option<Op> {
             let count = u32::try_from(take(input)?).ok().filter(|n| *n > 0)?;
             from.checked_add(u64::from(count))?;
             let skip = u32::try_from(take(input)?).ok()?;
-            let terms = take_terms(input, from)?;
-            Op::Rewrite { group, from, count, skip, terms, body: take_body(input, rel)? }
+            let terms = take_terms(input, from, count)?;
+            let body = take_body(input, rel).filter(|body| can_hold(body.len, skip, count))?;
+            Op::Rewrite { group, from, count, skip, terms, body }
         }
         STATE => Op::State { group: take(input)?, body: take_body(input, rel)? },
         COMPACT => Op::Compact { group: take(input)?, to: take_position(input)? },
@@ -364,6 +373,13 @@ fn decode_op(tag: u8, input: &mut &[u8], rel: &mut u32) -> Option<Op> {
         FLOOR => Op::Floor { seq: take(input)? },
         _ => return None,
     })
+}
+
+/// Whether a body of so many bytes can be of so many entries. Each takes two bytes, before compression, so what says more of
+/// itself is believed by nobody, before anything is done for each of them.
+pub(super) fn can_hold(bytes: u32, skip: u32, count: u32) -> bool {
+    let raw = (u64::from(bytes) * EXPANSION_MAX).min(MAX_PAYLOAD as u64);
+    2 * (u64::from(skip) + u64::from(count)) < raw
 }
 
 fn malformed(what: &str) -> Error {
@@ -481,12 +497,14 @@ fn take_body(input: &mut &[u8], rel: &mut u32) -> Option<Span> {
     Some(span)
 }
 
-pub(super) fn take_terms(input: &mut &[u8], first: u64) -> Option<Terms> {
+/// Of so many entries from `first` on; each term begins at another one of them.
+pub(super) fn take_terms(input: &mut &[u8], first: u64, entries: u32) -> Option<Terms> {
     let count = take(input)?;
     let mut terms = Terms { first: (first, take(input)?), rest: Vec::new() };
     let mut before = first;
     for _ in 1..count {
-        before = before.checked_add(take(input)?)?;
+        let above = take(input).filter(|above| *above > 0)?;
+        before = before.checked_add(above).filter(|at| at - first < u64::from(entries))?;
         terms.rest.push((before, take(input)?));
     }
     Some(terms)

@@ -300,16 +300,9 @@ pub fn verify(disk: &dyn Disk, dir: &Path) -> Result<Report> {
     Ok(report)
 }
 
-fn read_bytes(segment: &Found) -> Result<Sparse> {
-    match segment.limit {
-        Some(_) => segment.read(),
-        None => segment.read_backwards(),
-    }
-}
-
 fn read_segment(segment: &Found, later: &[Found]) -> Result<Vec<RecordView>> {
-    let bytes = Bytes::from(read_bytes(segment)?.bytes);
     let beyond = echoes_beyond(segment, later.iter())?;
+    let bytes = Bytes::from(segment.read_beside(&beyond)?.bytes);
     let mut scan = Scan::new(&bytes, &segment.header, segment.limit, beyond);
     let mut views = Vec::new();
     while let Some(record) = scan.next() {
@@ -433,14 +426,14 @@ impl Check {
             self.note(&segment.path, bad, FindingKind::Rot, what, base);
         }
         self.segments += 1;
-        let Sparse { bytes, holes } = read_bytes(segment)?;
+        let beyond = echoes_beyond(segment, later.iter())?;
+        let Sparse { bytes, holes } = segment.read_beside(&beyond)?;
         for hole in holes.iter() {
             let bad = BadSum { offset: hole.from, expected: 0, found: 0 };
             let to = segment.limit.unwrap_or(u64::MAX);
             self.note(&segment.path, bad, FindingKind::Rot, hole.detail.clone(), to);
         }
         let bytes = Bytes::from(bytes);
-        let beyond = echoes_beyond(segment, later.iter())?;
         let mut scan = Scan::new(&bytes, &segment.header, segment.limit, beyond);
         let mut records = Vec::new();
         while let Some(record) = scan.next() {
@@ -522,7 +515,9 @@ impl Check {
             Ok(ops) => ops,
             Err(bad) => {
                 let what = name_directory(seq, bad);
-                let Some(groups) = &record.groups else {
+                // A floor's names none.
+                let Some(groups) = record.groups.as_ref().filter(|groups| !groups.is_empty())
+                else {
                     return self.note(&segment.path, *bad, kind, what, seq + 1);
                 };
                 for group in groups {

@@ -17,7 +17,7 @@ const COMPRESSED: u64 = 0;
 
 /// Of a byte of an LZ4 block come at most so many: what says more of itself is believed by nobody, before
 /// any memory is taken for it.
-const EXPANSION_MAX: u64 = 255;
+pub(super) const EXPANSION_MAX: u64 = 255;
 
 /// Writes runs, compressed where that pays.
 #[derive(Default, Debug)]

@@ -179,9 +179,12 @@ impl Shared {
     fn purge_once(&self, watch: &mut Watch) -> Result<Purged> {
         // What an earlier call could not finish for want of room.
         self.land(watch)?;
-        let Some(plan) = self.choose_floor(&mut watch.lived, Room::Any, None) else {
-            return Ok(Purged::default());
-        };
+        let plan = self.choose_floor(&mut watch.lived, Room::Any, None);
+        if plan.is_none_or(|plan| !plan.large) {
+            // One made for a large record that was never moved: what it held was given up meanwhile, or found other room.
+            self.pool.lock().cut_large().map_err(|error| self.poison(error))?;
+        }
+        let Some(plan) = plan else { return Ok(Purged::default()) };
         let room = self.make_room(plan.cost, plan.large)?;
         if room == Room::Any {
             return self.carry_out(watch, plan);

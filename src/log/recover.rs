@@ -303,8 +303,8 @@ impl Replay {
         later: impl Iterator<Item = &'a Found>,
     ) -> Result<Option<Tail>> {
         let base = segment.header.base_seq;
-        let Sparse { bytes, holes } = read.map_or_else(|| segment.read(), Ok)?;
         let beyond = echoes_beyond(segment, later)?;
+        let Sparse { bytes, holes } = read.map_or_else(|| segment.read(&beyond), Ok)?;
         let mut scan = Scan::new(&bytes, &segment.header, segment.limit, beyond);
         let mut records = Vec::new();
         while let Some(record) = scan.next() {

@@ -8,13 +8,13 @@ use super::format::{
     decode_dir, read_u64,
 };
 use super::segment::{SEGMENT_SUFFIX, SPARE_SUFFIX, parse_name};
-use super::unreadable::{Holes, Sparse, is_of_its_place, read_around};
+use super::unreadable::{Sparse, read_around};
 use crate::env::{Disk, File, Irregular, OpenMode};
 use crate::error::{Error, Result};
-use std::collections::BTreeSet;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+mod reading;
 
 /// A segment as found in the directory.
 #[derive(Debug)]
@@ -53,125 +53,15 @@ impl Found {
     pub fn how_short(&self) -> String {
         format!("the file was made with {} bytes and has {}", self.header.size, self.len)
     }
-
-    pub fn read(&self) -> Result<Sparse> {
-        read_around(self.file.as_ref(), 0, self.file.len()? as usize)
-    }
-
-    /// Reads of the last segment what may matter: not the rest of the file, which is zeros or another life.
-    /// In parts, because it takes long: these, of so many bytes each; [`pass`](Self::pass) over each, beside each
-    /// other or not; then [`read_to`](Self::read_to) the largest end that one of them found.
-    ///
-    /// A scan looks at the beginning of every block, at what follows each record, at the records themselves,
-    /// and right behind the last one whether another was begun. All those places are looked at here, in a
-    /// small window that passes over the file, and nothing behind the last of them is kept. (Where a later
-    /// segment repeats headers of this one that is not enough: they may lead to records that nothing
-    /// here leads to.)
-    pub fn passes(&self, bytes: usize) -> Result<Vec<Range<usize>>> {
-        let len = usize::try_from(self.file.len()?).unwrap_or(usize::MAX);
-        Ok((BLOCK..len)
-            .step_by(bytes)
-            .map(|from| from..len.min(from.saturating_add(bytes)))
-            .collect())
-    }
-
-    /// Where the last of the records ends that the blocks of a part lead to, or the last hole there (it may have
-    /// held one); 0 if there is none.
-    pub fn pass(&self, part: &Range<usize>) -> Result<usize> {
-        let len = usize::try_from(self.file.len()?).unwrap_or(usize::MAX);
-        let mut window =
-            Window { file: self.file.as_ref(), start: 0, bytes: Vec::new(), holes_end: 0 };
-        let mut ends = BTreeSet::new();
-        let mut last = 0;
-        for block in part.clone().step_by(BLOCK).chain([len]) {
-            if block < len {
-                ends.insert(block);
-            }
-            while let Some(at) = ends.pop_first() {
-                if at > block {
-                    ends.insert(at);
-                    break;
-                }
-                if at >= part.end && at.is_multiple_of(BLOCK) {
-                    // Another part's.
-                    continue;
-                }
-                let head = window.read(at, RECORD_HEADER)?;
-                if let Ok(header) = RecordHeader::decode(head, self.header.generation)
-                    && header.total() <= len - at
-                {
-                    last = last.max(at + header.total());
-                    ends.insert(at + header.total());
-                }
-            }
-        }
-        Ok(last.max(window.holes_end))
-    }
-
-    /// The file as far as the last record matters, which ends at `last`.
-    pub fn read_to(&self, last: usize) -> Result<Sparse> {
-        let len = usize::try_from(self.file.len()?).unwrap_or(usize::MAX);
-        read_around(self.file.as_ref(), 0, len.min(align(last.max(BLOCK)) + BLOCK))
-    }
-
-    /// Reads a segment that may be being written, block by block from the end to the beginning. A
-    /// record that states another to be durable was written after it and lies behind it: read in this
-    /// order, whatever evidence we see, what it speaks of was complete when we come to read it.
-    pub fn read_backwards(&self) -> Result<Sparse> {
-        let mut all = Holes::default();
-        let mut bytes = vec![0; self.file.len()? as usize];
-        for (n, block) in bytes.chunks_mut(BLOCK).enumerate().rev() {
-            let read = read_around(self.file.as_ref(), (n * BLOCK) as u64, block.len())?;
-            block[..read.bytes.len()].copy_from_slice(&read.bytes);
-            all.merge(read.holes);
-        }
-        Ok(Sparse { bytes, holes: all })
-    }
 }
 
-/// A part of a file, which moves on.
-struct Window<'a> {
-    file: &'a dyn File,
-    start: usize,
-    bytes: Vec<u8>,
-    /// Where the last hole ends that it passed over.
-    holes_end: usize,
-}
+/// What a segment can come to, in bytes: the places in it are 32 bits wide, and a footer that would end behind them is
+/// not written. (Records take 2 GiB at most, by the options and of a spare made for a large batch, or one group that is
+/// larger: a payload and a directory of 1 GiB.)
+const LONGEST: u64 = u32::MAX as u64 + 1;
 
-/// Small enough to stay in the processor's cache.
-const WINDOW: usize = 256 << 10;
-
-impl Window<'_> {
-    /// Bytes of the file, fewer at its end.
-    fn read(&mut self, at: usize, len: usize) -> Result<&[u8]> {
-        let end = self.start + self.bytes.len();
-        if at < self.start || at + len > end {
-            self.start = at;
-            self.bytes.resize(WINDOW, 0);
-            let mut done = 0;
-            while done < WINDOW {
-                match self.file.read_at((at + done) as u64, &mut self.bytes[done..]) {
-                    Ok(0) => break,
-                    Ok(n) => done += n,
-                    Err(error) if is_of_its_place(&error) => {
-                        let read = read_around(self.file, at as u64, WINDOW)?;
-                        done = read.bytes.len();
-                        self.bytes = read.bytes;
-                        self.holes_end = self.holes_end.max(read.holes.end() as usize);
-                        break;
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
-            self.bytes.truncate(done);
-        }
-        let rest = &self.bytes[(at - self.start).min(self.bytes.len())..];
-        Ok(&rest[..len.min(rest.len())])
-    }
-}
-
-/// What a segment can come to: payloads begin within 32 bits, and the last is no longer than that.
-const LONGEST: u64 = 2 * (u32::MAX as u64 + 1);
+/// No log counts its records further than this. What is computed from numbers of records that were found does not overflow.
+const LAST_SEQ: u64 = u64::MAX / 2;
 
 /// What to do about a file that vanishes or changes its name while the directory is read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -228,6 +118,12 @@ pub(super) fn survey(
         let (header, bad_header) = SegmentHeader::decode(&block);
         let version = SegmentHeader::version(&block).unwrap_or(VERSION);
         let detail = match header {
+            Ok(SegmentHeader { base_seq, durable, .. })
+                if base_seq == 0 || base_seq.max(durable) > LAST_SEQ =>
+            {
+                let first = format!("its first record is number {base_seq}");
+                format!("{first}, and {durable} are durable: no log comes to that")
+            }
             Ok(header) if header.generation == generation => {
                 found.push(Found { path, file, header, version, bad_header, limit: None, len });
                 continue;
@@ -425,10 +321,7 @@ impl<'a> Scan<'a> {
             }
             self.follow();
         }
-        let fits = |echoed: &&Echoed| {
-            let end = echoed.offset.checked_add(echoed.header.total());
-            end.is_some_and(|end| end <= self.bytes.len())
-        };
+        let fits = |echoed: &&Echoed| echoed.end().is_some_and(|end| end <= self.bytes.len());
         self.echoes.get(&seq).filter(fits)
     }
 
@@ -506,7 +399,10 @@ impl<'a> Scan<'a> {
         let found = crc32c::crc32c(dir);
         let bad_dir = BadSum { offset: dir_at as u64, expected: header.dir_crc, found };
         let ops = match found == header.dir_crc {
-            true => decode_dir(dir, header.payload_len).map_err(|_| bad_dir),
+            true => decode_dir(dir, header.payload_len)
+                .ok()
+                .filter(|ops| ops.iter().all(|op| op.is_of(header.seq)))
+                .ok_or(bad_dir),
             false => Err(bad_dir),
         };
         let mut bad_ops = Vec::new();

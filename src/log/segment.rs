@@ -370,6 +370,22 @@ impl Pool {
         self.spares.extend(spares);
     }
 
+    /// Cuts spares that were made for a record larger than a segment to a segment's size. Nothing is written to a spare before
+    /// it is taken, so nothing in it is lost.
+    pub fn cut_large(&mut self) -> Result<()> {
+        for spare in self.spares.iter_mut().filter(|spare| spare.size > self.segment_bytes) {
+            match spare.file.set_len(self.segment_bytes) {
+                Ok(()) => {}
+                // A file system that takes room to give some back: another time.
+                Err(Error::DiskFull { .. }) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+            spare.file.sync_data()?;
+            spare.size = self.segment_bytes;
+        }
+        Ok(())
+    }
+
     /// Takes a file for a new segment, whose first record takes so many bytes.
     pub fn take(&mut self, reserve: Reserve, first: u64) -> Result<Spare> {
         let floor = usize::from(reserve == Reserve::Keep);

@@ -108,25 +108,53 @@ pub(super) fn is_of_its_place(error: &Error) -> bool {
     }
 }
 
-/// As [`File::read_up_to`], around what cannot be read.
+/// An empty vector with room for so many bytes of a file. What a file says of itself, its length among it, may be
+/// more than there is memory for: that is an error, no abort.
+pub(super) fn room_for(path: &Path, len: usize) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let none = |_| Error::io("read", path, std::io::ErrorKind::OutOfMemory.into());
+    bytes.try_reserve_exact(len).map_err(none)?;
+    Ok(bytes)
+}
+
+/// Bytes are read in pieces of this size: each is in the processor's cache when its zeros are overwritten.
+const READ: usize = 1 << 20;
+
+/// Fills an empty vector with so many bytes.
+fn read_all(file: &dyn File, offset: u64, len: usize, bytes: &mut Vec<u8>) -> Result<()> {
+    while bytes.len() < len {
+        let mut done = bytes.len();
+        bytes.resize(len.min(done + READ), 0);
+        while done < bytes.len() {
+            match file.read_at(offset + done as u64, &mut bytes[done..])? {
+                0 => return Err(ended(file)),
+                n => done += n,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The file was longer a moment ago.
+fn ended(file: &dyn File) -> Error {
+    Error::io("read", file.path(), std::io::ErrorKind::UnexpectedEof.into())
+}
+
+/// As [`File::read_up_to`], around what cannot be read, and with an error where there is no memory for it.
 pub(super) fn read_around(file: &dyn File, offset: u64, len: usize) -> Result<Sparse> {
-    let error = match file.read_up_to(offset, len) {
-        Ok(bytes) => return Ok(Sparse { bytes, holes: Holes::default() }),
+    let there = file.len()?.saturating_sub(offset);
+    let len = usize::try_from(there).map_or(len, |there| there.min(len));
+    let mut bytes = room_for(file.path(), len)?;
+    let error = match read_all(file, offset, len, &mut bytes) {
+        Ok(()) => return Ok(Sparse { bytes, holes: Holes::default() }),
         Err(error) => error,
     };
     if !is_of_its_place(&error) {
         return Err(error);
     }
-    let there = file.len()?.saturating_sub(offset);
-    let len = usize::try_from(there).map_or(len, |there| there.min(len));
-    let mut search = Search {
-        file,
-        offset,
-        bytes: vec![0; len],
-        holes: Holes::default(),
-        failures: 1,
-        something: false,
-    };
+    bytes.resize(len, 0);
+    let mut search =
+        Search { file, offset, bytes, holes: Holes::default(), failures: 1, something: false };
     search.read(offset..offset + len as u64, PIECE)?;
     let Search { bytes, holes, something, .. } = search;
     if !something && !answers(file)? {
@@ -186,10 +214,7 @@ impl Search<'_> {
         let mut done = 0;
         while done < piece.len() {
             match file.read_at(places.start + done as u64, &mut piece[done..])? {
-                0 => {
-                    let ended = std::io::ErrorKind::UnexpectedEof.into();
-                    return Err(Error::io("read", file.path(), ended));
-                }
+                0 => return Err(ended(file)),
                 n => done += n,
             }
         }

@@ -42,6 +42,92 @@ fn facts(group: &Group) -> (LogPosition, u64, Option<Bytes>, Vec<Run>, Vec<Optio
     (group.truncated, group.base_seq, group.state.clone(), runs, terms)
 }
 
+/// Trailer and summary of no records and two groups, the second one so far above the first.
+fn of_two_groups(above: u64) -> (Trailer, Bytes) {
+    let mut summary = Vec::new();
+    let (records, floor, groups, flags, runs) = (0, 0, 2, 0, 0);
+    for number in [records, floor, groups, 1, flags, runs, above, flags, runs] {
+        put(&mut summary, number);
+    }
+    let trailer = Trailer {
+        generation: 1,
+        base_seq: 1,
+        next_seq: 1,
+        sections_at: 8192,
+        summary_at: 8192,
+        summary_len: summary.len() as u32,
+        summary_crc: crc32c::crc32c(&summary),
+    };
+    (trailer, summary.into())
+}
+
+/// Found by `segment_recovery` with checksums made right: a group that a footer named twice was put together with other
+/// footers twice, and what it came to depended on which other segments had footers. A log opened with one content, and
+/// opened with another after a purge.
+#[test]
+fn a_group_that_comes_twice_is_refused() {
+    let groups = |above: u64| {
+        let (trailer, summary) = of_two_groups(above);
+        Summary::decode(trailer, summary).unwrap().each_group(|_, _| ())
+    };
+    assert!(groups(1).is_some());
+    assert!(groups(0).is_none());
+}
+
+/// Found in the same way: a packed run whose section lists fewer entries was read as far as it went, without an error, and purge
+/// gave back the records of the others.
+#[test]
+fn a_section_that_does_not_list_every_entry_is_refused() {
+    let run = |from: u64, count: u32| {
+        let body = Span { rel: 0, len: 100, crc: 7 };
+        Run { from, seq: 9, body, count, skip: 0, packed: 0 }
+    };
+    let mut section = Vec::new();
+    let packed = pack(&[run(5, 3), run(8, 4)], 9, 8192, &mut section);
+    assert_eq!(unpack(&packed, &section), Some(vec![run(5, 3), run(8, 4)]));
+    assert!(unpack(&Run { count: 8, ..packed }, &section).is_none());
+    let none = Span { len: 0, crc: crc32c::crc32c(&[]), ..packed.body };
+    assert!(unpack(&Run { body: none, ..packed }, &[]).is_none());
+}
+
+/// Found in the same way: a run of a record that is not in the segment was taken for newer than it is, and purge gave its record back.
+#[test]
+fn a_run_of_another_segments_record_is_refused() {
+    let read = |record: u64| {
+        let mut summary = Vec::new();
+        let (records, payload, floor, groups, flags, runs) = (1, 4200, 0, 1, 0, 1);
+        for number in [records, payload, floor, groups, 7, flags, runs] {
+            put(&mut summary, number);
+        }
+        let body = Span { rel: 0, len: 9, crc: 1 };
+        let run = Run { from: 1, seq: 5 + record, body, count: 1, skip: 0, packed: 0 };
+        put_run(&mut summary, &run, 5, 8192);
+        put_terms(&mut summary, 1, &Terms { first: (1, 1), rest: Vec::new() });
+        let trailer = Trailer {
+            generation: 1,
+            base_seq: 5,
+            next_seq: 6,
+            sections_at: 8192,
+            summary_at: 8192,
+            summary_len: summary.len() as u32,
+            summary_crc: crc32c::crc32c(&summary),
+        };
+        Summary::decode(trailer, summary.into()).unwrap().each_group(|_, _| ())
+    };
+    assert!(read(0).is_some());
+    assert!(read(1).is_none());
+}
+
+/// Found in the same way: the inspector makes a footer anew for the place where the trailer says it is, and computed
+/// with a place that no file has.
+#[test]
+fn sections_behind_their_summary_are_refused() {
+    let (trailer, summary) = of_two_groups(1);
+    assert!(Summary::decode(trailer, summary.clone()).is_some());
+    let trailer = Trailer { sections_at: u64::MAX, ..trailer };
+    assert!(Summary::decode(trailer, summary).is_none());
+}
+
 proptest! {
     /// A footer's net effect on whatever was before is that of the records, one after the other.
     #[test]

@@ -41,6 +41,36 @@ fn a_checkpoint_over_live_entries_changes_nothing() {
     assert_eq!(said(&log).0, next);
 }
 
+/// A spare that was made for one large record, and not taken for it because what it was to hold was given up meanwhile, once stayed
+/// as large as it was for as long as the log was open.
+#[test]
+fn a_large_spare_that_nobody_needs_gives_back_what_it_has_too_much() {
+    let options = Options { segment_bytes: 64 << 10, spare_segments: 1, ..Options::default() };
+    let disk = MemDisk::default();
+    let open = || Log::open(Arc::new(disk.clone()), Path::new("/log"), options.clone()).unwrap().0;
+    let log = open();
+    let spares = || -> Vec<u64> {
+        let names = disk.list(Path::new("/log")).unwrap();
+        let free = names.iter().filter(|name| name.extension().is_some_and(|e| e == "free"));
+        let open = |name: &PathBuf| disk.open(&Path::new("/log").join(name), OpenMode::Read);
+        free.map(|name| open(name).unwrap().len().unwrap()).collect()
+    };
+    assert_eq!(log.shared.make_room(1 << 20, true).unwrap(), Room::Any);
+    assert!(spares().iter().any(|len| *len > 1 << 20), "{:?}", spares());
+    let before = spares().len();
+    log.purge().unwrap();
+    assert_eq!(spares(), vec![64 << 10; before]);
+    assert_eq!(log.shared.pool.lock().bytes(), (before as u64) << 16);
+    // What was cut is as good as any other.
+    for index in 1..=300 {
+        let mut batch = LogBatch::new();
+        batch.append(1, [entry(index)]);
+        log.write(batch).unwrap();
+    }
+    drop(log);
+    assert_eq!(open().last_index(1), 300);
+}
+
 /// Submitters wait for one record of a checkpoint, not for all that groups state; and what they say meanwhile is
 /// neither lost nor undone by what is said again beside it.
 #[test]

@@ -77,7 +77,7 @@ impl Replay {
             return Ok((pool.activate(spare, self.next_seq, last, |_| Vec::new())?, self.next_seq));
         };
         let (start, echoes) = (tail.base_seq, self.unechoed.as_deref().unwrap_or_default());
-        let unstated = (self.durable + 1).min(self.next_seq).max(start);
+        let unstated = self.durable.saturating_add(1).min(self.next_seq).max(start);
         let least = Copy::of(&tail, unstated, unstated, echoes);
         // Not asked for, as a rule.
         let bare = LazyCell::new(|| Copy::bare(&tail, unstated, echoes));

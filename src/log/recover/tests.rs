@@ -124,3 +124,30 @@ fn a_position_that_nothing_can_follow_is_damage() {
         assert!(matches!(log.entries(group, 1, 2, 0), Err(Error::Quarantined { .. })));
     }
 }
+
+/// A floor voids what lies before it. One that says it of itself, or of what is still to come, was once believed: all that was
+/// written was dropped without a word.
+#[test]
+fn a_floor_above_its_own_record_is_damage() {
+    let (disk, dir) = (MemDisk::default(), Path::new("/log"));
+    let open = || {
+        let options = Options { segment_bytes: 64 << 10, ..Options::default() };
+        Log::open(Arc::new(disk.clone()), dir, options).unwrap()
+    };
+    let (log, _) = open();
+    let mut batch = LogBatch::new();
+    batch.append(1, [Entry { index: 1, term: 1, kind: 0, data: vec![7; 100].into() }]);
+    log.write(batch).unwrap();
+    let mut record = Encoded::with_capacity(1, 0);
+    record.push(Op::Floor { seq: u64::MAX });
+    let seq = log.shared.enqueue(&mut log.shared.queue.lock(), record);
+    log.wait(Seq(seq)).unwrap();
+    log.barrier().unwrap();
+    drop(log);
+    let report = verify(&disk, dir).unwrap();
+    let told = |what: &str| what.contains("no log says what it says");
+    assert!(report.findings.iter().any(|found| told(&found.detail)), "{report:?}");
+    let (log, recovery) = open();
+    assert!(recovery.harmless.iter().any(|damage| told(&damage.detail)), "{recovery:?}");
+    assert_eq!(log.entries(1, 1, 2, 0).unwrap().len(), 1);
+}

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 const DIR: &str = "/log";
 
 /// A log whose last segment lies in a recycled file: a former life's records follow its own.
-fn directory(last: u64) -> MemDisk {
+fn directory(last: u64, purges: bool) -> MemDisk {
     let disk = MemDisk::default();
     let options = Options { segment_bytes: 64 << 10, ..Options::default() };
     let (log, _) = Log::open(Arc::new(disk.clone()), Path::new(DIR), options).unwrap();
@@ -26,7 +26,9 @@ fn directory(last: u64) -> MemDisk {
         if index % 3 == 0 {
             log.write_round().unwrap();
         }
-        log.purge().unwrap();
+        if purges {
+            log.purge().unwrap();
+        }
     }
     log.write_round().unwrap();
     disk
@@ -42,7 +44,10 @@ fn live(found: &Found, blocks: usize) -> Vec<u8> {
 
 /// Everything that a scan tells.
 fn told(bytes: &[u8], header: &SegmentHeader) -> String {
-    let mut scan = Scan::new(bytes, header, None, Echoes::new());
+    told_of(Scan::new(bytes, header, None, Echoes::new()))
+}
+
+fn told_of(mut scan: Scan<'_>) -> String {
     let mut told = String::new();
     while let Some(record) = scan.next() {
         told += &format!("{record:?}\n");
@@ -59,13 +64,13 @@ proptest! {
         blocks in 1..20usize,
         damage in proptest::collection::vec((0..64usize << 10, 1..600usize, any::<u8>()), 0..6),
     ) {
-        let disk = directory(last);
+        let disk = directory(last, true);
         let names = disk.list(Path::new(DIR)).unwrap();
         let find = || {
             find_segments(&disk, Path::new(DIR), &names, OpenMode::ReadWrite, Neighbour::None)
         };
         let found = find().unwrap().pop().unwrap();
-        let whole = found.read().unwrap().bytes;
+        let whole = found.read(&Echoes::new()).unwrap().bytes;
         let live = live(&found, blocks);
         prop_assert!(live.len() <= whole.len());
         prop_assert_eq!(told(&live, &found.header), told(&whole, &found.header));
@@ -73,9 +78,43 @@ proptest! {
             // Anywhere but in the segment's own header.
             let at = BLOCK + at % (whole.len() - BLOCK - len);
             found.file.write_at(at as u64, &vec![byte; len]).unwrap();
-            let (whole, live) = (found.read().unwrap().bytes, self::live(&found, blocks));
+            let (whole, live) = (found.read(&Echoes::new()).unwrap().bytes, self::live(&found, blocks));
             prop_assert_eq!(told(&live, &found.header), told(&whole, &found.header));
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    /// Of a segment that others follow, what they repeat of it leads to records too.
+    #[test]
+    fn the_rest_of_a_long_segment_tells_nothing(
+        last in 0..12u64,
+        damage in proptest::collection::vec((0..64usize << 10, 1..600usize, any::<u8>()), 0..12),
+    ) {
+        let disk = directory(last, false);
+        let names = disk.list(Path::new(DIR)).unwrap();
+        let neighbour = Neighbour::None;
+        let mut all =
+            find_segments(&disk, Path::new(DIR), &names, OpenMode::ReadWrite, neighbour).unwrap();
+        prop_assert!(all.len() > 1);
+        for (at, len, byte) in damage {
+            let at = BLOCK + at % ((64 << 10) - BLOCK - len);
+            all[0].file.write_at(at as u64, &vec![byte; len]).unwrap();
+        }
+        let beyond = echo::echoes_beyond(&all[0], all[1..].iter()).unwrap();
+        let mut tell = |size: u64| {
+            let found = &mut all[0];
+            found.header.size = size;
+            let bytes = found.read(&beyond).unwrap().bytes;
+            let scan = Scan::new(&bytes, &found.header, found.limit, beyond.clone());
+            (bytes.len(), told_of(scan))
+        };
+        // As if it had been made longer than it is, and as if it had grown.
+        let (whole, part) = (tell(u64::MAX), tell(0));
+        prop_assert!(part.0 <= whole.0);
+        prop_assert_eq!(part.1, whole.1);
     }
 }
 
@@ -170,4 +209,22 @@ fn what_has_a_segments_or_a_spares_name_is_a_file_or_refused() {
     }
     std::os::unix::fs::symlink("/no/such/place", dir.join("0000000000000001.free")).unwrap();
     assert_eq!(refused(&dir).0, dir.join("0000000000000001.free"));
+}
+
+/// Numbers of records are computed with. A header whose checksum holds and that begins with record 0, or with one near the
+/// end of all numbers, once made that overflow.
+#[test]
+fn a_segment_that_begins_with_a_number_that_no_log_comes_to_is_refused() {
+    for base_seq in [0, LAST_SEQ + 1, u64::MAX] {
+        let disk = directory(0, true);
+        let names = disk.list(Path::new(DIR)).unwrap();
+        let find =
+            || find_segments(&disk, Path::new(DIR), &names, OpenMode::ReadWrite, Neighbour::None);
+        let found = find().unwrap().pop().unwrap();
+        let header = SegmentHeader { base_seq, ..found.header };
+        found.file.write_at(0, &header.encode()).unwrap();
+        let Err(Error::Corruption { path, detail, .. }) = find() else { panic!("it was found") };
+        assert_eq!(path, found.path);
+        assert!(detail.contains("no log comes to that"), "{detail}");
+    }
 }

@@ -5,6 +5,7 @@
 
 #[path = "../../log_disk/mod.rs"]
 mod log_disk;
+mod mend;
 pub mod operations;
 pub mod recovery;
 

@@ -1,10 +1,12 @@
-//! Files that are arbitrary, or were sound once.
+//! Files that are arbitrary, or were sound once. Of some the checksums are made right again: what must hold then is less,
+//! for nobody can know what was acknowledged.
 
-use super::Feed;
 use super::log_disk::{Image, MemDisk};
+use super::{Feed, mend};
 use bytes::Bytes;
 use catamaran::Error;
-use catamaran::log::{Entry, Log, LogBatch, Options, inspect};
+use catamaran::log::inspect::{self, Inspector};
+use catamaran::log::{Entry, Log, LogBatch, Options};
 use catamaran::types::LogPosition;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -70,36 +72,49 @@ fn make_sound(which: u64) -> Sound {
 /// Panics when opening does, or shows what nobody wrote.
 pub fn run(data: &[u8]) {
     let mut feed = Feed(data);
-    let kind = feed.below(8);
+    let first = feed.byte();
+    let (kind, forged) = (first % 8, (first >> 3) % 4 == 3);
     if kind < 2 {
-        return raw(&mut feed);
+        return raw(&mut feed, forged);
     }
     let sound = &sound()[kind as usize % 4];
     let mut image = sound.image.clone();
     while !feed.is_over() {
-        change(&mut image, &mut feed);
+        change(&mut image, &mut feed, forged);
     }
     let disk = MemDisk::of(image);
-    let _ = inspect::verify(&disk, Path::new(DIR));
+    inspect_all(&disk);
     let Some(log) = open(&disk) else { return };
-    look(&log, Some(sound));
-    go_on(log, &disk);
+    look(&log, Some(sound).filter(|_| !forged));
+    go_on(log, &disk, forged);
 }
 
 /// The input is one segment file, or two, or a spare.
-fn raw(feed: &mut Feed<'_>) {
+fn raw(feed: &mut Feed<'_>, forged: bool) {
     let names = ["0000000000000001.seg", "0000000000000002.seg", "0000000000000003.free", "LOCK"];
     let mut image = Image::default();
     let split = feed.number(2) as usize;
     for (inode, chunk) in feed.0.chunks(split.max(64)).take(names.len()).enumerate() {
         image.names.insert(Path::new(DIR).join(names[inode]), inode as u64);
-        image.files.insert(inode as u64, chunk.to_vec().into());
+        let mut bytes = chunk.to_vec();
+        if forged {
+            mend::mend(&mut bytes);
+        }
+        image.files.insert(inode as u64, bytes.into());
     }
     let disk = MemDisk::of(image);
-    let _ = inspect::verify(&disk, Path::new(DIR));
+    inspect_all(&disk);
     if let Some(log) = open(&disk) {
         look(&log, None);
-        go_on(log, &disk);
+        go_on(log, &disk, forged);
+    }
+}
+
+/// All that a dumper looks at. What it finds may be anything.
+fn inspect_all(disk: &MemDisk) {
+    let _ = inspect::verify(disk, Path::new(DIR));
+    if let Ok(inspector) = Inspector::survey(disk, Path::new(DIR)) {
+        inspector.records().for_each(drop);
     }
 }
 
@@ -128,16 +143,18 @@ fn look(log: &Log, sound: Option<&Sound>) {
                 }
             }
             Err(Error::Corruption { .. }) => {}
+            // Its checksum holds.
+            Err(Error::Malformed { .. }) if sound.is_none() => {}
             Err(other) => panic!("{other:?}"),
         }
     }
 }
 
 /// A log that opened can be opened again at once, written, purged, and opened again, and keeps what it showed.
-fn go_on(log: Log, disk: &MemDisk) {
+fn go_on(log: Log, disk: &MemDisk, forged: bool) {
     let shown = contents(&log);
     drop(log);
-    let log = open(disk).expect("what opened once opens again, with nothing written in between");
+    let log = reopen(disk);
     assert_eq!(shown, contents(&log));
     let mut batch = LogBatch::new();
     let group = 1000;
@@ -147,12 +164,19 @@ fn go_on(log: Log, disk: &MemDisk) {
     }
     match log.purge() {
         Ok(_) | Err(Error::Corruption { .. }) => {}
+        // Its checksum holds.
+        Err(Error::Malformed { .. }) if forged => {}
         Err(other) => panic!("{other:?}"),
     }
     let shown = contents(&log);
     drop(log);
-    let log = open(disk).expect("what opened once opens again");
-    assert_eq!(shown, contents(&log));
+    assert_eq!(shown, contents(&reopen(disk)));
+}
+
+/// What opened once opens again.
+fn reopen(disk: &MemDisk) -> Log {
+    let again = Log::open(Arc::new(disk.clone()), Path::new(DIR), options());
+    again.expect("what opened once opens again").0
 }
 
 /// Each group: its last entry and its state.
@@ -160,17 +184,37 @@ fn contents(log: &Log) -> Vec<(u64, u64, Option<Bytes>)> {
     log.groups().iter().map(|g| (*g, log.last_index(*g), log.state(*g))).collect()
 }
 
-fn change(image: &mut Image, feed: &mut Feed<'_>) {
+fn change(image: &mut Image, feed: &mut Feed<'_>, forged: bool) {
     let paths: Vec<PathBuf> = image.names.keys().cloned().collect();
     if paths.is_empty() {
         feed.0 = &[];
         return;
     }
-    let path = &paths[feed.below(paths.len() as u64) as usize];
-    let inode = image.names[path];
-    let what = feed.below(12);
+    let path = paths[feed.below(paths.len() as u64) as usize].clone();
+    let inode = image.names[&path];
+    let what = feed.byte();
     let Some(file) = image.files.get_mut(&inode).map(Arc::make_mut) else { return };
-    let at = if file.is_empty() { 0 } else { feed.number(2) as usize % file.len() };
+    let at = match forged {
+        _ if file.is_empty() => 0,
+        false => feed.number(2) as usize % file.len(),
+        true => mend::aim(file, feed),
+    };
+    match (what % 12, forged) {
+        // The largest number there is, as varint or as it is.
+        (3, true) => file[at..].iter_mut().take(9).for_each(|byte| *byte = 0xff),
+        (kind, _) => alter(image, &path, kind, at, feed),
+    }
+    // Some changes stay as they are: what is damaged and what is forged can meet.
+    if forged && !(what / 12).is_multiple_of(4) {
+        let file = image.files.get_mut(&inode).map(Arc::make_mut);
+        file.into_iter().for_each(|file| mend::mend(file));
+    }
+}
+
+fn alter(image: &mut Image, path: &PathBuf, what: u8, at: usize, feed: &mut Feed<'_>) {
+    let paths: Vec<PathBuf> = image.names.keys().cloned().collect();
+    let inode = image.names[path];
+    let Some(file) = image.files.get_mut(&inode).map(Arc::make_mut) else { return };
     match what {
         0..=3 if !file.is_empty() => file[at] ^= feed.byte().max(1),
         4 if !file.is_empty() => {

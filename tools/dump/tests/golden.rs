@@ -167,7 +167,12 @@ fn two_replicas_compared() {
     let (a, b): (PathBuf, PathBuf) = (temp.path().join("a"), temp.path().join("b"));
     build(&a, 1);
     build(&b, 2);
-    check("diff-same.txt", 0, &["diff", text(&a), text(&b)]);
+    let in_each_form = |name: &str, code: i32| {
+        for (format, arg) in FORMS {
+            check(&format!("{name}.{format}"), code, &["diff", text(&a), text(&b), "-o", arg]);
+        }
+    };
+    in_each_form("diff-same", 0);
     {
         let log = open(&a);
         let mut batch = catamaran::log::LogBatch::new();
@@ -176,7 +181,7 @@ fn two_replicas_compared() {
         log.write(batch).unwrap();
         log.barrier().unwrap();
     }
-    check("diff-ranges.txt", 4, &["diff", text(&a), text(&b)]);
+    in_each_form("diff-ranges", 4);
     check("diff-common.txt", 0, &["diff", text(&a), text(&b), "--common"]);
     {
         let log = open(&b);
@@ -206,6 +211,9 @@ fn two_replicas_compared() {
     check("diff-limited.txt", 0, &["diff", text(&a), text(&b), "--group", "2", "--to", "15"]);
     assert_eq!(dump(&["diff", text(&a), text(&b), "--common"]).code, 4);
 }
+
+/// How golden files end, and what is asked for to get them.
+const FORMS: [(&str, &str); 3] = [("txt", "table"), ("json", "json"), ("jsonl", "jsonl")];
 
 const VERBS: [&str; 11] = [
     "summary",
@@ -260,13 +268,15 @@ fn damaged() {
     let data = text(temp.path());
     fixture::golden::spoil(temp.path(), b"key16", 100);
     for verb in ["summary", "segments", "groups", "entries", "state", "stats", "tail"] {
-        let run = dump(&[verb, data]);
-        assert_eq!(run.code, 4, "{verb}");
-        fixture::golden::golden(&format!("{verb}-damaged.txt"), &run.out);
-        let warned = run.err.contains("the log is damaged");
-        assert_eq!(warned, verb != "summary", "{verb} says so itself, or warns");
+        for (format, arg) in FORMS {
+            let run = dump(&[verb, data, "-o", arg]);
+            assert_eq!(run.code, 4, "{verb} {format}");
+            fixture::golden::golden(&format!("{verb}-damaged.{format}"), &run.out);
+            let warned = run.err.contains("the log is damaged");
+            assert_eq!(warned, verb != "summary", "{verb} says so itself, or warns");
+        }
     }
-    for (format, args) in [("txt", "table"), ("json", "json"), ("jsonl", "jsonl")] {
+    for (format, args) in FORMS {
         check(&format!("verify-damaged.{format}"), 4, &["verify", data, "-o", args]);
     }
 }
@@ -276,7 +286,7 @@ fn repaired() {
     let temp = tempfile::tempdir().unwrap();
     let data = temp.path().join("data");
     let run = |name: &str, code: i32, more: &[&str]| {
-        for (format, arg) in [("txt", "table"), ("json", "json"), ("jsonl", "jsonl")] {
+        for (format, arg) in FORMS {
             let out = temp.path().join("NEW");
             let args = ["repair", text(&data), "--out", text(&out), "-o", arg];
             let run = dump(&[&args, more].concat());
@@ -288,7 +298,10 @@ fn repaired() {
     };
     build(&data, 1);
     run("repair", 0, &[]);
-    check("repair-dry.txt", 0, &["repair", text(&data), "--dry-run"]);
+    for (format, arg) in FORMS {
+        let args = ["repair", text(&data), "--dry-run", "-o", arg];
+        check(&format!("repair-dry.{format}"), 0, &args);
+    }
     fixture::golden::spoil(&data, b"key16", 100);
     run("repair-damaged", 4, &[]);
     run("repair-kept", 4, &["--keep-damaged"]);
@@ -350,10 +363,10 @@ fn exit_codes() {
     }
     assert_eq!(dump(&["diff", text(&data), text(&nowhere)]).code, 3);
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
-        let run = dump(&["completions", shell]);
-        assert_eq!((run.code, run.err.as_str()), (0, ""), "{shell}");
+        check(&format!("completions-{shell}.txt"), 0, &["completions", shell]);
+        let script = dump(&["completions", shell]).out;
         for word in VERBS.iter().chain(&["keep-damaged", "follow"]) {
-            assert!(run.out.contains(word), "{shell}: {word}");
+            assert!(script.contains(word), "{shell}: {word}");
         }
     }
     assert_eq!(dump(&["completions", "no-such-shell"]).code, 2);
@@ -385,6 +398,46 @@ fn bash_completes_verbs_and_their_options() {
     for (verb, option) in [("repair", "--out"), ("tail", "--follow"), ("diff", "--common")] {
         let offered = bash_offers(&["catamaran-dump", verb, "--"]).unwrap();
         assert!(offered.contains(option), "{verb}: {offered:?}");
+    }
+}
+
+/// From the start over one append to the end, which is that the directory is gone: all that is printed, in each form.
+#[test]
+fn followed_until_it_is_gone() {
+    use std::io::{BufRead, BufReader, Read};
+    for (format, arg) in FORMS {
+        let temp = tempfile::tempdir().unwrap();
+        let data = temp.path().join("data");
+        build(&data, 1);
+        let mut child = command(&["tail", text(&data), "-f", "-n", "2", "-o", arg])
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut shown = String::new();
+        let mut out = BufReader::new(child.stdout.take().unwrap());
+        let before = dump(&["tail", text(&data), "-n", "2", "-o", "jsonl"]).out.lines().count();
+        // Its rows, and in a table what stands above them.
+        for _ in 0..before + usize::from(format == "txt") {
+            assert!(out.read_line(&mut shown).unwrap() > 0, "{shown}");
+        }
+        let log = open(&data);
+        let mut batch = catamaran::log::LogBatch::new();
+        batch.append(1, [entry(9, 6, folded(&[put(b"late", b"1")]))]);
+        log.write(batch).unwrap();
+        drop(log);
+        let appends = |shown: &str| shown.lines().last().is_some_and(|row| row.contains("append"));
+        while !appends(&shown) {
+            assert!(out.read_line(&mut shown).unwrap() > 0, "{shown}");
+        }
+        std::fs::remove_dir_all(&data).unwrap();
+        out.read_to_string(&mut shown).unwrap();
+        let mut err = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(3), "{err}");
+        fixture::golden::golden(&format!("tail-follow.{format}"), &shown);
+        let err = err.replace(text(temp.path()), "TEMP");
+        fixture::golden::golden("tail-follow.err.txt", &err);
     }
 }
 
