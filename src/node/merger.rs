@@ -8,7 +8,10 @@
 //!
 //! A replica that could not be moved takes its learner with it ([`Client::merge`]). Not done: one that is left because the node
 //! that merged was gone by then, or the region's leader out of reach, stays, for nobody knows whose wish it was (learners
-//! are operators' affair, too), and its region is not merged until somebody removes or promotes it.
+//! are operators' affair, too), and its region is not merged until somebody removes or promotes it. Nothing that is on record
+//! tells such a learner from one that was placed by hand: it takes a mark that is on record before the learner is, beside the stores in
+//! region 1 (the ids of replicas on their way, and of which region), and whoever leads region 1 to take back what is marked and a
+//! learner for too long.
 
 use crate::client::{Client, wait};
 use crate::error::{Error, Result};

@@ -3,7 +3,8 @@
 //! Nobody counts keys as they are written: overwrites and deletes would have to be looked up. The leader counts the
 //! bytes it applies. What was measured last and what was written since bound the size from above: once the bound
 //! passes [`split_bytes`](StoreConfig::split_bytes), the region is measured, which reads it once from a view, off
-//! the loop ([`measure`]). (A leader that has never measured its region does so after a quarter of that.) What has
+//! the loop ([`measure`]). (A leader that has never measured its region does so after a quarter of that. Whoever is not written
+//! to so much is measured in its turn, see `store::sizes`.) What has
 //! grown too large is cut into pieces of half that size; the ids come from the cluster's counter, so the wish
 //! goes out as an effect.
 //!
@@ -34,6 +35,10 @@ pub struct Size {
     /// Bytes applied since.
     written: u64,
     state: State,
+    /// It waits in its loop's list for a measurement.
+    listed: bool,
+    /// Measurements in this shape after which it was still in want of one.
+    vain: u8,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -60,6 +65,16 @@ impl Size {
             State::Known => self.measured + self.written > split_bytes,
             State::Whole => self.written > split_bytes,
             State::Asked => false,
+        }
+    }
+
+    /// Whether it is to be measured though nothing is written: nobody knows how large it is, or it is known to be too
+    /// large and has not been cut.
+    fn is_wanted(&self, split_bytes: u64) -> bool {
+        match self.state {
+            State::Unknown => true,
+            State::Known => self.is_due(split_bytes),
+            State::Whole | State::Asked => false,
         }
     }
 }
@@ -137,8 +152,40 @@ impl Peer {
         }
     }
 
+    /// Whether it is in want of a measurement and not listed for it: then it is from now on. Gives how many were
+    /// in vain.
+    pub(crate) fn list_for_size(&mut self, config: &StoreConfig) -> Option<u32> {
+        let wanted = !self.size.listed && self.is_to_be_measured(config);
+        self.size.listed |= wanted;
+        wanted.then_some(self.size.vain.into())
+    }
+
+    /// Its turn in the list has come. `false`: it is in no want any more.
+    pub(crate) fn measure_now(&mut self, config: &StoreConfig, effects: &mut Effects) -> bool {
+        self.size.listed = false;
+        let wanted = self.is_to_be_measured(config);
+        if wanted {
+            self.ask_size(config, effects);
+        }
+        wanted
+    }
+
+    fn is_to_be_measured(&self, config: &StoreConfig) -> bool {
+        config.split_bytes > 0
+            && self.size.is_wanted(config.split_bytes)
+            && self.merging.is_none()
+            && self.runs()
+            && self.group.leads()
+    }
+
+    /// Whether somebody measures it.
+    pub(crate) fn is_being_measured(&self) -> bool {
+        self.size.state == State::Asked
+    }
+
     fn ask_size(&mut self, config: &StoreConfig, effects: &mut Effects) {
         self.size.state = State::Asked;
+        self.size.vain = self.size.vain.saturating_add(1);
         effects.size_checks.push(SizeCheck {
             region: self.region.id,
             peer: self.id,
@@ -160,6 +207,7 @@ impl Peer {
         self.size.measured = done.bytes;
         self.size.written = 0;
         if done.keys.is_empty() {
+            self.size.vain = 0;
             if done.bytes > config.split_bytes {
                 self.size.state = State::Whole;
             }

@@ -304,6 +304,8 @@ impl Cluster {
         }
         for left in clerk.act_upon_announcement(room, roster) {
             running.registry.neighbours().has_left(left);
+            // Cut off: no connection lasts, and none is made any more, see `admits`.
+            self.connections.retain(|ends, _| *ends != (id, left) && *ends != (left, id));
         }
         if node.disk.is_off() {
             let off = Error::Stopped { reason: "the power is off".into() };

@@ -87,7 +87,7 @@ impl Cluster {
     }
 
     fn draw_learner(&mut self, region: &Region) -> Option<Vec<Change>> {
-        let free = |id: &StoreId| region.peer_on(*id).is_none();
+        let free = |id: &StoreId| region.peer_on(*id).is_none() && !self.has_left(*id);
         let stores: Vec<StoreId> = self.nodes.keys().copied().filter(free).collect();
         let store = self.rng.pick("members.store", &stores).copied()?;
         if region.peers.len() >= PEERS_AIM {

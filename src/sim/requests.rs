@@ -113,6 +113,11 @@ impl Cluster {
             Trip::Try(id) => self.try_request(now, id),
             Trip::Arrived(id, attempt, at) => self.request_arrives(now, id, attempt, at),
             Trip::Answered(id, attempt, at, result) => {
+                let from = self.requests.get(&id).map(|request| request.from);
+                // One end has cut the other off meanwhile.
+                let broken = from.is_some_and(|from| !self.admits(from, at));
+                let what = "the connection broke before the answer";
+                let result = if broken { Err(Error::Ambiguous { what }) } else { result };
                 self.request_answered(now, id, attempt, at, Reach::Answered, result)
             }
             Trip::Refused(id, attempt, at) => {

@@ -3,7 +3,8 @@
 //!
 //! Whoever administers the cluster asks for it through any node, by production's own client; what is to be done then
 //! the nodes' operators find out, from what has been reported to the leader of region 1
-//! ([`staff`](super::staff)). A store that has left is switched off for good.
+//! ([`staff`](super::staff)). A store that has left is cut off by each node that hears of it, and a while later switched off for
+//! good.
 //!
 //! A store that is to lose its directory is known from the start, here, and whoever changes replicas at random leaves every
 //! region a majority without it: a minority is lost, never more. It loses it when all others have its record on their disks (who
@@ -44,8 +45,10 @@ enum Exit {
     Planned(Time),
     /// It is on record that it is to be empty.
     Draining,
-    /// It is on record that it has left.
-    Left,
+    /// It is on record that it has left. It runs on until then: nobody who has heard of it listens to it.
+    Left(Time),
+    /// It was switched off.
+    Gone,
 }
 
 /// How a directory is lost.
@@ -120,7 +123,7 @@ impl Stores {
         let due = |exit: &Exit| match exit {
             Exit::Planned(at) => *at <= now,
             Exit::Draining => true,
-            Exit::Left => false,
+            Exit::Left(_) | Exit::Gone => false,
         };
         let due =
             self.exits.iter().filter(|(_, exit)| due(exit)).map(|(store, exit)| (*store, *exit));
@@ -138,7 +141,13 @@ impl Cluster {
     pub(super) fn is_outcast(&self, store: StoreId) -> bool {
         let Some(stores) = &self.stores else { return false };
         let lost = stores.loser.as_ref().is_some_and(|loser| loser.lost && loser.store == store);
-        lost || stores.exits.get(&store) == Some(&Exit::Left)
+        lost || self.has_left(store)
+    }
+
+    /// Whether it is on record that a store has left.
+    pub(super) fn has_left(&self, store: StoreId) -> bool {
+        let exit = self.stores.as_ref().and_then(|stores| stores.exits.get(&store));
+        matches!(exit, Some(Exit::Left(_) | Exit::Gone))
     }
 
     /// Whether a majority of these voters is left without the store that is to lose its directory.
@@ -155,6 +164,7 @@ impl Cluster {
         self.world.after(LOOK, Happening::Administer);
         self.join(now);
         self.lose(now)?;
+        self.switch_off_those_that_left(now);
         let Some(stores) = &mut self.stores else { return Ok(()) };
         if let Some((_, through, life)) = stores.asked
             && self.staff.get(&through).is_some_and(|staff| staff.life == life)
@@ -184,6 +194,7 @@ impl Cluster {
 
     /// What was asked for was answered.
     pub(super) fn was_administered(&mut self, now: Time, result: Result<()>) {
+        let off = now.after(self.pause("stores.left.off", 2_000_000));
         let Some(stores) = &mut self.stores else { return };
         let Some((store, through, _)) = stores.asked.take() else { return };
         let Some(exit) = stores.exits.get_mut(&store) else { return };
@@ -198,10 +209,9 @@ impl Cluster {
                 self.trace.line(now, format_args!("{store} is to be empty"));
             }
             _ => {
-                *exit = Exit::Left;
+                *exit = Exit::Left(off);
                 self.counts.stores[2] += 1;
                 self.trace.line(now, format_args!("{store} has left"));
-                self.switch_off(now, store);
             }
         }
     }
@@ -325,6 +335,19 @@ impl Cluster {
         exit == Some(&Exit::Draining)
     }
 
+    /// Who left is switched off by hand, some time after.
+    fn switch_off_those_that_left(&mut self, now: Time) {
+        let Some(stores) = &mut self.stores else { return };
+        let mut due = Vec::new();
+        for (store, exit) in &mut stores.exits {
+            if matches!(exit, Exit::Left(at) if *at <= now) {
+                *exit = Exit::Gone;
+                due.push(*store);
+            }
+        }
+        due.into_iter().for_each(|store| self.switch_off(now, store));
+    }
+
     /// A node goes for good.
     fn switch_off(&mut self, now: Time, id: StoreId) {
         self.dismiss(now, id);
@@ -391,7 +414,7 @@ impl Cluster {
     /// What is not as it should be.
     fn unsettled(&self) -> Option<String> {
         let stores = self.stores.as_ref()?;
-        if let Some((store, exit)) = stores.exits.iter().find(|(_, exit)| **exit != Exit::Left) {
+        if let Some((store, exit)) = stores.exits.iter().find(|(_, exit)| **exit != Exit::Gone) {
             let regions = self.final_regions().unwrap_or_default();
             let held = regions.iter().find(|region| region.peer_on(*store).is_some());
             return Some(format!("{store}: {exit:?}, {held:?}"));

@@ -22,6 +22,7 @@ mod open;
 #[cfg(any(test, feature = "sim"))]
 mod planted;
 mod round;
+mod sizes;
 mod sleep;
 pub mod slots;
 

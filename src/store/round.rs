@@ -5,6 +5,7 @@ use super::event::{DiskSpace, Event, Proposal, ReadRequest};
 use super::graves::Graves;
 use super::liveness::Liveness;
 use super::open::{Shard, is_first};
+use super::sizes::Sizes;
 use super::sleep::Watch;
 use crate::codec::{self, admin::Admin};
 use crate::error::{Error, Result};
@@ -47,6 +48,7 @@ pub struct Store {
     pub(super) shard: Shard,
     disk: DiskSpace,
     pub(super) watch: Watch,
+    pub(super) sizes: Sizes,
     /// Effects of events, handed out by the next drain.
     pub(super) pending: Effects,
 }
@@ -123,6 +125,7 @@ impl Store {
             shard,
             disk: DiskSpace::Enough,
             watch,
+            sizes: Sizes::default(),
             pending: Effects::default(),
         };
         for (region, epoch) in removed {
@@ -162,10 +165,7 @@ impl Store {
                     self.touch(aside.region, |peer, effects| peer.told(aside.word, effects));
                 }
             }
-            Event::Measured(done) => {
-                let config = self.config.clone();
-                self.touch(done.region, |peer, effects| peer.measured(&config, done, effects));
-            }
+            Event::Measured(done) => self.measured(done),
             Event::NotMeasured(region) => self.touch(region, |peer, _| peer.not_measured()),
             Event::Read(requests) => {
                 for request in requests {
@@ -241,6 +241,9 @@ impl Store {
         let mut collected = Vec::with_capacity(touched.len());
         for region in touched {
             let Some(peer) = self.peers.get_mut(&region) else { continue };
+            if let Some(vain) = peer.list_for_size(&self.config) {
+                self.sizes.list(now, region, vain);
+            }
             if let Some(round) = peer.collect(now, &self.config, &mut pass) {
                 if peer.asleep() {
                     // Nothing should be left to do in a sleeping group. If there is, it does not sleep.
@@ -269,7 +272,7 @@ impl Store {
     }
 
     /// Runs `act` on a region's peer, if there is one, and marks it touched.
-    fn touch(&mut self, region: RegionId, act: impl FnOnce(&mut Peer, &mut Effects)) {
+    pub(super) fn touch(&mut self, region: RegionId, act: impl FnOnce(&mut Peer, &mut Effects)) {
         if let Some(peer) = self.peers.get_mut(&region) {
             act(peer, &mut self.pending);
             self.touched.insert(region);

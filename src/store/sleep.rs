@@ -56,6 +56,7 @@ impl Store {
         }
         self.heed_neighbours();
         self.wake_some();
+        self.tick_sizes(now);
         self.watch.ticks += 1;
         let mut awake = std::mem::take(&mut self.watch.awake);
         let turns = self.config.turns(awake.len());

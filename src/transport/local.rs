@@ -4,7 +4,7 @@
 //! Messages, requests and answers reach the other side's [`Handler`] on the caller's thread. Each question for a
 //! snapshot's slot, and the snapshot in it, has a thread of its own (`ferry`): whoever asks keeps
 //! their number bounded. Links can be cut and mended, one way or
-//! both, to see what the node makes of it.
+//! both, to see what the node makes of it. A store that has left is cut off for as long as the end lasts that did it.
 
 use super::ferry::{self, Ferry};
 use super::{Envelope, Handler, Lane, Origin, SlotAnswer, Stats, Transport};
@@ -28,6 +28,15 @@ pub struct Hub {
 struct Links {
     stores: BTreeMap<StoreId, Arc<dyn Handler>>,
     cut: BTreeSet<(StoreId, StoreId)>,
+    /// Who has cut off whom, for having left.
+    left: BTreeSet<(StoreId, StoreId)>,
+}
+
+impl Links {
+    fn is_open(&self, from: StoreId, to: StoreId) -> bool {
+        let left = self.left.contains(&(from, to)) || self.left.contains(&(to, from));
+        !left && !self.cut.contains(&(from, to))
+    }
 }
 
 impl std::fmt::Debug for Hub {
@@ -81,7 +90,7 @@ impl Hub {
         links.cut.remove(&(b, a));
     }
 
-    /// Mends everything.
+    /// Mends everything; who has left stays cut off.
     pub fn heal_all(&self) {
         self.inner.write().cut.clear();
     }
@@ -89,10 +98,7 @@ impl Hub {
     /// The handler of `to`, if `from` can reach it. The lock is not held while it is called.
     pub(super) fn reach(&self, from: StoreId, to: StoreId) -> Option<Arc<dyn Handler>> {
         let links = self.inner.read();
-        if links.cut.contains(&(from, to)) {
-            return None;
-        }
-        links.stores.get(&to).cloned()
+        links.stores.get(&to).filter(|_| links.is_open(from, to)).cloned()
     }
 }
 
@@ -169,8 +175,26 @@ impl Transport for Local {
         ferry::ask(&self.ferry, &self.hub, (self.store, to), ask, answer);
     }
 
+    fn cut_off(&self, store: StoreId) {
+        let mut links = self.hub.inner.write();
+        if !links.left.insert((self.store, store)) {
+            return;
+        }
+        let ends = [(self.store, store), (store, self.store)];
+        let ends = ends.map(|(here, there)| (links.stores.get(&here).cloned(), there));
+        drop(links);
+        // What either had asked the other is not answered any more.
+        for (here, there) in ends {
+            if let Some(here) = here {
+                here.connection_lost(there);
+            }
+        }
+    }
+
     fn shutdown(&self) {
-        self.hub.inner.write().stores.remove(&self.store);
+        let mut links = self.hub.inner.write();
+        links.stores.remove(&self.store);
+        links.left.retain(|(by, _)| *by != self.store);
     }
 
     fn stats(&self) -> Stats {

@@ -191,11 +191,9 @@ pub trait Transport: Send + Sync + 'static {
         let _ = (store, address);
     }
 
-    /// A store has left for good: its connections are closed, and none to or from it lasts any more, for transports that
-    /// have connections.
-    fn cut_off(&self, store: StoreId) {
-        let _ = store;
-    }
+    /// A store has left for good: its connections are closed, and none to or from it lasts any more. What was asked
+    /// over them has an unknown outcome.
+    fn cut_off(&self, store: StoreId);
 
     /// Stops sending, closes every connection, lets go of the handler. No call to it begins afterwards
     /// but those already under way.
