@@ -497,14 +497,16 @@ fn take_body(input: &mut &[u8], rel: &mut u32) -> Option<Span> {
     Some(span)
 }
 
-/// Of so many entries from `first` on; each term begins at another one of them.
+/// Of so many entries from `first` on. Of two terms that begin at one entry the later counts: logs were written that say
+/// so (see `a_gap_leaves_no_term_behind`).
 pub(super) fn take_terms(input: &mut &[u8], first: u64, entries: u32) -> Option<Terms> {
     let count = take(input)?;
     let mut terms = Terms { first: (first, take(input)?), rest: Vec::new() };
     let mut before = first;
     for _ in 1..count {
-        let above = take(input).filter(|above| *above > 0)?;
-        before = before.checked_add(above).filter(|at| at - first < u64::from(entries))?;
+        let above = take(input)?;
+        let inside = |at: &u64| *at > first && at - first < u64::from(entries);
+        before = before.checked_add(above).filter(inside)?;
         terms.rest.push((before, take(input)?));
     }
     Some(terms)

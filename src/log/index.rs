@@ -317,7 +317,9 @@ impl Group {
             dead.push((run.seq, run.live()));
             self.runs.pop_back();
         }
-        while self.terms.last().is_some_and(|(from, _)| *from >= first) {
+        // What was cut off may have lain behind a gap (a footer, or a replay, is not in order), at whose beginning a term stands.
+        let last = self.last();
+        while self.terms.last().is_some_and(|(from, _)| *from > last) {
             self.terms.pop();
         }
         let mut freed = 0;
