@@ -23,7 +23,8 @@ pub(crate) enum Merged {
 }
 
 impl Client {
-    /// Merges a region into its neighbour, which then has the keys of both; gives that one. Where the replicas of the two
+    /// Merges a region into its neighbour, which then has the keys of both; gives that one, or, where it was cut or merged
+    /// itself meanwhile, whoever has the source's first keys now. Where the replicas of the two
     /// live on different stores, those of `source` are moved first, with their data. Then no data moves; the
     /// source takes no requests for a few round trips, clients notice nothing but a retry.
     ///
@@ -143,13 +144,28 @@ impl Client {
             {
                 return Ok(now.clone());
             }
-            if let Ok(source) = self.region(frozen.id).await
-                && is_later(source.epoch, frozen.epoch)
-            {
-                return Err(Error::EpochNotMatch { current: now.into_iter().collect() });
+            match self.region(frozen.id).await {
+                Ok(source) if is_later(source.epoch, frozen.epoch) => {
+                    return Err(Error::EpochNotMatch { current: now.into_iter().collect() });
+                }
+                // It is gone, and the target was cut since, or has gone into another region itself.
+                Err(Error::RegionNotFound(_)) => {
+                    if let Some(heir) = self.heir_of(frozen).await {
+                        return Ok(heir);
+                    }
+                }
+                _ => {}
             }
         }
         Err(Error::Ambiguous { what: "a merge that is under way" })
+    }
+
+    /// Who has the first keys of a region that was frozen, if somebody else has them. A frozen region keeps its keys until it
+    /// is taken in or thawed, and who has keys after another has a larger version.
+    async fn heir_of(&self, frozen: &Region) -> Option<Region> {
+        let owner = self.region_of(frozen.range.start.clone()).await.ok()?;
+        let heir = owner.id != frozen.id && owner.epoch.version > frozen.epoch.version;
+        heir.then_some(owner)
     }
 
     /// Carries out what a frozen region wishes for: it is taken in, or thawed, or waits on. Should nobody answer for its
@@ -197,7 +213,7 @@ mod tests {
     use super::*;
     use crate::client::{Backend, Done, wait};
     use crate::codec::merge::Commit;
-    use crate::types::{Epoch, LogPosition, Merging};
+    use crate::types::{Epoch, KeyRange, LogPosition, Merging};
     use parking_lot::Mutex;
     use std::sync::Arc;
     use std::time::Duration;
@@ -259,6 +275,60 @@ mod tests {
         assert_eq!(told(out_of_reach, true), (Some(Merged::Never), vec![SOURCE], true));
         let closing = || Error::Stopped { reason: "the node is closing".into() };
         assert_eq!(told(closing, true), (None, vec![], false));
+    }
+
+    /// A cluster in which the source's keys are owned by this region, which is smaller than what was merged.
+    struct Cut {
+        owner: Region,
+        calls: Arc<Mutex<u32>>,
+    }
+
+    impl Backend for Cut {
+        fn call(&self, body: Body, _timeout: Duration, done: Done<Response>) {
+            *self.calls.lock() += 1;
+            let current = vec![self.owner.clone()];
+            done.call(match body {
+                Body::Read { .. } => Ok(Response::Values(vec![None])),
+                Body::Regions { .. } => Ok(Response::Regions(current)),
+                Body::Admin { region, .. } if region == self.owner.id => {
+                    Err(Error::EpochNotMatch { current })
+                }
+                Body::Admin { region, .. } => Err(Error::RegionNotFound(region)),
+                other => panic!("{other:?}"),
+            });
+        }
+    }
+
+    /// What comes of waiting for the merge of a source with the keys from `g` to `t`, frozen at version 5, and in how many calls.
+    fn waited(owner: RegionId, version: u64) -> (Result<Region>, u32) {
+        let region = |id, start: &'static str, end: &'static str, version| Region {
+            id,
+            range: KeyRange::new(start, end),
+            epoch: Epoch { conf_ver: 1, version },
+            ..Region::default()
+        };
+        let (calls, owner) = (Arc::default(), region(owner, "e", "m", version));
+        let backend = Cut { owner, calls: Arc::clone(&calls) };
+        let client = Client::new(Arc::new(backend), Duration::from_secs(9));
+        let (frozen, target) = (region(SOURCE, "g", "t", 5), region(TARGET, "", "g", 4));
+        let waited = wait(client.wait_merged(&frozen, &target));
+        let calls = *calls.lock();
+        (waited, calls)
+    }
+
+    /// The target took the source in, and was cut before anybody looked (it had become large), or went into another region
+    /// itself: no region has the keys of both. The merger waited for one for minutes, and merged nothing else meanwhile
+    /// (seed 5136 of the simulator's regions).
+    #[test]
+    fn a_merge_has_ended_though_the_target_was_cut_or_merged_since() {
+        for owner in [TARGET, RegionId(9)] {
+            let (merged, calls) = waited(owner, 7);
+            assert_eq!(merged.map(|region| region.id).ok(), Some(owner));
+            assert!(calls <= 4, "{calls}");
+        }
+        let (merged, _) = waited(TARGET, 4);
+        let open = matches!(merged, Err(Error::Ambiguous { .. }));
+        assert!(open, "who has an older shape has heard of nothing yet: {merged:?}");
     }
 
     #[test]

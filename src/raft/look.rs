@@ -5,6 +5,8 @@ use super::group::{Group, Status, sort};
 use super::rest::Shown;
 use crate::types::{LogPosition, PeerId};
 use ::raft::eraftpb::ConfState;
+#[cfg(any(test, feature = "sim"))]
+use ::raft::eraftpb::EntryType;
 use ::raft::{ProgressState, Raft, StateRole, Storage};
 
 /// How the leader sees a replica.
@@ -105,6 +107,18 @@ impl<S: Storage> Group<S> {
     /// Whether a change of the configuration may be in the log and not applied, as far as the leader knows.
     pub fn change_pending(&self) -> bool {
         self.raft().is_some_and(Raft::has_pending_conf)
+    }
+
+    /// Whether its log holds a change of the configuration that is not applied here, committed or not; for checkers.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn holds_change(&self) -> bool {
+        let Some(raft) = self.raft() else { return false };
+        let log = &raft.raft_log;
+        let context = ::raft::GetEntriesContext::empty(false);
+        // What cannot be read may hold one.
+        log.entries(log.applied() + 1, None, context).map_or(true, |entries| {
+            entries.iter().any(|entry| entry.get_entry_type() != EntryType::EntryNormal)
+        })
     }
 
     /// The snapshot raft has accepted and not yet handed out.

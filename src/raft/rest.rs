@@ -275,6 +275,7 @@ impl<S: Storage> Group<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec::admin::Change;
     use crate::raft::guard::Verdict;
     use crate::raft::{Elections, GroupConfig, ProposeError};
     use ::raft::eraftpb::{Message, MessageType};
@@ -410,6 +411,26 @@ mod tests {
         assert_eq!(lonely.status().role, StateRole::PreCandidate);
         lonely.rest();
         assert!(!lonely.rests());
+    }
+
+    /// A change binds whoever commits it, long before anybody has applied it: the simulator must know of it wherever it
+    /// stands (seed 2323 of its regions).
+    #[test]
+    fn a_change_is_seen_in_every_log_that_holds_it_until_it_is_applied() {
+        let mut groups = three();
+        assert!(groups.iter().all(|group| !group.holds_change()));
+        let change = Change::Demote(PeerId(3));
+        groups[0].propose_change(&[change], Bytes::from("demote")).unwrap();
+        assert!(groups[0].holds_change() && !groups[1].holds_change());
+        for message in round(&mut groups[0]).into_iter().filter(|message| message.to == 2) {
+            groups[1].step(message);
+        }
+        assert!(groups[1].holds_change() && !groups[2].holds_change());
+        let answers = round(&mut groups[1]);
+        answers.into_iter().for_each(|answer| drop(groups[0].step(answer)));
+        talk(&mut groups);
+        beat(&mut groups);
+        assert!(groups[..2].iter().all(|group| !group.holds_change()));
     }
 
     #[test]
