@@ -225,7 +225,13 @@ impl Inner {
                 }
                 self.ask_around(*region, job.attempt, job.deadline);
             }
-            _ if reach == Reach::Refused => self.bureau.lost_leader(job.route.region, at),
+            _ if reach == Reach::Refused => {
+                self.bureau.lost_leader(job.route.region, at);
+                // It may have moved away from all those who are gone.
+                if self.bureau.is_lost(job.route.region, job.attempt) {
+                    self.ask_around(job.route.region, job.attempt, job.deadline);
+                }
+            }
             _ => {}
         }
     }

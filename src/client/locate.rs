@@ -73,7 +73,21 @@ impl Bureau {
             return leader;
         }
         let stores: Vec<StoreId> = route.region.peers.iter().map(|peer| peer.store).collect();
+        drop(routes);
+        // Where it lived may all be gone, and nobody but those who are left can say where the directory is now.
+        let rounds = attempt / (stores.len() as u32).max(1);
+        if region == FIRST_REGION && rounds % 2 == 1 {
+            return self.aim_blindly(region, attempt, fresh);
+        }
         whose_turn(&stores, attempt, fresh).unwrap_or(self.store)
+    }
+
+    /// Whether, after so many attempts at a region whose last could not be sent, others are to be asked where it lives: each of its
+    /// replicas has had its turn.
+    pub fn is_lost(&self, region: RegionId, attempt: u32) -> bool {
+        let routes = self.routes.read();
+        let replicas = routes.get(region).map_or(1, |route| route.region.peers.len()).max(1);
+        region != FIRST_REGION && (attempt as usize + 1).is_multiple_of(replicas)
     }
 
     /// Nothing is known of the region: whoever answers knows more, or whom to ask.
@@ -247,7 +261,11 @@ fn first_gap(routes: &RangeCache) -> Option<Bytes> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::KeyRange;
+    use crate::codec::directory::Directory;
+    use crate::kv::memory::MemoryStore;
+    use crate::store::Registry;
+    use crate::types::{KeyRange, Peer, PeerId, Role};
+    use parking_lot::RwLock;
     use std::collections::BTreeMap;
 
     /// Who cannot be reached is not asked again at once; all the others have their turns, however many there are.
@@ -274,6 +292,35 @@ mod tests {
             assert!(turns.iter().all(|turns| turns * count * 2 > 59), "{turns:?}");
         }
         assert_eq!(whose_turn(&[], 3, |_| true), None);
+    }
+
+    /// A node was down while region 1 moved away from every store that it knew to have it, and those left the cluster: it asked
+    /// nobody else, neither registered nor reported, and whoever was to be drained waited for it (seed 266 of the
+    /// simulator's regions, where two stores lose their directories).
+    #[test]
+    fn the_directory_is_looked_for_where_it_never_was() {
+        let (old, new) = ([1, 2, 3].map(StoreId), StoreId(4));
+        let mut routes = RangeCache::new();
+        let peers = old.map(|store| Peer { id: PeerId(store.0), store, role: Role::Voter });
+        routes.update(Region { id: FIRST_REGION, peers: peers.into(), ..Region::default() });
+        let kv = Arc::new(MemoryStore::new().unwrap());
+        let routes = Arc::new(RwLock::new(routes));
+        let bureau = Bureau::new(StoreId(9), Registry::default(), kv, routes, 7);
+        let founds = Box::new(|_, _| Err(Error::Busy { what: "another node" }));
+        bureau.remember(Directory::default(), [new], Box::new(|_| true), founds);
+        let mut avoid = None;
+        let asked: BTreeSet<StoreId> = (0..12)
+            .map(|attempt| {
+                let store = bureau.aim(FIRST_REGION, attempt, false, avoid);
+                avoid = Some(store);
+                store
+            })
+            .collect();
+        assert!(old.iter().chain([&new]).all(|store| asked.contains(store)), "{asked:?}");
+        // Of other regions somebody can be asked, once each replica has had its turn.
+        let lost = (0..6).map(|attempt| bureau.is_lost(FIRST_REGION, attempt));
+        assert!(lost.eq([false; 6]));
+        assert!(bureau.is_lost(RegionId(2), 0), "nobody is known to have it");
     }
 
     #[test]

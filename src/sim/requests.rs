@@ -6,6 +6,7 @@
 //! what became of it. Both ends must have let each other in (`staff`).
 
 use super::cluster::{Cluster, Happening, Step};
+use super::staff::Room;
 use crate::client::Done;
 use crate::client::ask::{Answer, Ask};
 use crate::client::local::administered;
@@ -14,6 +15,7 @@ use crate::error::Error;
 use crate::router::retry::{self, Decision, Target};
 use crate::store::*;
 use crate::types::*;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Something that a node's threads have to ask.
@@ -326,23 +328,32 @@ impl Cluster {
             }
             Error::RegionNotFound(region) if *region != FIRST_REGION => {
                 bureau.learn_leader(*region, None);
-                let Some(start) = bureau.whereabouts(*region) else { return };
-                let back = std::sync::Arc::clone(room);
-                let done = Done::new(move |result| {
-                    if let Ok(Response::Directory(Answer::Located(infos))) = result {
-                        back.bureau.learn_infos(&infos);
-                    }
-                });
-                let body = Body::Directory(Ask::Locate { start, count: NEIGHBOURS });
-                room.send(Sent { to: None, body, timeout: PATIENCE, done });
+                locate(room, *region);
             }
-            _ if reach == Reach::Refused => match &request.body {
-                Body::Admin { region, .. } | Body::Transfer { region, .. } => {
-                    bureau.lost_leader(*region, at);
+            _ if reach == Reach::Refused => {
+                let region = match &request.body {
+                    Body::Admin { region, .. } | Body::Transfer { region, .. } => *region,
+                    _ => FIRST_REGION,
+                };
+                bureau.lost_leader(region, at);
+                if bureau.is_lost(region, request.attempt) {
+                    locate(room, region);
                 }
-                _ => bureau.lost_leader(FIRST_REGION, at),
-            },
+            }
             _ => {}
         }
     }
+}
+
+/// Asks who knows where a region lives.
+fn locate(room: &Arc<Room>, region: RegionId) {
+    let Some(start) = room.bureau.whereabouts(region) else { return };
+    let back = Arc::clone(room);
+    let done = Done::new(move |result| {
+        if let Ok(Response::Directory(Answer::Located(infos))) = result {
+            back.bureau.learn_infos(&infos);
+        }
+    });
+    let body = Body::Directory(Ask::Locate { start, count: NEIGHBOURS });
+    room.send(Sent { to: None, body, timeout: PATIENCE, done });
 }
