@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Remote clients beside embedded ones: three nodes in one process with their load, and three servers with the load in a
-# fourth process, all on this machine, each kind of run several times in turn. Prints one table; rows that begin alike belong together.
+# fourth process, all on this machine, each kind of run several times in turn. Prints a table for each state.
 # Usage: benches/remote-table.sh [REPETITIONS [SECONDS]] > table.md        (about 2 minutes a repetition at 8 s)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -50,4 +50,9 @@ for repetition in $(seq "$repetitions"); do
         done
     done
 done
-"$load" table "$work"/*.json
+for state in disk memory; do
+    echo "State: $state"
+    echo
+    "$load" table "$work/$state"-*.json
+    echo
+done
