@@ -48,7 +48,7 @@ Examples:
 
 pub const TAIL: &str = "\
 With --follow it goes on until interrupted (SIGINT, SIGTERM) or until nobody reads what it prints, and \
-exits with 0, or with 4 if it came upon damage. It follows into new segments and over restarts of the node, \
+exits with 0, or with 4 if a record that it printed was damaged. It follows into new segments and over restarts of the node, \
 and ends with 3 when the log's directory is gone. A document that goes on has no end: with --follow, json is \
 printed as jsonl. \
 Records that were purged before they were seen are reported on standard error.

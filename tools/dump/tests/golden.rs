@@ -441,6 +441,24 @@ fn followed_until_it_is_gone() {
     }
 }
 
+/// Once the first rot in a log was where following began, wherever it lay: `-n` counted for nothing.
+#[test]
+fn rot_is_not_where_following_begins() {
+    let temp = tempfile::tempdir().unwrap();
+    build(temp.path(), 1);
+    fixture::golden::spoil(temp.path(), b"key16", 100);
+    let tail = ["tail", text(temp.path()), "-f", "--to", "18"];
+    for (format, arg) in FORMS {
+        // Of eighteen records the fourteenth is damaged.
+        let before = dump(&[&tail[..], &["-n", "2", "-o", arg]].concat());
+        assert_eq!((before.code, before.err.as_str()), (0, ""), "{}", before.out);
+        fixture::golden::golden(&format!("tail-follow-rot-before.{format}"), &before.out);
+        let within = dump(&[&tail[..], &["-n", "5", "-o", arg]].concat());
+        assert_eq!((within.code, within.err.as_str()), (4, ""), "{}", within.out);
+        fixture::golden::golden(&format!("tail-follow-damaged.{format}"), &within.out);
+    }
+}
+
 #[test]
 fn a_closed_pipe_is_no_error() {
     use std::io::{BufRead, BufReader};
