@@ -59,6 +59,9 @@ Examples:
   catamaran-dump tail data/1 --group 7 --type state --from 5000";
 
 pub const DIFF: &str = "\
+A group is `incomplete` if what both hold is the same and some of either does not read: nothing is known of \
+that.
+
 Examples:
   catamaran-dump diff data/1 data/2 --common
   catamaran-dump diff data/1 data/2 --group 1-16 --limit 10

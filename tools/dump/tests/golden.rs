@@ -281,6 +281,22 @@ fn damaged() {
     }
 }
 
+/// Two logs with the same hole once were the same.
+#[test]
+fn replicas_that_do_not_read_are_not_the_same() {
+    let temp = tempfile::tempdir().unwrap();
+    let (a, b): (PathBuf, PathBuf) = (temp.path().join("a"), temp.path().join("b"));
+    for (data, store) in [(&a, 1), (&b, 2)] {
+        build(data, store);
+        fixture::golden::spoil(data, b"key16", 100);
+    }
+    for (format, arg) in FORMS {
+        let run = dump(&["diff", text(&a), text(&b), "-o", arg]);
+        assert_eq!(run.code, 4, "{}", run.out);
+        fixture::golden::golden(&format!("diff-incomplete.{format}"), &run.out);
+    }
+}
+
 #[test]
 fn repaired() {
     let temp = tempfile::tempdir().unwrap();
