@@ -363,9 +363,14 @@ fn impossible_positions_are_refused() {
     };
     refused(&|batch| batch.reset(1, at(u64::MAX, 1)));
     refused(&|batch| batch.compact_to(1, at(u64::MAX, 1)));
+    // Once it was taken, and every entry behind it refused.
+    refused(&|batch| batch.reset(1, at(u64::MAX - 1, 1)));
     assert_eq!((log.first_index(1), log.groups()), (1, vec![]));
-    taken(&|batch| batch.reset(2, at(u64::MAX - 1, 1)));
-    assert_eq!(log.first_index(2), u64::MAX);
+    taken(&|batch| batch.reset(2, at(u64::MAX - 2, 1)));
+    taken(&|batch| batch.append(2, [entry(u64::MAX - 1, 1)]));
+    refused(&|batch| batch.append(2, [entry(u64::MAX, 1)]));
+    taken(&|batch| batch.compact_to(2, at(u64::MAX - 1, 1)));
+    assert_eq!((log.first_index(2), log.last_index(2)), (u64::MAX, u64::MAX - 1));
     // The term of an entry that was there, of one in the same batch, of one that the batch replaces.
     taken(&|batch| batch.append(1, [entry(1, 1), entry(2, 2), entry(3, 2)]));
     refused(&|batch| batch.compact_to(1, at(2, 1)));

@@ -57,6 +57,9 @@ impl BatchOp {
     }
 }
 
+/// The last index that an entry can have: the one behind the end of a run is a number as well.
+const LAST_INDEX: u64 = u64::MAX - 1;
+
 /// Directory bytes that an operation takes at most, its terms apart.
 const OP_OVERHEAD: usize = 40;
 
@@ -95,8 +98,9 @@ impl LogBatch {
         self.ops.push(BatchOp::Compact { group, to });
     }
 
-    /// Drops every entry: the group's log begins after `to` (a snapshot was restored). There must be an index
-    /// after it.
+    /// Drops every entry: the group's log begins after `to` (a snapshot was restored). An entry must be able to follow:
+    /// the last index that one can have is 2^64 - 2, so `to.index` is at most 2^64 - 3.
+    /// [`submit`](super::Log::submit) refuses the whole batch otherwise.
     pub fn reset(&mut self, group: GroupId, to: LogPosition) {
         self.bytes += OP_OVERHEAD;
         self.ops.push(BatchOp::Reset { group, to });
@@ -141,7 +145,7 @@ impl LogBatch {
                     Op::State { group: *group, body }
                 }
                 BatchOp::Compact { group, to } => Op::Compact { group: *group, to: *to },
-                BatchOp::Reset { group, to } if to.index == u64::MAX => {
+                BatchOp::Reset { group, to } if to.index >= LAST_INDEX => {
                     let what = format!("group {group}: no entry can follow a reset to {to:?}");
                     return Err(Error::InvalidArgument(what));
                 }

@@ -500,7 +500,7 @@ fn take_body(input: &mut &[u8], rel: &mut u32) -> Option<Span> {
 /// Of so many entries from `first` on. Of two terms that begin at one entry the later counts: logs were written that say
 /// so (see `a_gap_leaves_no_term_behind`).
 pub(super) fn take_terms(input: &mut &[u8], first: u64, entries: u32) -> Option<Terms> {
-    let count = take(input)?;
+    let count = take(input).filter(|count| *count > 0)?;
     let mut terms = Terms { first: (first, take(input)?), rest: Vec::new() };
     let mut before = first;
     for _ in 1..count {
@@ -512,7 +512,7 @@ pub(super) fn take_terms(input: &mut &[u8], first: u64, entries: u32) -> Option<
     Some(terms)
 }
 
-/// One that an entry can follow: the last index there is makes no position, here as in a batch.
+/// The last index there is makes no position: behind it there is none. (One that a batch resets to lies one lower still.)
 pub(super) fn take_position(input: &mut &[u8]) -> Option<LogPosition> {
     let index = take(input)?;
     index.checked_add(1)?;

@@ -208,6 +208,7 @@ fn uncounted<T>(group: &mut Group, change: impl FnOnce(&mut Group) -> T) -> T {
 mod tests {
     use super::*;
     use crate::env::mem::MemDisk;
+    use crate::log::index::tests::broken;
     use crate::log::{Entry, Log, LogBatch, Options};
     use crate::types::LogPosition;
     use proptest::prelude::*;
@@ -258,6 +259,10 @@ mod tests {
                 log.write(batch).unwrap();
                 let index = &log.shared.index;
                 prop_assert_eq!((index.stated_bytes(), index.has_damage()), summed(index));
+                for id in index.groups() {
+                    let group = index.read(id).unwrap();
+                    prop_assert_eq!((broken(&group), group.gap()), (None, None));
+                }
             }
         }
     }

@@ -97,8 +97,8 @@ pub(super) type Dead = Vec<(u64, u32)>;
 
 /// One group.
 ///
-/// - `runs` are contiguous from `truncated.index + 1` (only while a log is replayed may there be gaps).
-/// - `terms` answers for every index that a run covers, and none of them begins behind the last.
+/// - `runs` ascend without overlap, contiguous from `truncated.index + 1` (only while a log is replayed may there be gaps).
+/// - `terms` ascends strictly and answers for every index that a run covers, and none of them begins behind the last.
 /// - `cache`, if not empty, is a contiguous range of entries that ends at the last one.
 /// - An entry that is not in the cache lies in a record that is durable.
 #[derive(Default, Debug)]
@@ -499,3 +499,6 @@ impl Relocation {
         self.out.extend(self.open.take());
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -1,6 +1,7 @@
 //! A footer comes to what its records come to.
 
 use super::*;
+use crate::log::index::tests::broken;
 use proptest::prelude::*;
 
 fn op(what: u8, group: u64, at: u64, count: u32, rel: u32) -> Op {
@@ -16,6 +17,22 @@ fn op(what: u8, group: u64, at: u64, count: u32, rel: u32) -> Op {
         5 => Op::State { group, body },
         _ => Op::Append { group, first: at, count, terms, body },
     }
+}
+
+/// What purge writes: the position again, or a part of the oldest run that lies below `base`, to another place.
+fn purged(what: u8, group: &Group, base: u64, at: u64, count: u32, rel: u32) -> Option<Op> {
+    if what == 0 {
+        return (group.base_seq > 0).then_some(Op::Base { group: 1, at: group.truncated });
+    }
+    let below = group.runs.iter().filter(|run| run.seq < base);
+    let run = below.min_by_key(|run| (run.seq, run.from))?;
+    // As often as not the whole of it, from its beginning, its middle or to its end.
+    let count = if count > 3 { run.count } else { count.min(run.count) };
+    let from = run.from + at % (u64::from(run.count - count) + 1);
+    let part = run.part(from, from + u64::from(count));
+    let (skip, terms) = (part.skip, group.terms_of(&part));
+    let body = Span { rel, ..part.body };
+    Some(Op::Rewrite { group: 1, from, count, skip, terms, body })
 }
 
 /// An operation that a log could have written, the group being as it is.
@@ -148,52 +165,96 @@ fn a_gap_leaves_no_term_behind() {
     assert_eq!(group.terms, [(26, 21), (27, 23)]);
 }
 
+/// A segment's footer as it is read.
+struct Sealed {
+    base: u64,
+    next: u64,
+    sections: Bytes,
+    summary: Summary,
+}
+
+impl Sealed {
+    fn of(mut draft: Draft, base: u64, next: u64) -> Sealed {
+        draft.payloads = vec![4096; (next - base) as usize];
+        let footer = draft.finish(7, base, 8192);
+        let at = (footer.trailer.summary_at - footer.trailer.sections_at) as usize;
+        let sections = Bytes::from(footer.body);
+        let summary = Summary::decode(footer.trailer, sections.slice(at..)).unwrap();
+        Sealed { base, next, sections, summary }
+    }
+
+    /// Does to the group what the segment does. Packed runs are taken apart again, so that groups can be compared.
+    fn apply(&self, group: &mut Group) {
+        self.summary.each_group(|_, facts| facts.apply(group)).unwrap();
+        assert_eq!(broken(group), None);
+        let mut plain = std::collections::VecDeque::new();
+        for run in group.runs.drain(..) {
+            if run.is_packed() && run.seq == self.base {
+                let from = run.body.rel as usize - 8192;
+                let section = &self.sections[from..from + run.body.len as usize];
+                plain.extend(unpack(&run, section).unwrap());
+            } else {
+                plain.push_back(run);
+            }
+        }
+        group.runs = plain;
+    }
+}
+
+/// The oldest record that the group needs: purge may state it as the floor.
+fn floor(group: &Group) -> u64 {
+    let facts = [group.base_seq, group.state_seq].into_iter().filter(|seq| *seq > 0);
+    facts.chain(group.runs.iter().map(|run| run.seq)).min().unwrap_or(u64::MAX)
+}
+
+/// What is read when purge has taken the segments below the floor. What it moved lies behind gaps until its segment is read.
+fn after_purge(segments: &[Sealed], floor: u64) -> Group {
+    let mut group = Group::default();
+    for segment in segments.iter().filter(|segment| segment.next > floor) {
+        segment.apply(&mut group);
+    }
+    group.drop_below_floor(floor);
+    assert_eq!(broken(&group), None);
+    group
+}
+
 proptest! {
-    /// A footer's net effect on whatever was before is that of the records, one after the other.
+    #![proptest_config(ProptestConfig { cases: 2048, ..ProptestConfig::default() })]
+
+    /// A footer's net effect on whatever was before is that of the records, one after the other; and so it is without
+    /// the segments that purge took away.
     #[test]
     fn as_the_records(
-        ops in proptest::collection::vec((0..14u8, 0..30u64, 1..6u32), 1..80),
-        cuts in proptest::collection::vec(1..80u64, 0..4),
+        ops in proptest::collection::vec((0..64u8, 0..30u64, 1..6u32), 1..160),
+        cuts in proptest::collection::vec(1..160u64, 0..32),
     ) {
         let (mut one, mut net) = (Group::default(), Group::default());
-        let mut draft = Draft::default();
-        let mut base = 1;
-        let seal = |draft: &mut Draft, base: u64, next: u64, net: &mut Group| {
-            draft.payloads = vec![4096; (next - base) as usize];
-            let footer = std::mem::take(draft).finish(7, base, 8192);
-            let sections = (footer.trailer.summary_at - footer.trailer.sections_at) as usize;
-            let body = Bytes::from(footer.body);
-            let read = Summary::decode(footer.trailer, body.slice(sections..)).unwrap();
-            read.each_group(|_, facts| facts.apply(net)).unwrap();
-            let mut plain = std::collections::VecDeque::new();
-            for run in net.runs.drain(..) {
-                if run.is_packed() && run.seq == base {
-                    let from = run.body.rel as usize - 8192;
-                    let section = &body[from..from + run.body.len as usize];
-                    plain.extend(unpack(&run, section).unwrap());
-                } else {
-                    plain.push_back(run);
-                }
-            }
-            net.runs = plain;
-        };
-        for (n, (what, at, count)) in ops.into_iter().enumerate() {
-            let seq = 1 + n as u64;
+        let (mut draft, mut segments) = (Draft::default(), Vec::new());
+        let (mut base, end) = (1, 1 + ops.len() as u64);
+        for (seq, (what, at, count)) in (1..).zip(ops) {
             if cuts.contains(&seq) && seq > base {
-                seal(&mut draft, base, seq, &mut net);
+                segments.push(Sealed::of(std::mem::take(&mut draft), base, seq));
+                segments.last().unwrap().apply(&mut net);
                 base = seq;
                 prop_assert_eq!(facts(&one), facts(&net));
+                let floor = floor(&one);
+                prop_assert_eq!(facts(&one), facts(&after_purge(&segments, floor)));
             }
-            let at = if what >= 9 { one.last() + 1 } else { at };
-            let op = op(what, 1, at, count, seq as u32);
-            if !fits(&one, &op, base) {
-                continue;
-            }
+            let op = match what {
+                0..14 => Some(op(what, 1, at, count, seq as u32)),
+                14..34 => purged(what - 14, &one, base, at, count, seq as u32),
+                // Over the newest entries, and behind them.
+                34..44 => Some(op(9, 1, one.last().saturating_sub(at % 3), count, seq as u32)),
+                _ => Some(op(9, 1, one.last() + 1, count, seq as u32)),
+            };
+            let Some(op) = op.filter(|op| fits(&one, op, base)) else { continue };
             let state = Some(Bytes::from(format!("{seq}")));
             one.take(seq, &op, state.clone(), &mut Dead::new());
+            prop_assert_eq!(broken(&one), None);
             draft.nets.entry(1).or_default().take(seq, &op, state);
+            prop_assert_eq!(broken(&draft.nets[&1].group), None);
         }
-        seal(&mut draft, base, 100, &mut net);
+        Sealed::of(draft, base, end.max(base + 1)).apply(&mut net);
         prop_assert_eq!(facts(&one), facts(&net));
     }
 

@@ -67,6 +67,19 @@ fn a_run_of_more_entries_than_its_body_can_hold_is_refused() {
     }
 }
 
+/// No writer says that a run has no term; the reader once took it for one.
+#[test]
+fn a_run_without_a_term_is_refused() {
+    let read = |terms: u64| {
+        let mut bytes = Vec::new();
+        put(&mut bytes, terms);
+        put(&mut bytes, 7);
+        take_terms(&mut &bytes[..], 5, 9)
+    };
+    assert_eq!(read(1), Some(Terms { first: (5, 7), rest: Vec::new() }));
+    assert_eq!(read(0), None);
+}
+
 #[test]
 fn headers_come_back() {
     let header = SegmentHeader { generation: 3, base_seq: 9, durable: 8, size: 1 << 20 };

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::env::mem::MemDisk;
+use crate::log::index::tests::broken;
 use crate::log::{Entry, Log, LogBatch, Options};
 use crate::types::LogPosition;
 use proptest::prelude::*;
@@ -61,6 +62,10 @@ proptest! {
         let mut compared = 0;
         for (group, what, n) in script {
             step(&log, group, what, n);
+            for id in log.shared.index.groups() {
+                let group = log.shared.index.read(id).unwrap();
+                prop_assert_eq!((broken(&group), group.gap()), (None, None));
+            }
             let Some((candidate, noted, _)) = log.shared.next_to_seal(0) else { continue };
             let (read, end) = candidate.scan().unwrap();
             let base = candidate.header.base_seq;

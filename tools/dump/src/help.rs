@@ -48,7 +48,7 @@ Examples:
 
 pub const TAIL: &str = "\
 With --follow it goes on until interrupted (SIGINT, SIGTERM) or until nobody reads what it prints, and \
-exits with 0, or with 4 if it came upon damage. It follows into new segments and over restarts of the node, \
+exits with 0, or with 4 if a record that it printed was damaged. It follows into new segments and over restarts of the node, \
 and ends with 3 when the log's directory is gone. A document that goes on has no end: with --follow, json is \
 printed as jsonl. \
 Records that were purged before they were seen are reported on standard error.
@@ -59,6 +59,9 @@ Examples:
   catamaran-dump tail data/1 --group 7 --type state --from 5000";
 
 pub const DIFF: &str = "\
+A group is `incomplete` if what both hold is the same and some of either does not read: nothing is known of \
+that.
+
 Examples:
   catamaran-dump diff data/1 data/2 --common
   catamaran-dump diff data/1 data/2 --group 1-16 --limit 10

@@ -46,7 +46,8 @@ pub struct LogDir {
 
 /// How often to look again while findings do not repeat themselves.
 const LOOKS_MAX: usize = 8;
-const PAUSE: Duration = Duration::from_millis(30);
+/// Between two looks.
+pub const PAUSE: Duration = Duration::from_millis(30);
 
 impl LogDir {
     /// Finds the log in a data directory, or takes the directory as the log's own.

@@ -281,6 +281,22 @@ fn damaged() {
     }
 }
 
+/// Two logs with the same hole once were the same.
+#[test]
+fn replicas_that_do_not_read_are_not_the_same() {
+    let temp = tempfile::tempdir().unwrap();
+    let (a, b): (PathBuf, PathBuf) = (temp.path().join("a"), temp.path().join("b"));
+    for (data, store) in [(&a, 1), (&b, 2)] {
+        build(data, store);
+        fixture::golden::spoil(data, b"key16", 100);
+    }
+    for (format, arg) in FORMS {
+        let run = dump(&["diff", text(&a), text(&b), "-o", arg]);
+        assert_eq!(run.code, 4, "{}", run.out);
+        fixture::golden::golden(&format!("diff-incomplete.{format}"), &run.out);
+    }
+}
+
 #[test]
 fn repaired() {
     let temp = tempfile::tempdir().unwrap();
@@ -438,6 +454,24 @@ fn followed_until_it_is_gone() {
         fixture::golden::golden(&format!("tail-follow.{format}"), &shown);
         let err = err.replace(text(temp.path()), "TEMP");
         fixture::golden::golden("tail-follow.err.txt", &err);
+    }
+}
+
+/// Once the first rot in a log was where following began, wherever it lay: `-n` counted for nothing.
+#[test]
+fn rot_is_not_where_following_begins() {
+    let temp = tempfile::tempdir().unwrap();
+    build(temp.path(), 1);
+    fixture::golden::spoil(temp.path(), b"key16", 100);
+    let tail = ["tail", text(temp.path()), "-f", "--to", "18"];
+    for (format, arg) in FORMS {
+        // Of eighteen records the fourteenth is damaged.
+        let before = dump(&[&tail[..], &["-n", "2", "-o", arg]].concat());
+        assert_eq!((before.code, before.err.as_str()), (0, ""), "{}", before.out);
+        fixture::golden::golden(&format!("tail-follow-rot-before.{format}"), &before.out);
+        let within = dump(&[&tail[..], &["-n", "5", "-o", arg]].concat());
+        assert_eq!((within.code, within.err.as_str()), (4, ""), "{}", within.out);
+        fixture::golden::golden(&format!("tail-follow-damaged.{format}"), &within.out);
     }
 }
 

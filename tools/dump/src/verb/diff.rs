@@ -2,7 +2,7 @@
 
 use super::Context;
 use super::groups::{IDENT_GROUP, commit};
-use crate::cli::Diff;
+use crate::cli::{Diff, EntryFilter};
 use crate::decode::is_wanted;
 use crate::failure::{Failure, Verdict};
 use crate::load::LogDir;
@@ -40,6 +40,11 @@ struct Row {
     divergence: Option<Divergence>,
     only_in_a: Vec<Range>,
     only_in_b: Vec<Range>,
+    /// Indexes that the log had and that do not read: nothing is known of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unreadable_in_a: Vec<Range>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unreadable_in_b: Vec<Range>,
 }
 
 #[derive(Clone, Copy, Serialize)]
@@ -78,7 +83,33 @@ fn only(here: &Group<Print>, there: Option<&Group<Print>>) -> Vec<Range> {
     out
 }
 
-fn compare(id: u64, a: Option<&Group<Print>>, b: Option<&Group<Print>>) -> Row {
+/// Indexes within the group's log that do not read.
+fn unreadable(group: &Group<Print>, filter: &EntryFilter) -> Vec<Range> {
+    let end = group.unreadable.keys().next_back().map_or(0, |last| last.saturating_add(1));
+    let begin = match group.base_seq {
+        // Nothing says where it begins.
+        0 => group.entries.keys().chain(group.unreadable.keys()).min().copied().unwrap_or(0),
+        _ => group.truncated.index.saturating_add(1),
+    };
+    let wanted = filter.indexes.range();
+    let (mut next, mut out) = (begin, Vec::new());
+    for index in group.entries.keys().copied().chain([end]) {
+        let first = next.max(*wanted.start());
+        let last = index.saturating_sub(1).min(*wanted.end());
+        if next < index && first <= last {
+            out.push(Range { first, last });
+        }
+        next = next.max(index.saturating_add(1));
+    }
+    out
+}
+
+fn compare(
+    id: u64,
+    a: Option<&Group<Print>>,
+    b: Option<&Group<Print>>,
+    filter: &EntryFilter,
+) -> Row {
     let mut row = Row {
         group: id,
         verdict: "same",
@@ -86,6 +117,8 @@ fn compare(id: u64, a: Option<&Group<Print>>, b: Option<&Group<Print>>) -> Row {
         divergence: None,
         only_in_a: a.map(|a| only(a, b)).unwrap_or_default(),
         only_in_b: b.map(|b| only(b, a)).unwrap_or_default(),
+        unreadable_in_a: a.map(|a| unreadable(a, filter)).unwrap_or_default(),
+        unreadable_in_b: b.map(|b| unreadable(b, filter)).unwrap_or_default(),
     };
     let committed = |group: &Group<Print>| {
         group.state.as_deref().and_then(|state| commit(id, state)).map_or(0, |(.., commit)| commit)
@@ -108,10 +141,13 @@ fn compare(id: u64, a: Option<&Group<Print>>, b: Option<&Group<Print>>) -> Row {
         }
     }
     let apart = !row.only_in_a.is_empty() || !row.only_in_b.is_empty();
+    let holed = !row.unreadable_in_a.is_empty() || !row.unreadable_in_b.is_empty();
     row.verdict = match (&row.divergence, a.is_some(), b.is_some()) {
         (_, true, false) => "only in A",
         (_, false, true) => "only in B",
         (Some(_), ..) => "diverged",
+        // What reads is the same.
+        (None, ..) if holed => "incomplete",
         (None, ..) if apart => "ranges",
         (None, ..) => "same",
     };
@@ -126,6 +162,18 @@ fn ranges(ranges: &[Range]) -> String {
     match ranges.is_empty() {
         true => "-".into(),
         false => ranges.iter().map(text).collect::<Vec<_>>().join(","),
+    }
+}
+
+/// The verdict, and what it knows nothing of.
+fn verdict(row: &Row) -> String {
+    let holes = [("A", &row.unreadable_in_a), ("B", &row.unreadable_in_b)];
+    let holes = holes.into_iter().filter(|(_, holes)| !holes.is_empty());
+    let holes: Vec<String> =
+        holes.map(|(side, holes)| format!("{side} {}", ranges(holes))).collect();
+    match holes.is_empty() {
+        true => row.verdict.to_string(),
+        false => format!("{} (unreadable: {})", row.verdict, holes.join(", ")),
     }
 }
 
@@ -144,10 +192,13 @@ pub fn run(args: &Diff, context: &mut Context<'_>) -> Result<Verdict, Failure> {
     // The identity is every store's own.
     let ids: BTreeSet<u64> = a.keys().chain(b.keys()).copied().collect();
     let ids = ids.into_iter().filter(|id| *id != IDENT_GROUP && filter.only.takes(*id));
-    let rows = ids.map(|id| compare(id, a.get(&id), b.get(&id)));
+    let rows = ids.map(|id| compare(id, a.get(&id), b.get(&id), filter));
     // What has nothing of what is asked for is neither the same nor different.
     let speaks = |row: &Row| {
-        let silent = row.common.is_none() && row.only_in_a.is_empty() && row.only_in_b.is_empty();
+        let silent = row.verdict != "incomplete"
+            && row.common.is_none()
+            && row.only_in_a.is_empty()
+            && row.only_in_b.is_empty();
         !silent || filter.types.is_empty()
     };
     let rows: Vec<Row> = rows.filter(speaks).collect();
@@ -168,7 +219,7 @@ pub fn run(args: &Diff, context: &mut Context<'_>) -> Result<Verdict, Failure> {
             });
             vec![
                 row.group.to_string(),
-                row.verdict.to_string(),
+                verdict(row),
                 row.common.map_or_else(|| "-".into(), |range| ranges(&[range])),
                 cell(divergence),
                 ranges(&row.only_in_a),

@@ -17,6 +17,7 @@ use crate::load::LogDir;
 use crate::output::{line, tell};
 use catamaran::env::Disk;
 use catamaran::env::os::OsDisk;
+use catamaran::log::inspect::{Inspector, SegmentInfo};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -73,16 +74,17 @@ struct Follower<'a> {
     stamps: [Option<Stamp>; 2],
 }
 
-/// Goes on with record `next`.
+/// Goes on with record `next`. `damaged` is whether what was shown before was.
 pub fn follow(
     dir: &LogDir,
     args: &Tail,
     next: u64,
+    damaged: bool,
     context: &mut Context<'_>,
 ) -> Result<Verdict, Failure> {
     let stop = stop_on_signals().map_err(|e| Failure::Open(format!("signals: {e}")))?;
     let (doubt, stamps) = (None, [None, None]);
-    let (doubt_is_new, damaged, told) = (false, false, false);
+    let (doubt_is_new, told) = (false, false);
     let mut follower = Follower { dir, args, next, doubt, doubt_is_new, damaged, told, stamps };
     let mut pause = POLL;
     loop {
@@ -180,7 +182,7 @@ impl Follower<'_> {
                 (false, true) => None,
             };
             if let Some(doubt) = doubt {
-                let acknowledged = self.is_acknowledged(&inspector, record.seq);
+                let acknowledged = is_acknowledged(&segments, &inspector, record.seq);
                 if before != Some(doubt) || (matches!(doubt, Doubt::Damage(_)) && !acknowledged) {
                     self.doubt = Some(doubt);
                     return Ok(());
@@ -233,11 +235,12 @@ impl Follower<'_> {
         }
         Ok(())
     }
+}
 
-    /// Whether something that reads states the record to be durable.
-    fn is_acknowledged(&self, inspector: &catamaran::log::inspect::Inspector, seq: u64) -> bool {
-        inspector.records_from(seq).flatten().any(|record| record.durable >= seq)
-    }
+/// Whether something that reads states the record to be durable.
+fn is_acknowledged(segments: &[SegmentInfo], inspector: &Inspector, seq: u64) -> bool {
+    segments.iter().any(|segment| segment.header.durable >= seq)
+        || inspector.records_from(seq).flatten().any(|record| record.durable >= seq)
 }
 
 fn show(row: &Row, context: &mut Context<'_>) -> Result<(), Failure> {

@@ -5,7 +5,7 @@ use super::follow::follow;
 use super::groups::{State, decode_state};
 use crate::cli::{Format, Keys, RecordType, Tail};
 use crate::failure::{Failure, Verdict};
-use crate::load::LogDir;
+use crate::load::{LogDir, PAUSE};
 use crate::model::name;
 use crate::output::{Listing, print};
 use catamaran::log::Entry;
@@ -185,6 +185,13 @@ pub fn cells(row: &Row) -> Vec<String> {
     ]
 }
 
+/// A record that may be shown once what lies before it is.
+struct Held {
+    seq: u64,
+    damaged: bool,
+    row: Option<Row>,
+}
+
 /// Every wanted record from `from` on, the last `limit` of them, and the number that would come next.
 fn collect(
     dir: &LogDir,
@@ -194,28 +201,66 @@ fn collect(
     limit: usize,
 ) -> Result<(VecDeque<Row>, u64), Failure> {
     let inspector = dir.inspect()?;
+    // A damaged record that nothing states to be durable is being written at this moment, or torn: who follows
+    // waits for it, and for what lies behind.
+    let mut stated = match args.follow {
+        true => inspector.segments()?.iter().map(|s| s.header.durable).max().unwrap_or(0),
+        false => u64::MAX,
+    };
     let mut rows = VecDeque::new();
+    let mut held: VecDeque<Held> = VecDeque::new();
     let mut next = from;
     for record in inspector.records_from(from) {
         let record = record?;
         if record.seq < next {
             continue;
         }
-        // A record that is being written at this moment reads as damaged: it will be whole next time.
-        if args.follow && !record.damaged.is_empty() {
-            break;
-        }
         next = record.seq + 1;
         if args.to.is_some_and(|to| record.seq > to) {
             break;
         }
-        rows.extend(row(&record, args, keys));
-        if rows.len() > limit {
-            if args.from.is_some() && !args.follow {
-                rows.pop_back();
-                break;
+        stated = stated.max(record.durable);
+        let (seq, damaged) = (record.seq, !record.damaged.is_empty());
+        held.push_back(Held { seq, damaged, row: row(&record, args, keys) });
+        while held.front().is_some_and(|held| !held.damaged || held.seq <= stated) {
+            rows.extend(held.pop_front().and_then(|held| held.row));
+            if rows.len() > limit {
+                if args.from.is_some() && !args.follow {
+                    rows.pop_back();
+                    return Ok((rows, next));
+                }
+                rows.pop_front();
             }
-            rows.pop_front();
+        }
+    }
+    Ok((rows, held.front().map_or(next, |held| held.seq)))
+}
+
+/// How often to look while there is damage that the look before did not find.
+const LOOKS_MAX: usize = 8;
+
+/// What is to be shown of a log that may be living. One look may meet files of two moments: an error takes a second one,
+/// and who follows believes damage when the next look finds the same.
+fn settled(
+    dir: &LogDir,
+    args: &Tail,
+    keys: Keys,
+    from: u64,
+) -> Result<(VecDeque<Row>, u64), Failure> {
+    let look = || collect(dir, args, keys, from, args.limit);
+    let damaged = |rows: &VecDeque<Row>| -> Vec<u64> {
+        rows.iter().filter(|row| row.damaged).map(|row| row.seq).collect()
+    };
+    let (mut rows, mut next) = look().or_else(|_| look())?;
+    for _ in 1..LOOKS_MAX {
+        let before = damaged(&rows);
+        if !args.follow || before.is_empty() {
+            break;
+        }
+        std::thread::sleep(PAUSE);
+        (rows, next) = look().or_else(|_| look())?;
+        if damaged(&rows).iter().all(|seq| before.contains(seq)) {
+            break;
         }
     }
     Ok((rows, next))
@@ -242,9 +287,8 @@ pub fn run(args: &Tail, context: &mut Context<'_>) -> Result<Verdict, Failure> {
         Some(from) => from.max(1),
         None => start(&dir, args)?,
     };
-    // A live log may recycle a segment between two reads: look again before giving up.
-    let (rows, next) = collect(&dir, args, keys, from, args.limit)
-        .or_else(|_| collect(&dir, args, keys, from, args.limit))?;
+    let (rows, next) = settled(&dir, args, keys, from)?;
+    let damaged = rows.iter().any(|row| row.damaged);
     let page = Listing { columns: COLUMNS, cells, items: rows.into() };
     match (args.follow, context.format) {
         // While following, a list never ends: its items are what is printed.
@@ -254,7 +298,7 @@ pub fn run(args: &Tail, context: &mut Context<'_>) -> Result<Verdict, Failure> {
     if !args.follow {
         return Ok(Verdict::bad_if(rotten(&dir)?));
     }
-    follow(&dir, args, next, context)
+    follow(&dir, args, next, damaged, context)
 }
 
 /// Whether the log is damaged, in what was printed or elsewhere; a torn tail is fine.
