@@ -59,6 +59,19 @@ fn facts(group: &Group) -> (LogPosition, u64, Option<Bytes>, Vec<Run>, Vec<Optio
     (group.truncated, group.base_seq, group.state.clone(), runs, terms)
 }
 
+/// The trailer of a summary, of a segment with these records.
+fn trailer_of(summary: &[u8], records: std::ops::Range<u64>) -> Trailer {
+    Trailer {
+        generation: 1,
+        base_seq: records.start,
+        next_seq: records.end,
+        sections_at: 8192,
+        summary_at: 8192,
+        summary_len: summary.len() as u32,
+        summary_crc: crc32c::crc32c(summary),
+    }
+}
+
 /// Trailer and summary of no records and two groups, the second one so far above the first.
 fn of_two_groups(above: u64) -> (Trailer, Bytes) {
     let mut summary = Vec::new();
@@ -66,16 +79,7 @@ fn of_two_groups(above: u64) -> (Trailer, Bytes) {
     for number in [records, floor, groups, 1, flags, runs, above, flags, runs] {
         put(&mut summary, number);
     }
-    let trailer = Trailer {
-        generation: 1,
-        base_seq: 1,
-        next_seq: 1,
-        sections_at: 8192,
-        summary_at: 8192,
-        summary_len: summary.len() as u32,
-        summary_crc: crc32c::crc32c(&summary),
-    };
-    (trailer, summary.into())
+    (trailer_of(&summary, 1..1), summary.into())
 }
 
 /// Found by `segment_recovery` with checksums made right: a group that a footer named twice was put together with other
@@ -120,16 +124,7 @@ fn a_run_of_another_segments_record_is_refused() {
         let run = Run { from: 1, seq: 5 + record, body, count: 1, skip: 0, packed: 0 };
         put_run(&mut summary, &run, 5, 8192);
         put_terms(&mut summary, 1, &Terms { first: (1, 1), rest: Vec::new() });
-        let trailer = Trailer {
-            generation: 1,
-            base_seq: 5,
-            next_seq: 6,
-            sections_at: 8192,
-            summary_at: 8192,
-            summary_len: summary.len() as u32,
-            summary_crc: crc32c::crc32c(&summary),
-        };
-        Summary::decode(trailer, summary.into()).unwrap().each_group(|_, _| ())
+        Summary::decode(trailer_of(&summary, 5..6), summary.into()).unwrap().each_group(|_, _| ())
     };
     assert!(read(0).is_some());
     assert!(read(1).is_none());
