@@ -189,3 +189,15 @@ fn forged_footers_and_numbers() {
     ];
     inputs.into_iter().for_each(drive::recovery::run);
 }
+
+/// Found by `segment_recovery`: an echo with a right checksum that claims to repeat all records to the end of numbers, and repeats
+/// none. Opening believed that claim of its own segment, did not copy the one true echo of a record with a rotten header, and cut the
+/// segment that held it: the log opened once and not again.
+#[test]
+fn an_echo_that_claims_all_records() {
+    let input = [
+        222, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 247, 255, 255, 255, 255, 255, 255, 127, 0, 0, 45, 0, 0,
+        0, 0, 0, 0, 0, 0, 41, 252, 222, 202, 36, 75, 85, 9, 0, 85, 1, 8, 218, 204, 36,
+    ];
+    drive::recovery::run(&input);
+}

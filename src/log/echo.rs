@@ -9,7 +9,6 @@ use super::scan::{Found, Record};
 use super::unreadable::read_around;
 use crate::error::Result;
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 /// The echo of one write group in the making.
 #[derive(Debug)]
@@ -173,37 +172,39 @@ pub(super) fn of_first<'a>(bytes: &'a [u8], header: &SegmentHeader) -> Option<&'
     (record.seq == header.base_seq && check(echo).is_ok()).then_some(echo)
 }
 
-/// The records that sound echoes in these records speak of, in order.
-fn echoed(bytes: &[u8], records: &[Record]) -> Vec<Range<u64>> {
-    let mut ranges = Vec::new();
+/// What these records repeat of those before them, as a reader takes it in.
+fn echoed(bytes: &[u8], records: &[Record]) -> Echoes {
+    let mut all = Echoes::new();
     for record in records.iter().filter(|record| record.header.echo_len > 0) {
         let at = record.echo_at();
-        let mut echoes = &bytes[at..at + record.header.echo_len as usize];
-        while let Ok((mut body, rest)) = split(echoes) {
-            let head = (take(&mut body), take(&mut body), take(&mut body));
-            if let (Some(_), Some(first), Some(count)) = head {
-                ranges.push(first..first.saturating_add(count));
-            }
-            echoes = rest;
-        }
+        let echoes = &bytes[at..at + record.header.echo_len as usize];
+        let mut own = Echoes::new();
+        decode(echoes, record.header.generation, &mut own);
+        own.retain(|seq, _| *seq < record.header.seq);
+        all.append(&mut own);
     }
-    ranges.sort_unstable_by_key(|range| range.start);
-    ranges
+    all
+}
+
+/// Whether it is this record that an echo speaks of: what a checksum holds may still say something else.
+fn is_of(echoed: &Echoed, record: &Record, groups: &[u8]) -> bool {
+    let (mut list, mut last) = (Vec::new(), 0);
+    echoed.groups.iter().for_each(|group| put_group(&mut list, &mut last, *group));
+    let header = RecordHeader { durable: echoed.header.durable, ..record.header };
+    echoed.offset == record.offset && echoed.header == header && list == groups
 }
 
 /// Echoes of those of a segment's records which none of them repeats, if they are known: nothing else would do it if
 /// what comes behind them were cut off.
 pub(super) fn unechoed(bytes: &[u8], records: &[Record]) -> Vec<u8> {
     let echoed = echoed(bytes, records);
-    let is_echoed = |record: &&Record| {
-        let seq = record.header.seq;
-        let at = echoed.partition_point(|range| range.end <= seq);
-        echoed.get(at).is_some_and(|range| range.contains(&seq))
-    };
     let mut out = Vec::new();
     let mut draft: Option<(EchoDraft, usize)> = None;
-    for record in records.iter().filter(|record| !is_echoed(record)) {
+    for record in records {
         let Some(groups) = record.echoed_groups() else { continue };
+        if echoed.get(&record.header.seq).is_some_and(|echoed| is_of(echoed, record, &groups)) {
+            continue;
+        }
         let here = draft.take_if(|(_, end)| *end != record.offset);
         out.extend(here.into_iter().flat_map(|(draft, _)| draft.finish()));
         let new = || (EchoDraft::new(record.offset as u64, record.header.seq), 0);
