@@ -56,11 +56,14 @@ impl Drop for JsonFile {
     }
 }
 
+/// What went wrong when the answer was there and could not be printed.
+pub const UNWRITTEN: &str = "cannot write to standard output";
+
 /// Prints to standard output.
 pub fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    written.context("cannot write to standard output")
+    written.context(UNWRITTEN)
 }
 
 impl Destination {

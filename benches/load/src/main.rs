@@ -38,6 +38,7 @@ use args::{Cli, Command, Plan};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use destination::Destination;
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -85,7 +86,17 @@ fn report(files: &[String], html: &Path) -> anyhow::Result<()> {
 }
 
 fn main() -> ExitCode {
-    match Cli::parse().command {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(page) if page.use_stderr() => page.exit(),
+        // Help, or the version.
+        Err(page) => {
+            let printed = page.print().and_then(|()| std::io::stdout().flush());
+            let printed = printed.map(|()| ExitCode::SUCCESS);
+            return printed.context(destination::UNWRITTEN).unwrap_or_else(|error| failed(&error));
+        }
+    };
+    match cli.command {
         Command::Run(args) => match args.plan() {
             Ok(plan) => run(&plan),
             Err(message) => Cli::command().error(ErrorKind::ValueValidation, message).exit(),

@@ -19,15 +19,35 @@ use std::io::{BufWriter, Write};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(page) => return answer(&page),
+    };
     let mut out = BufWriter::new(std::io::stdout().lock());
     let result = run(&cli, &mut out);
-    if let Err(failure) = &result
-        && !matches!(failure, Failure::Output(e) if e.kind() == std::io::ErrorKind::BrokenPipe)
-    {
-        output::tell(failure);
-    }
+    tell(&result);
     failure::exit_code(&result)
+}
+
+/// Prints the page that was asked for (help, the version), or what is wrong with the command line.
+fn answer(page: &clap::Error) -> ExitCode {
+    if page.use_stderr() {
+        page.exit();
+    }
+    let print = || page.print().and_then(|()| std::io::stdout().flush());
+    let result = stdout::check().and_then(|()| print());
+    let result = result.map(|()| Verdict::Fine).map_err(Failure::Output);
+    tell(&result);
+    failure::exit_code(&result)
+}
+
+/// Says why a run failed, if its reader has not just gone.
+fn tell(result: &Result<Verdict, Failure>) {
+    match result {
+        Err(Failure::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+        Err(failure) => output::tell(failure),
+        Ok(_) => {}
+    }
 }
 
 fn run(cli: &Cli, out: &mut dyn Write) -> Result<Verdict, Failure> {

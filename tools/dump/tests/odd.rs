@@ -73,9 +73,17 @@ fn a_closed_output_is_an_error() {
         if cfg!(not(target_os = "linux")) && to == ">/dev/full" {
             continue;
         }
-        let run = shell(&format!("\"$D\" verify '{}' {to}", data.display()));
-        assert_eq!(run.code, code, "{to}: {}", run.err);
+        for words in
+            [&format!("verify '{}'", data.display()), "--help", "verify --help", "--version"]
+        {
+            let run = shell(&format!("\"$D\" {words} {to}"));
+            assert_eq!(run.code, code, "{words} {to}: {}", run.err);
+        }
     }
+    assert_eq!(
+        (shell("\"$D\" --help >&-").code, shell("\"$D\" --no-such 2>/dev/full").code),
+        (3, 2)
+    );
 }
 
 /// A reader that has seen enough is nobody's error, and neither is one of the complaints.

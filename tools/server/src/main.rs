@@ -17,8 +17,10 @@ mod stages;
 mod status;
 mod stores;
 
+use anyhow::Context;
 use args::{Cli, Command};
 use clap::{CommandFactory, Parser};
+use std::io::Write;
 use std::process::ExitCode;
 
 #[cfg(all(target_os = "linux", target_pointer_width = "64"))]
@@ -34,7 +36,17 @@ fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(page) if page.use_stderr() => page.exit(),
+        // Help, or the version.
+        Err(page) => {
+            let printed = page.print().and_then(|()| std::io::stdout().flush());
+            let printed = printed.map(|()| ExitCode::SUCCESS).context(print::UNWRITTEN);
+            return printed.unwrap_or_else(|error| fail(&error, 1));
+        }
+    };
+    let result = match cli.command {
         Command::Serve(args) => match serve::serve(&args) {
             Ok(result) => result,
             Err(mistake) => return fail(&mistake, USAGE),

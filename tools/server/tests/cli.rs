@@ -102,6 +102,7 @@ fn a_full_output_is_an_error_in_words() {
     let line = [
         &["serve", "--print-config"][..],
         &["completions", "bash"],
+        &["--help"],
         &["status", "--connect", "127.0.0.1:1", "--timeout", "300ms"],
     ];
     for args in line {
