@@ -111,8 +111,8 @@ struct Replay {
     places: BTreeMap<u64, Vec<u32>>,
     /// Segments whose footer was read, by base.
     sealed: BTreeSet<u64>,
-    /// Groups of records whose directory cannot be read.
-    fences: BTreeMap<GroupId, Fence>,
+    /// Groups of records whose directory cannot be read, and those records, ascending: a floor may pass some of them.
+    fences: BTreeMap<GroupId, Vec<Fence>>,
     /// Echoes of those records of the segment before the last which nothing in it repeats; if its records were not read,
     /// what the last one repeats of it.
     unechoed: Option<Vec<u8>>,
@@ -389,8 +389,8 @@ impl Replay {
                 };
                 for group in groups {
                     let last_good = self.index.read(*group).map_or(0, |g| g.last());
-                    let fence = || Fence { seq, last_good, damage: damage.clone() };
-                    self.fences.entry(*group).or_insert_with(fence);
+                    let fence = Fence { seq, last_good, damage: damage.clone() };
+                    self.fences.entry(*group).or_default().push(fence);
                 }
                 return;
             }
@@ -428,7 +428,10 @@ impl Replay {
 
     fn drop_below(&mut self, floor: u64) {
         self.floor = self.floor.max(floor);
-        self.fences.retain(|_, fence| fence.seq >= floor);
+        self.fences.retain(|_, fences| {
+            fences.retain(|fence| fence.seq >= floor);
+            !fences.is_empty()
+        });
         for group in self.index.groups() {
             self.index.change(group, |g| g.drop_below_floor(floor));
         }
@@ -441,7 +444,8 @@ impl Replay {
         let fenced = self.fences.keys().copied();
         let groups: BTreeSet<GroupId> = self.index.groups().into_iter().chain(fenced).collect();
         for id in groups {
-            let (bad, fence) = (&self.bad, self.fences.remove(&id));
+            let fences = self.fences.remove(&id).unwrap_or_default();
+            let (bad, fence) = (&self.bad, fences.into_iter().next());
             let (damage, last_good, key) = self.index.change(id, |group| {
                 let found = fence.map(|fence| (fence.damage, fence.last_good, (fence.seq, 0)));
                 let found = found.or_else(|| {

@@ -115,6 +115,9 @@ struct Conforming {
     /// `conformance.md`.
     #[arg(long)]
     keep: Option<PathBuf>,
+    /// The commit of ours, to be told with the result.
+    #[arg(long, conflicts_with = "from")]
+    commit: Option<String>,
 }
 
 #[derive(Args)]
@@ -224,7 +227,7 @@ fn conformance(args: &Conforming) -> Result<()> {
             let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
             serde_json::from_str(&text).with_context(|| path.display().to_string())?
         }
-        None => examine(args)?,
+        None => Conformance { commit: args.commit.clone(), ..examine(args)? },
     };
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&found)?;

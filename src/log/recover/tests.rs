@@ -151,3 +151,43 @@ fn a_floor_above_its_own_record_is_damage() {
     assert!(recovery.harmless.iter().any(|damage| told(&damage.detail)), "{recovery:?}");
     assert_eq!(log.entries(1, 1, 2, 0).unwrap().len(), 1);
 }
+
+/// Two records of a group with unreadable directories, and later a floor that voids the first. Opening once remembered that one alone: what
+/// the second had said was lost, and nothing fenced the group off.
+#[test]
+fn a_floor_passes_one_of_two_damaged_directories() {
+    let (disk, dir) = (MemDisk::default(), Path::new("/log"));
+    let open = || {
+        let options = Options { segment_bytes: 64 << 10, ..Options::default() };
+        Log::open(Arc::new(disk.clone()), dir, options).unwrap()
+    };
+    let (log, _) = open();
+    let mut batch = LogBatch::new();
+    batch.set_state(7, "first");
+    log.write(batch).unwrap();
+    let mut batch = LogBatch::new();
+    batch.set_state(7, "second");
+    batch.append(8, [Entry { index: 1, term: 1, kind: 0, data: "sound".into() }]);
+    log.write(batch).unwrap();
+    let mut record = Encoded::with_capacity(1, 0);
+    record.push(Op::Floor { seq: 2 });
+    let seq = log.shared.enqueue(&mut log.shared.queue.lock(), record);
+    log.wait(Seq(seq)).unwrap();
+    log.barrier().unwrap();
+    drop(log);
+
+    let inspector = Inspector::open(&disk, dir).unwrap();
+    let records: Vec<_> = inspector.records().collect::<Result<_>>().unwrap();
+    for record in &records[..2] {
+        let file = disk.open(&record.path, OpenMode::ReadWrite).unwrap();
+        let at = record.offset + RECORD_HEADER as u64;
+        let mut byte = [0];
+        file.read_at(at, &mut byte).unwrap();
+        file.write_at(at, &[byte[0] ^ 1]).unwrap();
+    }
+    let (log, recovery) = open();
+    let fenced: Vec<_> = recovery.quarantined.iter().map(|fenced| fenced.group).collect();
+    assert_eq!(fenced, [7, 8], "{recovery:?}");
+    assert!(recovery.quarantined[0].damage.detail.contains("record 2"), "{recovery:?}");
+    assert!(log.damage(7).is_some());
+}

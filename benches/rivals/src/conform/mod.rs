@@ -162,6 +162,9 @@ pub struct Check {
 /// Everybody's.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Conformance {
+    /// The commit of ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
     /// The suite.
     pub checks: Vec<Check>,
     /// In the order in which they were asked for.
@@ -277,5 +280,5 @@ pub fn run(candidates: &[Candidate], dir: &Path) -> Result<Conformance> {
         name: check.name.to_owned(),
         story: check.story.split_whitespace().collect::<Vec<_>>().join(" "),
     });
-    Ok(Conformance { checks: checks.collect(), columns })
+    Ok(Conformance { commit: None, checks: checks.collect(), columns })
 }

@@ -4,7 +4,7 @@ use super::{Candidate, Conformance, Verdict};
 use std::fmt::Write as _;
 
 const COMMAND: &str = "cargo run --release -p catamaran-rivals --features rivals -- conformance \
-                       --keep benches/rivals";
+                       --keep benches/rivals --commit $(git rev-parse --short=12 HEAD)";
 
 impl Verdict {
     fn word(self) -> &'static str {
@@ -50,10 +50,12 @@ fn notes(candidate: Candidate) -> &'static str {
 impl Conformance {
     /// What is kept as documentation.
     pub fn document(&self) -> String {
+        let commit = self.commit.as_ref().map(|commit| format!("Ours is of {commit}. "));
         format!(
-            "# Stores of raft logs under `catamaran::testkit`\n\nMade by `{COMMAND}`; do not edit. Each \
+            "# Stores of raft logs under `catamaran::testkit`\n\nMade by `{COMMAND}`; do not edit. {}Each \
              verdict is of a run in a process of its own.\nA dash: the store has no such notion, or no way \
              to make that fault.\n\n{}",
+            commit.unwrap_or_default(),
             self.table()
         )
     }
