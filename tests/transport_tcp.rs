@@ -5,7 +5,7 @@
 
 use ::raft::eraftpb::{Entry, Message, MessageType};
 use bytes::Bytes;
-use catamaran::transport::remote::Connection;
+use catamaran::transport::remote::{Connection, Told};
 use catamaran::transport::*;
 use catamaran::types::{PeerId, RegionId, StoreId};
 use catamaran::{Error, Outcome, Result};
@@ -442,6 +442,59 @@ fn clients_pipeline_and_learn_that_an_outcome_is_unknown() {
         assert_eq!(error.outcome(), Outcome::NotApplied);
         assert!(!connection.is_open());
     });
+}
+
+/// Sends these together; each is told to the channel, with its place. Gives how many were given back.
+fn volley(
+    connection: &Connection,
+    bodies: Vec<Bytes>,
+    patience: Duration,
+) -> (usize, mpsc::Receiver<(usize, Result<Bytes>)>) {
+    let (tell, told) = mpsc::channel();
+    let calls = bodies.into_iter().enumerate().map(|(at, body)| {
+        let tell = tell.clone();
+        let done: Told = Box::new(move |answer| tell.send((at, answer)).unwrap());
+        (body, done)
+    });
+    (connection.send(calls.collect(), patience).len(), told)
+}
+
+#[test]
+fn what_leaves_together_is_told_one_by_one() {
+    const LONG: Duration = Duration::from_secs(60);
+    let rt = runtime();
+    let (tcp, _) = start(config(1, 0, &BTreeMap::new()), &rt, false);
+    let address = tcp.local_addr().to_string();
+    let connection = rt.block_on(Connection::connect(&address, None)).unwrap();
+    let bodies: Vec<_> = (0..1000).map(|i| Bytes::from(format!("call {i}"))).collect();
+    let (back, told) = volley(&connection, bodies.clone(), LONG);
+    let mut heard: Vec<_> = told.iter().map(|(at, answer)| (at, answer.unwrap())).collect();
+    heard.sort();
+    let expected: Vec<_> = bodies.into_iter().enumerate().collect();
+    assert_eq!((back, heard), (0, expected));
+    assert!(tcp.stats().writes < 500, "coalesced: {:?}", tcp.stats());
+
+    // Who is not answered in time is told, and nobody else for it.
+    let mute = || Bytes::from_static(b"mute");
+    let (back, told) = volley(&connection, vec![mute(), "hi".into()], Duration::from_millis(100));
+    let heard: Vec<_> =
+        told.iter().map(|(at, answer)| (at, answer.map_err(|e| e.outcome()))).collect();
+    assert_eq!((back, heard), (0, vec![(1, Ok("hi".into())), (0, Err(Outcome::Unknown))]));
+
+    // More than may be in flight is given back, and nothing of it was sent. The room comes back with the answers.
+    let large = Bytes::from(vec![b'x'; 20 << 20]);
+    for (count, given_back) in [(3, 0), (4, 4), (3, 0)] {
+        let (back, told) = volley(&connection, vec![large.clone(); count], LONG);
+        assert_eq!((back, told.iter().count()), (given_back, count - given_back));
+    }
+
+    let (back, told) = volley(&connection, vec![mute(), mute()], LONG);
+    std::thread::sleep(Duration::from_millis(100));
+    tcp.shutdown();
+    let heard: Vec<_> = told.iter().map(|(_, answer)| answer.unwrap_err().outcome()).collect();
+    assert_eq!((back, heard), (0, vec![Outcome::Unknown; 2]));
+    let (back, told) = volley(&connection, vec![mute()], LONG);
+    assert_eq!((back, told.iter().count()), (1, 0), "nothing is sent on a broken connection");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The gate: writes of many callers at the same moment enter the node together.
+//! The gate: writes of many callers at the same moment enter the node together, or leave for another one together.
 //!
 //! A write that goes alone pays for a lock, a wake-up of the store loop and, worst, a round of its own. So a future
 //! that writes leaves its batch at the gate, yields once, and then lets in whatever waits there. On a busy runtime
@@ -64,6 +64,19 @@ impl Gate {
     /// All that wait.
     pub fn open(&self) -> Vec<Entrant> {
         self.waiting.lock().take()
+    }
+}
+
+/// Hands on those who came together, as many at once as have the same patience.
+pub(super) fn by_patience(
+    mut entrants: Vec<Entrant>,
+    mut write_many: impl FnMut(Vec<(Bytes, Done<Response>)>, Duration),
+) {
+    while let Some(timeout) = entrants.first().map(|first| first.timeout) {
+        let others = entrants.iter().position(|other| other.timeout != timeout);
+        let rest = others.map(|at| entrants.split_off(at)).unwrap_or_default();
+        write_many(entrants.into_iter().map(|one| (one.command, one.done)).collect(), timeout);
+        entrants = rest;
     }
 }
 

@@ -8,11 +8,12 @@
 use super::request::Body;
 use crate::codec::command;
 use crate::codec::report::RegionInfo;
-use crate::router::RangeCache;
+use crate::router::{RangeCache, Route};
 use crate::types::StoreId;
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -52,10 +53,7 @@ pub(super) struct Hint {
 /// The first key that a request is about.
 fn key_of(body: &Body) -> Option<Bytes> {
     match body {
-        Body::Write { command } => {
-            let op = command::ops(command).next()?.ok()?;
-            Some(command.slice(op.key()))
-        }
+        Body::Write { command } => first_key(command).map(|key| command.slice(key)),
         Body::Execute { key, .. } => Some(key.clone()),
         Body::Read { keys, .. } => keys.first().cloned(),
         Body::Scan { range, .. } => Some(range.start.clone()),
@@ -67,6 +65,18 @@ fn key_of(body: &Body) -> Option<Bytes> {
     }
 }
 
+/// Where the first key of a batch lies in it.
+fn first_key(command: &[u8]) -> Option<Range<usize>> {
+    Some(command::ops(command).next()?.ok()?.key())
+}
+
+impl Known {
+    fn is_fresh(&self, route: Option<&Route>, now: Instant) -> bool {
+        let learnt = route.and_then(|route| self.learnt.get(&route.region.range.start));
+        learnt.is_some_and(|at| now.saturating_duration_since(*at) < FRESH)
+    }
+}
+
 impl Hints {
     /// What is known of the region that a request is about.
     pub fn of(&self, body: &Body, now: Instant) -> Hint {
@@ -74,12 +84,37 @@ impl Hints {
         let (leader, fresh) = {
             let known = self.known.read();
             let route = known.routes.lookup(&key);
-            let learnt = route.and_then(|route| known.learnt.get(&route.region.range.start));
-            let fresh = learnt.is_some_and(|at| now.saturating_duration_since(*at) < FRESH);
-            (route.and_then(|route| route.leader), fresh)
+            (route.and_then(|route| route.leader), known.is_fresh(route, now))
         };
         let ask = (!fresh && self.may_ask(now)).then_some(key);
         Hint { leader, ask }
+    }
+
+    /// Who leads the regions of many writes, and what to ask: of all whose region is not known, and one of the others.
+    pub fn of_writes<'a>(
+        &self,
+        commands: impl ExactSizeIterator<Item = &'a Bytes>,
+        probe: usize,
+        now: Instant,
+    ) -> (Vec<Option<StoreId>>, Option<Bytes>) {
+        let probe = probe.checked_rem(commands.len());
+        let mut leaders = Vec::with_capacity(commands.len());
+        let mut ask = None;
+        let known = self.known.read();
+        for (n, command) in commands.enumerate() {
+            let Some(key) = first_key(command) else {
+                leaders.push(None);
+                continue;
+            };
+            let route = known.routes.lookup(&command[key.clone()]);
+            let leader = route.and_then(|route| route.leader);
+            if (leader.is_none() || Some(n) == probe) && !known.is_fresh(route, now) {
+                ask.get_or_insert_with(|| command.slice(key));
+            }
+            leaders.push(leader);
+        }
+        drop(known);
+        (leaders, ask.filter(|_| self.may_ask(now)))
     }
 
     fn may_ask(&self, now: Instant) -> bool {

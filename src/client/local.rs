@@ -2,16 +2,17 @@
 
 use super::ask::Answer;
 use super::directory::Bureau;
-use super::gate::{Entrant, Gate};
+use super::gate::{self, Entrant, Gate};
 use super::job::{Job, Reach};
 use super::parked::Parked;
 use super::request::{self, Body, Request, Response, Route};
 use super::{Backend, Client, Done};
-use crate::driver::{Driver, Slab, Submission};
+use crate::driver::{Driver, Submission};
 use crate::error::{Error, Result};
 use crate::router::{RangeCache, lone_route};
 use crate::store::{AdminDone, Reply};
 use crate::transport::{Origin, Transport};
+use crate::types::slab::Slab;
 use crate::types::{Region, RegionId, StoreId, Time};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
@@ -298,15 +299,9 @@ impl Backend for Door {
 }
 
 impl Inner {
-    /// Those who waited at the gate, or came together, as many at once as have the same patience.
-    pub fn enter(self: &Arc<Self>, mut entrants: Vec<Entrant>) {
-        while let Some(timeout) = entrants.first().map(|first| first.timeout) {
-            let others = entrants.iter().position(|other| other.timeout != timeout);
-            let rest = others.map(|at| entrants.split_off(at)).unwrap_or_default();
-            let batches = entrants.into_iter().map(|one| (one.command, one.done)).collect();
-            self.write_many(batches, timeout);
-            entrants = rest;
-        }
+    /// Those who waited at the gate, or came together.
+    pub fn enter(self: &Arc<Self>, entrants: Vec<Entrant>) {
+        gate::by_patience(entrants, |batches, timeout| self.write_many(batches, timeout));
     }
 
     fn write_many(self: &Arc<Self>, batches: Vec<(Bytes, Done<Response>)>, timeout: Duration) {

@@ -42,6 +42,7 @@ pub mod request;
 mod serve;
 mod spread;
 mod stores;
+mod volley;
 
 pub use crate::codec::command::{BatchBuilder as Batch, Swap};
 pub use api::{Blocking, Client};

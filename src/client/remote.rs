@@ -1,6 +1,7 @@
 //! [`RemoteClient`]: the same calls as the embedded [`Client`], over connections to running nodes.
 
 use super::ask::{Answer, Ask};
+use super::gate::{self, Entrant, Gate};
 use super::hints::{self, Hints};
 use super::request::{Body, Request, Response, decode_response};
 use super::{Backend, Client, Done};
@@ -24,7 +25,7 @@ const DIAL: Duration = Duration::from_secs(2);
 /// No store's id.
 const NOBODY: u64 = 0;
 /// What a node gets to answer beyond its own deadline, which is the caller's.
-const GRACE: Duration = Duration::from_millis(200);
+pub(super) const GRACE: Duration = Duration::from_millis(200);
 
 /// A client of nodes in other processes.
 ///
@@ -56,17 +57,19 @@ impl RemoteClient {
             address: address.clone(),
             store: AtomicU64::new(NOBODY),
             connection: tokio::sync::Mutex::default(),
+            dialled: Mutex::default(),
             down_until: Mutex::new(None),
         });
-        let handle = runtime.handle().clone();
         let shared = Shared {
             slots: slots.collect(),
+            handle: runtime.handle().clone(),
+            gate: Gate::default(),
             cluster,
             next: AtomicUsize::new(0),
             jitter: AtomicU64::new(u64::from(std::process::id())),
             hints: Hints::default(),
         };
-        let remote = Remote { shared: Arc::new(shared), handle, runtime: Some(runtime) };
+        let remote = Remote { shared: Arc::new(shared), runtime: Some(runtime) };
         Ok(RemoteClient { client: Client::new(Arc::new(remote), timeout) })
     }
 
@@ -76,25 +79,28 @@ impl RemoteClient {
     }
 }
 
-struct Slot {
+pub(super) struct Slot {
     address: String,
     /// Who answered there last.
     store: AtomicU64,
     connection: tokio::sync::Mutex<Option<Connection>>,
+    /// The same, for whoever does not wait: it may have ended.
+    pub(super) dialled: Mutex<Option<Connection>>,
     down_until: Mutex<Option<Instant>>,
 }
 
-struct Shared {
-    slots: Vec<Slot>,
+pub(super) struct Shared {
+    pub(super) slots: Vec<Slot>,
+    pub(super) handle: Handle,
+    pub(super) next: AtomicUsize,
+    pub(super) hints: Hints,
+    gate: Gate,
     cluster: Option<u64>,
-    next: AtomicUsize,
     jitter: AtomicU64,
-    hints: Hints,
 }
 
 struct Remote {
     shared: Arc<Shared>,
-    handle: Handle,
     runtime: Option<Runtime>,
 }
 
@@ -109,35 +115,53 @@ impl Drop for Remote {
 
 impl Backend for Remote {
     fn call(&self, body: Body, timeout: Duration, done: Done<Response>) {
+        let hint = self.shared.hints.of(&body, Instant::now());
+        self.shared.locate(hint.ask);
         let shared = Arc::clone(&self.shared);
-        self.handle.spawn(async move { done.call(shared.routed(body, timeout).await) });
+        let asking = async move { done.call(shared.ask(body, hint.leader, timeout, None).await) };
+        self.shared.handle.spawn(asking);
+    }
+
+    fn write_many(&self, batches: Vec<(Bytes, Done<Response>)>, timeout: Duration) {
+        self.shared.write_many(batches, timeout);
+    }
+
+    fn write_soon(&self, command: Bytes, timeout: Duration, done: Done<Response>) {
+        self.shared.enter(self.shared.gate.leave(Entrant { command, timeout, done }));
+    }
+
+    fn let_in(&self) {
+        self.shared.enter(self.shared.gate.open());
     }
 }
 
 impl Shared {
-    /// Asks, and sees to it that the next one knows whom.
-    async fn routed(self: &Arc<Self>, body: Body, timeout: Duration) -> Result<Response> {
-        let hint = self.hints.of(&body, Instant::now());
-        if let Some(start) = hint.ask {
-            let shared = Arc::clone(self);
-            tokio::spawn(async move {
-                let ask = Body::Directory(Ask::Locate { start, count: hints::REGIONS });
-                let located = shared.ask(ask, None, LOCATE).await;
-                let infos = match located {
-                    Ok(Response::Directory(Answer::Located(infos))) => infos,
-                    _ => Vec::new(),
-                };
-                shared.hints.heard(&infos, Instant::now());
-            });
-        }
-        self.ask(body, hint.leader, timeout).await
+    fn enter(self: &Arc<Self>, entrants: Vec<Entrant>) {
+        gate::by_patience(entrants, |batches, timeout| self.write_many(batches, timeout));
     }
 
-    async fn ask(
+    /// Asks the directory about the regions from here on, beside everything else.
+    pub(super) fn locate(self: &Arc<Self>, from: Option<Bytes>) {
+        let Some(start) = from else { return };
+        let shared = Arc::clone(self);
+        self.handle.spawn(async move {
+            let ask = Body::Directory(Ask::Locate { start, count: hints::REGIONS });
+            let located = shared.ask(ask, None, LOCATE, None).await;
+            let infos = match located {
+                Ok(Response::Directory(Answer::Located(infos))) => infos,
+                _ => Vec::new(),
+            };
+            shared.hints.heard(&infos, Instant::now());
+        });
+    }
+
+    /// Asks until there is an answer, or no more sense in asking. `tried`: it was sent once, and that came of it.
+    pub(super) async fn ask(
         &self,
         body: Body,
         leader: Option<StoreId>,
         timeout: Duration,
+        mut tried: Option<Error>,
     ) -> Result<Response> {
         let deadline = Instant::now() + timeout;
         let led = leader.and_then(|leader| self.slot_of(leader));
@@ -151,7 +175,10 @@ impl Shared {
                 Some(slot) if attempt == 0 => slot,
                 _ => self.choose(first.wrapping_add(attempt as usize)),
             };
-            let outcome = self.attempt(slot, &body, left).await;
+            let outcome = match tried.take() {
+                Some(error) => Ok(Err(error)),
+                None => self.attempt(&self.slots[slot], &body, left).await,
+            };
             let reached = outcome.is_ok();
             let error = match outcome {
                 Ok(Ok(response)) => return Ok(response),
@@ -175,19 +202,21 @@ impl Shared {
     }
 
     /// The slot of a store that has answered before and is not known to be down.
-    fn slot_of(&self, store: StoreId) -> Option<&Slot> {
-        let slot = self.slots.iter().find(|s| s.store.load(Ordering::Relaxed) == store.0)?;
-        let now = Instant::now();
-        slot.down_until.lock().is_none_or(|until| until <= now).then_some(slot)
+    pub(super) fn slot_of(&self, store: StoreId) -> Option<usize> {
+        let of = |slot: &Slot| slot.store.load(Ordering::Relaxed) == store.0;
+        self.slots.iter().position(of).filter(|at| self.is_up(*at, Instant::now()))
     }
 
     /// The slot whose turn it is, or the next one that is not known to be down.
-    fn choose(&self, turn: usize) -> &Slot {
+    pub(super) fn choose(&self, turn: usize) -> usize {
         let now = Instant::now();
         let count = self.slots.len();
-        let up = |at: &usize| self.slots[*at].down_until.lock().is_none_or(|until| until <= now);
-        let at = (0..count).map(|i| turn.wrapping_add(i) % count).find(up);
-        &self.slots[at.unwrap_or(turn % count)]
+        let at = (0..count).map(|i| turn.wrapping_add(i) % count).find(|at| self.is_up(*at, now));
+        at.unwrap_or(turn % count)
+    }
+
+    fn is_up(&self, slot: usize, now: Instant) -> bool {
+        self.slots[slot].down_until.lock().is_none_or(|until| until <= now)
     }
 
     /// What the node answered; or why it was not reached, and so was sent nothing.
@@ -233,6 +262,7 @@ impl Shared {
             *slot.down_until.lock() = None;
             slot.store.store(connection.peer().1.0, Ordering::Relaxed);
             *current = Some(connection.clone());
+            *slot.dialled.lock() = Some(connection.clone());
             Ok(connection)
         };
         tokio::time::timeout(left.min(DIAL), connect).await.map_err(|_| late())?

@@ -34,6 +34,7 @@ use bytes::Bytes;
 use std::time::Duration;
 
 const VERSION: u8 = 1;
+const WRITE: u8 = 1;
 /// Keys of one read.
 pub const KEYS_MAX: usize = 1 << 16;
 /// Bytes of a scan's bound: one more than of a key, for the successor of the longest key is a bound.
@@ -233,14 +234,28 @@ fn read_range(from: &mut Reader) -> Result<KeyRange> {
     Ok(KeyRange { start, end: from.bytes(BOUND_BYTES_MAX)? })
 }
 
+fn write_head(kind: u8, timeout: Duration, route: Option<Route>, out: &mut Writer<'_>) {
+    out.u8(VERSION);
+    out.u8(kind);
+    out.varint(timeout.as_millis() as u64);
+    out.varint(route.map_or(0, |route| route.region.0));
+    out.varint(route.map_or(0, |route| route.version));
+}
+
+/// Appends the bytes of a write that goes to any node.
+pub(super) fn put_write(command: &[u8], timeout: Duration, bytes: &mut Vec<u8>) {
+    let mut out = Writer::new(bytes);
+    write_head(WRITE, timeout, None, &mut out);
+    out.raw(command);
+}
+
 impl Request {
     /// Its bytes.
     pub fn encode(&self) -> Bytes {
         let mut bytes = Vec::with_capacity(64 + self.body.weight());
         let mut out = Writer::new(&mut bytes);
-        out.u8(VERSION);
-        out.u8(match &self.body {
-            Body::Write { .. } => 1,
+        let kind = match &self.body {
+            Body::Write { .. } => WRITE,
             Body::Execute { .. } => 2,
             Body::Read { .. } => 3,
             Body::Scan { .. } => 4,
@@ -249,10 +264,8 @@ impl Request {
             Body::Admin { .. } => 7,
             Body::Regions { .. } => 8,
             Body::Directory(_) => 9,
-        });
-        out.varint(self.timeout.as_millis() as u64);
-        out.varint(self.route.map_or(0, |route| route.region.0));
-        out.varint(self.route.map_or(0, |route| route.version));
+        };
+        write_head(kind, self.timeout, self.route, &mut out);
         match &self.body {
             Body::Write { command } => out.raw(command),
             Body::Execute { key, command } => {
@@ -303,7 +316,7 @@ impl Request {
         let route = Route { region: RegionId(from.varint()?), version: from.varint()? };
         let route = Some(route).filter(|route| route.region.0 != 0);
         let body = match kind {
-            1 => Body::Write { command: command(&mut from)? },
+            WRITE => Body::Write { command: command(&mut from)? },
             2 => Body::Execute { key: from.bytes(KEY_BYTES_MAX)?, command: command(&mut from)? },
             3 => {
                 let level = read_level(&mut from)?;

@@ -56,7 +56,7 @@ pub use outward::{Outward, SnapshotStats};
 pub use stages::{Stage, StageStats};
 pub use timer::Timer;
 pub use upkeep::FlushNow;
-pub use waiting::{Slab, Waiter};
+pub use waiting::Waiter;
 
 use crate::codec::admin::Admin;
 use crate::codec::beat::Beat;

@@ -133,6 +133,24 @@ impl Outbox {
         true
     }
 
+    /// Queues many requests, or gives them back: all that do not fit together, or whatever comes to a closed queue.
+    pub(crate) fn push_calls(
+        &self,
+        kind: Kind,
+        calls: Vec<(u64, Bytes)>,
+    ) -> Result<(), Vec<(u64, Bytes)>> {
+        let len: usize = calls.iter().map(|(_, body)| call_len(body)).sum();
+        let mut inner = self.inner.lock();
+        if inner.closed == Closed::Yes || inner.bytes + len > self.budget {
+            return Err(calls);
+        }
+        inner.bytes += len;
+        inner.calls.extend(calls.into_iter().map(|(id, body)| (kind, id, body)));
+        drop(inner);
+        self.wake.notify_one();
+        Ok(())
+    }
+
     /// Takes all control messages and calls, and bulk up to `limit` bytes: what comes while that is
     /// being written goes before the rest of the bulk. `batch` is emptied first.
     pub(crate) fn take(&self, limit: usize, batch: &mut Batch) {

@@ -9,12 +9,12 @@ use super::queue::Outbox;
 use super::tcp::stream::{Budget, FrameReader, Pace, Patience, write, write_loop};
 use super::tcp::{Config, Counters};
 use crate::error::{Error, Result};
-use crate::types::{Start, StoreId};
+use crate::types::slab::Slab;
+use crate::types::{Start, StoreId, Time};
 use bytes::Bytes;
 use parking_lot::Mutex;
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Semaphore, oneshot, watch};
@@ -22,6 +22,8 @@ use tokio::time::timeout;
 
 /// Bytes of requests without an answer, over all clones; beyond that a call waits.
 const IN_FLIGHT: usize = 64 << 20;
+/// How often requests that nobody answered in time are looked for.
+const LATE_EVERY: Duration = Duration::from_millis(50);
 
 /// A connection to a node, for a client. Clones share it; it closes when the last one goes.
 ///
@@ -44,7 +46,7 @@ struct Inner {
 #[derive(Debug)]
 struct Link {
     outbox: Outbox,
-    next: AtomicU64,
+    born: Instant,
     waiting: Mutex<Waiting>,
     room: Semaphore,
     max_frame: usize,
@@ -52,11 +54,41 @@ struct Link {
 
 type Answer = Result<Bytes>;
 
-#[derive(Debug, Default)]
+/// Called once with the answer to a request, or with the reason why there is none.
+pub type Told = Box<dyn FnOnce(Result<Bytes>) + Send>;
+
+/// Who waits for an answer.
+enum Call {
+    Awaited(oneshot::Sender<Answer>),
+    /// It holds so much room.
+    Told(Told, usize),
+}
+
+impl Call {
+    fn tell(self, answer: Answer, room: &Semaphore) {
+        match self {
+            // One that nobody waits for any more is dropped.
+            Call::Awaited(tell) => drop(tell.send(answer)),
+            Call::Told(told, size) => {
+                room.add_permits(size);
+                told(answer);
+            }
+        }
+    }
+}
+
+#[derive(Default)]
 struct Waiting {
-    calls: HashMap<u64, oneshot::Sender<Answer>>,
+    calls: Slab<Call>,
     /// Why the connection ended, once it has.
     ended: Option<String>,
+}
+
+impl std::fmt::Debug for Waiting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Waiting { calls, ended, .. } = self;
+        f.debug_struct("Waiting").field("calls", &calls.len()).field("ended", ended).finish()
+    }
 }
 
 /// Takes a call off the list when its caller loses interest.
@@ -67,7 +99,7 @@ struct Interest<'a> {
 
 impl Drop for Interest<'_> {
     fn drop(&mut self) {
-        self.link.waiting.lock().calls.remove(&self.id);
+        self.link.waiting.lock().calls.take(self.id);
     }
 }
 
@@ -87,7 +119,7 @@ impl Connection {
             timeout(limits.handshake_timeout, dialling).await.map_err(|_| late)??;
         let link = Arc::new(Link {
             outbox: Outbox::new(2 * IN_FLIGHT + limits.max_frame),
-            next: AtomicU64::new(1),
+            born: Instant::now(),
             waiting: Mutex::default(),
             room: Semaphore::new(IN_FLIGHT),
             max_frame: limits.max_frame,
@@ -113,22 +145,23 @@ impl Connection {
         let inner = self.inner.clone();
         async move {
             let link = &*inner.link;
-            let size = body.len() + 64;
+            let size = held_by(&body);
             if body.len() + 8 > link.max_frame {
                 let len = body.len();
                 return Err(Error::InvalidArgument(format!("a request of {len} bytes")));
             }
             let want = size.min(IN_FLIGHT) as u32;
             let _room = link.room.acquire_many(want).await.map_err(|_| not_sent())?;
-            let id = link.next.fetch_add(1, Ordering::Relaxed);
             let (tell, told) = oneshot::channel();
-            {
+            let id = {
                 let mut waiting = link.waiting.lock();
                 if waiting.ended.is_some() {
                     return Err(not_sent());
                 }
-                waiting.calls.insert(id, tell);
-            }
+                // Its caller gives it up, or not.
+                let seat = waiting.calls.insert(Call::Awaited(tell), Time(u64::MAX));
+                seat.map_err(|_| not_sent())?
+            };
             let _interest = Interest { link, id };
             if !link.outbox.push_call(Kind::Request, id, body) {
                 return Err(not_sent());
@@ -138,7 +171,71 @@ impl Connection {
     }
 }
 
-fn not_sent() -> Error {
+impl Connection {
+    /// Sends many requests under one lock, with one wake-up, and without waiting. Each callback is called once, on a thread of the
+    /// connection, and must be quick: with the answer; as [`Ambiguous`](Error::Ambiguous) if the connection breaks before it;
+    /// as [`Timeout`](Error::Timeout) when `patience` is over. It is dropped if the runtime is.
+    ///
+    /// Gives back what it did not send: all of them, if the connection has ended or too many bytes are in flight.
+    pub fn send(&self, calls: Vec<(Bytes, Told)>, patience: Duration) -> Vec<(Bytes, Told)> {
+        let link = &*self.inner.link;
+        let too_long = |(body, _): &(Bytes, Told)| body.len() + 8 > link.max_frame;
+        let all: usize = calls.iter().map(|(body, _)| held_by(body)).sum();
+        let room = u32::try_from(all).ok().and_then(|all| link.room.try_acquire_many(all).ok());
+        let mut waiting = link.waiting.lock();
+        let (Some(room), None) = (room, &waiting.ended) else { return calls };
+        if calls.iter().any(too_long) {
+            return calls;
+        }
+        // From here on each answer gives back its own.
+        room.forget();
+        let deadline = link.now().after(patience);
+        let (mut bodies, mut back) = (Vec::with_capacity(calls.len()), Vec::new());
+        for (body, told) in calls {
+            match waiting.calls.insert(Call::Told(told, held_by(&body)), deadline) {
+                Ok(id) => bodies.push((id, body)),
+                Err(call) => back.push((call, body)),
+            }
+        }
+        if let Err(bodies) = link.outbox.push_calls(Kind::Request, bodies) {
+            let taken = |(id, body)| Some((waiting.calls.take(id)?, body));
+            back.extend(bodies.into_iter().filter_map(taken));
+        }
+        drop(waiting);
+        let unsent = |(call, body)| match call {
+            Call::Told(told, size) => {
+                link.room.add_permits(size);
+                Some((body, told))
+            }
+            Call::Awaited(_) => None,
+        };
+        back.into_iter().filter_map(unsent).collect()
+    }
+}
+
+/// Bytes that a request holds until its answer comes.
+fn held_by(body: &Bytes) -> usize {
+    body.len() + 64
+}
+
+impl Link {
+    fn now(&self) -> Time {
+        Time(self.born.elapsed().as_nanos() as u64)
+    }
+
+    /// Tells those whose time is up.
+    fn expire(&self) {
+        let mut late = Vec::new();
+        self.waiting.lock().calls.take_where(self.now(), |_| false, &mut late);
+        for call in late {
+            let error = Error::Timeout { after_ms: 0, what: "a node's answer" };
+            call.tell(Err(error), &self.room);
+        }
+    }
+}
+
+/// Why a request never left.
+pub(crate) fn not_sent() -> Error {
     Error::Busy { what: "the connection is closed or full: nothing was sent" }
 }
 
@@ -209,26 +306,36 @@ async fn run(
                     kind => return Err(Error::malformed("stream", format!("{kind:?}"))),
                 }
             }
-            let mut waiting = link.waiting.lock();
-            for (id, body) in answers {
-                // One that nobody waits for any more is dropped.
-                if let Some(tell) = waiting.calls.remove(&id) {
-                    let _ = tell.send(Ok(body));
-                }
+            let mut calls = Vec::with_capacity(answers.len());
+            {
+                let mut waiting = link.waiting.lock();
+                let found = |(id, body)| waiting.calls.take(id).map(|call| (call, body));
+                calls.extend(answers.into_iter().filter_map(found));
             }
+            calls.into_iter().for_each(|(call, body)| call.tell(Ok(body), &link.room));
+        }
+    };
+    let late = async {
+        loop {
+            tokio::time::sleep(LATE_EVERY).await;
+            link.expire();
         }
     };
     let pace = Pace { max_frame: limits.max_frame, ping: limits.ping, stall: limits.frame_timeout };
     let ended: Result<()> = tokio::select! {
         ended = reading => ended,
         ended = write_loop(writer, &link.outbox, pace, &counters) => ended,
+        ended = late => ended,
         _ = gone.changed() => Ok(()),
     };
     let mut waiting = link.waiting.lock();
     waiting.ended = Some(ended.err().map_or_else(|| "closed".to_owned(), |e| e.to_string()));
     tracing::debug!(ended = ?waiting.ended, waiting = waiting.calls.len(), "connection ended");
-    waiting.calls.clear(); // drops the senders: each call is told
+    let mut calls = Vec::new();
+    waiting.calls.take_where(Time(u64::MAX), |_| true, &mut calls);
     drop(waiting);
     link.outbox.close();
+    let broke = || Error::Ambiguous { what: "the connection broke" };
+    calls.into_iter().for_each(|call| call.tell(Err(broke()), &link.room));
     link.room.close();
 }

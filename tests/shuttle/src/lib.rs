@@ -28,7 +28,7 @@ pub mod error;
 pub mod log;
 #[path = "../../log_disk/mod.rs"]
 pub mod log_disk;
-#[path = "../../../src/types.rs"]
+#[path = "../../../src/types/mod.rs"]
 pub mod types;
 
 pub use error::{Error, Result};

@@ -1,6 +1,8 @@
 //! The words of the house: ids, epochs, key ranges, regions, and what a replica durably knows of its
 //! region. Plain data, no behaviour beyond what the words mean.
 
+pub(crate) mod slab;
+
 use bytes::Bytes;
 use std::fmt;
 

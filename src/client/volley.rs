@@ -1,0 +1,122 @@
+//! Writes of a remote client that leave together: by node, without a task, a timer or a lock of its own for each.
+//!
+//! What comes back with an error that may be repeated, or cannot leave at once (no connection, too much in flight), goes on as
+//! a request of its own does.
+
+use super::Done;
+use super::remote::{GRACE, Shared};
+use super::request::{self, Body, Response, decode_response};
+use crate::error::{Error, Result};
+use crate::transport::remote::{Connection, Told, not_sent};
+use crate::types::StoreId;
+use bytes::Bytes;
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+/// What a request says before the batch takes so many bytes at most.
+const HEAD: usize = 16;
+
+/// One write on its way.
+struct Write {
+    command: Bytes,
+    /// Who leads its region, as far as is known.
+    leader: Option<StoreId>,
+    done: Done<Response>,
+}
+
+/// Where a store answers; each is looked for once.
+fn slot_of(
+    leader: Option<StoreId>,
+    known: &mut Vec<(StoreId, Option<usize>)>,
+    find: impl FnOnce(StoreId) -> Option<usize>,
+) -> Option<usize> {
+    let store = leader?;
+    if let Some((_, slot)) = known.iter().find(|(known, _)| *known == store) {
+        return *slot;
+    }
+    let slot = find(store);
+    known.push((store, slot));
+    slot
+}
+
+/// The requests, in one piece of memory: they leave together.
+fn encode(writes: &[Write], timeout: Duration) -> Vec<Bytes> {
+    let room = writes.iter().map(|one| one.command.len() + HEAD).sum();
+    let mut bytes = Vec::with_capacity(room);
+    let mut from = 0;
+    let pieces: Vec<Range<usize>> = writes
+        .iter()
+        .map(|one| {
+            request::put_write(&one.command, timeout, &mut bytes);
+            std::mem::replace(&mut from, bytes.len())..bytes.len()
+        })
+        .collect();
+    let bytes = Bytes::from(bytes);
+    pieces.into_iter().map(|piece| bytes.slice(piece)).collect()
+}
+
+impl Shared {
+    pub(super) fn write_many(
+        self: &Arc<Self>,
+        batches: Vec<(Bytes, Done<Response>)>,
+        timeout: Duration,
+    ) {
+        let turn = self.next.fetch_add(1, Ordering::Relaxed);
+        let commands = batches.iter().map(|(command, _)| command);
+        let (leaders, ask) = self.hints.of_writes(commands, turn, Instant::now());
+        self.locate(ask);
+        let anyone = self.choose(turn);
+        let mut at = Vec::new();
+        let mut volleys: Vec<Vec<Write>> = Vec::new();
+        volleys.resize_with(self.slots.len(), Vec::new);
+        for ((command, done), leader) in batches.into_iter().zip(leaders) {
+            let slot = slot_of(leader, &mut at, |store| self.slot_of(store)).unwrap_or(anyone);
+            volleys[slot].push(Write { command, leader, done });
+        }
+        for (slot, writes) in self.slots.iter().zip(volleys).filter(|(_, some)| !some.is_empty()) {
+            let connection = slot.dialled.lock().clone();
+            match connection {
+                Some(connection) => self.volley(&connection, writes, timeout),
+                None => writes.into_iter().for_each(|one| self.alone(one, timeout, None)),
+            }
+        }
+    }
+
+    fn volley(self: &Arc<Self>, connection: &Connection, writes: Vec<Write>, timeout: Duration) {
+        let bodies = encode(&writes, timeout);
+        let deadline = Instant::now() + timeout;
+        let shared = Arc::downgrade(self);
+        let told = |one: Write| -> Told {
+            let shared = Weak::clone(&shared);
+            Box::new(move |answer: Result<Bytes>| {
+                let error = match answer.and_then(decode_response) {
+                    Ok(response) => return one.done.call(Ok(response)),
+                    Err(error) => error,
+                };
+                match shared.upgrade() {
+                    Some(shared) => {
+                        let left = deadline.saturating_duration_since(Instant::now());
+                        shared.alone(one, left, Some(error));
+                    }
+                    None => one.done.call(Err(error)),
+                }
+            })
+        };
+        let calls = bodies.into_iter().zip(writes.into_iter().map(told)).collect();
+        for (_, told) in connection.send(calls, timeout + GRACE) {
+            told(Err(not_sent()));
+        }
+    }
+
+    /// One write by itself.
+    fn alone(self: &Arc<Self>, one: Write, timeout: Duration, tried: Option<Error>) {
+        let Write { command, leader, done } = one;
+        let shared = Arc::clone(self);
+        self.handle.spawn(async move {
+            let body = Body::Write { command };
+            done.call(shared.ask(body, leader, timeout, tried).await);
+        });
+    }
+}
