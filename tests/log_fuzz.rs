@@ -169,10 +169,10 @@ fn data_like_a_generation_is_no_torn_tail() {
 
 /// Found by `recovery_of_forged_directories`, each once a log that opened with one content and with another after a purge, or did
 /// not open again, or arithmetic that overflowed: a run of a record that is not in the segment, a group that a
-/// footer names twice, a floor from the end of all numbers, sections behind their summary.
+/// footer names twice, a floor from the end of all numbers, sections behind their summary, a trailer from the end of all numbers.
 #[test]
 fn forged_footers_and_numbers() {
-    let inputs: [&[u8]; 6] = [
+    let inputs: [&[u8]; 7] = [
         &[
             26, 173, 48, 79, 151, 224, 207, 64, 185, 14, 66, 122, 97, 19, 52, 29, 204, 205, 255,
             135, 42, 48, 100,
@@ -186,6 +186,12 @@ fn forged_footers_and_numbers() {
         &[27, 225, 180, 20, 228, 85, 200, 115, 147, 198, 12, 110, 109, 210],
         &[31, 154, 86, 180, 24, 221, 162, 15, 231, 151, 127, 120],
         &[31, 102, 27, 16, 14, 96, 239, 59, 142, 194],
+        &[
+            255, 244, 149, 255, 244, 149, 255, 44, 44, 255, 44, 255, 48, 48, 48, 48, 48, 48, 48,
+            208, 207, 207, 208, 48, 48, 48, 49, 53, 46, 115, 101, 103, 244, 89, 244, 241, 7, 0, 0,
+            0, 124, 255, 44, 44, 255, 44, 255, 57, 53, 53, 49, 54, 49, 53, 208, 207, 207, 208, 48,
+            48, 48, 49, 53, 46, 115, 101, 103, 244, 89, 244, 241, 7, 0, 0, 0, 124,
+        ],
     ];
     inputs.into_iter().for_each(drive::recovery::run);
 }

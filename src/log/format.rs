@@ -15,6 +15,8 @@ pub const VERSION: u32 = 3;
 /// The oldest version that is read. What it holds is a part of what the newest may hold, so that records of
 /// old segments are copied into new ones as they are.
 pub const OLDEST_VERSION: u32 = 2;
+/// No log counts its records further than this. What is computed from numbers of records that were found does not overflow.
+pub(super) const LAST_SEQ: u64 = u64::MAX / 2;
 /// Size of a record's header.
 pub const RECORD_HEADER: usize = 48;
 

@@ -4,8 +4,8 @@
 use super::GroupId;
 use super::echo::{self, Echoed, Echoes};
 use super::format::{
-    BLOCK, BadSum, Op, RECORD_HEADER, RECORD_MAGIC, RecordHeader, SegmentHeader, VERSION, align,
-    decode_dir, read_u64,
+    BLOCK, BadSum, LAST_SEQ, Op, RECORD_HEADER, RECORD_MAGIC, RecordHeader, SegmentHeader, VERSION,
+    align, decode_dir, read_u64,
 };
 use super::segment::{SEGMENT_SUFFIX, SPARE_SUFFIX, parse_name};
 use super::unreadable::{Sparse, read_around};
@@ -59,9 +59,6 @@ impl Found {
 /// not written. (Records take 2 GiB at most, by the options and of a spare made for a large batch, or one group that is
 /// larger: a payload and a directory of 1 GiB.)
 const LONGEST: u64 = u32::MAX as u64 + 1;
-
-/// No log counts its records further than this. What is computed from numbers of records that were found does not overflow.
-const LAST_SEQ: u64 = u64::MAX / 2;
 
 /// What to do about a file that vanishes or changes its name while the directory is read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

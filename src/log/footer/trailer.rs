@@ -1,6 +1,6 @@
 //! The trailer: what tells that a segment has a footer, and where.
 
-use crate::log::format::{read_u32, read_u64};
+use crate::log::format::{LAST_SEQ, read_u32, read_u64};
 
 /// Size of the trailer: the last bytes of the file.
 pub(in crate::log) const TRAILER: usize = 64;
@@ -38,11 +38,11 @@ impl Trailer {
 
     /// Bytes of the footer.
     pub(in crate::log) fn bytes(&self) -> u64 {
-        let body = self.summary_at.saturating_sub(self.sections_at) + u64::from(self.summary_len);
+        let body = self.summary_at - self.sections_at + u64::from(self.summary_len);
         body + TRAILER as u64
     }
 
-    /// The trailer at the end of a file, if that is one of this generation.
+    /// The trailer at the end of a file, if that is one of this generation that a log can have written.
     pub(in crate::log) fn decode(bytes: &[u8], generation: u64) -> Option<Trailer> {
         if bytes.len() != TRAILER
             || read_u32(bytes, 0) != TRAILER_MAGIC
@@ -51,7 +51,7 @@ impl Trailer {
         {
             return None;
         }
-        Some(Trailer {
+        let trailer = Trailer {
             generation,
             base_seq: read_u64(bytes, 16),
             next_seq: read_u64(bytes, 24),
@@ -59,6 +59,15 @@ impl Trailer {
             summary_at: read_u64(bytes, 40),
             summary_len: read_u32(bytes, 48),
             summary_crc: read_u32(bytes, 52),
-        })
+        };
+        trailer.makes_sense().then_some(trailer)
+    }
+
+    /// Whether a log could have written it: places in a segment are 32 bits wide, and no log counts its records so far.
+    fn makes_sense(&self) -> bool {
+        self.base_seq <= self.next_seq
+            && self.next_seq <= LAST_SEQ
+            && self.sections_at <= self.summary_at
+            && self.summary_at <= u64::from(u32::MAX)
     }
 }
