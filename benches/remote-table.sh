@@ -24,7 +24,7 @@ members=1=127.0.0.1:${ports[0]},2=127.0.0.1:${ports[1]},3=127.0.0.1:${ports[2]}
 start() { # STATE
     for id in 1 2 3; do
         "$server" serve --store-id "$id" --data-dir "$work/data/$id" --cluster "$members" --regions 64 \
-            --set "state=\"$1\"" 2>"$work/$id.log" &
+            --set "state=\"$1\"" &>"$work/$id.log" &
         servers+=($!)
     done
     # Serves once all have met and every region has a leader.
