@@ -93,6 +93,8 @@ pub(super) struct Hand {
     lost: BTreeSet<(RegionId, StoreId)>,
     /// Appliers that stand still.
     held: BTreeSet<StoreId>,
+    /// How many replicas of a region have left a store for another.
+    left: BTreeMap<(RegionId, StoreId), u64>,
 }
 
 impl Hand {
