@@ -134,7 +134,7 @@ impl Cluster {
 
 /// A cluster and its script.
 pub struct Stage {
-    cluster: Cluster,
+    pub(super) cluster: Cluster,
 }
 
 fn options(layout: Vec<Region>, planted: Option<Planted>) -> NodeOptions {
