@@ -132,7 +132,7 @@ fn write(store: &TableStore, i: u64) {
     let state = state(region_of(i), i);
     if is_restore(i) {
         let mut items = restored(i).into_iter().map(Ok);
-        store.restore(&region_range(region_of(i)), &mut items, vec![state]).unwrap();
+        store.restore(&[region_range(region_of(i))], &mut items, vec![state]).unwrap();
         return;
     }
     let mut batch = WriteBatch::new();

@@ -156,7 +156,9 @@ fn run(steps: &[Step], open: &dyn Fn() -> Box<dyn Tables>) {
                 inside.retain(|k, _| range.contains(k) && !range.is_empty());
                 applied += 10;
                 let mut sorted = inside.clone().into_iter().map(Ok);
-                store.restore(&range, &mut sorted, vec![state(applied)]).unwrap();
+                store
+                    .restore(std::slice::from_ref(&range), &mut sorted, vec![state(applied)])
+                    .unwrap();
                 delete_range(&mut model, &range);
                 model.extend(inside);
                 (durable, durable_applied) = (model.clone(), applied);

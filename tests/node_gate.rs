@@ -52,11 +52,11 @@ impl StateStore for Behind {
 
     fn restore(
         &self,
-        range: &KeyRange,
+        ranges: &[KeyRange],
         items: &mut dyn Iterator<Item = Result<(Bytes, Bytes)>>,
         states: Vec<RegionState>,
     ) -> Result<Cut> {
-        self.inner.restore(range, items, states)
+        self.inner.restore(ranges, items, states)
     }
 
     fn maintain(&self) -> Result<bool> {

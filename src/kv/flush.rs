@@ -106,15 +106,11 @@ impl Inner {
     /// See [`StateStore::restore`](super::StateStore::restore).
     pub fn restore(
         &self,
-        range: &KeyRange,
+        ranges: &[KeyRange],
         items: &mut dyn Iterator<Item = Result<(Bytes, Bytes)>>,
         states: Vec<RegionState>,
     ) -> Result<()> {
-        // An inverted range holds no key either; as a hole it must not have its ends the wrong way round.
-        let range = &match range.is_empty() {
-            true => KeyRange { start: range.start.clone(), end: range.start.clone() },
-            false => range.clone(),
-        };
+        let holes = normalise(ranges.to_vec());
         let _io = self.io.lock();
         // Everything written so far becomes part of this cut. If the ingestion fails it stays frozen, with
         // nothing left out, and goes with the next flush.
@@ -124,18 +120,26 @@ impl Inner {
         let mut changes: BTreeMap<_, _> = frozen.regions.iter().cloned().collect();
         changes.extend(states.into_iter().map(|s| (s.region.id, Some(Arc::new(s)))));
         let changes: Vec<RegionChange> = changes.into_iter().collect();
-        let inside = frozen.span(range);
-        let (below, above) = ranges_around(&frozen.ranges, range);
+        let deleted = ranges_around(&frozen.ranges, &holes);
         let mut items = Some(items);
         self.ingest(&mut |sink: &mut dyn Sink| {
             let Some(items) = items.take() else {
                 return Err(Error::InvalidArgument("snapshot items can be read only once".into()));
             };
+            let mut items = items.peekable();
             write_regions(&changes, sink)?;
-            write_points(&frozen, 0..inside.start, &below, &*tables, self, sink)?;
-            replace(range, items, &*tables, sink)?;
-            let after = inside.end..frozen.slots.len();
-            write_points(&frozen, after, &above, &*tables, self, sink)
+            let mut done = 0;
+            for (hole, below) in holes.iter().zip(&deleted) {
+                let inside = frozen.span(hole);
+                write_points(&frozen, done..inside.start, below, &*tables, self, sink)?;
+                replace(hole, &mut items, &*tables, sink)?;
+                done = inside.end;
+            }
+            if let Some(left) = items.next() {
+                return Err(left.map_or_else(|error| error, |_| misplaced()));
+            }
+            let above = deleted.last().map_or(&[][..], |above| above);
+            write_points(&frozen, done..frozen.slots.len(), above, &*tables, self, sink)
         })?;
         self.install(&changes)
     }
@@ -182,20 +186,28 @@ fn write_points(
     delete_up_to(&mut doomed, None, &mut scratch, sink)
 }
 
-/// Writes the items, and tombstones for what else the tables hold in `range`.
-fn replace(
+fn misplaced() -> Error {
+    Error::malformed("snapshot", "a key is out of order or out of range")
+}
+
+/// Writes the items up to the end of `range`, and tombstones for what else the tables hold in it.
+fn replace<I: Iterator<Item = Result<(Bytes, Bytes)>>>(
     range: &KeyRange,
-    items: &mut dyn Iterator<Item = Result<(Bytes, Bytes)>>,
+    items: &mut Peekable<I>,
     tables: &dyn TablesView,
     sink: &mut dyn Sink,
 ) -> Result<()> {
     let mut scratch = Vec::new();
     let mut doomed = doomed_keys(std::slice::from_ref(range), tables).peekable();
     let mut last: Option<Bytes> = None;
-    for item in items {
+    let below_end = |item: &Result<(Bytes, Bytes)>| match item {
+        Ok((key, _)) => range.end.is_empty() || *key < range.end,
+        Err(_) => true,
+    };
+    while let Some(item) = items.next_if(below_end) {
         let (key, value) = item?;
         if !range.contains(&key) || last.as_ref().is_some_and(|last| *last >= key) {
-            return Err(Error::malformed("snapshot", "a key is out of order or out of range"));
+            return Err(misplaced());
         }
         delete_up_to(&mut doomed, Some(&key), &mut scratch, sink)?;
         data_key(&key, &mut scratch);
@@ -237,22 +249,16 @@ fn delete_up_to<I: Iterator<Item = Result<Bytes>>>(
     Ok(())
 }
 
-/// What of the deleted ranges lies below and above `hole`.
-fn ranges_around(ranges: &[KeyRange], hole: &KeyRange) -> (Vec<KeyRange>, Vec<KeyRange>) {
+/// What of the deleted ranges lies below each of the holes, which ascend and lie apart, and last what lies above all.
+fn ranges_around(deleted: &[KeyRange], holes: &[KeyRange]) -> Vec<Vec<KeyRange>> {
     // An empty start leaves nothing below; an empty end nothing above (and must not be read as "unbounded").
-    let below = if hole.start.is_empty() {
-        Vec::new()
-    } else {
-        let below = KeyRange::new(Bytes::new(), hole.start.clone());
-        normalise(ranges.iter().map(|range| range.intersect(&below)).collect())
-    };
-    let above = if hole.end.is_empty() {
-        Vec::new()
-    } else {
-        let above = KeyRange::new(hole.end.clone(), Bytes::new());
-        normalise(ranges.iter().map(|range| range.intersect(&above)).collect())
-    };
-    (below, above)
+    let bound = |key: &Bytes| (!key.is_empty()).then(|| key.clone());
+    let (first, last) = (Some(Bytes::new()), Some(Bytes::new()));
+    let starts = std::iter::once(first).chain(holes.iter().map(|hole| bound(&hole.end)));
+    let ends = holes.iter().map(|hole| bound(&hole.start)).chain(std::iter::once(last));
+    let gaps = starts.zip(ends).map(|(start, end)| Some(KeyRange { start: start?, end: end? }));
+    let inside = |gap: KeyRange| deleted.iter().map(|range| range.intersect(&gap)).collect();
+    gaps.map(|gap| gap.map_or_else(Vec::new, |gap| normalise(inside(gap)))).collect()
 }
 
 #[cfg(test)]

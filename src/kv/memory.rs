@@ -53,12 +53,12 @@ impl StateStore for MemoryStore {
 
     fn restore(
         &self,
-        range: &KeyRange,
+        ranges: &[KeyRange],
         items: &mut dyn Iterator<Item = Result<(Bytes, Bytes)>>,
         states: Vec<RegionState>,
     ) -> Result<Cut> {
         // Nothing is ever durable here: the log is kept.
-        self.0.restore(range, items, states).map(|_| Cut::new())
+        self.0.restore(ranges, items, states).map(|_| Cut::new())
     }
 
     fn maintain(&self) -> Result<bool> {

@@ -20,9 +20,9 @@
 //! 3. [`Flush::run`] does the IO on any thread. If it fails, the frozen memtable stays readable and the next
 //!    `freeze` returns it again (the same cut; what was written since is not part of it).
 //! 4. [`StateStore::restore`] (raft snapshot) is a flush of its own: the cut as of its start, without the
-//!    restored range, plus the restored items and region state, in one atomic ingestion. So a crash shows
+//!    restored ranges, plus the restored items and region state, in one atomic ingestion. So a crash shows
 //!    either the last cut or the new one, no region is cut apart from the others, and nothing in a
-//!    memtable can shadow ingested data: what memtables held of the range is left out of that ingestion.
+//!    memtable can shadow ingested data: what memtables held of the ranges is left out of that ingestion.
 //!
 //! **Range deletes.** A run keeps the ranges it deletes; they cover older runs and the tables only (points
 //! of the same batch that came before are removed when the run is built, later ones survive). At a
@@ -124,13 +124,15 @@ pub trait StateStore: Send + Sync + 'static {
     /// flush the same cut is returned again. Does no IO.
     fn freeze(&self) -> Result<Option<Box<dyn Flush>>>;
 
-    /// Replaces everything in `range` by `items` (ascending, distinct, inside the range) and sets the states of
-    /// regions: of the one that is restored, and of those that it swallows. Durable and atomic on return: after a crash either the old or the new state is there. Everything
-    /// written before is durable then, too: the cut says what.
+    /// Replaces everything in `ranges` by `items` (ascending, distinct, each inside one of the ranges) and sets the states of
+    /// regions: of the one that is restored, and of those that it swallows. The ranges come in any order, and may touch,
+    /// overlap or be empty; what lies between them stays as it is, for it may be other regions'. Durable and atomic on
+    /// return, all of it at once: after a crash either the old or the new state is there. Everything written before is
+    /// durable then, too: the cut says what.
     /// The caller makes sure that nobody writes to the regions meanwhile.
     fn restore(
         &self,
-        range: &KeyRange,
+        ranges: &[KeyRange],
         items: &mut dyn Iterator<Item = Result<(Bytes, Bytes)>>,
         states: Vec<RegionState>,
     ) -> Result<Cut>;

@@ -328,11 +328,11 @@ impl StateStore for TableStore {
 
     fn restore(
         &self,
-        range: &KeyRange,
+        ranges: &[KeyRange],
         items: &mut dyn Iterator<Item = Result<(Bytes, Bytes)>>,
         states: Vec<RegionState>,
     ) -> Result<Cut> {
-        self.inner.restore(range, items, states)?;
+        self.inner.restore(ranges, items, states)?;
         Ok(self.inner.durable_cut())
     }
 

@@ -302,18 +302,18 @@ impl Applier {
         let mut items = SnapshotReader::open(&self.disk, &file)?;
         let view = self.kv.view()?;
         // What was cut off behind this replica's back leaves no data here: should it come, it brings its own.
-        let held = view.region(state.region.id).map(|old| old.region.range);
-        let mut range = held.iter().fold(state.region.range.clone(), |all, held| all.hull(held));
+        let mut cleared = vec![state.region.range.clone()];
+        cleared.extend(view.region(state.region.id).map(|old| old.region.range));
         let mut states = vec![state.clone()];
         for gone in &swallow {
             let there = view.record(gone.region).filter(|there| !there.is_tombstone());
-            range = there.iter().fold(range, |all, there| all.hull(&there.region.range));
+            cleared.extend(there.iter().map(|there| there.region.range.clone()));
             let region = there.map(|there| there.region).unwrap_or_default();
             let dead = RegionState::tombstone(Region { id: gone.region, ..region }, gone.id);
             states.push(RegionState { merging: Some(Merging::default()), ..dead });
             self.regions.remove(&gone.region);
         }
-        out.cut = Some(self.kv.restore(&range, &mut items, states)?);
+        out.cut = Some(self.kv.restore(&cleared, &mut items, states)?);
         out.applied.push(Applied {
             compacted: Some(state.compacted),
             restored: Some(state.clone()),

@@ -236,24 +236,20 @@ struct Replicas {
 }
 
 impl Replicas {
-    fn is_free(&self, region: &Region, but: &[Departed]) -> bool {
-        let apart = |id: &RegionId, range: &KeyRange| {
-            let own = *id == region.id || but.iter().any(|gone| gone.region == *id);
-            own || range.intersect(&region.range).is_empty()
-        };
-        // A replica begins at or before the first key, or within the range.
-        let before = (Bound::Unbounded, Bound::Included(&region.range.start[..]));
-        let before = self.by_start.range::<[u8], _>(before).next_back();
-        let within = self.by_start.range(region.range.start.clone()..);
-        let within = within.take_while(|(start, _)| {
-            region.range.end.is_empty() || start[..] < region.range.end[..]
-        });
-        let held = before.into_iter().chain(within).filter_map(|(_, id)| self.by_region.get(id));
-        self.claims.iter().all(|(id, range)| apart(id, range))
-            && held.into_iter().all(|share| {
-                let held = share.region();
-                apart(&held.id, &held.range)
-            })
+    fn is_free(&self, region: RegionId, range: &KeyRange, but: &[Departed]) -> bool {
+        let other = |id: &RegionId| *id != region && !but.iter().any(|gone| gone.region == *id);
+        let apart = |held: &KeyRange| held.intersect(range).is_empty();
+        // Another replica begins at or before the first key, or within the range.
+        let before = (Bound::Unbounded, Bound::Included(&range.start[..]));
+        let before = self.by_start.range::<[u8], _>(before).rfind(|(_, id)| other(id));
+        let within = self.by_start.range(range.start.clone()..);
+        let within = within
+            .take_while(|(start, _)| range.end.is_empty() || start[..] < range.end[..])
+            .filter(|(_, id)| other(id));
+        let mut held =
+            before.into_iter().chain(within).filter_map(|(_, id)| self.by_region.get(id));
+        let mut claims = self.claims.iter().filter(|(id, _)| other(id));
+        claims.all(|(_, claimed)| apart(claimed)) && held.all(|share| apart(&share.region().range))
     }
 
     fn place(&mut self, region: &Region) {
@@ -320,16 +316,17 @@ impl Registry {
         ids.filter_map(|(_, id)| replicas.by_region.get(id)).map(|share| share.region()).collect()
     }
 
-    /// Whether no other replica here, living or about to, holds keys of the region's range; `but` these.
-    pub fn is_free(&self, region: &Region, but: &[Departed]) -> bool {
-        self.replicas.read().is_free(region, but)
+    /// Whether no replica here, living or about to, holds keys of any of the ranges, but the region's own and `but` these.
+    pub fn is_free(&self, region: RegionId, ranges: &[KeyRange], but: &[Departed]) -> bool {
+        let replicas = self.replicas.read();
+        ranges.iter().all(|range| replicas.is_free(region, range, but))
     }
 
     /// Keeps the range for a replica that is about to be here, if no other one `but` these holds any of it. The claim ends
     /// when the replica comes.
     pub(crate) fn claim(&self, region: &Region, but: &[Departed]) -> bool {
         let mut replicas = self.replicas.write();
-        let free = replicas.is_free(region, but);
+        let free = replicas.is_free(region.id, &region.range, but);
         if free {
             replicas.claims.insert(region.id, region.range.clone());
         }

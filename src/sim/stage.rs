@@ -93,6 +93,8 @@ pub(super) struct Hand {
     lost: BTreeSet<(RegionId, StoreId)>,
     /// Appliers that stand still.
     held: BTreeSet<StoreId>,
+    /// How many replicas of a region have left a store for another.
+    left: BTreeMap<(RegionId, StoreId), u64>,
 }
 
 impl Hand {
@@ -132,7 +134,7 @@ impl Cluster {
 
 /// A cluster and its script.
 pub struct Stage {
-    cluster: Cluster,
+    pub(super) cluster: Cluster,
 }
 
 fn options(layout: Vec<Region>, planted: Option<Planted>) -> NodeOptions {

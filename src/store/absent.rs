@@ -120,11 +120,8 @@ impl Store {
         let swallow = self.merged_into(&head);
         let id = head.region.id;
         let ready = !self.absent.making.contains_key(&id) && self.ask_to_yield(&swallow);
-        let held = swallow.iter().filter_map(|gone| self.registry.get(gone.region));
-        let range =
-            held.fold(head.region.range.clone(), |all, share| all.hull(&share.region().range));
-        let all = Region { range, ..head.region.clone() };
-        let free = ready && self.registry.is_free(&all, &swallow);
+        let cleared = self.cleared_by(&head, None, &swallow);
+        let free = ready && self.registry.is_free(id, &cleared, &swallow);
         if !free || !self.registry.claim(&head.region, &swallow) {
             return self.pending.discard.push(file);
         }

@@ -17,6 +17,20 @@ impl Store {
         head.removed.iter().filter(here).copied().collect()
     }
 
+    /// What the restore of a snapshot clears, as far as the loops know: the region's keys, those that its replica here has `held`
+    /// so far, and those of each that it swallows. What lies between them is none of its business: a region that took others in
+    /// may have been cut since, and others may live there by now.
+    pub(super) fn cleared_by(
+        &self,
+        head: &Head,
+        held: Option<KeyRange>,
+        swallow: &[Departed],
+    ) -> Vec<KeyRange> {
+        let swallowed = swallow.iter().filter_map(|gone| self.registry.get(gone.region));
+        let swallowed = swallowed.map(|share| share.region().range.clone());
+        std::iter::once(head.region.range.clone()).chain(held).chain(swallowed).collect()
+    }
+
     /// Whether those of them that live stand still; who does not is told to.
     pub(super) fn ask_to_yield(&mut self, swallow: &[Departed]) -> bool {
         let mut still = true;

@@ -484,11 +484,8 @@ impl Store {
             return self.pending.discard.push(file);
         };
         let swallow = self.merged_into(&head);
-        let all = Region { range: head.region.range.hull(&own), ..head.region };
-        let held = swallow.iter().filter_map(|gone| self.registry.get(gone.region));
-        let range = held.fold(all.range.clone(), |all, share| all.hull(&share.region().range));
-        let all = Region { range, ..all };
-        if !self.ask_to_yield(&swallow) || !self.registry.is_free(&all, &swallow) {
+        let cleared = self.cleared_by(&head, Some(own), &swallow);
+        if !self.ask_to_yield(&swallow) || !self.registry.is_free(region, &cleared, &swallow) {
             return self.pending.discard.push(file);
         }
         self.message(now, envelope);

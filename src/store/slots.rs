@@ -9,7 +9,7 @@
 use crate::error::{Error, Result};
 use crate::region::effects::{Claim, SnapshotErrand};
 use crate::region::share::Registry;
-use crate::types::{PeerId, Region, RegionId, StoreId, Time};
+use crate::types::{PeerId, RegionId, StoreId, Time};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -21,13 +21,12 @@ const RESTORE_PATIENCE: u32 = 10;
 ///
 /// (That the replica here has got further by itself is no reason: only its answer tells the leader so.)
 pub fn has_use(registry: &Registry, id: RegionId, to: PeerId, claim: &Claim) -> Result<()> {
-    let region = Region { id, range: claim.range.clone(), ..Region::default() };
     // Those that were merged into it yield to it, when it is there.
-    if !registry.is_free(&region, &claim.merged) {
+    if !registry.is_free(id, std::slice::from_ref(&claim.range), &claim.merged) {
         let what = "another region holds keys of it here still";
         return Err(Error::InvalidArgument(what.into()));
     }
-    match registry.get(region.id) {
+    match registry.get(id) {
         Some(here) if here.peer > to => {
             Err(Error::InvalidArgument(format!("{} lives here by now", here.peer)))
         }

@@ -1,15 +1,20 @@
 //! A replica goes from one store to another, step by step as an operator takes it there: a learner first, which is promoted once
 //! it has caught up; then leadership goes there, if it was at the old place, and the old one goes.
-//!
-//! Not done: to move a replica back to a store that had one, for its id would be the old one.
+//! A replica that comes to a store that had one has another id.
 
 use super::*;
 use crate::codec::admin::Change;
 
+/// Between the ids of a region's replicas on one store, one after the other.
+const LATER: u64 = 1_000;
+
 impl Stage {
     /// Moves a replica.
     pub fn move_replica(&mut self, region: RegionId, from: StoreId, to: StoreId) -> Outcome<()> {
-        let (old, new) = (peer_of(region, from), peer_of(region, to));
+        let known = self.patiently(|stage| stage.leader(region))?.1;
+        let old = known.peer_on(from).map_or(PeerId(0), |peer| peer.id);
+        let before = self.hand().left.get(&(region, to)).copied().unwrap_or(0);
+        let new = PeerId(peer_of(region, to).0 + before * LATER);
         self.change(region, Change::AddLearner { peer: new, store: to })?;
         self.change(region, Change::Promote(new))?;
         if self.leader(region)?.0 == from {
@@ -17,7 +22,9 @@ impl Stage {
             self.run(LOOK * 5)?;
             self.transfer(region, to)?;
         }
-        self.change(region, Change::Remove(old))
+        self.change(region, Change::Remove(old))?;
+        *self.hand().left.entry((region, from)).or_default() += 1;
+        Ok(())
     }
 
     /// One change of a region's replicas, asked for again while something is in its way.

@@ -5,17 +5,21 @@ use super::*;
 use crate::codec::admin::Admin;
 use crate::codec::merge::Commit;
 use crate::codec::region::{REMOVED_MAX, encode_head};
-use crate::kv::StateStore;
+use crate::env::Disk;
 use crate::kv::mem::SimTablesDisk;
+use crate::kv::{Direction, StateStore, WriteBatch};
 use crate::raft::{Envelope, Note};
-use crate::region::snapshot::SnapshotFile;
+use crate::region::snapshot::{SnapshotFile, SnapshotWriter};
 use crate::region::storage::conf_state;
 use crate::sim::clock::NodeClock;
 use crate::sim::disk::SimDisk;
-use crate::sim::node::{NodeOptions, Running, SimNode};
+use crate::sim::node::{NodeOptions, Running, SNAP_DIR, SimNode};
 use crate::store::{Event, StoreConfig};
 use ::raft::eraftpb::{Message, MessageType, Snapshot};
+use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 const HERE: StoreId = StoreId(1);
@@ -217,8 +221,38 @@ impl Bench {
         assert!(self.ask_to_yield(id), "and does");
     }
 
+    /// Puts a key into the state store, past all regions.
+    fn put(&mut self, key: &'static str) {
+        let mut batch = WriteBatch::new();
+        batch.put(key.into(), "old".into());
+        self.running().kv.write(batch).unwrap();
+    }
+
+    /// All keys of the state store.
+    fn keys(&mut self) -> Vec<Bytes> {
+        let view = self.running().kv.view().unwrap();
+        let items = view.scan(&KeyRange::all(), Direction::Forward).unwrap();
+        items.map(|item| item.unwrap().0).collect()
+    }
+
+    /// A file as a snapshot leaves it when it has been received, with one key.
+    fn received(&mut self, key: &str) -> SnapshotFile {
+        self.tokens += 1;
+        let disk: Arc<dyn Disk> = Arc::new(self.node.disk.clone());
+        let path = Path::new(SNAP_DIR).join(self.tokens.to_string());
+        let mut writer = SnapshotWriter::create(&disk, path).unwrap();
+        let lengths = [(key.len() as u32).to_le_bytes(), 3u32.to_le_bytes()].concat();
+        writer.chunk(&[&lengths, key.as_bytes(), b"new"].concat()).unwrap();
+        writer.finish().unwrap()
+    }
+
     /// A snapshot has arrived for the replica here: whether it is to be restored. If not, its file must go.
     fn takes(&mut self, region: &Region, removed: Vec<Departed>) -> bool {
+        self.arrives(region, removed).is_some()
+    }
+
+    /// The same, and what the round asks for if it is to be restored. Its one key is the region's first.
+    fn arrives(&mut self, region: &Region, removed: Vec<Departed>) -> Option<Effects> {
         let at = LogPosition { index: 40, term: 9 };
         let head = RegionState { region: region.clone(), removed, ..RegionState::default() };
         let mut snapshot = Snapshot { data: encode_head(&head), ..Snapshot::default() };
@@ -230,15 +264,17 @@ impl Bench {
         let mut message = Message { from: from.0, to: to.0, term: at.term, ..Message::default() };
         message.set_msg_type(MessageType::MsgSnapshot);
         message.set_snapshot(snapshot);
-        let (region, from_store) = (region.id, StoreId(2));
+        let Region { id: region, range, .. } = region.clone();
+        let from_store = StoreId(2);
         let envelope = Envelope { region, from, to, from_store, message, note: None };
-        let file = SnapshotFile { path: "/snap/1".into() };
+        let start = range.start;
+        let file = self.received(std::str::from_utf8(&start).unwrap());
         self.handle(Event::SnapshotReceived { envelope, file: file.clone() });
         let effects = self.drain();
         let restores = |task: &ApplyTask| matches!(task, ApplyTask::Restore { .. });
         let restored = effects.apply.iter().any(restores);
         assert_eq!(effects.discard.contains(&file), !restored);
-        restored
+        restored.then_some(effects)
     }
 }
 
@@ -326,22 +362,47 @@ fn who_is_about_to_be_born_does_not_stand_still() {
     assert!(bench.ask_to_yield(7), "it is not coming after all");
 }
 
-/// The snapshot of a region that took others in, and was cut again since. Restoring it deletes all from the region's first
-/// key to the last one of those that end in it; between them another region may live here by now, whose keys it
-/// must not touch. Then the snapshot is refused until those have gone, whether or not a replica of its region is here.
+/// The snapshot of a region that took others in, and was cut again since: between its keys and those of whom it swallows
+/// another region may live by now, which loses none. The restore cleared all from the first of those keys to the last, so
+/// the snapshot was refused until the other one had gone: never, where the orphan of a merge waited for a new
+/// replica to take it over (seed 12706).
 #[test]
 fn a_snapshot_does_not_reach_over_a_region_that_lives_between_it_and_whom_it_swallows() {
     let into = region(10, "a", "g", &[1, 2, 3]);
-    let own = || vec![region(1, "", "a", &[1]), region(2, "m", "p", &[1])];
-    let between = || region(3, "g", "m", &[1]);
-    for (there, free) in [(vec![], true), (vec![between()], false)] {
-        for known in [vec![], vec![into.clone()]] {
-            let mut bench = Bench::new([own(), there.clone(), known.clone()].concat());
-            bench.settle();
-            bench.still(2);
-            let taken = bench.takes(&into, vec![gone(2)]);
-            assert_eq!(taken, free, "beside {there:?}, with {known:?}");
-        }
+    let there = || {
+        let regions = [("", "a", 1), ("m", "p", 2), ("g", "m", 3), ("p", "", 4)];
+        regions.map(|(start, end, id)| region(id, start, end, &[1])).to_vec()
+    };
+    for known in [vec![], vec![into.clone()]] {
+        let mut bench = Bench::new([there(), known.clone()].concat());
+        bench.settle();
+        ["A", "b", "h", "m", "n", "q"].into_iter().for_each(|key| bench.put(key));
+        bench.still(2);
+        let restores = bench.arrives(&into, vec![gone(2)]);
+        bench.perform(restores.unwrap_or_else(|| panic!("refused, with {known:?}")));
+        bench.settle();
+        assert_eq!(bench.keys(), ["A", "a", "h", "q"], "with {known:?}");
+        assert!(bench.state(2).is_tombstone() && was_merged(&bench.state(2)));
+        assert!([1, 3, 4, 10].into_iter().all(|id| bench.stands(id)), "with {known:?}");
+    }
+}
+
+/// What a snapshot's restore does clear must be nobody else's: the region's keys, those that its replica here had, and those
+/// of each that it swallows.
+#[test]
+fn a_snapshot_waits_for_whoever_holds_keys_that_its_restore_clears() {
+    let now = region(10, "a", "g", &[1, 2, 3]);
+    let before = Region { range: KeyRange::new("s", "w"), ..now.clone() };
+    for (start, end, free) in
+        [("b", "c", false), ("n", "o", false), ("t", "u", false), ("h", "i", true), ("w", "", true)]
+    {
+        let own = vec![region(1, "", "a", &[1]), region(2, "m", "p", &[1]), before.clone()];
+        let mut bench = Bench::new(own);
+        bench.settle();
+        bench.still(2);
+        let cut = region(99, start, end, &[1]);
+        bench.running().registry.reshape(&region(98, "", "", &[1]), std::iter::once(&cut));
+        assert_eq!(bench.takes(&now, vec![gone(2)]), free, "{start}..{end}");
     }
 }
 
