@@ -2,7 +2,9 @@
 
 use super::Shared;
 use super::stages::{Stage, waited_for};
-use crate::region::apply::{Applier, ApplyOutcome};
+use super::upkeep::{self, Room};
+use crate::error::Result;
+use crate::region::apply::{Applier, ApplyOutcome, Left};
 use crate::store::{Applied, ApplyTask, Event};
 use crate::types::Time;
 use parking_lot::{Condvar, Mutex};
@@ -166,8 +168,32 @@ pub fn run(shared: &Shared, at: usize) {
     }
 }
 
-/// Applies, answers, reports. `false` if the store cannot go on.
-fn work(shared: &Shared, applier: &mut Applier, waiting: Waiting) -> bool {
+/// How long a worker rests when a snapshot found no room to be restored.
+const NO_ROOM_PAUSE: Duration = Duration::from_millis(200);
+
+/// Applies all, and waits for room where a snapshot has none: writes are refused meanwhile. `false` if the store cannot go on.
+fn work(shared: &Shared, applier: &mut Applier, mut waiting: Waiting) -> bool {
+    loop {
+        let was_full = match pass(shared, applier, waiting) {
+            Err(error) => {
+                shared.fail("apply", error);
+                return false;
+            }
+            Ok(None) => return true,
+            Ok(Some(left)) => left,
+        };
+        upkeep::is_full(shared, Room::State, &was_full.error);
+        shared.upkeep.wake();
+        std::thread::sleep(NO_ROOM_PAUSE);
+        if shared.stopped() {
+            return false;
+        }
+        waiting = Waiting { tasks: was_full.tasks, committed: Vec::new() };
+    }
+}
+
+/// Applies, answers, reports. What there was no room for is left.
+fn pass(shared: &Shared, applier: &mut Applier, waiting: Waiting) -> Result<Option<Left>> {
     let Waiting { tasks, committed } = waiting;
     let (stages, began) = (&shared.stages, shared.clock.now());
     for (since, batches) in &committed {
@@ -184,12 +210,10 @@ fn work(shared: &Shared, applier: &mut Applier, waiting: Waiting) -> bool {
         })
         .sum();
     let result = applier.apply(tasks, &mut outcome);
-    shared.apply_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    let left = outcome.left.as_ref().map_or(0, |left| left.tasks.iter().map(bytes_of).sum());
+    shared.apply_bytes.fetch_sub(bytes - left, Ordering::Relaxed);
     // After an error nothing of the pass is answered: the stop tells the callers.
-    if let Err(error) = result {
-        shared.fail("apply", error);
-        return false;
-    }
+    result?;
     let applied = shared.clock.now();
     stages.record(Stage::Apply, began, applied, waited_for);
     let answered = shared.desks.complete(outcome.replies);
@@ -200,6 +224,7 @@ fn work(shared: &Shared, applier: &mut Applier, waiting: Waiting) -> bool {
     }
     post(shared, outcome.applied);
     if let Some(cut) = outcome.cut {
+        upkeep::has_room(shared, Room::State);
         let cut = Arc::new(cut);
         shared.post_all(|| Event::Flushed(Arc::clone(&cut)));
     }
@@ -213,7 +238,7 @@ fn work(shared: &Shared, applier: &mut Applier, waiting: Waiting) -> bool {
     if shared.kv.should_flush() {
         shared.upkeep.wake();
     }
-    true
+    Ok(outcome.left)
 }
 
 fn post(shared: &Shared, applied: Vec<Applied>) {

@@ -47,6 +47,17 @@ pub struct ApplyOutcome {
     pub discard: Vec<SnapshotFile>,
     /// What a restore has made durable, all regions: to be reported as `Event::Flushed`, behind `applied`.
     pub cut: Option<Cut>,
+    /// The rest, if there was no room for it.
+    pub left: Option<Left>,
+}
+
+/// What was not applied, for a snapshot found no room to be restored: to be handed over again later, before anything else.
+#[derive(Debug)]
+pub struct Left {
+    /// Where there was no room.
+    pub error: Error,
+    /// The snapshot's task and those behind it.
+    pub tasks: Vec<ApplyTask>,
 }
 
 /// Applies the entries of some regions, in order.
@@ -114,11 +125,13 @@ impl Applier {
         })
     }
 
-    /// Applies the tasks, in order. An error is fatal: the store must stop.
+    /// Applies the tasks, in order. Where a snapshot finds no room to be restored it ends, and that task and those behind it
+    /// are [`left`](ApplyOutcome::left). Any other error is fatal: the store must stop.
     pub fn apply(&mut self, tasks: Vec<ApplyTask>, out: &mut ApplyOutcome) -> Result<()> {
         self.answer_room = ANSWER_BYTES;
         let mut publishing = self.begin()?;
-        for task in tasks {
+        let mut tasks = tasks.into_iter();
+        while let Some(task) = tasks.next() {
             match task {
                 ApplyTask::Entries { region, peer, entries } => {
                     for entry in entries {
@@ -131,7 +144,15 @@ impl Applier {
                 }
                 ApplyTask::Restore { state, file, swallow } => {
                     self.publish(publishing, out)?;
-                    self.restore(*state, file, swallow, out)?;
+                    match self.restore(&state, &file, &swallow, out) {
+                        Err(error @ Error::DiskFull { .. }) => {
+                            let again = ApplyTask::Restore { state, file, swallow };
+                            let tasks = std::iter::once(again).chain(tasks).collect();
+                            out.left = Some(Left { error, tasks });
+                            return Ok(());
+                        }
+                        done => done?,
+                    }
                     publishing = self.begin()?;
                 }
                 ApplyTask::Destroy { region, peer, epoch } => {
@@ -294,34 +315,34 @@ impl Applier {
 
     fn restore(
         &mut self,
-        state: RegionState,
-        file: SnapshotFile,
-        swallow: Vec<Departed>,
+        state: &RegionState,
+        file: &SnapshotFile,
+        swallow: &[Departed],
         out: &mut ApplyOutcome,
     ) -> Result<()> {
-        let mut items = SnapshotReader::open(&self.disk, &file)?;
+        let mut items = SnapshotReader::open(&self.disk, file)?;
         let view = self.kv.view()?;
         // What was cut off behind this replica's back leaves no data here: should it come, it brings its own.
         let mut cleared = vec![state.region.range.clone()];
         cleared.extend(view.region(state.region.id).map(|old| old.region.range));
         let mut states = vec![state.clone()];
-        for gone in &swallow {
+        for gone in swallow {
             let there = view.record(gone.region).filter(|there| !there.is_tombstone());
             cleared.extend(there.iter().map(|there| there.region.range.clone()));
             let region = there.map(|there| there.region).unwrap_or_default();
             let dead = RegionState::tombstone(Region { id: gone.region, ..region }, gone.id);
             states.push(RegionState { merging: Some(Merging::default()), ..dead });
-            self.regions.remove(&gone.region);
         }
         out.cut = Some(self.kv.restore(&cleared, &mut items, states)?);
+        swallow.iter().for_each(|gone| drop(self.regions.remove(&gone.region)));
         out.applied.push(Applied {
             compacted: Some(state.compacted),
             restored: Some(state.clone()),
-            absorbed: swallow,
+            absorbed: swallow.to_vec(),
             ..Applied::at(state.region.id, state.peer, state.applied)
         });
-        out.discard.push(file);
-        self.regions.insert(state.region.id, state);
+        out.discard.push(file.clone());
+        self.regions.insert(state.region.id, state.clone());
         Ok(())
     }
 
