@@ -129,6 +129,8 @@ pub struct Counts {
     pub lost: [u64; 2],
     /// Disks that were full for a while.
     pub full: u64,
+    /// Snapshots that waited for room to be restored, each time anew.
+    pub waited_for_room: u64,
     /// Connections that nodes with such a directory, or that had left, were refused.
     pub kept_out: u64,
     /// Sleeping replicas, summed up over all faults.
@@ -495,19 +497,18 @@ impl Cluster {
     }
 
     fn apply(&mut self, now: Time, id: StoreId, life: u64) -> Step {
-        if self.alive(id, life).is_none() {
-            return Ok(());
-        }
+        let Some(_) = self.alive(id, life) else { return Ok(()) };
         let held = self.hand.as_ref().is_some_and(|hand| hand.holds(id));
         let Some(running) = self.running(id) else { return Ok(()) };
         running.scheduled.apply = false;
         if held {
             return Ok(());
         }
-        let outcome = match running.apply() {
+        let mut outcome = match running.apply() {
             Ok(outcome) => outcome,
             Err(error) => return self.node_failed(now, id, "apply", error),
         };
+        self.left(now, id, life, outcome.left.take())?;
         self.look_at_states(id, &outcome.applied)?;
         self.look_at_shapes(id)?;
         self.discard(id, outcome.discard);
@@ -519,6 +520,7 @@ impl Cluster {
             self.post_later(now, id, life, at, pause, Event::Applied(vec![applied]));
         }
         let Some(cut) = outcome.cut.map(Arc::new) else { return Ok(()) };
+        self.has_room(now, id, life, Room::State)?;
         for at in 0..self.running(id).map_or(0, |r| r.stores.len()) {
             let pause = self.pause("applied.pause", 200);
             self.post_later(now, id, life, at, pause, Event::Flushed(cut.clone()));

@@ -2,10 +2,11 @@
 //! seconds, and then there is room again.
 //!
 //! What production does then is done here: new writes are refused, what the log was turned away with is tried again and again
-//! while it is purged, a cut that could not be written is offered again, and writes are taken once nothing lacks room
-//! (`driver::upkeep`). A node that needs room to start or to restore a snapshot stops, and is started again.
+//! while it is purged, a cut that could not be written is offered again, a snapshot that could not be restored too, and writes are
+//! taken once nothing lacks room (`driver::upkeep`, `driver::apply`). A node that needs room to start stops, and is started again.
 
 use super::cluster::{Cluster, Happening, Step};
+use crate::region::apply::Left;
 use crate::store::{DiskSpace, Event};
 use crate::types::{StoreId, Time};
 use std::time::Duration;
@@ -64,6 +65,17 @@ impl Cluster {
             0 => self.tell_of_space(now, id, life, DiskSpace::Full),
             _ => Ok(()),
         }
+    }
+
+    /// A snapshot found no room to be restored: it and all behind it are applied later.
+    pub(super) fn left(&mut self, now: Time, id: StoreId, life: u64, left: Option<Left>) -> Step {
+        let (Some(left), Some(running)) = (left, self.running(id)) else { return Ok(()) };
+        running.tasks = left.tasks;
+        running.scheduled.apply = true;
+        self.counts.waited_for_room += 1;
+        self.world.after(AGAIN, Happening::Apply(id, life));
+        self.trace.line(now, format_args!("{id} has no room for a snapshot: {}", left.error));
+        self.lacks(now, id, life, Room::State)
     }
 
     /// Somebody could write: writes are taken again once nobody lacks room.
