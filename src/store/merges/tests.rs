@@ -406,6 +406,31 @@ fn a_snapshot_waits_for_whoever_holds_keys_that_its_restore_clears() {
     }
 }
 
+/// A snapshot for which the state store has no room was an error that stopped the node. It and what is behind it are given back,
+/// nothing of it is there, and once there is room it is restored as if nothing had been.
+#[test]
+fn a_snapshot_that_finds_no_room_is_restored_later() {
+    let into = region(10, "a", "g", &[1, 2, 3]);
+    let mut bench = Bench::new(vec![into.clone(), region(3, "g", "", &[1])]);
+    bench.settle();
+    ["b", "h"].into_iter().for_each(|key| bench.put(key));
+    let mut restores = bench.arrives(&into, Vec::new()).expect("it is to be restored");
+    let tasks = std::mem::take(&mut restores.apply);
+    let count = tasks.len();
+    bench.node.tables.set_full(true);
+    let running = bench.running();
+    running.tasks = tasks;
+    let outcome = running.apply().unwrap();
+    let left = outcome.left.expect("there is no room");
+    assert!(matches!(left.error, crate::Error::DiskFull { .. }), "{}", left.error);
+    assert_eq!((left.tasks.len(), outcome.applied.len()), (count, 0));
+    assert_eq!(bench.keys(), ["b", "h"]);
+    bench.node.tables.set_full(false);
+    bench.perform(Effects { apply: left.tasks, ..restores });
+    bench.settle();
+    assert_eq!(bench.keys(), ["a", "h"]);
+}
+
 /// A region is frozen for a target that is itself merged away, which its tombstone says: nobody will ever answer its wish,
 /// so it thaws. A tombstone without that mark says only that a replica was removed from this store: the region
 /// lives elsewhere, may have taken the source in, and the source waits.
