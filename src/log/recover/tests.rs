@@ -240,3 +240,54 @@ fn further_damage_of_a_fenced_group_is_not_called_harmless() {
     let [given_up] = &recovery.harmless[..] else { panic!("{recovery:?}") };
     assert!(is_in(given_up, dead), "{recovery:?}");
 }
+
+/// A lost directory fences its group off for as long as it can be read that it is lost. Where all that is known of the group stands in
+/// newer segments, the record itself must hold purge up: were it taken, the next opening would know of no loss.
+#[test]
+fn evidence_stays_though_its_group_says_newer_things() {
+    let (disk, dir) = (MemDisk::default(), Path::new("/log"));
+    let open = || {
+        let options = Options { segment_bytes: 16 << 10, spare_segments: 1, ..Options::default() };
+        Log::open(Arc::new(disk.clone()), dir, options).unwrap()
+    };
+    let say = |log: &Log, state: &'static str| {
+        let mut batch = LogBatch::new();
+        batch.set_state(7, state);
+        log.write(batch).unwrap();
+    };
+    let fill = |log: &Log| {
+        let last = log.last_index(1);
+        for index in last + 1..=last + 30 {
+            let mut batch = LogBatch::new();
+            batch.append(1, [Entry { index, term: 1, kind: 0, data: vec![1; 3000].into() }]);
+            if index > 1 {
+                let to = crate::types::LogPosition { index: index - 1, term: 1 };
+                batch.compact_to(1, to);
+            }
+            log.write(batch).unwrap();
+        }
+    };
+    let (log, _) = open();
+    say(&log, "voted");
+    fill(&log);
+    say(&log, "voted again");
+    fill(&log);
+    log.barrier().unwrap();
+    drop(log);
+    let first = dir.join("0000000000000001.seg");
+    let file = disk.open(&first, OpenMode::ReadWrite).unwrap();
+    let at = (super::super::format::BLOCK + RECORD_HEADER) as u64;
+    let mut byte = [0];
+    file.read_at(at, &mut byte).unwrap();
+    file.write_at(at, &[byte[0] ^ 1]).unwrap();
+    drop(file);
+    for _ in 0..2 {
+        let (log, recovery) = open();
+        let fenced: Vec<_> = recovery.quarantined.iter().map(|fenced| fenced.group).collect();
+        assert_eq!(fenced, [7], "{recovery:?}");
+        fill(&log);
+        let purged: Vec<_> = (0..4).map(|_| log.purge().unwrap().segments).collect();
+        assert!(disk.exists(&first).unwrap(), "{purged:?}");
+        log.barrier().unwrap();
+    }
+}
