@@ -29,6 +29,8 @@ enum Fate {
     Held,
     /// It waits for that, then fails.
     HeldThenFails(ErrorKind),
+    /// It fails at once.
+    Fails(ErrorKind),
 }
 
 /// Decides over writes and syncs of segments.
@@ -53,6 +55,9 @@ impl Gate {
             (0..turns).for_each(|_| std::thread::yield_now());
         }
         let Some(fate) = fate else { return Ok(()) };
+        if let Fate::Fails(kind) = fate {
+            return Err(kind);
+        }
         let mut waiting = self.waiting.lock().unwrap();
         waiting.0 += 1;
         let ticket = waiting.0;
@@ -62,7 +67,7 @@ impl Gate {
         }
         match fate {
             Fate::Held => Ok(()),
-            Fate::HeldThenFails(kind) => Err(kind),
+            Fate::HeldThenFails(kind) | Fate::Fails(kind) => Err(kind),
         }
     }
 
@@ -213,6 +218,27 @@ fn a_failed_sync_takes_those_behind_it_along() {
         disk.gate().release();
         assert!(one.join().unwrap().is_err());
         assert!(two.join().unwrap().is_err());
+    });
+    assert_eq!(log.durable(), Seq(0));
+}
+
+/// Once a sync has failed, one that succeeds proves nothing, be it of an earlier group: what failed may have been the write-back
+/// of that group's blocks.
+#[test]
+fn a_failed_sync_takes_those_before_it_along() {
+    let disk = Gated::default();
+    let log = open(&disk);
+    disk.gate().writes.lock().unwrap().extend([Some(Fate::Held), None]);
+    disk.gate().syncs.lock().unwrap().extend([Some(Fate::Fails(ErrorKind::Other)), None]);
+    std::thread::scope(|scope| {
+        let first = log.submit(batch(1)).unwrap();
+        let one = scope.spawn(|| log.write_round().map(drop));
+        disk.gate().held(1);
+        log.submit(batch(2)).unwrap();
+        assert!(log.write_round().is_err());
+        disk.gate().release();
+        assert!(one.join().unwrap().is_err(), "acknowledged after a failed sync");
+        assert!(log.wait(first).is_err());
     });
     assert_eq!(log.durable(), Seq(0));
 }

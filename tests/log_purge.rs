@@ -11,6 +11,7 @@ use catamaran::log::{Entry, Log, LogBatch, Options, Purged};
 use catamaran::types::LogPosition;
 use log_disk::Dice;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
@@ -207,6 +208,56 @@ fn rot_blocks_purge_and_nobody_else() {
     log.write(batch).unwrap();
     assert!(log.purge().unwrap().segments > 0);
     assert_eq!((log.last_index(2), log.last_index(3)), (200, 1));
+}
+
+/// Rot in the middle: it stays, with all that is newer, and what is older goes all the same.
+#[test]
+fn purge_takes_what_is_older_than_rot() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = Log::open(Arc::new(OsDisk), dir.path(), options()).unwrap();
+    let put = |group: u64, index: u64, len: usize| {
+        let mut batch = LogBatch::new();
+        let data = vec![group as u8 + 1; len].into();
+        batch.append(group, [Entry { index, term: 1, kind: 0, data }]);
+        if group == 2 && index > 1 {
+            batch.compact_to(2, LogPosition { index: index - 1, term: 1 });
+        }
+        log.write(batch).unwrap();
+    };
+    // Two laggards, some segments apart.
+    put(1, 1, 300);
+    (1..100).for_each(|index| put(2, index, 3000));
+    put(3, 1, 300);
+    (100..200).for_each(|index| put(2, index, 3000));
+    let segments = || -> Vec<PathBuf> {
+        let files = std::fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().path());
+        let mut found: Vec<_> =
+            files.filter(|p| p.extension().is_some_and(|e| e == "seg")).collect();
+        found.sort();
+        found
+    };
+    let of_third = |bytes: &[u8]| bytes.windows(20).position(|window| window == [4; 20]);
+    let before = segments();
+    let place = before.iter().position(|path| of_third(&std::fs::read(path).unwrap()).is_some());
+    let place = place.unwrap();
+    assert!(place > 1 && place + 2 < before.len(), "{place} of {}", before.len());
+    let mut bytes = std::fs::read(&before[place]).unwrap();
+    let at = of_third(&bytes).unwrap();
+    bytes[at + 9] ^= 1;
+    std::fs::write(&before[place], &bytes).unwrap();
+    [(1, 1), (2, 199), (3, 1)].iter().for_each(|(group, last)| log.trim_cache(*group, *last));
+
+    log.rest(3);
+    let purged: Vec<Purged> = (0..6).map(|_| log.purge().unwrap()).collect();
+    assert!(purged[0].blocked, "{purged:?}");
+    assert_eq!(
+        purged.iter().map(|purged| purged.segments).sum::<u64>(),
+        place as u64,
+        "{purged:?}"
+    );
+    assert_eq!(segments()[0], before[place]);
+    assert_eq!(log.entries(1, 1, 2, 0).unwrap()[0].data.len(), 300);
+    assert!(matches!(log.entries(3, 1, 2, 0), Err(Error::Corruption { .. })));
 }
 
 /// A store that falls behind with purging catches up in steps of a known size, and loses nothing on the way.

@@ -5,7 +5,7 @@ use super::flight::Air;
 use super::footer::Summary;
 use super::format::{BadSum, Op, RECORD_HEADER};
 use super::groups::Index;
-use super::index::{Damage, Dead};
+use super::index::{Damage, Dead, Group};
 use super::notes::Notes;
 use super::queue::Queue;
 use super::scan::{Found, Neighbour, Record, Scan, find_segments};
@@ -47,6 +47,8 @@ pub struct Recovery {
     pub torn: Option<TornTail>,
     /// Groups that are fenced off.
     pub quarantined: Vec<Quarantine>,
+    /// Further damage of groups that are fenced off: `quarantined` has one place of each.
+    pub further: Vec<Damage>,
     /// Damage that took nothing with it (a copy of a header, a body that nobody needs any more).
     pub harmless: Vec<Damage>,
     /// Bytes of records that were copied into a fresh segment.
@@ -94,6 +96,13 @@ pub(super) fn name_directory(seq: u64, bad: &BadSum) -> String {
 
 /// Bodies that are damaged, by record and place in the payload.
 type BadBodies = BTreeMap<(u64, u32), Damage>;
+
+/// Those that the group still needs.
+fn damaged_places(group: &Group, bad: &BadBodies) -> impl Iterator<Item = (u64, u32)> {
+    let state = group.state.as_ref().map(|_| (group.state_seq, group.state_rel));
+    let runs = group.runs.iter().map(|run| (run.seq, run.body.rel));
+    runs.chain(state).filter(|key| bad.contains_key(key))
+}
 
 #[derive(Default)]
 struct Replay {
@@ -440,12 +449,14 @@ impl Replay {
     /// Damaged bodies that are still needed fence off their groups.
     fn judge(&mut self, segments: &[Found]) -> Result<()> {
         self.judge_losses()?;
-        let mut used = Vec::new();
+        let (mut told, mut needed) = (BTreeSet::new(), BTreeSet::new());
         let fenced = self.fences.keys().copied();
         let groups: BTreeSet<GroupId> = self.index.groups().into_iter().chain(fenced).collect();
         for id in groups {
             let fences = self.fences.remove(&id).unwrap_or_default();
-            let (bad, fence) = (&self.bad, fences.into_iter().next());
+            let bad = &self.bad;
+            let mut keys: Vec<(u64, u32)> = fences.iter().map(|fence| (fence.seq, 0)).collect();
+            let fence = fences.into_iter().next();
             let (damage, last_good, key) = self.index.change(id, |group| {
                 let found = fence.map(|fence| (fence.damage, fence.last_good, (fence.seq, 0)));
                 let found = found.or_else(|| {
@@ -476,6 +487,7 @@ impl Replay {
                 });
                 match found {
                     Some((damage, last_good, key)) => {
+                        keys.extend(damaged_places(group, bad));
                         group.damage = Some(Box::new(damage.clone()));
                         group.damage_seq = key.0;
                         (Some(damage), last_good, key)
@@ -484,15 +496,20 @@ impl Replay {
                 }
             });
             if let Some(damage) = damage {
-                used.push(key);
+                told.insert(key);
+                needed.extend(keys);
                 self.recovery.quarantined.push(Quarantine { group: id, last_good, damage });
             }
         }
-        let harmless = self.bad.iter().filter(|(key, _)| !used.contains(key));
-        self.recovery.harmless.extend(harmless.map(|(_, damage)| damage.clone()));
-        // Directories of which nothing was needed any more: their groups were reset or cleared, or a floor passed.
-        let harmless = self.unsaid.iter().filter(|(seq, _)| !used.contains(&(*seq, 0)));
-        self.recovery.harmless.extend(harmless.map(|(_, damage)| damage.clone()));
+        // Bodies, and directories: of some nothing is needed any more, for their groups were reset or cleared, or a floor passed.
+        let bodies = self.bad.iter().map(|(key, damage)| (*key, damage));
+        let directories = self.unsaid.iter().map(|(seq, damage)| ((*seq, 0), damage));
+        for (key, damage) in bodies.chain(directories).filter(|(key, _)| !told.contains(key)) {
+            match needed.contains(&key) {
+                true => self.recovery.further.push(damage.clone()),
+                false => self.recovery.harmless.push(damage.clone()),
+            }
+        }
         self.recovery.groups = self.index.len() as u64;
         self.recovery.last_seq = self.next_seq - 1;
         Ok(())

@@ -41,6 +41,69 @@ fn a_checkpoint_over_live_entries_changes_nothing() {
     assert_eq!(said(&log).0, next);
 }
 
+/// Purge reads what it moves without holding anybody up. What is overwritten, compacted, reset or cleared meanwhile must not come back
+/// with the copy, which has the higher number: not for those who read now, and not when the log is opened again.
+#[test]
+fn what_dies_while_purge_reads_it_does_not_come_back() {
+    let of = |term: u64, indexes: std::ops::RangeInclusive<u64>| {
+        indexes.map(move |index| Entry { term, ..entry(index) }).collect::<Vec<_>>()
+    };
+    let at = |index, term| LogPosition { index, term };
+    type Way<'a> = (&'a str, &'a dyn Fn(&mut LogBatch), Vec<Entry>);
+    let ways: [Way<'_>; 6] = [
+        ("nothing", &|batch| batch.set_state(2, "beside"), of(1, 1..=8)),
+        (
+            "overwritten",
+            &|batch| batch.append(1, of(2, 5..=6)),
+            [of(1, 1..=4), of(2, 5..=6)].concat(),
+        ),
+        ("compacted", &|batch| batch.compact_to(1, at(3, 1)), of(1, 4..=8)),
+        ("reset", &|batch| batch.reset(1, at(5, 2)), Vec::new()),
+        ("cleared", &|batch| batch.clear(1), Vec::new()),
+        (
+            "born again",
+            &|batch| {
+                batch.clear(1);
+                batch.append(1, of(3, 1..=2));
+            },
+            of(3, 1..=2),
+        ),
+    ];
+    for (what, way, wanted) in ways {
+        let disk = Arc::new(MemDisk::default());
+        let options = Options { segment_bytes: 64 << 10, cache_bytes: 0, ..Options::default() };
+        let open = || Log::open(disk.clone(), Path::new("/log"), options.clone()).unwrap().0;
+        let check = |log: &Log, when: &str| {
+            let (first, last) = (log.first_index(1), log.last_index(1));
+            let found = log.entries(1, first, last + 1, u64::MAX).unwrap();
+            assert_eq!(found, wanted, "{what}, {when}");
+            assert_eq!(log.entries(2, 1, 9, u64::MAX).unwrap(), of(1, 1..=8), "{what}, {when}");
+        };
+        let log = open();
+        for index in 1..=8 {
+            let mut batch = LogBatch::new();
+            batch.append(1, of(1, index..=index));
+            batch.append(2, of(1, index..=index));
+            log.write(batch).unwrap();
+        }
+        log.trim_cache(1, 8);
+        let floor = log.shared.queue.lock().next_seq;
+        let mut load = Vec::new();
+        for group in [1, 2] {
+            let runs = log.shared.index.read(group).unwrap().runs.iter().copied().collect();
+            load.extend(log.shared.merge_runs(group, runs).unwrap());
+        }
+        let mut batch = LogBatch::new();
+        way(&mut batch);
+        log.write(batch).unwrap();
+        log.shared.move_load(floor, load, &mut Watch::default()).unwrap();
+        log.trim_cache(1, 8);
+        check(&log, "running");
+        drop(log);
+        check(&open(), "opened again");
+    }
+}
+
 /// A spare that was made for one large record, and not taken for it because what it was to hold was given up meanwhile, once stayed
 /// as large as it was for as long as the log was open.
 #[test]

@@ -191,3 +191,103 @@ fn a_floor_passes_one_of_two_damaged_directories() {
     assert!(recovery.quarantined[0].damage.detail.contains("record 2"), "{recovery:?}");
     assert!(log.damage(7).is_some());
 }
+
+/// Of several damaged places of one group the first is told as what fences it off. The others were once told as damage that took
+/// nothing with it, though the group needed them as much.
+#[test]
+fn further_damage_of_a_fenced_group_is_not_called_harmless() {
+    let (disk, dir) = (MemDisk::default(), Path::new("/log"));
+    let open = || {
+        let options = Options { segment_bytes: 64 << 10, ..Options::default() };
+        Log::open(Arc::new(disk.clone()), dir, options).unwrap()
+    };
+    let (log, _) = open();
+    for index in 1..=6 {
+        let mut batch = LogBatch::new();
+        batch.append(7, [Entry { index, term: 1, kind: 0, data: vec![7; 100].into() }]);
+        batch.set_state(8, "sound");
+        log.write(batch).unwrap();
+    }
+    let mut batch = LogBatch::new();
+    batch.set_state(7, "voted");
+    batch.compact_to(7, crate::types::LogPosition { index: 1, term: 1 });
+    log.write(batch).unwrap();
+    log.barrier().unwrap();
+    drop(log);
+
+    let inspector = Inspector::open(&disk, dir).unwrap();
+    let records: Vec<_> = inspector.records().collect::<Result<_>>().unwrap();
+    // Entries 1 (given up), 2 and 4, and the state.
+    let flip = |n: usize, from: &[u8]| {
+        let record = &records[n];
+        let file = disk.open(&record.path, OpenMode::ReadWrite).unwrap();
+        let mut bytes = vec![0; record.len as usize];
+        file.read_at(record.offset, &mut bytes).unwrap();
+        let at = bytes.windows(from.len()).position(|some| some == from).unwrap();
+        file.write_at(record.offset + at as u64, &[bytes[at] ^ 1]).unwrap();
+        record.offset
+    };
+    let places = [(0, &[7; 50][..]), (1, &[7; 50]), (3, &[7; 50]), (6, b"voted")];
+    let [dead, first, second, state] = places.map(|(n, from)| flip(n, from));
+    let (_, recovery) = open();
+    let [Quarantine { group: 7, last_good: 1, damage }] = &recovery.quarantined[..] else {
+        panic!("{recovery:?}")
+    };
+    let is_in = |damage: &Damage, record: u64| (record..record + 4096).contains(&damage.offset);
+    assert!(is_in(damage, first), "{recovery:?}");
+    let [entry, vote] = &recovery.further[..] else { panic!("{recovery:?}") };
+    assert!(is_in(entry, second) && is_in(vote, state), "{recovery:?}");
+    let [given_up] = &recovery.harmless[..] else { panic!("{recovery:?}") };
+    assert!(is_in(given_up, dead), "{recovery:?}");
+}
+
+/// A lost directory fences its group off for as long as it can be read that it is lost. Where all that is known of the group stands in
+/// newer segments, the record itself must hold purge up: were it taken, the next opening would know of no loss.
+#[test]
+fn evidence_stays_though_its_group_says_newer_things() {
+    let (disk, dir) = (MemDisk::default(), Path::new("/log"));
+    let open = || {
+        let options = Options { segment_bytes: 16 << 10, spare_segments: 1, ..Options::default() };
+        Log::open(Arc::new(disk.clone()), dir, options).unwrap()
+    };
+    let say = |log: &Log, state: &'static str| {
+        let mut batch = LogBatch::new();
+        batch.set_state(7, state);
+        log.write(batch).unwrap();
+    };
+    let fill = |log: &Log| {
+        let last = log.last_index(1);
+        for index in last + 1..=last + 30 {
+            let mut batch = LogBatch::new();
+            batch.append(1, [Entry { index, term: 1, kind: 0, data: vec![1; 3000].into() }]);
+            if index > 1 {
+                let to = crate::types::LogPosition { index: index - 1, term: 1 };
+                batch.compact_to(1, to);
+            }
+            log.write(batch).unwrap();
+        }
+    };
+    let (log, _) = open();
+    say(&log, "voted");
+    fill(&log);
+    say(&log, "voted again");
+    fill(&log);
+    log.barrier().unwrap();
+    drop(log);
+    let first = dir.join("0000000000000001.seg");
+    let file = disk.open(&first, OpenMode::ReadWrite).unwrap();
+    let at = (super::super::format::BLOCK + RECORD_HEADER) as u64;
+    let mut byte = [0];
+    file.read_at(at, &mut byte).unwrap();
+    file.write_at(at, &[byte[0] ^ 1]).unwrap();
+    drop(file);
+    for _ in 0..2 {
+        let (log, recovery) = open();
+        let fenced: Vec<_> = recovery.quarantined.iter().map(|fenced| fenced.group).collect();
+        assert_eq!(fenced, [7], "{recovery:?}");
+        fill(&log);
+        let purged: Vec<_> = (0..4).map(|_| log.purge().unwrap().segments).collect();
+        assert!(disk.exists(&first).unwrap(), "{purged:?}");
+        log.barrier().unwrap();
+    }
+}
