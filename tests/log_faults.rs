@@ -470,6 +470,30 @@ fn interrupted_at_every_operation() {
     fail_everywhere(Fault::Eintr);
 }
 
+/// Nothing is written to a spare before it is open. That too many files were open (`ulimit -n`) once ended the log, though
+/// nothing of it had been touched.
+#[test]
+fn a_spare_that_cannot_be_opened_ends_nothing() {
+    let mut hits = Vec::new();
+    for k in 0..6 {
+        let disk = FaultDisk::over_journal(&MemDisk::default());
+        let (log, _) = open(&disk).unwrap();
+        let next = disk.plan().calls + k;
+        disk.plan().at = Some((next, Fault::Eio));
+        let prepared = log.prepare();
+        let hit = disk.plan().hit.as_ref().map(|hit| hit.0);
+        if !matches!(hit, Some(Call::Create | Call::Open)) {
+            continue;
+        }
+        hits.extend(hit);
+        assert!(matches!(prepared, Err(Error::Io { op: "open", .. })), "{prepared:?}");
+        log.write(LogBatch::from(&Batch::new().append(1, run(1, 1, 1, 1, 300)))).unwrap();
+        while log.prepare().unwrap() {}
+        assert!(log.stats().spares >= 2);
+    }
+    assert_eq!(hits, [Call::Create, Call::Open]);
+}
+
 #[test]
 fn a_short_read_at_every_operation() {
     fail_everywhere(Fault::ShortRead);

@@ -214,6 +214,11 @@ pub fn run_keeper(shared: &Shared) {
             Ok(false) => {}
             // The writer meets the same, and tells.
             Err(Error::DiskFull { .. }) => shared.upkeep.pause(shared, FULL_PAUSE),
+            // Too many open files, perhaps. The log has a spare left, and goes on.
+            Err(error @ Error::Io { op: "open", .. }) => {
+                tracing::warn!(%error, "no spare segment can be made");
+                shared.upkeep.pause(shared, FULL_PAUSE);
+            }
             Err(error) => return shared.fail("log spares", error),
         }
         // While a flush waits for a compaction, and nothing is applied, nobody else looks.

@@ -473,7 +473,7 @@ impl Log {
     /// slowly. Waits for no writer and holds none up.
     ///
     /// Errors: [`DiskFull`](crate::Error::DiskFull) when a spare finds no room: nothing is lost, try again later. (A footer
-    /// that finds none is no error.) Another failure of a write or a sync is final: [`Io`](crate::Error::Io), and
+    /// that finds none is no error.) A spare that cannot be opened is [`Io`](crate::Error::Io), and the log goes on. Another failure of a write or a sync is final: [`Io`](crate::Error::Io), and
     /// [`Stopped`](crate::Error::Stopped) from then on. A failed read is not: the segment waits for its footer.
     pub fn prepare(&self) -> crate::Result<bool> {
         if self.fill_pool()? {
@@ -503,6 +503,8 @@ impl Log {
                 shared.full.store(true, Relaxed);
                 full
             }
+            // Nothing was written yet: too many files are open, perhaps.
+            unopened @ crate::Error::Io { op: "open", .. } => unopened,
             other => shared.poison(other),
         })?;
         shared.room_came();
