@@ -243,8 +243,8 @@ fn a_follower_without_which_nothing_is_committed_is_sent_a_snapshot() {
     stage.check().unwrap();
 }
 
-/// Stores join, are drained and leave, lose their directories and have old copies put back; what is said of them in the
-/// end holds (`sim::stores`).
+/// Stores join, are drained and leave, lose their directories and have old copies put back, have full disks for a while; what
+/// is said of them in the end holds (`sim::stores`, `sim::full`).
 #[test]
 fn stores_come_and_go_in_the_seeds() {
     let runs: Vec<_> =
@@ -262,6 +262,7 @@ fn stores_come_and_go_in_the_seeds() {
         ("directories wiped", sum(|c| c.lost[0])),
         ("old copies put back", sum(|c| c.lost[1])),
         ("connections refused", sum(|c| c.kept_out)),
+        ("disks full", sum(|c| c.full)),
     ] {
         assert!(count >= 1, "{what}: {count}");
     }

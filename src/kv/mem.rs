@@ -37,6 +37,7 @@ struct DiskState {
     runs: usize,
     bytes: u64,
     fault: Option<Fault>,
+    full: bool,
     /// Who is alive: tables opened before the last crash are not.
     lives: u64,
     ingested: u64,
@@ -69,6 +70,11 @@ impl SimTablesDisk {
     /// Arms a fault for the next ingestion.
     pub fn fail_next(&self, fault: Fault) {
         self.0.lock().fault = Some(fault);
+    }
+
+    /// Whether ingestions find no room from now on.
+    pub fn set_full(&self, full: bool) {
+        self.0.lock().full = full;
     }
 
     /// Kills the tables open now: whatever they ingest from now on fails, as after the end of a process.
@@ -133,7 +139,7 @@ impl Tables for MemTables {
         let mut staged = Staged::default();
         fill(&mut staged)?;
         let mut disk = self.disk.0.lock();
-        let fault = disk.fault.take();
+        let fault = disk.fault.take().or(disk.full.then_some(Fault::DiskFull));
         if fault == Some(Fault::Crash) {
             disk.lives += 1;
         }

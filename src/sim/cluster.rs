@@ -8,6 +8,7 @@
 use super::checker::{LogMatching, OneLeaderPerTerm, StateEquality, Violation};
 use super::client::{Client, Keys};
 use super::couriers::Courier;
+use super::full::Room;
 use super::leases::Leases;
 use super::linear::History;
 use super::net::Net;
@@ -67,6 +68,8 @@ pub enum Happening {
     Reshape,
     /// A node comes back.
     Restart(StoreId),
+    /// A full disk has room again.
+    Room(StoreId),
     /// A node's clerk looks around, regularly or because there is news.
     Clerk(StoreId, u64, bool),
     /// A request of a node's threads gets a step further.
@@ -124,6 +127,8 @@ pub struct Counts {
     pub stores: [u64; 3],
     /// Directories that were wiped, and that were put back from an old copy.
     pub lost: [u64; 2],
+    /// Disks that were full for a while.
+    pub full: u64,
     /// Connections that nodes with such a directory, or that had left, were refused.
     pub kept_out: u64,
     /// Sleeping replicas, summed up over all faults.
@@ -276,6 +281,10 @@ impl Cluster {
             Happening::Siege => self.siege(now),
             Happening::Reshape => self.reshape(now),
             Happening::Restart(node) => self.restart(now, node),
+            Happening::Room(node) => {
+                self.empty_disk(now, node);
+                Ok(())
+            }
             Happening::Clerk(node, life, regular) => self.clerk(now, node, life, regular),
             Happening::Trip(trip) => self.trip(now, trip),
             Happening::Administer => self.administer_stores(now),
@@ -445,9 +454,15 @@ impl Cluster {
         let disk = node.disk.clone();
         let Some(running) = node.running.as_mut() else { return Ok(()) };
         running.scheduled.write = false;
-        if let Err(error) = running.log.write_round() {
-            return self.node_failed(now, id, "log write", error);
+        match running.log.write_round() {
+            Ok(_) => self.has_room(now, id, life, Room::Log)?,
+            Err(Error::DiskFull { .. }) => {
+                self.purge(now, id)?;
+                self.lacks(now, id, life, Room::Log)?;
+            }
+            Err(error) => return self.node_failed(now, id, "log write", error),
         }
+        let Some(running) = self.running(id) else { return Ok(()) };
         let durable = running.log.durable();
         let mut done = Vec::new();
         while running.after.front().is_some_and(|(_, after)| after.seq <= durable) {
@@ -528,7 +543,8 @@ impl Cluster {
             Err(error) => return self.node_failed(now, id, "freeze", error),
         }
         if running.flush.is_none() {
-            return Ok(());
+            // Nothing is left that could lack room: a restore may have taken along the cut that found none.
+            return self.has_room(now, id, life, Room::State);
         }
         let states = running.kv.region_states();
         self.world.after(length, Happening::Flush(id, life));
@@ -552,11 +568,13 @@ impl Cluster {
                     return self.node_failed(now, id, "compaction", error);
                 }
                 self.counts.flushes += 1;
+                self.has_room(now, id, life, Room::State)?;
                 self.trace.line(now, format_args!("{id} flushed"));
                 self.flushed(now, id, life, cut)
             }
             // Kept and offered again by the next freeze.
-            Err(Error::DiskFull { .. } | Error::Io { .. }) => Ok(()),
+            Err(Error::DiskFull { .. }) => self.lacks(now, id, life, Room::State),
+            Err(Error::Io { .. }) => Ok(()),
             Err(error) => self.node_failed(now, id, "flush", error),
         }
     }
@@ -567,9 +585,13 @@ impl Cluster {
         for at in 0..loops {
             self.post(now, id, life, at, Event::Flushed(cut.clone()))?;
         }
+        self.purge(now, id)
+    }
+
+    fn purge(&mut self, now: Time, id: StoreId) -> Step {
         let Some(running) = self.running(id) else { return Ok(()) };
         match running.log.purge() {
-            Ok(_) => Ok(()),
+            Ok(_) | Err(Error::DiskFull { .. }) => Ok(()),
             Err(error) => self.node_failed(now, id, "purge", error),
         }
     }

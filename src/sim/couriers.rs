@@ -324,6 +324,10 @@ impl Cluster {
             }
             Err(error) => {
                 ended(self, Delivered::Failed);
+                if matches!(error, crate::error::Error::DiskFull { .. }) {
+                    self.release(now, from, Some(grant));
+                    return Ok(());
+                }
                 self.node_failed(now, to, "snapshot", error)
             }
         }

@@ -16,7 +16,9 @@ impl Cluster {
             return Ok(());
         }
         if let Err(error) = node.start(now, &options) {
-            if node.disk.is_off() || (!calm && matches!(error, Error::Io { .. })) {
+            if node.disk.is_off()
+                || (!calm && matches!(error, Error::Io { .. } | Error::DiskFull { .. }))
+            {
                 self.trace.line(now, format_args!("{id} failed to start: {error}"));
                 return self.crash(now, id, Mercy::Drawn);
             }
@@ -87,7 +89,8 @@ impl Cluster {
     /// An activity of a node failed: fatal for the node; a violation unless a fault explains it.
     pub(super) fn node_failed(&mut self, now: Time, id: StoreId, what: &str, error: Error) -> Step {
         let Some(node) = self.nodes.get(&id) else { return Ok(()) };
-        let explained = node.disk.is_off() || node.disk.counts().faults > 0;
+        let full = matches!(error, Error::DiskFull { .. }) && !self.calm;
+        let explained = full || node.disk.is_off() || node.disk.counts().faults > 0;
         if !explained {
             return Err(violation("a node works on a sound disk", format!("{id} {what}: {error}")));
         }

@@ -32,6 +32,7 @@ pub mod clock;
 pub mod cluster;
 pub mod couriers;
 pub mod disk;
+mod full;
 mod leases;
 pub mod linear;
 mod lives;

@@ -112,6 +112,8 @@ pub struct Running {
     pub flush: Option<Box<dyn Flush>>,
     /// Which of its activities are scheduled already.
     pub scheduled: Scheduled,
+    /// Which of log and state store found no place to write, see `full`.
+    pub full: u8,
     /// Its snapshots.
     pub post: Couriers,
     /// When each loop gets the last completion posted so far: they keep their order.
@@ -231,6 +233,7 @@ impl SimNode {
             tasks: Vec::new(),
             flush: None,
             scheduled,
+            full: 0,
             post: Couriers::new(options.snapshot_slots),
             last_post,
         });

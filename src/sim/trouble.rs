@@ -1,5 +1,5 @@
 //! The fault injector: crashes between and inside disk operations, partitions, weather, slow and failing
-//! disks, clocks that jump, leaders that are asked to go.
+//! disks, full ones (`full`), clocks that jump, leaders that are asked to go.
 
 use super::cluster::{Cluster, Happening, Step};
 use super::disk::{Faults, Fires, Mercy, Speed};
@@ -29,6 +29,9 @@ impl Cluster {
         let Some(victim) = self.rng.pick("trouble.victim", &ids).copied() else { return Ok(()) };
         if self.rng.chance("trouble.siege", SIEGE_PERMILLE) {
             self.besiege(now);
+            return Ok(());
+        }
+        if self.fill_disk(now, victim) {
             return Ok(());
         }
         match self.rng.range("trouble.kind", 0..100) {
@@ -142,6 +145,7 @@ impl Cluster {
         self.net.set_weather(Weather::fair());
         for (id, node) in &mut self.nodes {
             node.disk.set_faults(Faults::default());
+            node.tables.set_full(false);
             if node.running.is_none() {
                 self.world.after(Duration::from_millis(10), Happening::Restart(*id));
             }
