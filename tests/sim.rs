@@ -64,11 +64,11 @@ fn acknowledgements_before_the_sync_are_found() {
     assert!(found_by(Planted::AckBeforeSync, 0).is_some());
 }
 
-/// Few seeds in five hundred (141 and 234 are two): who restarts helps nobody for an election's time, so only a request for votes
+/// Few seeds in five hundred (457 and 469 are two): who restarts helps nobody for an election's time, so only a request for votes
 /// that was long on its way meets a voter who has forgotten.
 #[test]
 fn a_forgotten_vote_is_found() {
-    assert!(found_in(Workload::Regions, Planted::ForgottenVote, 141).is_some());
+    assert!(found_in(Workload::Regions, Planted::ForgottenVote, 457).is_some());
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn a_lease_read_that_does_not_wait_for_a_split_is_found() {
 
 #[test]
 fn a_merge_that_carries_too_little_is_found() {
-    assert!(found_in(Workload::Regions, Planted::FirstFromCommit, 3).is_some());
+    assert!(found_in(Workload::Regions, Planted::FirstFromCommit, 59).is_some());
 }
 
 /// In the seeds a snapshot is over before the leader looks at its log's size again, and none finds this one; on a stage the
