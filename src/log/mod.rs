@@ -375,7 +375,8 @@ pub struct Stats {
     pub moved_bytes: u64,
     /// Segments that purge gave back.
     pub purged_segments: u64,
-    /// Bytes of segments that were written: `disk_bytes` without spares and free room.
+    /// Bytes of segments that were written: `disk_bytes` without spares and free room. (Of a segment from before the log was opened
+    /// it is the whole file.)
     pub used_bytes: u64,
     /// Batches submitted.
     pub batches: u64,
@@ -407,7 +408,7 @@ pub struct Stats {
 
 impl Stats {
     /// Bytes written to segments for each byte of entries submitted, as they are stored: what the log adds,
-    /// which compression does not hide. 0 before the first.
+    /// which compression does not hide. 0 before the first. Neither the zeros that make a spare nor what opening copies are in it.
     pub fn write_amplification(&self) -> f64 {
         ratio(self.bytes_written + self.footer_bytes, self.entry_bytes)
     }

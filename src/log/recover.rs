@@ -5,7 +5,7 @@ use super::flight::Air;
 use super::footer::Summary;
 use super::format::{BadSum, Op, RECORD_HEADER};
 use super::groups::Index;
-use super::index::{Damage, Dead, Group};
+use super::index::{Damage, Dead, Group, Run};
 use super::notes::Notes;
 use super::queue::Queue;
 use super::scan::{Found, Neighbour, Record, Scan, find_segments};
@@ -489,8 +489,13 @@ impl Replay {
                     Some((damage, last_good, key)) => {
                         keys.extend(damaged_places(group, bad));
                         group.damage = Some(Box::new(damage.clone()));
-                        group.damage_seq = key.0;
-                        (Some(damage), last_good, key)
+                        // What is told is one of several, perhaps: purge keeps all of them, and the first counts.
+                        group.damage_seq =
+                            keys.iter().fold(key.0, |first, (seq, _)| first.min(*seq));
+                        let bad = |run: &&Run| bad.contains_key(&(run.seq, run.body.rel));
+                        let first =
+                            group.runs.iter().find(bad).map(|run| run.from.saturating_sub(1));
+                        (Some(damage), first.map_or(last_good, |first| first.min(last_good)), key)
                     }
                     None => (None, 0, (0, 0)),
                 }

@@ -241,6 +241,39 @@ fn further_damage_of_a_fenced_group_is_not_called_harmless() {
     assert!(is_in(given_up, dead), "{recovery:?}");
 }
 
+/// The directory of a record is lost, and the body of an older one damaged: the group is good up to the older one.
+#[test]
+fn a_group_is_good_up_to_the_first_of_its_damaged_places() {
+    let (disk, dir) = (MemDisk::default(), Path::new("/log"));
+    let open = || {
+        let options = Options { segment_bytes: 64 << 10, ..Options::default() };
+        Log::open(Arc::new(disk.clone()), dir, options).unwrap()
+    };
+    let (log, _) = open();
+    for index in 1..=6 {
+        let mut batch = LogBatch::new();
+        batch.append(7, [Entry { index, term: 1, kind: 0, data: vec![7; 100].into() }]);
+        log.write(batch).unwrap();
+    }
+    log.barrier().unwrap();
+    drop(log);
+    let inspector = Inspector::open(&disk, dir).unwrap();
+    let records: Vec<_> = inspector.records().collect::<Result<_>>().unwrap();
+    for (record, at) in [(&records[1], 100), (&records[3], RECORD_HEADER as u64)] {
+        let file = disk.open(&record.path, OpenMode::ReadWrite).unwrap();
+        let mut byte = [0];
+        file.read_at(record.offset + at, &mut byte).unwrap();
+        file.write_at(record.offset + at, &[byte[0] ^ 1]).unwrap();
+    }
+    let (log, recovery) = open();
+    let [Quarantine { group: 7, last_good: 1, damage }] = &recovery.quarantined[..] else {
+        panic!("{recovery:?}")
+    };
+    assert!(damage.detail.contains("directory of record 4"), "{recovery:?}");
+    assert_eq!((recovery.further.len(), recovery.harmless.len()), (1, 0), "{recovery:?}");
+    log.shared.index.read(7).map(|group| assert_eq!(group.damage_seq, 2)).unwrap();
+}
+
 /// A lost directory fences its group off for as long as it can be read that it is lost. Where all that is known of the group stands in
 /// newer segments, the record itself must hold purge up: were it taken, the next opening would know of no loss.
 #[test]
