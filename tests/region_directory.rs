@@ -120,6 +120,21 @@ fn follows(before: &Directory, after: &Directory) {
     }
 }
 
+/// Ids do not come back. One request for nearly all there are was granted, by every replica alike: from then on no region could be
+/// cut and none could get another replica, for ever.
+#[test]
+fn nobody_takes_all_ids() {
+    let mut replica = Replica::new(first());
+    let ask = |count| Admin::Allocate { count };
+    replica.catch_up(&[ask(9)]);
+    let before = replica.state().next_id;
+    let greedy = [u64::MAX, u64::MAX - before, u64::MAX / 2, (1 << 20) + 1, 0].map(ask);
+    replica.catch_up(&[&[ask(9)], &greedy[..]].concat());
+    assert_eq!(replica.state().next_id, before, "refused");
+    replica.catch_up(&[&[ask(9)], &greedy[..], &[ask(1 << 20)]].concat());
+    assert_eq!(replica.state().next_id, before + (1 << 20));
+}
+
 proptest! {
     #[test]
     fn all_replicas_keep_the_same_record(

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
+use catamaran::error::Error;
 use catamaran::sim::node::Planted;
 use catamaran::sim::regions::Workload;
 use catamaran::sim::seed::{Plan, run};
@@ -240,6 +241,33 @@ fn a_follower_without_which_nothing_is_committed_is_sent_a_snapshot() {
     assert_eq!(stage.snapshots(), 1);
     stage.restart(StoreId(1)).unwrap();
     stage.run(Duration::from_secs(5)).unwrap();
+    stage.check().unwrap();
+}
+
+/// Whoever was out of reach, or behind, was handed leaderships all the same: for an election's time nothing could be written, and as the
+/// heir never came the leader had no lease for the rest of its term.
+#[test]
+fn a_region_is_not_handed_over_to_whoever_cannot_lead_it() {
+    let mut stage = Stage::open(3, &[]).unwrap();
+    stage.put("k", "1").unwrap();
+    let leader = stage.led_by(RegionId(1)).unwrap();
+    let gone = (1..=3).map(StoreId).find(|store| *store != leader).unwrap();
+    stage.isolate(gone);
+    stage.run(Duration::from_secs(5)).unwrap();
+    assert_eq!(stage.led_by(RegionId(1)), Some(leader));
+    let refused = stage.transfer(RegionId(1), gone);
+    assert!(matches!(refused, Err(Setback::Refused(Error::Busy { .. }))), "{refused:?}");
+    let nobody = stage.transfer(RegionId(1), StoreId(9));
+    assert!(matches!(nobody, Err(Setback::Refused(Error::InvalidArgument(_)))), "{nobody:?}");
+    stage.transfer(RegionId(1), leader).unwrap();
+    stage.put("k", "2").unwrap();
+    stage.get("k", Some(leader), ReadLevel::Linearizable).unwrap();
+    assert_eq!(stage.leases(RegionId(1)), [leader], "nothing was given away");
+    stage.heal();
+    stage.run(Duration::from_secs(2)).unwrap();
+    let now = stage.led_by(RegionId(1)).unwrap();
+    let heir = if now == gone { leader } else { gone };
+    stage.transfer(RegionId(1), heir).unwrap();
     stage.check().unwrap();
 }
 

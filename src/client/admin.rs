@@ -28,7 +28,8 @@ impl Client {
         found.filter(|region| region.range.contains(&key)).ok_or(Error::NoRoute { key })
     }
 
-    /// Takes `count` ids that nothing in the cluster has had or will have, and gives the first of them.
+    /// Takes `count` ids that nothing in the cluster has had or will have, and gives the first of them. At most 2^20 at once:
+    /// more are an [`InvalidArgument`](Error::InvalidArgument), and so is none.
     pub async fn allocate_ids(&self, count: u64) -> Result<u64> {
         match self.administer(FIRST_REGION, Admin::Allocate { count }).await? {
             Response::Ids(first) => Ok(first),

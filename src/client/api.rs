@@ -175,7 +175,10 @@ impl Client {
         }
     }
 
-    /// Starts handing leadership of a region to a store, or to the most advanced follower.
+    /// Starts handing leadership of a region to a store, or to the most advanced follower. Done already if that store leads it.
+    ///
+    /// Errors: [`InvalidArgument`](Error::InvalidArgument) if no voter lives there (or, where no store is named, nobody else is
+    /// alive), [`Busy`](Error::Busy) if it is behind or out of reach.
     pub async fn transfer_leader(&self, region: RegionId, to: Option<StoreId>) -> Result<()> {
         match self.call(Body::Transfer { region, to }).await? {
             Response::Done => Ok(()),

@@ -191,15 +191,31 @@ impl Planner {
         }
         let free = |room: &Room| room.takes_more() && region.peer_on(room.site.store).is_none();
         let short = self.voters(region) < self.limits.wanted;
-        let mendable = self.newcomer(region).is_some() || self.rooms.values().any(free);
+        let begun = self.newcomer(region).or(self.straggler(region)).is_some();
+        let mendable = begun || self.rooms.values().any(free);
         // Fewer stores than wanted replicas: that is how small clusters are.
         (short && mendable).then_some(Goal::Repair)
     }
 
+    /// Whether nobody gets through to a store that is on record.
+    fn is_away(&self, store: StoreId) -> bool {
+        self.rooms.get(&store).is_some_and(|room| !room.site.reachable)
+    }
+
+    fn learner(&self, region: &Region, counts: impl Fn(StoreId) -> bool) -> Option<Peer> {
+        let here = |peer: &&Peer| peer.role == Role::Learner && self.stays(peer.store);
+        let found = region.peers.iter().filter(here).filter(|peer| counts(peer.store));
+        found.min_by_key(|peer| peer.id).copied()
+    }
+
     /// A learner on its way.
     fn newcomer(&self, region: &Region) -> Option<Peer> {
-        let here = |peer: &&Peer| peer.role == Role::Learner && self.stays(peer.store);
-        region.peers.iter().filter(here).min_by_key(|peer| peer.id).copied()
+        self.learner(region, |store| !self.is_away(store))
+    }
+
+    /// A learner that gets nowhere: its store is out of reach. Its turn is not kept for it, for the store may never come back.
+    fn straggler(&self, region: &Region) -> Option<Peer> {
+        self.learner(region, |store| self.is_away(store))
     }
 
     /// The store with the fewest replicas that can take one of this region.
@@ -303,6 +319,12 @@ impl Planner {
     }
 
     fn add(&mut self, region: &Region, goal: Goal, why: impl Fn(StoreId, usize) -> String) {
+        if let Some(straggler) = self.straggler(region) {
+            let (id, store) = (region.id, straggler.store);
+            return self.stuck(format!(
+                "{id}: its learner is on {store}, which is out of reach: wait for it, remove the learner, or drain {store}"
+            ));
+        }
         if self.moves >= self.limits.moves {
             return; // its turn comes
         }

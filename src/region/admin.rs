@@ -15,6 +15,9 @@ use crate::kv::{View, WriteBatch};
 use crate::raft::ProposeError;
 use crate::types::{Departed, FIRST_REGION, LogPosition, Merging, Region, RegionState, StoreId};
 
+/// Ids that are handed out at once, at most: none ever comes back, and who asked for too many by mistake would leave none.
+const IDS_MAX: u64 = 1 << 20;
+
 impl Peer {
     /// Proposes an administrative command, or refuses it. What waits for a place in the log goes before it.
     pub(crate) fn propose_admin(
@@ -224,8 +227,9 @@ fn administer_alone(
         }
         Admin::Allocate { count } => {
             let first = state.next_id.max(FIRST_FREE_ID);
-            let refused = || Error::InvalidArgument(format!("{count} ids"));
-            let next = first.checked_add(*count).filter(|_| *count > 0).ok_or_else(refused)?;
+            let refused = || Error::InvalidArgument(format!("{count} ids: 1 to {IDS_MAX} at once"));
+            let sensible = (1..=IDS_MAX).contains(count);
+            let next = first.checked_add(*count).filter(|_| sensible).ok_or_else(refused)?;
             state.next_id = next;
             Ok(AdminDone::Ids { first })
         }

@@ -23,6 +23,8 @@ use ::raft::eraftpb::{Message, MessageType};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// A voter may lack so many committed entries and still be handed the leadership: they are under way.
+const HEIR_GAP: u64 = 64;
 /// What raft-rs puts into the vote requests of a candidate that was ordered to campaign.
 const CAMPAIGN_TRANSFER: &[u8] = b"CampaignTransfer";
 
@@ -249,20 +251,30 @@ impl Peer {
             return Err(self.not_leader());
         }
         let to = match to {
-            Some(store) => {
-                self.region.peer_on(store).map(|peer| peer.id).filter(|id| self.may_lead(*id))
-            }
-            None => self.most_advanced_follower(),
+            Some(store) if store == self.store => return Ok(()),
+            Some(store) => self.heir_on(store)?,
+            None => self.most_advanced_follower().ok_or_else(|| {
+                Error::InvalidArgument("no other live replica to hand over to".into())
+            })?,
         };
-        match to.filter(|peer| *peer != self.id) {
-            Some(peer) => {
-                // Before any message: the new leader may be elected inside the old lease.
-                self.share.set_lease(Time(0));
-                self.handed_over_in = self.group.status().term;
-                self.group.transfer_leader(peer);
-                Ok(())
-            }
-            None => Err(Error::InvalidArgument("no other live replica to hand over to".into())),
+        // Before any message: the new leader may be elected inside the old lease.
+        self.share.set_lease(Time(0));
+        self.handed_over_in = self.group.status().term;
+        self.group.transfer_leader(to);
+        Ok(())
+    }
+
+    /// The voter on a store, if it can lead at once: while it is waited for nothing can be written, and a leader whose heir never
+    /// came has no lease for the rest of its term.
+    fn heir_on(&self, store: StoreId) -> Result<PeerId, Error> {
+        let voter = self.region.peer_on(store).map(|peer| peer.id).filter(|id| self.may_lead(*id));
+        let Some(peer) = voter else {
+            let what = format!("{} has no voter on {store} to hand over to", self.region.id);
+            return Err(Error::InvalidArgument(what));
+        };
+        match self.group.has_caught_up(peer, HEIR_GAP) {
+            true => Ok(peer),
+            false => Err(Error::Busy { what: "a replica that is behind, or out of reach" }),
         }
     }
 

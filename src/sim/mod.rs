@@ -20,7 +20,7 @@
 //! In the workload `regions` nodes have an operator and a clerk (`staff`, `clerk`): they register, report and announce,
 //! and carry out what is planned, by `requests` through the same network; and stores join, drain, leave and lose their directories
 //! (`stores`). The threads, sockets and callbacks of production's `driver`, `transport` and `node` are not in here, and of its
-//! `client` what leads from a key to a region is not; nor are founding, disks that fill up, and marks of directories.
+//! `client` what leads from a key to a region is not; nor are founding and marks of directories.
 //!
 //! Not done: shrinking of failing seeds.
 

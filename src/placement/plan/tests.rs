@@ -137,6 +137,37 @@ fn work_is_bounded_and_spread() {
     assert!(plan.steps[0].why.contains("s6 is to be empty"), "{}", plan.steps[0].why);
 }
 
+/// A store died with the learners that were on their way to it. They kept all turns, and were to vote, which was refused again and
+/// again: no other region was given a replica anywhere, and nothing said why.
+#[test]
+fn learners_on_a_store_that_is_gone_do_not_keep_the_turns_of_others() {
+    let mut sites = sites(5, 1);
+    let begun = [(1, Role::Voter), (2, Role::Voter), (6, Role::Voter), (3, Role::Learner)];
+    let regions: Vec<Region> = (1..=4)
+        .map(|id| region(id, &begun))
+        .chain((5..=6).map(|id| voters(id, &[1, 2, 6])))
+        .collect();
+    let places: Vec<Place<'_>> = regions
+        .iter()
+        .map(|region| Place { region, leader: Some(StoreId(1)), calm: None })
+        .collect();
+    let swaps = plan(&sites, &places, LIMITS);
+    assert_eq!((swaps.steps.len(), swaps.unsettled), (LIMITS.moves, 6), "all turns are taken");
+    sites[2].reachable = false;
+    let others = plan(&sites, &places, LIMITS);
+    let added = |step: &Step| (step.region.0, matches!(step.action, Action::AddLearner { .. }));
+    assert_eq!(others.steps.iter().map(added).collect::<Vec<_>>(), [(5, true), (6, true)]);
+    assert_eq!((others.stuck.len(), others.unsettled), (4, 6));
+    assert!(others.stuck[0].contains("on s3, which is out of reach"), "{:?}", others.stuck);
+    // Another one that gets on is as good.
+    let both = region(1, &[&begun[..], &[(4, Role::Learner)]].concat());
+    let swap = vec![Change::Promote(PeerId(104)), Change::Demote(PeerId(106))];
+    assert_eq!(action(&sites, &both, 1), Some(Action::Change(swap)));
+    // A region that is short of voters says so, too, and is not taken for one of a small cluster.
+    let short = one(&sites, &region(1, &begun[1..]), 2);
+    assert!(short.unsettled == 1 && !short.stuck.is_empty(), "{short:?}");
+}
+
 /// What the cluster makes of a step.
 fn carry_out(region: &mut Region, leader: &mut u64, step: &Step, next_id: &mut u64) {
     let before = region.peers.iter().filter(|peer| peer.role == Role::Voter).count();
