@@ -2,10 +2,11 @@
 //! in a joint configuration, removes; sometimes it asks for nonsense, or for what the leader must refuse. It does
 //! not wait for anything: what does not fit yet is refused, and its next turn comes.
 //!
-//! Looked at in the end, after a calm that is long enough for it (the bound that a removed replica may live: what is
-//! left of a seed after its operator has stopped, some six seconds): every region has left its joint configuration
+//! Looked at in the end, after a calm that is long enough for it: every region has left its joint configuration
 //! and has forgotten whom it removed; no store has a replica that is no member, or a key that belongs to
-//! none of its replicas, or the log of a dead one.
+//! none of its replicas, or the log of a dead one. The bound that a removed replica may live is the time that is left of
+//! a seed after its operator has stopped: some six seconds and, until stores have come and gone, ninety more
+//! (`stores::SETTLES`). How long each of them has lived is not measured.
 
 use super::cluster::{Cluster, Step, violation};
 use crate::codec::admin::{Admin, Change};

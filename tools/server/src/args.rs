@@ -190,7 +190,8 @@ pub struct Connect {
         global = true
     )]
     pub connect: Vec<String>,
-    /// How long to try.
+    /// How long each request is tried. Changes of a region (merge, add-peer, remove-peer) make several, and wait up to
+    /// sixty-four times as long for what is busy.
     #[arg(long, default_value = "10s", value_parser = duration, global = true)]
     pub timeout: Duration,
 }
@@ -294,7 +295,8 @@ pub enum CtlCommand {
 pub enum StoreCommand {
     /// All of them: where they are, whether they stay, what they hold.
     List,
-    /// Empty a store: its leaderships and replicas go to others, in the background. It may be down.
+    /// Empty a store: its leaderships and replicas go to others, in the background. It may be down. As JSON the stores
+    /// are printed.
     Drain {
         /// The store.
         store: u64,
@@ -305,7 +307,7 @@ pub enum StoreCommand {
         #[arg(long)]
         cancel: bool,
     },
-    /// Strike an empty store off, for good: its id is never used again.
+    /// Strike an empty store off, for good: its id is never used again. As JSON the stores are printed.
     Remove {
         /// The store.
         store: u64,
@@ -349,7 +351,8 @@ pub enum RegionCommand {
         /// On which store.
         #[arg(long)]
         to: u64,
-        /// It never votes: it only receives the data.
+        /// It does not vote, it only receives the data: until a voter is missing, or its store is drained, for then a learner
+        /// that is there takes its place.
         #[arg(long)]
         learner: bool,
     },
@@ -362,7 +365,7 @@ pub enum RegionCommand {
         #[arg(long)]
         from: u64,
     },
-    /// Start handing the leadership of a region over.
+    /// Start handing the leadership of a region over. As JSON the region is printed.
     Transfer {
         /// The region.
         region: u64,

@@ -191,8 +191,12 @@ fn region(args: &CtlArgs, client: &Blocking, command: &RegionCommand) -> Result<
             vec![client.remove_peer(region, from).context("region remove-peer")?]
         }
         RegionCommand::Transfer { region, to } => {
-            let to = to.map(StoreId);
-            return client.transfer_leader(RegionId(*region), to).context("region transfer");
+            let (id, to) = (RegionId(*region), to.map(StoreId));
+            client.transfer_leader(id, to).context("region transfer")?;
+            match args.output {
+                StatusOutput::Table => return Ok(()),
+                StatusOutput::Json => vec![client.region(id).context("region transfer")?],
+            }
         }
     };
     show(&described(client, changed), args.output)

@@ -127,6 +127,14 @@ fn show(cluster: &Cluster, output: StatusOutput) -> Result<()> {
     })
 }
 
+/// What is said after a change: to people nothing, to programs the stores as they are now.
+fn done(client: &Blocking, output: StatusOutput) -> Result<()> {
+    match output {
+        StatusOutput::Table => Ok(()),
+        StatusOutput::Json => show(&client.cluster().context("store list")?, output),
+    }
+}
+
 /// Waits until a store holds nothing any more.
 fn emptied(client: &Blocking, store: StoreId, patience: Duration) -> Result<Cluster> {
     let until = Instant::now() + patience;
@@ -155,17 +163,19 @@ pub fn run(
     match command {
         StoreCommand::List => show(&client.cluster().context("store list")?, output),
         StoreCommand::Drain { store, cancel: true, .. } => {
-            client.resume_store(StoreId(*store)).context("store drain")
+            client.resume_store(StoreId(*store)).context("store drain")?;
+            done(client, output)
         }
         StoreCommand::Drain { store, wait, .. } => {
             client.drain_store(StoreId(*store)).context("store drain")?;
             match wait {
                 true => show(&emptied(client, StoreId(*store), patience)?, output),
-                false => Ok(()),
+                false => done(client, output),
             }
         }
         StoreCommand::Remove { store } => {
-            client.remove_store(StoreId(*store)).context("store remove")
+            client.remove_store(StoreId(*store)).context("store remove")?;
+            done(client, output)
         }
     }
 }

@@ -224,7 +224,9 @@ fn a_cluster_is_used_inspected_and_stopped() {
     assert_eq!(found["replicas"].as_array().unwrap().len(), 3);
     let id = found["region"].to_string();
     assert!(ctl(&["region", "get", &id]).contains("hull .. mast"));
-    ctl(&["region", "transfer", &id]);
+    assert_eq!(ctl(&["region", "transfer", &id]), "");
+    let handed = &list(&["region", "transfer", &id, "--output", "json"])[0];
+    assert_eq!(handed["region"], found["region"], "every verb answers programs");
     // And merged again: what goes is the last part, into the one before it.
     let last = cut[2]["region"].to_string();
     let merged = &list(&["region", "merge", &last, "--into", &id, "--output", "json"])[0];

@@ -134,10 +134,13 @@ fn stores_are_listed_drained_and_struck_off() {
     // One store goes.
     ctl.no(&["store", "remove", "9"], 2, "there is no s9");
     ctl.no(&["store", "remove", "4"], 2, "drain it first");
-    ctl.ok(&["store", "drain", "4"]);
+    // Every verb answers programs.
+    let draining = ctl.json(&["store", "drain", "4"]);
+    assert_eq!(draining["stores"][3]["state"], "draining");
     assert_eq!(ctl.store(4)["state"], "draining");
     ctl.no(&["region", "add-peer", &id, "--to", "4"], 2, "draining");
-    ctl.ok(&["store", "drain", "4", "--cancel"]);
+    let back = ctl.json(&["store", "drain", "4", "--cancel"]);
+    assert_eq!(back["stores"][3]["state"], "up");
     assert_eq!(ctl.store(4)["state"], "up");
     let emptied = ctl.json(&["store", "drain", "4", "--wait", "--timeout", "100s"]);
     let fourth = &emptied["stores"][3];
@@ -147,6 +150,7 @@ fn stores_are_listed_drained_and_struck_off() {
     );
     eventually("the removal", || ctl.run(&["store", "remove", "4"]).0 == Some(0));
     assert_eq!(ctl.store(4)["state"], "left");
+    assert_eq!(ctl.json(&["store", "remove", "4"])["stores"][3]["state"], "left", "done already");
     ctl.no(&["store", "drain", "4"], 2, "left for good");
     // With two left, nobody can take the replicas of a third: who waits is told why, after a look or two.
     eventually("the reason", || {
