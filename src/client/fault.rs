@@ -16,12 +16,13 @@ const REGION_BYTES_MAX: usize = 128 << 10;
 
 /// The texts of errors whose text is static: what another node says is looked up here, so that "busy" keeps
 /// saying with what. A test compares the list with the sources.
-const BUSY: [&str; 36] = [
+const BUSY: [&str; 37] = [
     "a connection",
     "a former replica that is not known to be gone",
     "a learner that has not caught up",
     "a node cannot be reached",
     "a replica that is behind",
+    "a replica that is behind, or out of reach",
     "a snapshot that was called off",
     "a store that has not met all founders",
     "another change of the region's shape",
