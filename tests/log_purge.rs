@@ -170,20 +170,23 @@ fn nobody_notices_purge() {
     check(&log);
 }
 
+/// One entry; group 2 needs none but its last.
+fn put(log: &Log, group: u64, index: u64, len: usize) {
+    let mut batch = LogBatch::new();
+    let data = vec![group as u8 + 1; len].into();
+    batch.append(group, [Entry { index, term: 1, kind: 0, data }]);
+    if group == 2 && index > 1 {
+        batch.compact_to(2, LogPosition { index: index - 1, term: 1 });
+    }
+    log.write(batch).unwrap();
+}
+
 /// Entries that cannot be read stop purge where they are, and nothing else.
 #[test]
 fn rot_blocks_purge_and_nobody_else() {
     let dir = tempfile::tempdir().unwrap();
     let (log, _) = Log::open(Arc::new(OsDisk), dir.path(), options()).unwrap();
-    let put = |group: u64, index: u64, len: usize| {
-        let mut batch = LogBatch::new();
-        let data = vec![group as u8 + 1; len].into();
-        batch.append(group, [Entry { index, term: 1, kind: 0, data }]);
-        if group == 2 && index > 1 {
-            batch.compact_to(2, LogPosition { index: index - 1, term: 1 });
-        }
-        log.write(batch).unwrap();
-    };
+    let put = |group: u64, index: u64, len: usize| put(&log, group, index, len);
     put(1, 1, 300);
     (1..200).for_each(|index| put(2, index, 3000));
     let path = dir.path().join("0000000000000001.seg");
@@ -215,15 +218,7 @@ fn rot_blocks_purge_and_nobody_else() {
 fn purge_takes_what_is_older_than_rot() {
     let dir = tempfile::tempdir().unwrap();
     let (log, _) = Log::open(Arc::new(OsDisk), dir.path(), options()).unwrap();
-    let put = |group: u64, index: u64, len: usize| {
-        let mut batch = LogBatch::new();
-        let data = vec![group as u8 + 1; len].into();
-        batch.append(group, [Entry { index, term: 1, kind: 0, data }]);
-        if group == 2 && index > 1 {
-            batch.compact_to(2, LogPosition { index: index - 1, term: 1 });
-        }
-        log.write(batch).unwrap();
-    };
+    let put = |group: u64, index: u64, len: usize| put(&log, group, index, len);
     // Two laggards, some segments apart.
     put(1, 1, 300);
     (1..100).for_each(|index| put(2, index, 3000));

@@ -8,6 +8,20 @@ use crate::log::scan::find_segments;
 use crate::log::{Entry, LogBatch, Seq};
 use std::path::Path;
 
+/// The log there, in small segments.
+fn open_in(disk: &MemDisk, dir: &Path) -> (Log, Recovery) {
+    let options = Options { segment_bytes: 64 << 10, ..Options::default() };
+    Log::open(Arc::new(disk.clone()), dir, options).unwrap()
+}
+
+/// Changes a byte of a file.
+fn flip(disk: &MemDisk, path: &Path, at: u64) {
+    let file = disk.open(path, OpenMode::ReadWrite).unwrap();
+    let mut byte = [0];
+    file.read_at(at, &mut byte).unwrap();
+    file.write_at(at, &[byte[0] ^ 1]).unwrap();
+}
+
 /// It was once said of no file at all: whoever was told had nowhere to look.
 #[test]
 fn a_missing_entry_is_told_with_the_segment_that_goes_on_behind_it() {
@@ -52,10 +66,7 @@ fn a_missing_entry_is_told_with_the_segment_that_goes_on_behind_it() {
 fn a_damaged_directory_that_nobody_needs_is_told() {
     for clears in [true, false] {
         let (disk, dir) = (MemDisk::default(), Path::new("/log"));
-        let open = || {
-            let options = Options { segment_bytes: 64 << 10, ..Options::default() };
-            Log::open(Arc::new(disk.clone()), dir, options).unwrap()
-        };
+        let open = || open_in(&disk, dir);
         let (log, _) = open();
         for index in 1..=4 {
             let mut batch = LogBatch::new();
@@ -94,10 +105,7 @@ fn a_position_that_nothing_can_follow_is_damage() {
     let group = 5;
     for op in [Op::Reset { group, to }, Op::Compact { group, to }, Op::Base { group, at: to }] {
         let (disk, dir) = (MemDisk::default(), Path::new("/log"));
-        let open = || {
-            let options = Options { segment_bytes: 64 << 10, ..Options::default() };
-            Log::open(Arc::new(disk.clone()), dir, options).unwrap()
-        };
+        let open = || open_in(&disk, dir);
         let (log, _) = open();
         let mut batch = LogBatch::new();
         for id in [1, group] {
@@ -130,10 +138,7 @@ fn a_position_that_nothing_can_follow_is_damage() {
 #[test]
 fn a_floor_above_its_own_record_is_damage() {
     let (disk, dir) = (MemDisk::default(), Path::new("/log"));
-    let open = || {
-        let options = Options { segment_bytes: 64 << 10, ..Options::default() };
-        Log::open(Arc::new(disk.clone()), dir, options).unwrap()
-    };
+    let open = || open_in(&disk, dir);
     let (log, _) = open();
     let mut batch = LogBatch::new();
     batch.append(1, [Entry { index: 1, term: 1, kind: 0, data: vec![7; 100].into() }]);
@@ -157,10 +162,7 @@ fn a_floor_above_its_own_record_is_damage() {
 #[test]
 fn a_floor_passes_one_of_two_damaged_directories() {
     let (disk, dir) = (MemDisk::default(), Path::new("/log"));
-    let open = || {
-        let options = Options { segment_bytes: 64 << 10, ..Options::default() };
-        Log::open(Arc::new(disk.clone()), dir, options).unwrap()
-    };
+    let open = || open_in(&disk, dir);
     let (log, _) = open();
     let mut batch = LogBatch::new();
     batch.set_state(7, "first");
@@ -179,11 +181,7 @@ fn a_floor_passes_one_of_two_damaged_directories() {
     let inspector = Inspector::open(&disk, dir).unwrap();
     let records: Vec<_> = inspector.records().collect::<Result<_>>().unwrap();
     for record in &records[..2] {
-        let file = disk.open(&record.path, OpenMode::ReadWrite).unwrap();
-        let at = record.offset + RECORD_HEADER as u64;
-        let mut byte = [0];
-        file.read_at(at, &mut byte).unwrap();
-        file.write_at(at, &[byte[0] ^ 1]).unwrap();
+        flip(&disk, &record.path, record.offset + RECORD_HEADER as u64);
     }
     let (log, recovery) = open();
     let fenced: Vec<_> = recovery.quarantined.iter().map(|fenced| fenced.group).collect();
@@ -197,10 +195,7 @@ fn a_floor_passes_one_of_two_damaged_directories() {
 #[test]
 fn further_damage_of_a_fenced_group_is_not_called_harmless() {
     let (disk, dir) = (MemDisk::default(), Path::new("/log"));
-    let open = || {
-        let options = Options { segment_bytes: 64 << 10, ..Options::default() };
-        Log::open(Arc::new(disk.clone()), dir, options).unwrap()
-    };
+    let open = || open_in(&disk, dir);
     let (log, _) = open();
     for index in 1..=6 {
         let mut batch = LogBatch::new();
@@ -245,10 +240,7 @@ fn further_damage_of_a_fenced_group_is_not_called_harmless() {
 #[test]
 fn a_group_is_good_up_to_the_first_of_its_damaged_places() {
     let (disk, dir) = (MemDisk::default(), Path::new("/log"));
-    let open = || {
-        let options = Options { segment_bytes: 64 << 10, ..Options::default() };
-        Log::open(Arc::new(disk.clone()), dir, options).unwrap()
-    };
+    let open = || open_in(&disk, dir);
     let (log, _) = open();
     for index in 1..=6 {
         let mut batch = LogBatch::new();
@@ -260,10 +252,7 @@ fn a_group_is_good_up_to_the_first_of_its_damaged_places() {
     let inspector = Inspector::open(&disk, dir).unwrap();
     let records: Vec<_> = inspector.records().collect::<Result<_>>().unwrap();
     for (record, at) in [(&records[1], 100), (&records[3], RECORD_HEADER as u64)] {
-        let file = disk.open(&record.path, OpenMode::ReadWrite).unwrap();
-        let mut byte = [0];
-        file.read_at(record.offset + at, &mut byte).unwrap();
-        file.write_at(record.offset + at, &[byte[0] ^ 1]).unwrap();
+        flip(&disk, &record.path, record.offset + at);
     }
     let (log, recovery) = open();
     let [Quarantine { group: 7, last_good: 1, damage }] = &recovery.quarantined[..] else {
