@@ -132,3 +132,25 @@ fn a_node_that_is_not_reached_does_not_hide_what_another_said() {
         assert!(matches!(said, Error::RegionNotFound(RegionId(999))), "{said}");
     }
 }
+
+/// Likewise when the next one is reached: it was handed what was left, a millisecond or none, and "in time" was all that it
+/// could say.
+#[test]
+fn a_node_without_time_does_not_hide_what_another_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let here = address();
+    let node = open(dir.path(), &here);
+    node.client().with_timeout(PATIENCE).blocking().put(b"a", b"1").unwrap();
+    let asks = (0..48u64).map(|at| {
+        let addresses = [here.clone(), here.clone()];
+        std::thread::spawn(move || {
+            let patience = Duration::from_millis(1000 + 7 * at);
+            let remote = RemoteClient::new(&addresses, None, patience).unwrap();
+            remote.client().blocking().region(RegionId(999)).unwrap_err()
+        })
+    });
+    for said in asks.collect::<Vec<_>>() {
+        let said = said.join().unwrap();
+        assert!(matches!(said, Error::RegionNotFound(RegionId(999))), "{said}");
+    }
+}

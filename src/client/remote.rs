@@ -79,6 +79,12 @@ impl RemoteClient {
     }
 }
 
+/// Whether a node that has answered so had tried all the while: it gives up once its next pause does not fit. No other one
+/// finds out more in what is left, only that there is no time.
+fn kept_it(took: Duration, left: Duration) -> bool {
+    left <= retry::PAUSE_MAX && left < took
+}
+
 pub(super) struct Slot {
     address: String,
     /// Who answered there last.
@@ -170,7 +176,8 @@ impl Shared {
         // What the last node that was reached said: it tells the caller more than that the next one was not.
         let mut said = None;
         for attempt in 0.. {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let started = Instant::now();
+            let left = deadline.saturating_duration_since(started);
             let slot = match led {
                 Some(slot) if attempt == 0 => slot,
                 _ => self.choose(first.wrapping_add(attempt as usize)),
@@ -187,7 +194,11 @@ impl Shared {
             if attempt == 0 && led.is_some() {
                 self.hints.misled(&body);
             }
-            let left = deadline.saturating_duration_since(Instant::now());
+            let now = Instant::now();
+            let left = deadline.saturating_duration_since(now);
+            if reached && kept_it(now - started, left) {
+                return Err(error);
+            }
             let jitter = self.jitter.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
             match retry::decide(access, &error, attempt, left, jitter) {
                 Decision::GiveUp if reached => return Err(error),
