@@ -10,7 +10,7 @@ use catamaran::types::RegionId;
 use catamaran::{Batch, Error, Node, NodeConfig};
 use std::net::TcpListener;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const LARGE: usize = 15 << 20;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -152,5 +152,34 @@ fn a_node_without_time_does_not_hide_what_another_said() {
     for said in asks.collect::<Vec<_>>() {
         let said = said.join().unwrap();
         assert!(matches!(said, Error::RegionNotFound(RegionId(999))), "{said}");
+    }
+}
+
+/// A node that is cut off from all others (one that was struck off, say) kept what it could not forward until the caller's time was
+/// up, and so hid the nodes that could have answered.
+#[test]
+fn a_node_that_reaches_nobody_gives_back_what_it_cannot_forward() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let (alone, well) = (address(), address());
+    let cluster = [(1, alone.clone()), (2, address()), (3, address())];
+    let one_of_three = Node::open(NodeConfig {
+        cluster: cluster.into(),
+        data_dir: dirs[0].path().to_path_buf(),
+        ..NodeConfig::default()
+    });
+    let _one_of_three = one_of_three.unwrap();
+    let _node = open(dirs[1].path(), &well);
+    for at in 0..3u8 {
+        // A client of its own each time: it asks the first address first.
+        let patience = Duration::from_secs(20);
+        let remote = RemoteClient::new(&[alone.clone(), well.clone()], None, patience).unwrap();
+        let client = remote.client().blocking();
+        let start = Instant::now();
+        match at {
+            0 => client.put(b"a", b"1").unwrap(),
+            1 => assert_eq!(client.get(&b"a"[..]).unwrap().unwrap(), "1"),
+            _ => assert_eq!(client.stores().unwrap().len(), 1),
+        }
+        assert!(start.elapsed() < patience / 2, "{at}: {:?}", start.elapsed());
     }
 }

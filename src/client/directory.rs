@@ -9,7 +9,7 @@
 
 use super::Done;
 use super::ask::{Answer, Ask};
-use super::job::Job;
+use super::job::{Job, Patience};
 use super::local::{Local, scramble};
 use super::request::{Body, REGIONS_MAX, Response, Route};
 use crate::codec::admin::Admin;
@@ -443,8 +443,8 @@ impl Local {
 
     /// Asks the leader of region 1.
     pub(crate) fn ask(&self, ask: Ask, patience: Duration, done: Done<Response>) {
-        let now = self.inner.now();
-        self.inner.start(Body::Directory(ask), now, now.after(patience), 0, done);
+        let patience = Patience::of(self.inner.now(), patience);
+        self.inner.start(Body::Directory(ask), patience, 0, done);
     }
 
     /// Changes the record.
@@ -454,9 +454,9 @@ impl Local {
         patience: Duration,
         done: Done<Response>,
     ) {
-        let now = self.inner.now();
+        let patience = Patience::of(self.inner.now(), patience);
         let body = Body::Admin { region: FIRST_REGION, admin: Admin::Stores(change) };
-        self.inner.start(body, now, now.after(patience), 0, done);
+        self.inner.start(body, patience, 0, done);
     }
 }
 
@@ -474,9 +474,9 @@ impl Office for Local {
     }
 
     fn ask_store(&self, to: StoreId, ask: Ask, patience: Duration, done: Done<Response>) {
-        let now = self.inner.now();
         let route = Route { region: FIRST_REGION, version: 0 };
-        let job = Job::new(Body::Directory(ask), route, now, now.after(patience), 0, done);
+        let patience = Patience::of(self.inner.now(), patience);
+        let job = Job::new(Body::Directory(ask), route, patience, 0, done);
         self.inner.forward(to, job.pinned());
     }
 }

@@ -9,13 +9,13 @@ use crate::router::retry::{self, Access, Decision, Target};
 use crate::store::ReadLevel;
 use crate::types::{StoreId, Time};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A request for one region that has not been answered yet.
 pub(super) struct Job {
     pub body: Body,
     pub route: Route,
-    pub started: Time,
-    pub deadline: Time,
+    pub patience: Patience,
     pub attempt: u32,
     /// Where the next attempt goes, if an answer said so.
     target: Option<StoreId>,
@@ -27,6 +27,38 @@ pub(super) struct Job {
     /// Who led the region when it was last tried, as far as the replica here knew.
     led: Option<StoreId>,
     pub done: Done<Response>,
+}
+
+/// How long a request is tried here.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    pub started: Time,
+    /// What has no answer by then gets none.
+    pub deadline: Time,
+    /// From then on what cannot be sent to another node is given back.
+    elsewhere: Time,
+}
+
+/// A node that reaches nobody keeps no remote client longer: it knows other nodes.
+const ALONE_MAX: Duration = Duration::from_secs(1);
+
+impl Patience {
+    /// Of a caller who has nobody else to ask.
+    pub fn of(now: Time, timeout: Duration) -> Patience {
+        let deadline = now.after(timeout);
+        Patience { started: now, deadline, elsewhere: deadline }
+    }
+
+    /// Of a remote client.
+    pub fn of_remote(now: Time, timeout: Duration) -> Patience {
+        let elsewhere = now.after(ALONE_MAX.min(timeout / 4));
+        Patience { elsewhere, ..Patience::of(now, timeout) }
+    }
+
+    /// Whether what cannot be sent to another node is to be given back.
+    pub fn is_better_spent_elsewhere(&self, now: Time) -> bool {
+        now >= self.elsewhere
+    }
 }
 
 /// How far an attempt got.
@@ -67,14 +99,13 @@ impl Job {
     pub fn new(
         body: Body,
         route: Route,
-        started: Time,
-        deadline: Time,
+        patience: Patience,
         attempt: u32,
         done: Done<Response>,
     ) -> Job {
         let (target, avoid, last, led) = (None, None, None, None);
         let aim = Aim::Answerer;
-        Job { body, route, started, deadline, attempt, target, avoid, last, aim, led, done }
+        Job { body, route, patience, attempt, target, avoid, last, aim, led, done }
     }
 
     /// It is for the store that it is sent to, and for nobody else.
@@ -103,7 +134,7 @@ const LATE: &str = "no replica took the request in time";
 impl Inner {
     /// Sends the next attempt.
     pub fn run(self: &Arc<Self>, mut job: Job) {
-        if self.now() >= job.deadline {
+        if self.now() >= job.patience.deadline {
             // A pause may end late: what it was for says more.
             let late = Error::Busy { what: LATE };
             let error = job.last.take().unwrap_or(late);
@@ -114,7 +145,7 @@ impl Inner {
         if to != self.store {
             return self.forward(to, job);
         }
-        let (route, body, deadline) = (job.route, job.body.clone(), job.deadline);
+        let (route, body, deadline) = (job.route, job.body.clone(), job.patience.deadline);
         let back = Arc::clone(self);
         let done = Done::new(move |result| back.finish(job, to, Reach::Answered, result));
         self.execute(route, body, deadline, done);
@@ -149,13 +180,17 @@ impl Inner {
         }
         let now = self.now();
         let error = match error {
-            Error::Timeout { after_ms: 0, what } => {
-                Error::Timeout { after_ms: now.since(job.started).as_millis() as u64, what }
-            }
+            Error::Timeout { after_ms: 0, what } => Error::Timeout {
+                after_ms: now.since(job.patience.started).as_millis() as u64,
+                what,
+            },
             error => error,
         };
         self.learn(&job, at, reach, &error);
-        let left = job.deadline.since(now);
+        if reach == Reach::Refused && job.patience.is_better_spent_elsewhere(now) {
+            return job.done.call(Err(error));
+        }
+        let left = job.patience.deadline.since(now);
         let decision = retry::decide(job.body.access(), &error, job.attempt, left, self.jitter());
         let Decision::Again { at: target, after } = decision else {
             // Another node whose time had run out says less than what was heard before.
@@ -196,12 +231,12 @@ impl Inner {
     pub fn again(self: &Arc<Self>, job: Job, target: Target) {
         match target {
             Target::Reroute => {
-                let Job { body, started, deadline, attempt, last, done, .. } = job;
-                if let Some(last) = last.filter(|_| self.now() >= deadline) {
+                let Job { body, patience, attempt, last, done, .. } = job;
+                if let Some(last) = last.filter(|_| self.now() >= patience.deadline) {
                     // The pause ended late: what it was for says more than that there is no time.
                     return done.call(Err(last));
                 }
-                self.start(body, started, deadline, attempt, done);
+                self.start(body, patience, attempt, done);
             }
             _ => self.run(job),
         }
@@ -223,13 +258,13 @@ impl Inner {
                     }
                     self.bureau.look_around(&route.region.range.start, 1);
                 }
-                self.ask_around(*region, job.attempt, job.deadline);
+                self.ask_around(*region, job.attempt, job.patience.deadline);
             }
             _ if reach == Reach::Refused => {
                 self.bureau.lost_leader(job.route.region, at);
                 // It may have moved away from all those who are gone.
                 if self.bureau.is_lost(job.route.region, job.attempt) {
-                    self.ask_around(job.route.region, job.attempt, job.deadline);
+                    self.ask_around(job.route.region, job.attempt, job.patience.deadline);
                 }
             }
             _ => {}

@@ -3,7 +3,7 @@
 use super::ask::Answer;
 use super::directory::Bureau;
 use super::gate::{self, Entrant, Gate};
-use super::job::{Job, Reach};
+use super::job::{Job, Patience, Reach};
 use super::parked::Parked;
 use super::request::{self, Body, Request, Response, Route};
 use super::{Backend, Client, Done};
@@ -174,10 +174,10 @@ impl Inner {
 
     /// Sends a job's request to another node.
     pub fn forward(self: &Arc<Self>, to: StoreId, job: Job) {
-        let left = job.deadline.since(self.now());
+        let left = job.patience.deadline.since(self.now());
         let request =
             Request { timeout: left, route: Some(job.route), body: job.body.clone() }.encode();
-        let deadline = job.deadline.after(GRACE);
+        let deadline = job.patience.deadline.after(GRACE);
         let seat = self.outstanding.lock().insert(Outstanding { to, job }, deadline);
         let id = match seat {
             Ok(id) => id,
@@ -271,8 +271,7 @@ fn gone() -> Error {
 impl Backend for Door {
     fn call(&self, body: Body, timeout: Duration, done: Done<Response>) {
         let Some(inner) = self.0.upgrade() else { return done.call(Err(gone())) };
-        let started = inner.now();
-        inner.start(body, started, started.after(timeout), 0, done);
+        inner.start(body, Patience::of(inner.now(), timeout), 0, done);
     }
 
     fn write_soon(&self, command: Bytes, timeout: Duration, done: Done<Response>) {
@@ -288,7 +287,9 @@ impl Backend for Door {
 
     fn write_many(&self, batches: Vec<(Bytes, Done<Response>)>, timeout: Duration) {
         match self.0.upgrade() {
-            Some(inner) => inner.write_many(batches, timeout),
+            Some(inner) => {
+                inner.write_many(batches, Patience::of(inner.now(), timeout));
+            }
             None => batches.into_iter().for_each(|(_, done)| done.call(Err(gone()))),
         }
     }
@@ -301,12 +302,19 @@ impl Backend for Door {
 impl Inner {
     /// Those who waited at the gate, or came together.
     pub fn enter(self: &Arc<Self>, entrants: Vec<Entrant>) {
-        gate::by_patience(entrants, |batches, timeout| self.write_many(batches, timeout));
+        gate::by_patience(entrants, |batches, timeout| {
+            self.write_many(batches, Patience::of(self.now(), timeout))
+        });
     }
 
-    fn write_many(self: &Arc<Self>, batches: Vec<(Bytes, Done<Response>)>, timeout: Duration) {
-        let started = self.now();
-        let deadline = started.after(timeout);
+    /// Those of a remote client.
+    pub fn enter_from_afar(self: &Arc<Self>, entrants: Vec<Entrant>) {
+        gate::by_patience(entrants, |batches, timeout| {
+            self.write_many(batches, Patience::of_remote(self.now(), timeout))
+        });
+    }
+
+    fn write_many(self: &Arc<Self>, batches: Vec<(Bytes, Done<Response>)>, patience: Patience) {
         let mut here: BTreeMap<usize, (RegionId, Vec<Submission>)> = BTreeMap::new();
         let mut elsewhere = Vec::new();
         {
@@ -318,7 +326,7 @@ impl Inner {
                 };
                 let Route { region, version } = route;
                 let body = Body::Write { command: command.clone() };
-                let job = Job::new(body, route, started, deadline, 0, done);
+                let job = Job::new(body, route, patience, 0, done);
                 let back = Arc::clone(self);
                 let waiter = Box::new(move |reply| {
                     back.finish(job, back.store, Reach::Answered, written(reply));
@@ -329,10 +337,10 @@ impl Inner {
             }
         }
         for (region, submissions) in here.into_values() {
-            self.driver.propose(region, deadline, submissions);
+            self.driver.propose(region, patience.deadline, submissions);
         }
         for (command, done) in elsewhere {
-            self.start(Body::Write { command }, started, deadline, 0, done);
+            self.start(Body::Write { command }, patience, 0, done);
         }
     }
 }

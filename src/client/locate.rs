@@ -8,7 +8,7 @@
 use super::Done;
 use super::ask::{Answer, Ask};
 use super::directory::Bureau;
-use super::job::Job;
+use super::job::{Job, Patience};
 use super::local::Inner;
 use super::request::{Body, REGIONS_MAX, Response, Route};
 use crate::error::Error;
@@ -159,22 +159,21 @@ impl Inner {
         self: &Arc<Self>,
         body: Body,
         key: Bytes,
-        started: Time,
-        deadline: Time,
+        patience: Patience,
         attempt: u32,
         done: Done<Response>,
     ) {
         self.bureau.look_around(&Bytes::new(), usize::MAX);
         if attempt == 0 {
-            return self.start(body, started, deadline, 1, done);
+            return self.start(body, patience, 1, done);
         }
         let pause = crate::router::retry::pause(attempt, self.jitter());
-        if self.now().after(pause) >= deadline {
+        if patience.is_better_spent_elsewhere(self.now().after(pause)) {
             return done.call(Err(Error::NoRoute { key }));
         }
-        self.ask_directory(&key, attempt, deadline);
+        self.ask_directory(&key, attempt, patience.deadline);
         let back = Arc::clone(self);
-        let again = Box::new(move || back.start(body, started, deadline, attempt + 1, done));
+        let again = Box::new(move || back.start(body, patience, attempt + 1, done));
         self.driver.timer().after(pause, again);
     }
 
@@ -192,10 +191,9 @@ impl Inner {
                 back.bureau.learn_infos(&infos);
             }
         });
-        let now = self.now();
-        let deadline = deadline.min(now.after(PATIENCE));
+        let patience = self.asking(deadline);
         let ask = Ask::Locate { start: key.clone(), count: NEIGHBOURS };
-        self.start(Body::Directory(ask), now, deadline, 0, done);
+        self.start(Body::Directory(ask), patience, 0, done);
     }
 
     fn ask_regions(self: &Arc<Self>, store: StoreId, start: Bytes, deadline: Time) {
@@ -208,9 +206,14 @@ impl Inner {
         // Executed where it arrives, whatever region it names.
         let route = Route { region: FIRST_REGION, version: 0 };
         let body = Body::Regions { start, count: REGIONS_MAX };
+        let patience = self.asking(deadline);
+        self.forward(store, Job::new(body, route, patience, 0, done));
+    }
+
+    /// How long another node is asked, for somebody who waits until then.
+    fn asking(&self, deadline: Time) -> Patience {
         let now = self.now();
-        let deadline = deadline.min(now.after(PATIENCE));
-        self.forward(store, Job::new(body, route, now, deadline, 0, done));
+        Patience::of(now, PATIENCE.min(deadline.since(now)))
     }
 
     /// Asks another node what it knows of a region that was not where it was looked for. If this node does not even

@@ -123,6 +123,7 @@ fn look_later(inner: &Inner, weak: Weak<Inner>) {
 #[cfg(test)]
 mod tests {
     use super::super::Done;
+    use super::super::job::Patience;
     use super::super::request::{Body, Route};
     use super::*;
     use std::sync::mpsc::{Sender, channel};
@@ -133,7 +134,8 @@ mod tests {
             assert!(result.is_err());
             tell.send(until).unwrap();
         });
-        let job = Job::new(Body::Status, route, Time(0), Time(1_000), 9, done);
+        let patience = Patience::of(Time(0), Duration::from_nanos(1_000));
+        let job = Job::new(Body::Status, route, patience, 9, done);
         Waiting { job, target: Target::Same, until: Time(until), led: led.map(StoreId) }
     }
 

@@ -2,6 +2,7 @@
 
 use super::Done;
 use super::gate::Entrant;
+use super::job::Patience;
 use super::local::{Inner, written};
 use super::request::{Body, Request, Response, encode_response};
 use crate::driver::Submission;
@@ -40,7 +41,8 @@ pub(super) fn serve(inner: &Arc<Inner>, origin: Origin, requests: Vec<(u64, Byte
             continue;
         }
         let timeout = timeout.min(TIMEOUT_MAX);
-        let deadline = now.after(timeout);
+        let patience = Patience::of_remote(now, timeout);
+        let deadline = patience.deadline;
         match (route, body) {
             (Some(route), Body::Write { command } | Body::Execute { command, .. }) => {
                 let (region, version) = (route.region, route.version);
@@ -69,10 +71,10 @@ pub(super) fn serve(inner: &Arc<Inner>, origin: Origin, requests: Vec<(u64, Byte
             (None, Body::Write { command }) => {
                 entrants.push(Entrant { command, timeout, done: Done::new(answer) });
             }
-            (None, body) => inner.start(body, now, deadline, 0, Done::new(answer)),
+            (None, body) => inner.start(body, patience, 0, Done::new(answer)),
         }
     }
-    inner.enter(entrants);
+    inner.enter_from_afar(entrants);
     for (region, deadline, submissions) in writes.into_values() {
         inner.driver.propose(region, deadline, submissions);
     }

@@ -3,7 +3,7 @@
 use super::Done;
 use super::ask::Ask;
 use super::fault;
-use super::job::Job;
+use super::job::{Job, Patience};
 use super::local::{Inner, unexpected};
 use super::request::{Body, NodeStatus, NodeWork, Response, Route, VALUES_BYTES_MAX, too_large};
 use crate::codec::command::{self, PREVIOUS_BYTES_MAX, Swap};
@@ -44,12 +44,11 @@ impl Inner {
     pub fn start(
         self: &Arc<Self>,
         body: Body,
-        started: Time,
-        deadline: Time,
+        patience: Patience,
         attempt: u32,
         done: Done<Response>,
     ) {
-        let job = |body, route, done| Job::new(body, route, started, deadline, attempt, done);
+        let job = |body, route, done| Job::new(body, route, patience, attempt, done);
         match body {
             Body::Write { command } => {
                 let parts = router::split_batch(&self.routes.read(), &command);
@@ -57,7 +56,7 @@ impl Inner {
                     Ok(parts) => parts,
                     Err(Error::NoRoute { key }) => {
                         let body = Body::Write { command };
-                        return self.start_elsewhere(body, key, started, deadline, attempt, done);
+                        return self.start_elsewhere(body, key, patience, attempt, done);
                     }
                     Err(error) => return done.call(Err(error)),
                 };
@@ -85,14 +84,14 @@ impl Inner {
                     Some(route) => self.run(job(body, route, done)),
                     None => {
                         let key = key.clone();
-                        self.start_elsewhere(body, key, started, deadline, attempt, done);
+                        self.start_elsewhere(body, key, patience, attempt, done);
                     }
                 }
             }
             Body::Read { level, keys } => match self.by_region(&keys) {
                 Err(Error::NoRoute { key }) => {
                     let body = Body::Read { level, keys };
-                    self.start_elsewhere(body, key, started, deadline, attempt, done);
+                    self.start_elsewhere(body, key, patience, attempt, done);
                 }
                 Err(error) => done.call(Err(error)),
                 Ok(parts) if parts.is_empty() => done.call(Ok(Response::Values(Vec::new()))),
@@ -114,7 +113,7 @@ impl Inner {
                 match self.piece(&range, direction) {
                     Err(Error::NoRoute { key }) => {
                         let body = Body::Scan { level, direction, range, items, bytes };
-                        self.start_elsewhere(body, key, started, deadline, attempt, done);
+                        self.start_elsewhere(body, key, patience, attempt, done);
                     }
                     Err(error) => done.call(Err(error)),
                     Ok(None) => done.call(Ok(Response::Page { items: Vec::new(), rest: None })),
@@ -128,14 +127,14 @@ impl Inner {
                     }
                 }
             }
-            Body::Status => self.status(deadline, done),
+            Body::Status => self.status(patience.deadline, done),
             Body::Regions { start, count } => {
                 let regions = self.bureau.regions(&start, count);
                 match regions.first().is_some_and(|first| first.range.contains(&start)) {
                     true => done.call(Ok(Response::Regions(regions))),
                     false => {
                         let (key, body) = (start.clone(), Body::Regions { start, count });
-                        self.start_elsewhere(body, key, started, deadline, attempt, done);
+                        self.start_elsewhere(body, key, patience, attempt, done);
                     }
                 }
             }
