@@ -46,9 +46,14 @@ impl Client {
         if let Some(result) = self.backend.read_now(&body) {
             return result;
         }
+        heard(self.ask_soon(body)).await
+    }
+
+    /// Asks, whether or not anybody waits for the answer, which is [heard].
+    pub(super) fn ask_soon(&self, body: Body) -> oneshot::Receiver<Result<Response>> {
         let (done, told) = awaited();
         self.backend.call(body, self.timeout, done);
-        heard(told).await
+        told
     }
 
     /// The value of a key, linearizable.
@@ -197,7 +202,7 @@ fn awaited() -> (Done<Response>, oneshot::Receiver<Result<Response>>) {
     (done, told)
 }
 
-async fn heard(told: oneshot::Receiver<Result<Response>>) -> Result<Response> {
+pub(super) async fn heard(told: oneshot::Receiver<Result<Response>>) -> Result<Response> {
     told.await.unwrap_or_else(|_| Err(Error::Stopped { reason: "the node has gone".into() }))
 }
 

@@ -67,7 +67,8 @@ pub enum Admin {
     },
     /// These former replicas are gone for good: they need not be remembered.
     Forget {
-        /// Which.
+        /// Which. None: nothing is changed, and the answer is the region as it is at that place of its log, unless it is
+        /// frozen.
         peers: Vec<PeerId>,
     },
     /// Freeze a region, to be merged into its neighbour.

@@ -8,13 +8,13 @@
 //! Asked are a few stores at a time, in turn, and the longer the more rarely: a wish comes again every few seconds, its
 //! neighbour may only be without a leader for a moment, and a merge that is lost is none.
 //!
-//! Not done: to ask a store that has left, or to write the fate of a region down where it cannot leave. If all stores with
-//! such a tombstone are out of reach, the frozen region waits until one is back; if all have left or lost their disks, for
-//! ever. For that the target must have moved off all stores of the source's leader and been merged away between somebody's look at it
-//! and the freezing, and then all its stores must leave, with the frozen region waiting in sight. Written down safely it would
-//! have to be before the tombstone's store may leave: a list in region 1 that grows with every merge and may never
-//! forget, or one more step in every leaving that asks all regions whether they are frozen. That is not worth it until
-//! somebody has seen it happen.
+//! If all stores with such a tombstone are out of reach, the frozen region waits until one is back. None of them leaves
+//! meanwhile: to strike a store off, every region is asked by an entry of its log where its replicas are, and a frozen one
+//! refuses to say ([`remove_store`](crate::client::Client::remove_store)).
+//!
+//! Not done: what to do if all of them have lost their disks, or left before the region was frozen. For the latter the target
+//! must have moved off all stores of the source's leader and been merged away, and those that it had moved to must have been drained and
+//! left, all between somebody's look at it and the freezing that he asked for.
 
 use crate::client::ask::{Answer, Ask};
 use crate::client::request::Response;

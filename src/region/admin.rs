@@ -105,6 +105,7 @@ impl Peer {
                 self.fold(config, effects);
                 self.put_admin(admin)
             }
+            Admin::Forget { peers } if peers.is_empty() => self.put_admin(admin),
             Admin::Forget { .. } => {
                 Err(Error::InvalidArgument("only the leader knows who is gone".into()))
             }
@@ -160,8 +161,12 @@ fn administer_alone(
     batch: &mut WriteBatch,
     view: &dyn View,
 ) -> Result<AdminDone> {
-    let thaws = matches!(admin, Admin::RollBackMerge { .. } | Admin::Forget { .. });
-    if state.merging.is_some() && !thaws {
+    let may = match admin {
+        Admin::RollBackMerge { .. } => true,
+        Admin::Forget { peers } => !peers.is_empty(),
+        _ => false,
+    };
+    if state.merging.is_some() && !may {
         return Err(FROZEN);
     }
     match admin {
@@ -215,8 +220,10 @@ fn administer_alone(
             Ok(reshape(state, applied, after, &[]))
         }
         Admin::Forget { peers } => {
-            state.removed.retain(|gone| !peers.contains(&gone.id));
-            applied.removed = Some(state.removed.clone());
+            if !peers.is_empty() {
+                state.removed.retain(|gone| !peers.contains(&gone.id));
+                applied.removed = Some(state.removed.clone());
+            }
             Ok(AdminDone::Shaped(vec![state.region.clone()]))
         }
         Admin::Stores(change) => {

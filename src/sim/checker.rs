@@ -5,7 +5,7 @@
 use super::rng::mix;
 use crate::types::{Epoch, PeerId, Region, RegionId, StoreId};
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 /// Something happened that must never happen.
@@ -220,14 +220,27 @@ impl Shapes {
         self.newest.is_empty()
     }
 
+    /// The replicas that regions have on a store.
+    pub fn on(&self, store: StoreId) -> BTreeSet<(RegionId, PeerId)> {
+        let there = |region: &Region| region.peer_on(store).map(|peer| (region.id, peer.id));
+        self.newest.values().filter_map(there).collect()
+    }
+
     /// What one store holds, after it applied something.
     pub fn observe<'a>(&mut self, held: impl Iterator<Item = &'a Region>) -> Result<(), Violation> {
         let mut news = Vec::new();
         for region in held {
-            let known = self.newest.get(&region.id);
-            if known.is_none_or(|known| known.epoch.version < region.epoch.version) {
-                self.newest.insert(region.id, region.clone());
-                news.push(region);
+            match self.newest.get_mut(&region.id) {
+                Some(known) if known.epoch.version > region.epoch.version => {}
+                Some(known) if known.epoch.version == region.epoch.version => {
+                    if known.epoch.conf_ver < region.epoch.conf_ver {
+                        known.clone_from(region);
+                    }
+                }
+                _ => {
+                    self.newest.insert(region.id, region.clone());
+                    news.push(region);
+                }
             }
         }
         if news.is_empty() {

@@ -50,11 +50,13 @@ pub enum Planted {
     /// A request for the vote of a replica that is not here yet is not kept until it is. (There is no replica without a
     /// state that could vote before it is born.) It breaks no promise: the candidate asks again, an election timeout later.
     RequestDropped,
+    /// A store is struck off by what has been reported: nobody asks the regions themselves.
+    StruckByReports,
 }
 
 impl Planted {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Planted); 13] = [
+    pub const ALL: [(&'static str, Planted); 14] = [
         ("ack-before-sync", Planted::AckBeforeSync),
         ("forgotten-vote", Planted::ForgottenVote),
         ("flush-reported-early", Planted::FlushReportedEarly),
@@ -68,6 +70,7 @@ impl Planted {
         ("pin-ignored", Planted::PinIgnored),
         ("fresh-unapplied", Planted::FreshUnapplied),
         ("request-dropped", Planted::RequestDropped),
+        ("struck-by-reports", Planted::StruckByReports),
     ];
 }
 
@@ -87,7 +90,8 @@ impl Planted {
             Planted::AckBeforeSync
             | Planted::ForgottenVote
             | Planted::FlushReportedEarly
-            | Planted::IgnoredEpoch => {}
+            | Planted::IgnoredEpoch
+            | Planted::StruckByReports => {}
         }
     }
 }

@@ -55,7 +55,7 @@ pub(super) struct Operator {
     /// What it waits for.
     waiting: BTreeMap<Token, RegionId>,
     epochs: EpochsGrow,
-    shapes: Shapes,
+    pub(super) shapes: Shapes,
     /// The node whose applier stands still, and until when.
     held: Option<(StoreId, Time)>,
 }

@@ -289,7 +289,7 @@ impl Cluster {
             });
             let none = ended.is_empty();
             for done in ended {
-                self.has_done(now, id, done);
+                self.has_done(now, id, done)?;
             }
             if none {
                 break;
@@ -305,10 +305,10 @@ impl Cluster {
         }
     }
 
-    fn has_done(&mut self, now: Time, id: StoreId, done: Finished) {
-        let Some(node) = self.nodes.get(&id) else { return };
+    fn has_done(&mut self, now: Time, id: StoreId, done: Finished) -> Step {
+        let Some(node) = self.nodes.get(&id) else { return Ok(()) };
         let local = node.now(now);
-        let Some(staff) = self.staff.get_mut(&id) else { return };
+        let Some(staff) = self.staff.get_mut(&id) else { return Ok(()) };
         match done {
             Finished::Operator(operator, pause) => {
                 staff.operator = Some(operator);
@@ -328,8 +328,9 @@ impl Cluster {
                 }
                 let _ = staff.ended.try_send(ended);
             }
-            Finished::Administered(result) => self.was_administered(now, result),
+            Finished::Administered(result) => return self.was_administered(now, result),
         }
+        Ok(())
     }
 }
 

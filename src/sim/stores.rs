@@ -11,6 +11,7 @@
 //! has been told nothing cannot know), and of every region a majority lives elsewhere, whatever change is under way. From then on it
 //! runs with what it has; nobody lets it in, and it is drained, and struck off, while it is down to everybody else.
 //!
+//! Looked at when a store is struck off: no region that had a replica on it when that was asked for has it still.
 //! Looked at in the end: within [`SETTLES`] of the calm whoever was to be drained has left, no region is frozen, nobody
 //! has anything left to do, every region has the wanted voters and no replica on a store that has left or is to. And
 //! no store is kept out, ever, but those that have left or lost their directory.
@@ -18,7 +19,7 @@
 use super::clock::NodeClock;
 use super::cluster::{Cluster, Happening, Step, violation};
 use super::disk::{Mercy, SimDisk};
-use super::node::SimNode;
+use super::node::{Planted, SimNode};
 use super::rng::Rng;
 use super::staff::Finished;
 use crate::client::ask::Ask;
@@ -82,6 +83,8 @@ pub(super) struct Stores {
     loser: Option<Loser>,
     /// What was asked for, through which node in which of its lives.
     asked: Option<(StoreId, StoreId, u64)>,
+    /// What regions had on the store that is to be struck off, when that was asked for.
+    held: BTreeSet<(RegionId, PeerId)>,
     turn: usize,
 }
 
@@ -115,6 +118,7 @@ impl Stores {
             exits: drained.map(|store| (store, Exit::Planned(drains_at))).into_iter().collect(),
             loser: store.map(|store| Loser { store, loss, at: lost_at, lost: false }),
             asked: None,
+            held: BTreeSet::new(),
             turn: 0,
         }
     }
@@ -181,27 +185,30 @@ impl Cluster {
         };
         let Some(staff) = self.staff.get_mut(&through) else { return Ok(()) };
         let (client, life) = (staff.client(), staff.life);
+        let by_reports = self.options.planted == Some(Planted::StruckByReports);
         staff.begin(async move {
             Finished::Administered(match exit {
                 Exit::Planned(_) => client.drain_store(store).await,
+                _ if by_reports => client.remove_store_by_reports(store).await,
                 _ => client.remove_store(store).await,
             })
         });
         if let Some(stores) = &mut self.stores {
             stores.asked = Some((store, through, life));
+            stores.held = self.operator.shapes.on(store);
         }
         self.go_on(now, through)
     }
 
     /// What was asked for was answered.
-    pub(super) fn was_administered(&mut self, now: Time, result: Result<()>) {
+    pub(super) fn was_administered(&mut self, now: Time, result: Result<()>) -> Step {
         let off = now.after(self.pause("stores.left.off", 2_000_000));
-        let Some(stores) = &mut self.stores else { return };
-        let Some((store, through, _)) = stores.asked.take() else { return };
-        let Some(exit) = stores.exits.get_mut(&store) else { return };
+        let Some(stores) = &mut self.stores else { return Ok(()) };
+        let Some((store, through, _)) = stores.asked.take() else { return Ok(()) };
+        let Some(exit) = stores.exits.get_mut(&store) else { return Ok(()) };
         if let Err(error) = result {
             self.trace.line(now, format_args!("{through}: {store} not yet: {error}"));
-            return;
+            return Ok(());
         }
         match *exit {
             Exit::Planned(_) => {
@@ -213,8 +220,18 @@ impl Cluster {
                 *exit = Exit::Left(off);
                 self.counts.stores[2] += 1;
                 self.trace.line(now, format_args!("{store} has left"));
+                // Ids are not used twice: what was there before and is there now was there all the time.
+                let now_held = self.operator.shapes.on(store);
+                if let Some((region, peer)) = stores.held.intersection(&now_held).next() {
+                    let detail = format!("{store} was struck off with {peer} of {region} on it");
+                    return Err(violation(
+                        "a store leaves when no region has a replica on it",
+                        detail,
+                    ));
+                }
             }
         }
+        Ok(())
     }
 
     fn join(&mut self, now: Time) {
