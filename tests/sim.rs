@@ -278,6 +278,33 @@ fn a_region_is_not_handed_over_to_whoever_cannot_lead_it() {
     stage.check().unwrap();
 }
 
+/// Who has much to apply still would lead a region whose reads wait for that.
+#[test]
+fn a_region_is_not_handed_over_to_whoever_has_much_to_apply() {
+    let mut stage = Stage::open(3, &[]).unwrap();
+    stage.put("k", "1").unwrap();
+    let leader = stage.led_by(RegionId(1)).unwrap();
+    let others: Vec<_> = (1..=3).map(StoreId).filter(|store| *store != leader).collect();
+    let (slow, ready) = (others[0], others[1]);
+    stage.hold(slow);
+    let large = "x".repeat(1 << 20);
+    for _ in 0..10 {
+        stage.put("large", &large).unwrap();
+    }
+    stage.run(Duration::from_secs(1)).unwrap();
+    let refused = stage.transfer(RegionId(1), slow);
+    assert!(matches!(refused, Err(Setback::Refused(Error::Busy { .. }))), "{refused:?}");
+    stage.put("k", "2").unwrap();
+    stage.get("k", Some(leader), ReadLevel::Linearizable).unwrap();
+    assert_eq!(stage.leases(RegionId(1)), [leader], "nothing was given away");
+    stage.transfer(RegionId(1), ready).unwrap();
+    stage.release(slow);
+    stage.run(Duration::from_secs(2)).unwrap();
+    stage.transfer(RegionId(1), slow).unwrap();
+    stage.put("k", "3").unwrap();
+    stage.check().unwrap();
+}
+
 /// Stores join, are drained and leave, lose their directories and have old copies put back, have full disks for a while; what
 /// is said of them in the end holds (`sim::stores`, `sim::full`).
 #[test]

@@ -76,6 +76,11 @@ fn buried() -> Envelope {
     Envelope { note: Some(Note::Buried), ..gone() }
 }
 
+fn about_leading() -> [Envelope; 2] {
+    [Note::CanYouLead { committed: 300 }, Note::CanLead]
+        .map(|note| Envelope { note: Some(note), ..gone() })
+}
+
 fn all() -> Vec<(Kind, Vec<u8>)> {
     let hello = Hello {
         protocol: PROTOCOL,
@@ -103,7 +108,9 @@ fn all() -> Vec<(Kind, Vec<u8>)> {
         (
             Kind::Envelopes,
             frame(&|out| {
-                write_envelopes([append(), snapshot(), gone(), buried()].iter(), 1 << 20, out);
+                let [can_you, can] = about_leading();
+                let all = [append(), snapshot(), gone(), buried(), can_you, can];
+                write_envelopes(all.iter(), 1 << 20, out);
             }),
         ),
         (Kind::Request, frame(&|out| write_call(Kind::Request, 5, b"ask", out))),
@@ -142,7 +149,8 @@ fn every_kind_is_read_back() {
             Kind::Envelopes => {
                 let mut got = Vec::new();
                 read_envelopes(p, StoreId(1), &mut got).unwrap();
-                assert_eq!(got, [append(), snapshot(), gone(), buried()]);
+                let [can_you, can] = about_leading();
+                assert_eq!(got, [append(), snapshot(), gone(), buried(), can_you, can]);
             }
             Kind::Request => assert_eq!(read_call(p).unwrap(), (5, (&b"ask"[..]).into())),
             Kind::Response => assert_eq!(read_call(p).unwrap(), (5, (&b"say"[..]).into())),

@@ -139,7 +139,8 @@ fn note() -> impl Strategy<Value = Envelope> {
         epoch: Epoch { conf_ver, version },
         by: RegionId(version / 3),
     });
-    let note = prop_oneof![gone, Just(Note::Buried)];
+    let asked = number().prop_map(|committed| Note::CanYouLead { committed });
+    let note = prop_oneof![gone, Just(Note::Buried), asked, Just(Note::CanLead)];
     (number(), number(), number(), note).prop_map(|(r, f, t, note)| Envelope {
         region: RegionId(r),
         from: PeerId(f),

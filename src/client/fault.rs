@@ -16,7 +16,7 @@ const REGION_BYTES_MAX: usize = 128 << 10;
 
 /// The texts of errors whose text is static: what another node says is looked up here, so that "busy" keeps
 /// saying with what. A test compares the list with the sources.
-const BUSY: [&str; 37] = [
+const BUSY: [&str; 38] = [
     "a connection",
     "a former replica that is not known to be gone",
     "a learner that has not caught up",
@@ -32,6 +32,7 @@ const BUSY: [&str; 37] = [
     "bytes being received",
     "every node",
     "former replicas that are not known to be gone",
+    "leadership is to go to another store",
     "live replicas: too few would be left to agree",
     "log segments",
     "log writer",

@@ -20,6 +20,13 @@ pub enum Note {
         /// The region that asks.
         by: RegionId,
     },
+    /// Could the receiver lead the region at once? From its leader.
+    CanYouLead {
+        /// What the leader knows to be committed.
+        committed: u64,
+    },
+    /// The sender could.
+    CanLead,
     /// The sender is gone for good: its store knows durably that it never lives again.
     Buried,
 }

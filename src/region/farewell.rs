@@ -64,7 +64,7 @@ impl Asking {
 
 impl Peer {
     /// A note to a replica of a region, this one or another.
-    fn note(&self, region: RegionId, to: PeerId, note: Note) -> Envelope {
+    pub(super) fn note(&self, region: RegionId, to: PeerId, note: Note) -> Envelope {
         Envelope {
             region,
             from: self.id,
@@ -154,6 +154,7 @@ impl Peer {
         for token in self.reads.abandon() {
             effects.replies.push((token, Reply::Read(Err(self.fenced()))));
         }
+        self.end_handing(Err(self.fenced()), effects);
         effects.discard.extend(self.received.take().map(|received| received.file));
     }
 }

@@ -127,6 +127,7 @@ impl Peer {
             && self.received.is_none()
             && self.reshaping.is_none()
             && self.changing.is_none()
+            && self.handing.is_none()
             && self.merging.is_none()
             && self.held.is_empty()
             && self.flights.is_idle()

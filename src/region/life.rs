@@ -179,6 +179,7 @@ impl Peer {
             votes_from,
             banned_until: votes_from,
             handed_over_in: 0,
+            handing: None,
             reshaping: None,
             size: match state.applied == INITIAL_POSITION && region.epoch.version == 1 {
                 true => Size::nothing(),

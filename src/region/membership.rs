@@ -228,6 +228,7 @@ impl Peer {
         self.leave_joint();
         self.ask_removed(config, neighbours, effects);
         self.tick_merge(config, effects);
+        self.tick_handing(effects);
     }
 }
 

@@ -11,7 +11,7 @@
 //!    tokens; the peer learns the new applied index.
 //!
 //! [`split`] cuts a region, [`merge`] joins two, [`size`] and [`load`] find out when and where; [`membership`] changes who its replicas are, and
-//! [`farewell`] is how one goes; [`read`] keeps the read-index rounds, the leader lease and freshness; [`snapshot`] turns a consistent
+//! [`farewell`] is how one goes; [`handing`] gives leadership to another; [`read`] keeps the read-index rounds, the leader lease and freshness; [`snapshot`] turns a consistent
 //! view into chunks and chunks into a restored region; [`storage`] shows the log engine to raft-rs;
 //! [`sending`] is how snapshots leave; [`life`] creates peers and brings them back after a restart; [`compact`] decides how far logs may go; [`hibernate`]
 //! lets idle groups sleep, on what the node knows of its [`neighbours`].
@@ -28,6 +28,7 @@ pub mod compact;
 pub mod config;
 pub mod effects;
 pub mod farewell;
+pub(crate) mod handing;
 pub mod hibernate;
 pub mod life;
 pub mod load;

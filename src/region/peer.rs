@@ -3,6 +3,7 @@
 use super::compact::LogBytes;
 use super::effects::{Effects, Persisted, RegionStatus, Reply, Token};
 use super::farewell::Asking;
+use super::handing::Handing;
 use super::hibernate::Rest;
 use super::load::Load;
 use super::merge::{FROZEN, Held, Lent};
@@ -18,13 +19,11 @@ use crate::error::Error;
 use crate::raft::guard::Verdict;
 use crate::raft::{Elections, Envelope, Group};
 use crate::region::config::StoreConfig;
-use crate::types::{Departed, LogPosition, Merging, PeerId, Region, Role, StoreId, Time};
+use crate::types::{Departed, LogPosition, Merging, PeerId, Region, StoreId, Time};
 use ::raft::eraftpb::{Message, MessageType};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// A voter may lack so many committed entries and still be handed the leadership: they are under way.
-const HEIR_GAP: u64 = 64;
 /// What raft-rs puts into the vote requests of a candidate that was ordered to campaign.
 const CAMPAIGN_TRANSFER: &[u8] = b"CampaignTransfer";
 
@@ -77,6 +76,8 @@ pub struct Peer {
     /// The term in which it last tried to hand leadership over: without a lease to its end, because the
     /// order to campaign, and the votes it forces, may arrive long after the attempt was given up.
     pub(crate) handed_over_in: u64,
+    /// Leadership is to go.
+    pub(super) handing: Option<Box<Handing>>,
     /// A proposed and not yet applied change of the region's shape: client batches wait for it.
     pub(crate) reshaping: Option<LogPosition>,
     pub(crate) size: Size,
@@ -129,6 +130,7 @@ impl Peer {
         for token in self.reads.abandon() {
             effects.replies.push((token, Reply::Read(Err(self.fenced()))));
         }
+        self.end_handing(Err(self.fenced()), effects);
     }
 
     /// The error that a replica answers which does not run.
@@ -240,53 +242,6 @@ impl Peer {
             note: None,
         };
         Some((store, envelope))
-    }
-
-    /// Starts handing leadership over.
-    pub(crate) fn transfer(&mut self, to: Option<StoreId>) -> Result<(), Error> {
-        if !self.runs() {
-            return Err(self.fenced());
-        }
-        if !self.group.leads() {
-            return Err(self.not_leader());
-        }
-        let to = match to {
-            Some(store) if store == self.store => return Ok(()),
-            Some(store) => self.heir_on(store)?,
-            None => self.most_advanced_follower().ok_or_else(|| {
-                Error::InvalidArgument("no other live replica to hand over to".into())
-            })?,
-        };
-        // Before any message: the new leader may be elected inside the old lease.
-        self.share.set_lease(Time(0));
-        self.handed_over_in = self.group.status().term;
-        self.group.transfer_leader(to);
-        Ok(())
-    }
-
-    /// The voter on a store, if it can lead at once: while it is waited for nothing can be written, and a leader whose heir never
-    /// came has no lease for the rest of its term.
-    fn heir_on(&self, store: StoreId) -> Result<PeerId, Error> {
-        let voter = self.region.peer_on(store).map(|peer| peer.id).filter(|id| self.may_lead(*id));
-        let Some(peer) = voter else {
-            let what = format!("{} has no voter on {store} to hand over to", self.region.id);
-            return Err(Error::InvalidArgument(what));
-        };
-        match self.group.has_caught_up(peer, HEIR_GAP) {
-            true => Ok(peer),
-            false => Err(Error::Busy { what: "a replica that is behind, or out of reach" }),
-        }
-    }
-
-    fn may_lead(&self, peer: PeerId) -> bool {
-        self.region.peer(peer).is_some_and(|p| matches!(p.role, Role::Voter | Role::Incoming))
-    }
-
-    fn most_advanced_follower(&self) -> Option<PeerId> {
-        let progress = self.group.progress();
-        let others =
-            progress.iter().filter(|(id, _, live)| *id != self.id && *live && self.may_lead(*id));
-        others.max_by_key(|(id, matched, _)| (*matched, *id)).map(|(id, ..)| *id)
     }
 
     /// The term it leads, if it does.

@@ -82,6 +82,7 @@ impl Store {
                     self.touched.insert(region);
                 }
             }
+            Note::CanYouLead { .. } | Note::CanLead => self.about_leading(envelope, note),
             Note::Gone { epoch, by } => self.gone(envelope, peer, epoch, by),
             Note::Ask { by } => {
                 let dead = |grave: &&Grave| grave.peer >= peer;
@@ -92,6 +93,20 @@ impl Store {
                 }
             }
         }
+    }
+
+    fn about_leading(&mut self, envelope: &Envelope, note: Note) {
+        let (from, on) = (envelope.from, envelope.from_store);
+        let here = self.peers.get_mut(&envelope.region);
+        let Some(replica) = here.filter(|replica| replica.id == envelope.to) else { return };
+        let effects = &mut self.pending;
+        match note {
+            Note::CanYouLead { committed } => {
+                replica.may_be_heir(&self.config, from, on, committed, effects);
+            }
+            _ => replica.can_lead(from, effects),
+        }
+        self.touched.insert(envelope.region);
     }
 
     fn gone(&mut self, envelope: &Envelope, peer: PeerId, epoch: Epoch, by: RegionId) {

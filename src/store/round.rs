@@ -496,11 +496,11 @@ impl Store {
 
     fn transfer(&mut self, token: Token, region: RegionId, to: Option<StoreId>) {
         self.rouse(region);
-        let result = match self.peers.get_mut(&region) {
-            Some(peer) => peer.transfer(to),
-            None => Err(Error::RegionNotFound(region)),
+        let Some(peer) = self.peers.get_mut(&region) else {
+            let nobody = Reply::Transfer(Err(Error::RegionNotFound(region)));
+            return self.pending.replies.push((token, nobody));
         };
+        peer.transfer(&self.config, token, to, &mut self.pending);
         self.touched.insert(region);
-        self.pending.replies.push((token, Reply::Transfer(result)));
     }
 }

@@ -11,7 +11,7 @@ use crate::types::{Epoch, PeerId, RegionId, Start, StoreId};
 use bytes::Bytes;
 
 /// The protocol spoken here. Two sides talk only if theirs are equal.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 /// Longest payload of a frame before the handshake is done.
 pub const MAX_HANDSHAKE: usize = 1024;
 /// Most messages in one frame; a writer begins another one before that.
@@ -258,6 +258,8 @@ const NOTE: u8 = 2;
 const NOTE_GONE: u8 = 1;
 const NOTE_BURIED: u8 = 2;
 const NOTE_ASK: u8 = 3;
+const NOTE_CAN_YOU_LEAD: u8 = 4;
+const NOTE_CAN_LEAD: u8 = 5;
 
 fn encode_note(envelope: &Envelope, note: &Note, out: &mut Vec<u8>) {
     let mut w = Writer::new(out);
@@ -276,6 +278,11 @@ fn encode_note(envelope: &Envelope, note: &Note, out: &mut Vec<u8>) {
             w.u8(NOTE_ASK);
             w.varint(by.0);
         }
+        Note::CanYouLead { committed } => {
+            w.u8(NOTE_CAN_YOU_LEAD);
+            w.varint(*committed);
+        }
+        Note::CanLead => w.u8(NOTE_CAN_LEAD),
         Note::Buried => w.u8(NOTE_BURIED),
     }
 }
@@ -288,6 +295,8 @@ fn decode_note(r: &mut Reader) -> Result<Note> {
         }
         NOTE_ASK => Ok(Note::Ask { by: RegionId(r.varint()?) }),
         NOTE_BURIED => Ok(Note::Buried),
+        NOTE_CAN_YOU_LEAD => Ok(Note::CanYouLead { committed: r.varint()? }),
+        NOTE_CAN_LEAD => Ok(Note::CanLead),
         other => Err(r.malformed(format_args!("note {other}"))),
     }
 }
