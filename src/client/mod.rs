@@ -46,6 +46,7 @@ mod volley;
 
 pub use crate::codec::command::{BatchBuilder as Batch, Swap};
 pub use api::{Blocking, Client};
+pub(crate) use block::together;
 pub use block::wait;
 #[cfg(any(test, feature = "sim"))]
 pub(crate) use directory::Bureau;

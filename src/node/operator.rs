@@ -1,5 +1,5 @@
 //! The operator: carries out what the replicas of this node wish for and cannot do alone, and, on the node that leads
-//! region 1, what placement plans; one thing at a time.
+//! region 1, what placement plans; one thing at a time, but the steps of a plan together.
 //!
 //! A region that has grown too large is to be cut; a frozen one is to be merged into its neighbour. The ids for the
 //! parts come from region 1, the neighbour may be led elsewhere, so a thread of its own does it, as any client would. A
@@ -16,7 +16,7 @@
 use super::fates::Fates;
 use super::merger::Merger;
 use crate::client::merge::Merged;
-use crate::client::{Basis, Client, Office, wait};
+use crate::client::{Basis, Client, Office, together, wait};
 use crate::codec::admin::Change;
 use crate::error::{Error, Result};
 use crate::placement::{Action, Goal, Limits, Plan, Step};
@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 const WISHES_MAX: usize = 64;
 /// How long a cut may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a step of a plan may take, or a frozen region whose neighbour does not answer: other wishes wait meanwhile.
+/// How long the steps of a plan may take, or a frozen region whose neighbour does not answer: other wishes wait meanwhile.
 const STEP_PATIENCE: Duration = Duration::from_secs(2);
 /// How often there is looked whether something is to be planned.
 pub(crate) const LOOK: Duration = Duration::from_millis(500);
@@ -256,9 +256,9 @@ impl<O: Office> Operator<O> {
         let steps = self.ripe(plan, now);
         // Not held over the calls: a node that is closed meanwhile lets go of its directory.
         drop(office);
-        for step in steps {
+        for (step, result) in self.carry_out(steps).await {
             let Step { region, ref action, ref why, .. } = step;
-            match self.carry_out(&step).await {
+            match result {
                 Ok(shapes) => {
                     tracing::info!(%region, ?action, why, "placement");
                     done |= (self.desk.office)()?.bureau().learn(&shapes);
@@ -286,37 +286,44 @@ impl<O: Office> Operator<O> {
         plan.steps.into_iter().filter(ripe).collect()
     }
 
-    /// One step; gives the shapes that it has brought to light.
-    async fn carry_out(&mut self, step: &Step) -> Result<Vec<Region>> {
+    /// The steps of a plan beside each other, for each concerns another region; gives the shapes that they have brought to light.
+    async fn carry_out(&mut self, steps: Vec<Step>) -> Vec<(Step, Result<Vec<Region>>)> {
         let client = self.desk.client.with_timeout(STEP_PATIENCE);
-        let changes = match &step.action {
-            Action::Transfer { to } => {
-                client.transfer_leader(step.region, Some(*to)).await?;
-                return Ok(Vec::new());
-            }
-            Action::AddLearner { on } => vec![self.newcomer(&client, *on).await?],
-            Action::Change(changes) => changes.clone(),
-            Action::Merge { .. } => {
-                self.merger.order(step);
-                return Ok(Vec::new());
-            }
-        };
-        match client.change_peers(step.region, step.epoch, changes).await {
-            // It leads after all: the next plan knows.
-            Err(Error::LeaderStays { region }) => {
-                client.transfer_leader(region, None).await?;
-                Ok(Vec::new())
-            }
-            // Somebody was faster.
-            Err(Error::EpochNotMatch { current }) => Ok(current),
-            result => result,
-        }
+        let (merges, others): (Vec<Step>, Vec<Step>) =
+            steps.into_iter().partition(|step| matches!(step.action, Action::Merge { .. }));
+        merges.iter().for_each(|step| self.merger.order(step));
+        let done = together(others.iter().map(|step| carry_out(&client, step))).await;
+        let ordered = merges.into_iter().map(|step| (step, Ok(Vec::new())));
+        ordered.chain(others.into_iter().zip(done)).collect()
     }
+}
 
-    async fn newcomer(&self, client: &Client, store: StoreId) -> Result<Change> {
-        let peer = PeerId(client.allocate_ids(1).await?);
-        Ok(Change::AddLearner { peer, store })
+/// One step that is not a merge.
+async fn carry_out(client: &Client, step: &Step) -> Result<Vec<Region>> {
+    let changes = match &step.action {
+        Action::Transfer { to } => {
+            client.transfer_leader(step.region, Some(*to)).await?;
+            return Ok(Vec::new());
+        }
+        Action::AddLearner { on } => vec![newcomer(client, *on).await?],
+        Action::Change(changes) => changes.clone(),
+        Action::Merge { .. } => return Ok(Vec::new()),
+    };
+    match client.change_peers(step.region, step.epoch, changes).await {
+        // It leads after all: the next plan knows.
+        Err(Error::LeaderStays { region }) => {
+            client.transfer_leader(region, None).await?;
+            Ok(Vec::new())
+        }
+        // Somebody was faster.
+        Err(Error::EpochNotMatch { current }) => Ok(current),
+        result => result,
     }
+}
+
+async fn newcomer(client: &Client, store: StoreId) -> Result<Change> {
+    let peer = PeerId(client.allocate_ids(1).await?);
+    Ok(Change::AddLearner { peer, store })
 }
 
 #[cfg(test)]
