@@ -31,6 +31,7 @@ fn peer_to_pb(peer: &Peer) -> meta::Peer {
         Role::Learner => meta::Role::LEARNER,
         Role::Incoming => meta::Role::INCOMING,
         Role::Demoting => meta::Role::DEMOTING,
+        Role::Passing => meta::Role::PASSING,
     });
     out
 }
@@ -41,6 +42,7 @@ fn peer_from_pb(peer: &meta::Peer) -> Peer {
         meta::Role::LEARNER => Role::Learner,
         meta::Role::INCOMING => Role::Incoming,
         meta::Role::DEMOTING => Role::Demoting,
+        meta::Role::PASSING => Role::Passing,
     };
     Peer { id: PeerId(peer.get_id()), store: StoreId(peer.get_store_id()), role }
 }

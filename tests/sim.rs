@@ -305,6 +305,24 @@ fn a_region_is_not_handed_over_to_whoever_has_much_to_apply() {
     stage.check().unwrap();
 }
 
+/// Whoever moves a replica may be gone before the last step; what was left of it kept regions from being merged until somebody
+/// removed it by hand. A learner that was placed as one stays.
+#[test]
+fn what_was_on_its_way_and_forgotten_goes() {
+    let mut stage = Stage::open_among(3, 5, &[], None).unwrap();
+    stage.put("k", "v").unwrap();
+    let region = RegionId(1);
+    stage.place(region, StoreId(4), true).unwrap();
+    stage.place(region, StoreId(5), false).unwrap();
+    stage.run(Duration::from_secs(2)).unwrap();
+    assert!(stage.status().contains("s4"), "{}", stage.status());
+    stage.run(Duration::from_secs(60)).unwrap();
+    let status = stage.status();
+    let members = status.lines().next().unwrap_or_default();
+    assert!(!members.contains("s4") && members.contains("s5"), "{status}");
+    stage.check().unwrap();
+}
+
 /// Stores join, are drained and leave, lose their directories and have old copies put back, have full disks for a while; what
 /// is said of them in the end holds (`sim::stores`, `sim::full`).
 #[test]

@@ -182,8 +182,8 @@ impl Client {
 
     /// Starts handing leadership of a region to a store, or to the most advanced follower. Done already if that store leads it.
     ///
-    /// Errors: [`InvalidArgument`](Error::InvalidArgument) if no voter lives there (or, where no store is named, nobody else is
-    /// alive), [`Busy`](Error::Busy) if it is behind or out of reach, or leadership is about to go elsewhere.
+    /// Errors: [`InvalidArgument`](Error::InvalidArgument) if no voter lives there (or, where no store is named, nobody else
+    /// votes), [`Busy`](Error::Busy) if it is behind or out of reach, or leadership is about to go elsewhere.
     ///
     /// The heir is asked first whether it could lead at once, and wakes and catches up before; the region is led as ever meanwhile, and
     /// on if nobody can within an election timeout. `Ok` says that the heir was told to campaign, not that it has won.

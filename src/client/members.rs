@@ -38,14 +38,21 @@ impl Client {
         }
         self.may_take(store).await?;
         let peer = PeerId(self.allocate_ids(1).await?);
-        self.add_learner_as(region, (peer, store)).await
+        self.place(region, (peer, store), false).await
     }
 
-    async fn add_learner_as(&self, region: RegionId, new: (PeerId, StoreId)) -> Result<Region> {
+    /// A learner with this id, unless the store has a replica. `passing`: it is to be promoted, and its leader removes it if
+    /// nobody does.
+    async fn place(
+        &self,
+        region: RegionId,
+        new: (PeerId, StoreId),
+        passing: bool,
+    ) -> Result<Region> {
         let (peer, store) = new;
         self.reach(region, |now| match now.peer_on(store) {
             Some(_) => Ok(Vec::new()),
-            None => Ok(vec![Change::AddLearner { peer, store }]),
+            None => Ok(vec![Change::AddLearner { peer, store, passing }]),
         })
         .await
     }
@@ -56,14 +63,14 @@ impl Client {
         region: RegionId,
         new: (PeerId, StoreId),
     ) -> Result<Region> {
-        self.add_learner_as(region, new).await?;
+        self.place(region, new, true).await?;
         self.promote(region, new.1).await
     }
 
     /// Lets the learner on `store` vote, once it has caught up.
     pub async fn promote(&self, region: RegionId, store: StoreId) -> Result<Region> {
         self.reach(region, |now| match now.peer_on(store) {
-            Some(peer) if peer.role == Role::Learner => Ok(vec![Change::Promote(peer.id)]),
+            Some(peer) if peer.role.is_learner() => Ok(vec![Change::Promote(peer.id)]),
             Some(_) => Ok(Vec::new()),
             None => Err(nobody(region, store)),
         })
@@ -91,7 +98,8 @@ impl Client {
     }
 
     /// Moves a replica from one store to another: a learner there, and once it has caught up the two change roles in
-    /// one step; then the old one is removed. At no time do fewer vote than before.
+    /// one step; then the old one is removed. At no time do fewer vote than before. Where whoever asked is gone before the end, the
+    /// region's leader removes what does not vote, after twenty election timeouts.
     pub async fn replace_peer(
         &self,
         region: RegionId,
@@ -102,7 +110,11 @@ impl Client {
         if known.peer_on(from).is_none() && known.peer_on(to).is_none() {
             return Err(nobody(region, from));
         }
-        self.add_learner(region, to).await?;
+        if known.peer_on(to).is_none() {
+            self.may_take(to).await?;
+            let peer = PeerId(self.allocate_ids(1).await?);
+            self.place(region, (peer, to), true).await?;
+        }
         self.change_roles(region, from, to).await
     }
 
@@ -113,7 +125,7 @@ impl Client {
         from: StoreId,
         new: (PeerId, StoreId),
     ) -> Result<Region> {
-        self.add_learner_as(region, new).await?;
+        self.place(region, new, true).await?;
         self.change_roles(region, from, new.1).await
     }
 
@@ -123,10 +135,12 @@ impl Client {
             let role = |store| now.peer_on(store).map(|peer| (peer.id, peer.role));
             match (role(from), role(to)) {
                 (_, None) => Err(nobody(region, to)),
-                (Some((old, Role::Voter)), Some((new, Role::Learner))) => {
+                (Some((old, Role::Voter)), Some((new, Role::Learner | Role::Passing))) => {
                     Ok(vec![Change::Promote(new), Change::Demote(old)])
                 }
-                (None, Some((new, Role::Learner))) => Ok(vec![Change::Promote(new)]),
+                (None, Some((new, Role::Learner | Role::Passing))) => {
+                    Ok(vec![Change::Promote(new)])
+                }
                 _ => Ok(Vec::new()),
             }
         })

@@ -117,7 +117,7 @@ impl Client {
     /// Takes back what a replica that could not be moved left behind, as far as that is possible now: a learner that never
     /// caught up, or the one that was to go and does not vote any more. The region had voters only, and voters stay.
     async fn leave_no_learner(&self, region: RegionId, peers: &[PeerId]) {
-        let learner = |peer: &&Peer| peer.role == Role::Learner && peers.contains(&peer.id);
+        let learner = |peer: &&Peer| peer.role.is_learner() && peers.contains(&peer.id);
         let taken_back = self.reach(region, |now| {
             Ok(now
                 .peers

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | split | `3` (one byte), conf_ver, version, number of children, then for each: region, start key, number of peers, the peers |
 //! | allocate | `4` (one byte), count |
-//! | change peers | `5` (one byte), conf_ver, version, number of changes, then for each: kind (one byte: `1` add learner, `2` promote, `3` demote, `4` remove), peer, and of a learner its store |
+//! | change peers | `5` (one byte), conf_ver, version, number of changes, then for each: kind (one byte: `1` add learner, `2` promote, `3` demote, `4` remove, `5` add a learner that is to vote), peer, and of a learner its store |
 //! | leave joint | `6` (one byte), conf_ver, version |
 //! | forget | `7` (one byte), number of peers, the peers |
 //! | stores | `16` (one byte), then the [change](super::directory) |
@@ -38,6 +38,7 @@ const ADD_LEARNER: u8 = 1;
 const PROMOTE: u8 = 2;
 const DEMOTE: u8 = 3;
 const REMOVE: u8 = 4;
+const ADD_PASSING: u8 = 5;
 
 /// Children of one split, at most.
 pub const CHILDREN_MAX: usize = 1 << 12;
@@ -93,10 +94,12 @@ pub enum Change {
         peer: PeerId,
         /// A store without a replica of the region.
         store: StoreId,
+        /// It is there to be promoted soon.
+        passing: bool,
     },
     /// A learner becomes a voter.
     Promote(PeerId),
-    /// A voter becomes a learner.
+    /// A voter becomes a learner: one that stays, or where others change with it one that is to go.
     Demote(PeerId),
     /// A replica goes, with its data.
     Remove(PeerId),
@@ -170,7 +173,8 @@ impl Admin {
                 out.varint(changes.len() as u64);
                 for change in changes {
                     out.u8(match change {
-                        Change::AddLearner { .. } => ADD_LEARNER,
+                        Change::AddLearner { passing: false, .. } => ADD_LEARNER,
+                        Change::AddLearner { passing: true, .. } => ADD_PASSING,
                         Change::Promote(_) => PROMOTE,
                         Change::Demote(_) => DEMOTE,
                         Change::Remove(_) => REMOVE,
@@ -281,7 +285,10 @@ fn decode_change(from: &mut Reader) -> Result<Admin> {
         let kind = from.u8()?;
         let peer = PeerId(from.varint()?);
         changes.push(match kind {
-            ADD_LEARNER => Change::AddLearner { peer, store: StoreId(from.varint()?) },
+            ADD_LEARNER | ADD_PASSING => {
+                let store = StoreId(from.varint()?);
+                Change::AddLearner { peer, store, passing: kind == ADD_PASSING }
+            }
             PROMOTE => Change::Promote(peer),
             DEMOTE => Change::Demote(peer),
             REMOVE => Change::Remove(peer),
@@ -342,7 +349,8 @@ mod tests {
         let epoch = Epoch { conf_ver: 3, version: 1 };
         let region = Region { id: RegionId(5), epoch, ..Region::default() };
         let changes = vec![
-            Change::AddLearner { peer: PeerId(300), store: StoreId(4) },
+            Change::AddLearner { peer: PeerId(300), store: StoreId(4), passing: false },
+            Change::AddLearner { peer: PeerId(301), store: StoreId(5), passing: true },
             Change::Promote(PeerId(8)),
             Change::Demote(PeerId(9)),
             Change::Remove(PeerId(1 << 40)),

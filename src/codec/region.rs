@@ -35,6 +35,7 @@ pub fn encode(region: &Region, compacted: LogPosition) -> Bytes {
             Role::Learner => 1,
             Role::Incoming => 2,
             Role::Demoting => 3,
+            Role::Passing => 4,
         });
     }
     out.freeze()
@@ -165,6 +166,7 @@ pub fn decode(bytes: &Bytes) -> Result<(Region, LogPosition)> {
             1 => Role::Learner,
             2 => Role::Incoming,
             3 => Role::Demoting,
+            4 => Role::Passing,
             _ => return Err(Error::malformed("region", "role")),
         };
         peers.push(Peer { id, store, role });
@@ -182,7 +184,7 @@ mod tests {
             id: RegionId(7),
             range: KeyRange::new("a", "m"),
             epoch: Epoch { conf_ver: 2, version: 3 },
-            peers: [Role::Voter, Role::Learner, Role::Incoming, Role::Demoting]
+            peers: [Role::Voter, Role::Learner, Role::Incoming, Role::Demoting, Role::Passing]
                 .map(|role| Peer { id: PeerId(9), store: StoreId(1), role })
                 .to_vec(),
         };
@@ -193,7 +195,7 @@ mod tests {
             assert!(decode(&bytes.slice(..cut)).is_err());
         }
         let mut bad = bytes.to_vec();
-        *bad.last_mut().unwrap() = 4;
+        *bad.last_mut().unwrap() = 5;
         assert!(decode(&bad.into()).is_err(), "a role that is not");
     }
 

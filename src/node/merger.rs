@@ -6,12 +6,9 @@
 //! time to time, before it is planned again; what is left half-way ends by itself (frozen) or is as good as before (a
 //! replica moved). Nothing is remembered: who leads region 1 next plans anew.
 //!
-//! A replica that could not be moved takes its learner with it ([`Client::merge`]). Not done: one that is left because the node
-//! that merged was gone by then, or the region's leader out of reach, stays, for nobody knows whose wish it was (learners
-//! are operators' affair, too), and its region is not merged until somebody removes or promotes it. Nothing that is on record
-//! tells such a learner from one that was placed by hand: it takes a mark that is on record before the learner is, beside the stores in
-//! region 1 (the ids of replicas on their way, and of which region), and whoever leads region 1 to take back what is marked and a
-//! learner for too long.
+//! A replica that could not be moved takes its learner with it ([`Client::merge`]). One that is left because the node that merged was
+//! gone by then is *in passing* by its role, and its region's leader removes it once it has caught up
+//! ([`membership`](crate::region::membership)).
 
 use crate::client::{Client, wait};
 use crate::error::{Error, Result};

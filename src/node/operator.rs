@@ -323,7 +323,7 @@ async fn carry_out(client: &Client, step: &Step) -> Result<Vec<Region>> {
 
 async fn newcomer(client: &Client, store: StoreId) -> Result<Change> {
     let peer = PeerId(client.allocate_ids(1).await?);
-    Ok(Change::AddLearner { peer, store })
+    Ok(Change::AddLearner { peer, store, passing: true })
 }
 
 #[cfg(test)]

@@ -203,9 +203,10 @@ impl Planner {
     }
 
     fn learner(&self, region: &Region, counts: impl Fn(StoreId) -> bool) -> Option<Peer> {
-        let here = |peer: &&Peer| peer.role == Role::Learner && self.stays(peer.store);
+        let here = |peer: &&Peer| peer.role.is_learner() && self.stays(peer.store);
         let found = region.peers.iter().filter(here).filter(|peer| counts(peer.store));
-        found.min_by_key(|peer| peer.id).copied()
+        // First those that were placed for it.
+        found.min_by_key(|peer| (peer.role == Role::Learner, peer.id)).copied()
     }
 
     /// A learner on its way.
@@ -252,7 +253,7 @@ impl Planner {
 
     fn drain(&mut self, region: &Region, leader: StoreId, old: Peer) {
         let (id, from) = (region.id, old.store);
-        if old.role == Role::Learner {
+        if old.role.is_learner() {
             let why = format!("{from} is to be empty: its replica of {id} does not vote any more");
             return self.step(
                 region,

@@ -1,7 +1,7 @@
 //! Handing leadership over.
 //!
 //! **Life.** Somebody asks the leader for it ([`Peer::transfer`]). It asks whoever may take over whether he could lead at once: the
-//! one store that was named, or every voter that is alive. A replica that is asked wakes, and says yes once it knows
+//! one store that was named, or every other voter. A replica that is asked wakes, and says yes once it knows
 //! of nearly all that is committed and has applied nearly all of it: the rest it has to apply before it serves its first read. The first
 //! to say so whose log has nearly everything is told to campaign, by raft's own transfer (Raft thesis, 3.10): from then
 //! on the old leader takes no writes, and it has no lease for the rest of its term. Until then nothing changes, and if nobody
@@ -88,22 +88,15 @@ impl Peer {
                 let what = format!("{} has no voter on {store} to hand over to", self.region.id);
                 Err(Error::InvalidArgument(what))
             }
-            (None, true) => {
-                Err(Error::InvalidArgument("no other live replica to hand over to".into()))
-            }
+            (None, true) => Err(Error::InvalidArgument("no other voter to hand over to".into())),
         }
     }
 
-    /// Who may take over: the voter on that store, or all that are alive.
+    /// Who may take over: the voter on that store, or all others.
     fn heirs(&self, to: Option<StoreId>) -> Vec<(PeerId, StoreId)> {
         let votes = |role| matches!(role, Role::Voter | Role::Incoming);
         let others = self.region.peers.iter().filter(|peer| peer.id != self.id && votes(peer.role));
-        let progress = self.group.progress();
-        let alive = |id: PeerId| progress.iter().any(|(other, _, alive)| *other == id && *alive);
-        let wanted = others.filter(|peer| match to {
-            Some(store) => peer.store == store,
-            None => alive(peer.id),
-        });
+        let wanted = others.filter(|peer| to.is_none_or(|store| peer.store == store));
         wanted.map(|peer| (peer.id, peer.store)).collect()
     }
 

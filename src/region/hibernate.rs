@@ -128,6 +128,7 @@ impl Peer {
             && self.reshaping.is_none()
             && self.changing.is_none()
             && self.handing.is_none()
+            && self.passage.is_none()
             && self.merging.is_none()
             && self.held.is_empty()
             && self.flights.is_idle()

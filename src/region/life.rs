@@ -187,6 +187,7 @@ impl Peer {
             },
             load: Default::default(),
             changing: None,
+            passage: None,
             removed: state.removed,
             merging: state.merging.map(Box::new),
             handed: state.applied.index,

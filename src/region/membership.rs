@@ -16,6 +16,11 @@
 //! again. These are its own views, so they are not looked at again where the change is applied: a leader that is
 //! demoted all the same steps down.
 //!
+//! **In passing** is a learner that was placed to vote, and a voter that was demoted together with a promotion: it is on its way.
+//! Whoever moves a replica takes several steps and may be gone before the last. So the region's leader removes such a one once
+//! it has long caught up and nobody has promoted it (one that has not caught up may be waited for). A learner that was
+//! placed as one stays.
+//!
 //! **Who is removed** goes with its data, and its store remembers that (see [`farewell`](super::farewell)). The region keeps it
 //! on a list until it is known to be gone for good.
 //!
@@ -29,13 +34,15 @@ use crate::codec::admin::{Admin, Change};
 use crate::codec::region::REMOVED_MAX;
 use crate::error::{Error, Result};
 use crate::raft::ProposeError;
-use crate::types::{Departed, Epoch, LogPosition, Region, Role};
+use crate::types::{Departed, Epoch, LogPosition, PeerId, Region, Role};
 use std::collections::BTreeSet;
 
 /// A learner may lack so many committed entries and still be promoted: they are under way.
 const PROMOTION_GAP: u64 = 64;
 /// Replicas of one region, at most.
 const PEERS_MAX: usize = 64;
+/// Election timeouts after which a replica in passing that has caught up is not waited for any more.
+const PASSAGE: u64 = 20;
 
 /// The region after a change of its replicas.
 ///
@@ -67,7 +74,7 @@ pub fn change(
             (Change::AddLearner { .. } | Change::Remove(_), ..) if joint => {
                 return wrong("only promotions and demotions go together");
             }
-            (Change::AddLearner { peer, store }, None, _) => {
+            (Change::AddLearner { peer, store, passing }, None, _) => {
                 let used = removed
                     .iter()
                     .any(|gone| gone.region == region.id && gone.id >= peer && gone.store == store);
@@ -77,9 +84,10 @@ pub fn change(
                 if removed.iter().any(|gone| gone.id == peer) || after.peers.len() >= PEERS_MAX {
                     return wrong("an id twice, or too many peers");
                 }
-                after.peers.push(crate::types::Peer { id: peer, store, role: Role::Learner });
+                let role = if passing { Role::Passing } else { Role::Learner };
+                after.peers.push(crate::types::Peer { id: peer, store, role });
             }
-            (Change::Promote(_), Some(at), Some(Role::Learner)) => {
+            (Change::Promote(_), Some(at), Some(Role::Learner | Role::Passing)) => {
                 after.peers[at].role = if joint { Role::Incoming } else { Role::Voter };
             }
             (Change::Demote(_), Some(at), Some(Role::Voter)) => {
@@ -111,13 +119,22 @@ pub fn leave(region: &Region, epoch: Epoch) -> Result<Region> {
     for peer in &mut after.peers {
         let role = match peer.role {
             Role::Incoming => Role::Voter,
-            Role::Demoting => Role::Learner,
+            Role::Demoting => Role::Passing,
             same => same,
         };
         after.epoch.conf_ver += u64::from(role != peer.role);
         peer.role = role;
     }
     Ok(after)
+}
+
+/// A replica in passing that has caught up.
+#[derive(Debug)]
+pub(crate) struct Passage {
+    peer: PeerId,
+    /// Ticks at which it was seen so, and the last of them.
+    arrived: u64,
+    seen: u64,
 }
 
 impl Peer {
@@ -218,6 +235,32 @@ impl Peer {
         }
     }
 
+    /// Removes a replica in passing that has arrived and that nobody comes for: whoever placed it is gone.
+    fn end_passage(&mut self, config: &StoreConfig) {
+        let election = config.group.election_ticks as u64;
+        let may = self.group.leads() && self.merging.is_none() && !self.region.is_joint();
+        let mut passing = self.region.peers.iter().filter(|peer| peer.role == Role::Passing);
+        // The one that is counted for, or the first.
+        let known = self.passage.take();
+        let known = known.filter(|passage| self.ticks - passage.seen <= 2 * election);
+        let peer = match &known {
+            Some(passage) => passing.find(|peer| peer.id == passage.peer),
+            None => passing.find(|peer| self.group.has_caught_up(peer.id, PROMOTION_GAP)),
+        };
+        let Some(peer) = peer.map(|peer| peer.id).filter(|_| may) else { return };
+        let mut passage = known.unwrap_or_else(|| Box::new(Passage { peer, arrived: 0, seen: 0 }));
+        // (raft forgets once in an election timeout who is alive.)
+        if self.group.has_caught_up(peer, PROMOTION_GAP) {
+            (passage.arrived, passage.seen) = (passage.arrived + 1, self.ticks);
+        }
+        let forgotten = passage.arrived >= PASSAGE * election;
+        self.passage = Some(passage);
+        if forgotten && self.propose_change(self.region.epoch, &[Change::Remove(peer)]).is_ok() {
+            tracing::info!(region = %self.region.id, %peer, "a replica in passing was forgotten: it goes");
+            self.passage = None;
+        }
+    }
+
     /// What a tick does about membership.
     pub(crate) fn tick_membership(
         &mut self,
@@ -226,6 +269,7 @@ impl Peer {
         effects: &mut super::effects::Effects,
     ) {
         self.leave_joint();
+        self.end_passage(config);
         self.ask_removed(config, neighbours, effects);
         self.tick_merge(config, effects);
         self.tick_handing(effects);
@@ -270,7 +314,7 @@ mod tests {
         let roles: Vec<Role> = left.peers.iter().map(|p| p.role).collect();
         assert_eq!(
             (&roles[..], left.epoch.conf_ver),
-            (&[Role::Learner, Role::Voter, Role::Voter][..], 11)
+            (&[Role::Passing, Role::Voter, Role::Voter][..], 11)
         );
         assert!(leave(&left, left.epoch).is_err());
         let gone = change(&left, &[], left.epoch, &[Change::Remove(PeerId(1))]).unwrap();
@@ -283,8 +327,11 @@ mod tests {
             let removed = [Departed { region: RegionId(4), id: PeerId(14), store: StoreId(4) }];
             matches!(change(&region(), &removed, NOW, changes), Err(Error::InvalidArgument(_)))
         };
-        let add =
-            |id: u64, store: u64| Change::AddLearner { peer: PeerId(id), store: StoreId(store) };
+        let add = |id: u64, store: u64| Change::AddLearner {
+            peer: PeerId(id),
+            store: StoreId(store),
+            passing: false,
+        };
         assert!(!refused(&[add(24, 4)]));
         assert!(refused(&[]) && refused(&[add(24, 2)]), "nothing; a store with a replica");
         assert!(refused(&[add(14, 5)]) && refused(&[add(13, 4)]), "ids of the past");

@@ -145,7 +145,10 @@ fn joined(one: &KeyRange, other: &KeyRange) -> Option<KeyRange> {
 /// Whether they have replicas on the same stores, in the same roles.
 pub fn live_together(one: &Region, other: &Region) -> bool {
     let places = |region: &Region| {
-        let mut places: Vec<_> = region.peers.iter().map(|peer| (peer.store, peer.role)).collect();
+        // On its way or not, a learner is a learner.
+        let role = |role: Role| if role.is_learner() { Role::Learner } else { role };
+        let mut places: Vec<_> =
+            region.peers.iter().map(|peer| (peer.store, role(peer.role))).collect();
         places.sort_unstable();
         places
     };

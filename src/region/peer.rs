@@ -6,6 +6,7 @@ use super::farewell::Asking;
 use super::handing::Handing;
 use super::hibernate::Rest;
 use super::load::Load;
+use super::membership::Passage;
 use super::merge::{FROZEN, Held, Lent};
 use super::propose::Proposals;
 use super::read::Reads;
@@ -82,6 +83,8 @@ pub struct Peer {
     pub(crate) reshaping: Option<LogPosition>,
     pub(crate) size: Size,
     pub(crate) load: Load,
+    /// Of a leader: a replica in passing that has caught up.
+    pub(super) passage: Option<Box<Passage>>,
     /// A proposed and not yet applied change of the replicas: no other change of shape goes beside it.
     pub(crate) changing: Option<LogPosition>,
     /// Former replicas, of this region or of one merged into it, that are not known to be gone.

@@ -77,7 +77,7 @@ pub fn conf_state(region: &Region) -> ConfState {
     };
     ConfState {
         voters: ids(&[Role::Voter, Role::Incoming]),
-        learners: ids(&[Role::Learner]),
+        learners: ids(&[Role::Learner, Role::Passing]),
         voters_outgoing,
         learners_next: ids(&[Role::Demoting]),
         ..Default::default()

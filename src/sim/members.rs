@@ -58,11 +58,11 @@ impl Cluster {
     }
 
     fn draw_change(&mut self, status: &RegionStatus) -> Option<Vec<Change>> {
-        let of = |role: Role| -> Vec<PeerId> {
-            let peers = status.region.peers.iter().filter(|peer| peer.role == role);
+        let of = |counts: fn(Role) -> bool| -> Vec<PeerId> {
+            let peers = status.region.peers.iter().filter(|peer| counts(peer.role));
             peers.map(|peer| peer.id).collect()
         };
-        let (voters, learners) = (of(Role::Voter), of(Role::Learner));
+        let (voters, learners) = (of(|role| role == Role::Voter), of(Role::is_learner));
         let others: Vec<PeerId> = voters.iter().copied().filter(|id| *id != status.peer).collect();
         let kind = self.rng.range("members.kind", 0..100);
         if kind < 4 {
@@ -95,7 +95,7 @@ impl Cluster {
             return None;
         }
         let peer = PeerId(self.next_id()?);
-        Some(vec![Change::AddLearner { peer, store }])
+        Some(vec![Change::AddLearner { peer, store, passing: peer.0.is_multiple_of(2) }])
     }
 
     /// At the end: who is no member is gone, with everything.

@@ -13,7 +13,7 @@
 //!
 //! Looked at when a store is struck off: no region that had a replica on it when that was asked for has it still.
 //! Looked at in the end: within [`SETTLES`] of the calm whoever was to be drained has left, no region is frozen, nobody
-//! has anything left to do, every region has the wanted voters and no replica on a store that has left or is to. And
+//! has anything left to do, every region has the wanted voters, none in passing, and no replica on a store that has left or is to. And
 //! no store is kept out, ever, but those that have left or lost their directory.
 
 use super::clock::NodeClock;
@@ -457,7 +457,9 @@ impl Cluster {
         let placed = |region: &&Region| {
             let voters = region.peers.iter().filter(|peer| peer.role == Role::Voter).count();
             let here = region.peers.iter().all(|peer| self.nodes.contains_key(&peer.store));
-            voters >= wanted && here
+            // Whoever was on its way has arrived, or was sent away.
+            let passes = region.peers.iter().any(|peer| peer.role == Role::Passing);
+            voters >= wanted && here && !passes
         };
         regions.iter().find(|region| !placed(region)).map(|region| format!("{region:?}"))
     }
@@ -467,7 +469,7 @@ impl Cluster {
 /// elsewhere. A learner there may be put in a voter's place, which its leader does as long as it has not missed it: of
 /// two voters one is left then, which no engine survives (seed 2323).
 fn outlives(region: &Region, lost: StoreId, born: impl Fn(&Peer) -> bool) -> bool {
-    let learner = region.peer_on(lost).is_some_and(|peer| peer.role == Role::Learner);
+    let learner = region.peer_on(lost).is_some_and(|peer| peer.role.is_learner());
     [[Role::Voter, Role::Incoming], [Role::Voter, Role::Demoting]].iter().all(|half| {
         let votes = || region.peers.iter().filter(|peer| half.contains(&peer.role));
         let left = votes().filter(|peer| peer.store != lost && born(peer)).count();

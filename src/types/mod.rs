@@ -135,12 +135,20 @@ pub enum Role {
     Incoming,
     /// In a joint configuration: votes in the old one, is to be a learner in the new one.
     Demoting,
+    /// Receives the log only, and is on its way: to vote, or to go. Its region's leader removes one that has arrived and
+    /// that nobody comes for.
+    Passing,
 }
 
 impl Role {
     /// Whether it counts in a quorum: of one half of a joint configuration at least.
     pub fn votes(self) -> bool {
-        self != Role::Learner
+        !self.is_learner()
+    }
+
+    /// Whether it receives the log and nothing else.
+    pub fn is_learner(self) -> bool {
+        matches!(self, Role::Learner | Role::Passing)
     }
 }
 

@@ -13,9 +13,7 @@ impl Stage {
     pub fn move_replica(&mut self, region: RegionId, from: StoreId, to: StoreId) -> Outcome<()> {
         let known = self.patiently(|stage| stage.leader(region))?.1;
         let old = known.peer_on(from).map_or(PeerId(0), |peer| peer.id);
-        let before = self.hand().left.get(&(region, to)).copied().unwrap_or(0);
-        let new = PeerId(peer_of(region, to).0 + before * LATER);
-        self.change(region, Change::AddLearner { peer: new, store: to })?;
+        let new = self.place(region, to, true)?;
         self.change(region, Change::Promote(new))?;
         if self.leader(region)?.0 == from {
             // The new voter has to be heard of first.
@@ -25,6 +23,14 @@ impl Stage {
         self.change(region, Change::Remove(old))?;
         *self.hand().left.entry((region, from)).or_default() += 1;
         Ok(())
+    }
+
+    /// Places a learner, which is to be promoted or to stay.
+    pub fn place(&mut self, region: RegionId, on: StoreId, passing: bool) -> Outcome<PeerId> {
+        let before = self.hand().left.get(&(region, on)).copied().unwrap_or(0);
+        let peer = PeerId(peer_of(region, on).0 + before * LATER);
+        self.change(region, Change::AddLearner { peer, store: on, passing })?;
+        Ok(peer)
     }
 
     /// One change of a region's replicas, asked for again while something is in its way.

@@ -160,7 +160,12 @@ fn context(data: &bytes::Bytes) -> Option<bytes::Bytes> {
 
 fn changed(change: Change) -> String {
     match change {
-        Change::AddLearner { peer, store } => format!("add learner {peer} on {store}"),
+        Change::AddLearner { peer, store, passing: false } => {
+            format!("add learner {peer} on {store}")
+        }
+        Change::AddLearner { peer, store, passing: true } => {
+            format!("add learner {peer} on {store}, to be promoted")
+        }
         Change::Promote(peer) => format!("promote {peer}"),
         Change::Demote(peer) => format!("demote {peer}"),
         Change::Remove(peer) => format!("remove {peer}"),

@@ -45,6 +45,7 @@ fn shape(info: &RegionInfo) -> Shape {
     let role = |role| match role {
         Role::Voter => "voter",
         Role::Learner => "learner",
+        Role::Passing => "passing",
         Role::Incoming => "incoming",
         Role::Demoting => "demoting",
     };
