@@ -174,7 +174,17 @@ impl Client {
 
     /// Where the replicas of the node stand: of this node, or of the one a remote client talks to.
     pub async fn status(&self) -> Result<NodeStatus> {
-        match self.call(Body::Status).await? {
+        self.look(None).await
+    }
+
+    /// The same with the replica of one region only, if the node has one: why a change of the region waits stands in its
+    /// [`unsettled`](crate::store::RegionStatus::unsettled).
+    pub async fn status_of(&self, region: RegionId) -> Result<NodeStatus> {
+        self.look(Some(region)).await
+    }
+
+    async fn look(&self, region: Option<RegionId>) -> Result<NodeStatus> {
+        match self.call(Body::Status { region }).await? {
             Response::Status(status) => Ok(status),
             _ => Err(odd()),
         }
@@ -300,6 +310,11 @@ impl Blocking {
     /// See [`Client::status`].
     pub fn status(&self) -> Result<NodeStatus> {
         super::wait(self.client.status())
+    }
+
+    /// See [`Client::status_of`].
+    pub fn status_of(&self, region: RegionId) -> Result<NodeStatus> {
+        super::wait(self.client.status_of(region))
     }
 
     /// See [`Client::transfer_leader`].

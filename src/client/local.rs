@@ -227,7 +227,7 @@ impl Inner {
             Body::Regions { start, count } => {
                 done.call(Ok(Response::Regions(self.bureau.regions(&start, count))));
             }
-            Body::Status => self.status(deadline, done),
+            Body::Status { region } => self.status(region, deadline, done),
             Body::Directory(ask) => done.call(self.bureau.answer(ask)),
         }
     }
