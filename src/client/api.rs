@@ -32,7 +32,9 @@ impl Client {
         Client { backend, timeout }
     }
 
-    /// The same client with another limit on each call.
+    /// The same client with another limit on each call. That is a limit on the whole of a [`merge`](Self::merge), a
+    /// [`split`](Self::split) and a change of replicas, which take several requests; of a [`scan`](Self::scan) and of
+    /// [`remove_store`](Self::remove_store), on each page of regions or keys.
     pub fn with_timeout(&self, timeout: Duration) -> Client {
         Client { backend: Arc::clone(&self.backend), timeout }
     }
@@ -206,7 +208,7 @@ impl Client {
 }
 
 /// A callback, and where its answer is [heard].
-fn awaited() -> (Done<Response>, oneshot::Receiver<Result<Response>>) {
+pub(super) fn awaited<T: Send + 'static>() -> (Done<T>, oneshot::Receiver<Result<T>>) {
     let (tell, told) = oneshot::channel();
     let done = Done::new(move |result| {
         // Nobody listens any more: fine.
@@ -215,7 +217,7 @@ fn awaited() -> (Done<Response>, oneshot::Receiver<Result<Response>>) {
     (done, told)
 }
 
-pub(super) async fn heard(told: oneshot::Receiver<Result<Response>>) -> Result<Response> {
+pub(super) async fn heard<T>(told: oneshot::Receiver<Result<T>>) -> Result<T> {
     told.await.unwrap_or_else(|_| Err(Error::Stopped { reason: "the node has gone".into() }))
 }
 
