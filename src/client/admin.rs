@@ -1,15 +1,13 @@
 //! What operators ask: which regions there are, and other shapes for them.
 
 use super::api::check_key;
+use super::goal::Goal;
 use super::request::{Body, Response};
 use super::{Client, odd};
 use crate::codec::admin::{Admin, CHILDREN_MAX, Child, Split};
 use crate::error::{Error, Result};
 use crate::types::{FIRST_REGION, PeerId, Region, RegionId};
 use bytes::Bytes;
-
-/// Shapes that change under a split's feet: after so many it is given up.
-const ATTEMPTS_MAX: u32 = 64;
 
 impl Client {
     /// The regions from the one that owns `start` on, at most `count` (and at most 256) of them, as far as the
@@ -41,8 +39,8 @@ impl Client {
     /// regions that were cut, with what was cut out of them. No data moves and no snapshot is sent; clients
     /// notice nothing but a retry.
     ///
-    /// Each region is cut by one entry of its log, atomically; several regions are not. After an error some may
-    /// have been cut: asking again does the rest.
+    /// Each region is cut by one entry of its log, atomically; several regions are not. The client's time limit is that of
+    /// the whole. After an error some may have been cut: asking again does the rest.
     pub async fn split<K: Into<Bytes>>(
         &self,
         keys: impl IntoIterator<Item = K>,
@@ -52,9 +50,10 @@ impl Client {
         keys.sort_unstable();
         keys.dedup();
         let mut cut = Vec::new();
-        let mut attempt = 0;
+        let mut goal = Goal::of(self);
         while let Some(first) = keys.first().cloned() {
-            let region = self.region_of(first.clone()).await?;
+            let client = self.with_timeout(goal.left());
+            let region = client.region_of(first.clone()).await?;
             if region.range.start == first {
                 keys.remove(0);
                 continue;
@@ -62,15 +61,16 @@ impl Client {
             let inside = |key: &&Bytes| region.range.contains(key);
             let inside: Vec<Bytes> =
                 keys.iter().take_while(inside).take(CHILDREN_MAX / 4).cloned().collect();
-            let admin = self.plan(&region, &inside).await?;
-            match self.administer(region.id, admin).await {
+            let admin = client.plan(&region, &inside).await?;
+            match self.with_timeout(goal.left()).administer(region.id, admin).await {
                 Ok(Response::Regions(regions)) => {
                     cut.extend(regions);
                     keys.drain(..inside.len());
+                    goal.is_nearer();
                 }
                 Ok(_) => return Err(odd()),
                 // Somebody else was faster: look again.
-                Err(Error::EpochNotMatch { .. }) if attempt < ATTEMPTS_MAX => attempt += 1,
+                Err(faster @ Error::EpochNotMatch { .. }) => goal.again(faster).await?,
                 Err(error) => return Err(error),
             }
         }

@@ -32,7 +32,9 @@ impl Client {
         Client { backend, timeout }
     }
 
-    /// The same client with another limit on each call.
+    /// The same client with another limit on each call. That is a limit on the whole of a [`merge`](Self::merge), a
+    /// [`split`](Self::split) and a change of replicas, which take several requests; of a [`scan`](Self::scan) and of
+    /// [`remove_store`](Self::remove_store), on each page of regions or keys.
     pub fn with_timeout(&self, timeout: Duration) -> Client {
         Client { backend: Arc::clone(&self.backend), timeout }
     }
@@ -174,7 +176,17 @@ impl Client {
 
     /// Where the replicas of the node stand: of this node, or of the one a remote client talks to.
     pub async fn status(&self) -> Result<NodeStatus> {
-        match self.call(Body::Status).await? {
+        self.look(None).await
+    }
+
+    /// The same with the replica of one region only, if the node has one: why a change of the region waits stands in its
+    /// [`unsettled`](crate::store::RegionStatus::unsettled).
+    pub async fn status_of(&self, region: RegionId) -> Result<NodeStatus> {
+        self.look(Some(region)).await
+    }
+
+    async fn look(&self, region: Option<RegionId>) -> Result<NodeStatus> {
+        match self.call(Body::Status { region }).await? {
             Response::Status(status) => Ok(status),
             _ => Err(odd()),
         }
@@ -196,7 +208,7 @@ impl Client {
 }
 
 /// A callback, and where its answer is [heard].
-fn awaited() -> (Done<Response>, oneshot::Receiver<Result<Response>>) {
+pub(super) fn awaited<T: Send + 'static>() -> (Done<T>, oneshot::Receiver<Result<T>>) {
     let (tell, told) = oneshot::channel();
     let done = Done::new(move |result| {
         // Nobody listens any more: fine.
@@ -205,7 +217,7 @@ fn awaited() -> (Done<Response>, oneshot::Receiver<Result<Response>>) {
     (done, told)
 }
 
-pub(super) async fn heard(told: oneshot::Receiver<Result<Response>>) -> Result<Response> {
+pub(super) async fn heard<T>(told: oneshot::Receiver<Result<T>>) -> Result<T> {
     told.await.unwrap_or_else(|_| Err(Error::Stopped { reason: "the node has gone".into() }))
 }
 
@@ -300,6 +312,11 @@ impl Blocking {
     /// See [`Client::status`].
     pub fn status(&self) -> Result<NodeStatus> {
         super::wait(self.client.status())
+    }
+
+    /// See [`Client::status_of`].
+    pub fn status_of(&self, region: RegionId) -> Result<NodeStatus> {
+        super::wait(self.client.status_of(region))
     }
 
     /// See [`Client::transfer_leader`].

@@ -128,6 +128,10 @@ mod tests {
             done.call(Ok(Response::Done));
         }
 
+        fn now(&self) -> crate::types::Time {
+            crate::types::Time(0)
+        }
+
         fn write_soon(&self, command: Bytes, timeout: Duration, done: Done<Response>) {
             self.enter(self.gate.leave(Entrant { command, timeout, done }));
         }

@@ -57,7 +57,7 @@ fn key_of(body: &Body) -> Option<Bytes> {
         Body::Execute { key, .. } => Some(key.clone()),
         Body::Read { keys, .. } => keys.first().cloned(),
         Body::Scan { range, .. } => Some(range.start.clone()),
-        Body::Status
+        Body::Status { .. }
         | Body::Transfer { .. }
         | Body::Admin { .. }
         | Body::Regions { .. }
@@ -199,6 +199,6 @@ mod tests {
         hints.heard(&[info(1, "", "", Some(2))], now);
         hints.misled(&read("k"));
         assert_eq!(hints.of(&read("k"), now).leader, None);
-        assert_eq!(hints.of(&Body::Status, now), Hint { leader: None, ask: None });
+        assert_eq!(hints.of(&Body::Status { region: None }, now), Hint { leader: None, ask: None });
     }
 }

@@ -78,7 +78,7 @@ impl Body {
             Body::Admin { .. } => Access::Shape,
             Body::Read { .. }
             | Body::Scan { .. }
-            | Body::Status
+            | Body::Status { .. }
             | Body::Transfer { .. }
             | Body::Regions { .. }
             | Body::Directory(_) => Access::Read,
@@ -129,7 +129,7 @@ impl Job {
 }
 
 /// Said of a request whose time ran out on its way.
-const LATE: &str = "no replica took the request in time";
+pub(super) const LATE: &str = "no replica took the request in time";
 
 impl Inner {
     /// Sends the next attempt.

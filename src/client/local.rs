@@ -227,7 +227,7 @@ impl Inner {
             Body::Regions { start, count } => {
                 done.call(Ok(Response::Regions(self.bureau.regions(&start, count))));
             }
-            Body::Status => self.status(deadline, done),
+            Body::Status { region } => self.status(region, deadline, done),
             Body::Directory(ask) => done.call(self.bureau.answer(ask)),
         }
     }
@@ -272,6 +272,19 @@ impl Backend for Door {
     fn call(&self, body: Body, timeout: Duration, done: Done<Response>) {
         let Some(inner) = self.0.upgrade() else { return done.call(Err(gone())) };
         inner.start(body, Patience::of(inner.now(), timeout), 0, done);
+    }
+
+    fn now(&self) -> Time {
+        self.0.upgrade().map_or(Time(u64::MAX), |inner| inner.now())
+    }
+
+    fn pause(&self, pause: Duration, done: Done<()>) {
+        match self.0.upgrade() {
+            Some(inner) => {
+                inner.driver.timer().after(pause, Box::new(move || done.call(Ok(()))));
+            }
+            None => done.call(Err(gone())),
+        }
     }
 
     fn write_soon(&self, command: Bytes, timeout: Duration, done: Done<Response>) {

@@ -1,18 +1,22 @@
 //! What operators ask: other replicas for a region.
 //!
-//! Each call is a goal, not a step: it looks at the region as its leader knows it, asks for what is missing, and
-//! looks again, until the goal is reached. So a call that failed half-way, or whose outcome is unknown, is simply
-//! repeated. A learner that has not caught up is waited for, as long as a request may take, several times over.
+//! Each call is a [`Goal`], not a step: it looks at the region as its leader knows it, asks for what is missing, and
+//! looks again, until the goal is reached or the client's time is up. So a call that failed half-way, or whose outcome is
+//! unknown, is simply repeated. A learner that has not caught up is waited for.
 
+use super::goal::Goal;
 use super::request::{Body, Response};
 use super::{Client, odd};
 use crate::codec::admin::{Admin, Change};
 use crate::error::{Error, Result};
 use crate::types::{Epoch, PeerId, Region, RegionId, Role, StoreId};
 
-/// Looks at a region before a goal is given up.
-pub(super) const LOOKS_MAX: u32 = 64;
-
+/// The changes of a region's replicas. All of them share this:
+///
+/// * The client's time limit is that of the whole call. When it is over, the error is what was waited for last: mostly
+///   [`Error::Busy`], which says what stands in the way. Steps that were taken stay; one that was asked for last may
+///   still be taken. The same call again goes on from there.
+/// * [`Error::InvalidArgument`] is told at once: it makes no sense (no replica there, a store that is draining).
 impl Client {
     /// The region as its leader knows it, once no change of its replicas is under way.
     pub async fn region(&self, region: RegionId) -> Result<Region> {
@@ -32,120 +36,56 @@ impl Client {
     /// Gives the region a learner on `store`: it receives the data and every write from now on, and does not vote. Done
     /// already if the store has a replica. Gives the region as it is then; the data follow in the background.
     pub async fn add_learner(&self, region: RegionId, store: StoreId) -> Result<Region> {
-        let known = self.region(region).await?;
-        if known.peer_on(store).is_some() {
-            return Ok(known);
-        }
-        self.may_take(store).await?;
-        let peer = PeerId(self.allocate_ids(1).await?);
-        self.place(region, (peer, store), false).await
+        Goal::of(self).add_learner(region, store, false).await
     }
 
-    /// A learner with this id, unless the store has a replica. `passing`: it is to be promoted, and its leader removes it if
-    /// nobody does.
-    async fn place(
-        &self,
-        region: RegionId,
-        new: (PeerId, StoreId),
-        passing: bool,
-    ) -> Result<Region> {
-        let (peer, store) = new;
-        self.reach(region, |now| match now.peer_on(store) {
-            Some(_) => Ok(Vec::new()),
-            None => Ok(vec![Change::AddLearner { peer, store, passing }]),
-        })
-        .await
+    /// Gives the region a replica on `store` that votes: a learner, which is promoted once it has caught up. Done already
+    /// if there is one. One that has not caught up in time stays a learner, until this is called again.
+    pub async fn add_voter(&self, region: RegionId, store: StoreId) -> Result<Region> {
+        let mut goal = Goal::of(self);
+        goal.add_learner(region, store, false).await?;
+        goal.promote(region, store).await
     }
 
-    /// A replica more that votes, under this id unless the store has one.
-    pub(super) async fn add_voter(
-        &self,
-        region: RegionId,
-        new: (PeerId, StoreId),
-    ) -> Result<Region> {
-        self.place(region, new, true).await?;
-        self.promote(region, new.1).await
-    }
-
-    /// Lets the learner on `store` vote, once it has caught up.
+    /// Lets the learner on `store` vote, once it has caught up. Done already if it votes.
     pub async fn promote(&self, region: RegionId, store: StoreId) -> Result<Region> {
-        self.reach(region, |now| match now.peer_on(store) {
-            Some(peer) if peer.role.is_learner() => Ok(vec![Change::Promote(peer.id)]),
-            Some(_) => Ok(Vec::new()),
-            None => Err(nobody(region, store)),
-        })
-        .await
+        Goal::of(self).promote(region, store).await
     }
 
-    /// Makes a learner of the voter on `store`; if it leads, leadership is handed over first.
+    /// Makes a learner of the voter on `store`; if it leads, leadership is handed over first. Done already if it is one.
     pub async fn demote(&self, region: RegionId, store: StoreId) -> Result<Region> {
-        self.reach(region, |now| match now.peer_on(store) {
+        let demoting = |now: &Region| match now.peer_on(store) {
             Some(peer) if peer.role == Role::Voter => Ok(vec![Change::Demote(peer.id)]),
             Some(_) => Ok(Vec::new()),
             None => Err(nobody(region, store)),
-        })
-        .await
+        };
+        Goal::of(self).reach(region, demoting).await
     }
 
     /// Removes the replica on `store`, with its data; if it leads, leadership is handed over first. Done already if
     /// there is none. What the store holds is deleted soon after, also if it is out of reach now.
     pub async fn remove_peer(&self, region: RegionId, store: StoreId) -> Result<Region> {
-        self.reach(region, |now| match now.peer_on(store) {
-            Some(peer) => Ok(vec![Change::Remove(peer.id)]),
-            None => Ok(Vec::new()),
-        })
-        .await
+        Goal::of(self).remove_peer(region, store).await
     }
 
     /// Moves a replica from one store to another: a learner there, and once it has caught up the two change roles in
-    /// one step; then the old one is removed. At no time do fewer vote than before. Where whoever asked is gone before the end, the
-    /// region's leader removes what does not vote, after twenty election timeouts.
+    /// one step; then the old one is removed. At no time do fewer vote than before. Done already if only `to` has one.
+    ///
+    /// What is on its way has the role [`Passing`](Role::Passing). If whoever asked is gone before the end, the region's leader
+    /// removes it, twenty election timeouts after it has caught up; asking again before goes on from there.
     pub async fn replace_peer(
         &self,
         region: RegionId,
         from: StoreId,
         to: StoreId,
     ) -> Result<Region> {
-        let known = self.region(region).await?;
+        let mut goal = Goal::of(self);
+        let known = goal.region(region).await?;
         if known.peer_on(from).is_none() && known.peer_on(to).is_none() {
             return Err(nobody(region, from));
         }
-        if known.peer_on(to).is_none() {
-            self.may_take(to).await?;
-            let peer = PeerId(self.allocate_ids(1).await?);
-            self.place(region, (peer, to), true).await?;
-        }
-        self.change_roles(region, from, to).await
-    }
-
-    /// The same with a new replica of this id, unless the store has one.
-    pub(super) async fn replace_by(
-        &self,
-        region: RegionId,
-        from: StoreId,
-        new: (PeerId, StoreId),
-    ) -> Result<Region> {
-        self.place(region, new, true).await?;
-        self.change_roles(region, from, new.1).await
-    }
-
-    /// The second half of [`replace_peer`](Self::replace_peer): the replica on `to` is there.
-    async fn change_roles(&self, region: RegionId, from: StoreId, to: StoreId) -> Result<Region> {
-        self.reach(region, |now| {
-            let role = |store| now.peer_on(store).map(|peer| (peer.id, peer.role));
-            match (role(from), role(to)) {
-                (_, None) => Err(nobody(region, to)),
-                (Some((old, Role::Voter)), Some((new, Role::Learner | Role::Passing))) => {
-                    Ok(vec![Change::Promote(new), Change::Demote(old)])
-                }
-                (None, Some((new, Role::Learner | Role::Passing))) => {
-                    Ok(vec![Change::Promote(new)])
-                }
-                _ => Ok(Vec::new()),
-            }
-        })
-        .await?;
-        self.remove_peer(region, from).await
+        goal.add_learner(region, to, true).await?;
+        goal.change_roles(region, from, to).await
     }
 
     /// One change of a region's replicas, made for one shape of it.
@@ -161,15 +101,119 @@ impl Client {
             _ => Err(odd()),
         }
     }
+}
+
+impl Goal {
+    /// The region as its leader knows it.
+    pub async fn region(&mut self, region: RegionId) -> Result<Region> {
+        self.insist(|client| async move { client.region(region).await }).await
+    }
+
+    /// An id for a replica on a store that takes more of them.
+    pub async fn newcomer(&mut self, store: StoreId) -> Result<PeerId> {
+        self.insist(|client| async move { client.may_take(store).await }).await?;
+        let ids = self.insist(|client| async move { client.allocate_ids(1).await });
+        ids.await.map(PeerId)
+    }
+
+    async fn add_learner(
+        &mut self,
+        region: RegionId,
+        store: StoreId,
+        passing: bool,
+    ) -> Result<Region> {
+        let known = self.region(region).await?;
+        if known.peer_on(store).is_some() {
+            return Ok(known);
+        }
+        let peer = self.newcomer(store).await?;
+        self.place(region, (peer, store), passing).await
+    }
+
+    /// A learner with this id, unless the store has a replica. `passing`: it is to be promoted, and the region's leader removes
+    /// it if nobody does.
+    async fn place(
+        &mut self,
+        region: RegionId,
+        new: (PeerId, StoreId),
+        passing: bool,
+    ) -> Result<Region> {
+        let (peer, store) = new;
+        self.reach(region, |now| match now.peer_on(store) {
+            Some(_) => Ok(Vec::new()),
+            None => Ok(vec![Change::AddLearner { peer, store, passing }]),
+        })
+        .await
+    }
+
+    /// A replica more that votes, under this id unless the store has one.
+    pub async fn add_voter_as(
+        &mut self,
+        region: RegionId,
+        new: (PeerId, StoreId),
+    ) -> Result<Region> {
+        self.place(region, new, true).await?;
+        self.promote(region, new.1).await
+    }
+
+    async fn promote(&mut self, region: RegionId, store: StoreId) -> Result<Region> {
+        self.reach(region, |now| match now.peer_on(store) {
+            Some(peer) if peer.role.is_learner() => Ok(vec![Change::Promote(peer.id)]),
+            Some(_) => Ok(Vec::new()),
+            None => Err(nobody(region, store)),
+        })
+        .await
+    }
+
+    /// Takes the replica away from a store.
+    pub async fn remove_peer(&mut self, region: RegionId, store: StoreId) -> Result<Region> {
+        self.reach(region, |now| match now.peer_on(store) {
+            Some(peer) => Ok(vec![Change::Remove(peer.id)]),
+            None => Ok(Vec::new()),
+        })
+        .await
+    }
+
+    /// Replaces the one on a store by a new one of this id, unless that one's store has one.
+    pub async fn replace_by(
+        &mut self,
+        region: RegionId,
+        from: StoreId,
+        new: (PeerId, StoreId),
+    ) -> Result<Region> {
+        self.place(region, new, true).await?;
+        self.change_roles(region, from, new.1).await
+    }
+
+    /// The second half of [`replace_peer`](Client::replace_peer): the replica on `to` is there.
+    async fn change_roles(
+        &mut self,
+        region: RegionId,
+        from: StoreId,
+        to: StoreId,
+    ) -> Result<Region> {
+        self.reach(region, |now| {
+            let role = |store| now.peer_on(store).map(|peer| (peer.id, peer.role));
+            match (role(from), role(to)) {
+                (_, None) => Err(nobody(region, to)),
+                (Some((old, Role::Voter)), Some((new, role))) if role.is_learner() => {
+                    Ok(vec![Change::Promote(new), Change::Demote(old)])
+                }
+                (None, Some((new, role))) if role.is_learner() => Ok(vec![Change::Promote(new)]),
+                _ => Ok(Vec::new()),
+            }
+        })
+        .await?;
+        self.remove_peer(region, from).await
+    }
 
     /// Changes the region until `missing` finds nothing to change.
-    pub(super) async fn reach(
-        &self,
+    pub async fn reach(
+        &mut self,
         region: RegionId,
         missing: impl Fn(&Region) -> Result<Vec<Change>>,
     ) -> Result<Region> {
-        let mut last = Error::Busy { what: "another change of the region's shape" };
-        for _ in 0..LOOKS_MAX {
+        loop {
             let now = self.region(region).await?;
             let epoch = now.epoch;
             let admin = match now.is_joint() {
@@ -178,26 +222,29 @@ impl Client {
                 false => {
                     let changes = missing(&now)?;
                     if changes.is_empty() {
+                        self.is_nearer();
                         return Ok(now);
                     }
                     Admin::ChangePeers { epoch, changes }
                 }
             };
-            match self.call(Body::Admin { region, admin }).await {
-                Ok(Response::Regions(_)) => {}
+            match self.client().call(Body::Admin { region, admin }).await {
+                Ok(Response::Regions(_)) => self.is_nearer(),
                 Ok(_) => return Err(odd()),
-                Err(Error::LeaderStays { .. }) => self.transfer_leader(region, None).await?,
-                Err(
-                    error @ (Error::EpochNotMatch { .. }
-                    | Error::Busy { .. }
-                    | Error::NotLeader { .. }
-                    | Error::Timeout { .. }
-                    | Error::Ambiguous { .. }),
-                ) => last = error,
-                Err(error) => return Err(error),
+                Err(stays @ Error::LeaderStays { .. }) => {
+                    let refused = match self.client().transfer_leader(region, None).await {
+                        Ok(()) => stays,
+                        // Others vote, or the change had been refused; a leader that is new has heard of none yet.
+                        Err(Error::InvalidArgument(_)) => {
+                            Error::Busy { what: "a replica that is behind, or out of reach" }
+                        }
+                        Err(refused) => refused,
+                    };
+                    self.again(refused).await?;
+                }
+                Err(error) => self.again(error).await?,
             }
         }
-        Err(last)
     }
 }
 
@@ -214,6 +261,11 @@ impl super::Blocking {
     /// See [`Client::add_learner`].
     pub fn add_learner(&self, region: RegionId, store: StoreId) -> Result<Region> {
         super::wait(self.client.add_learner(region, store))
+    }
+
+    /// See [`Client::add_voter`].
+    pub fn add_voter(&self, region: RegionId, store: StoreId) -> Result<Region> {
+        super::wait(self.client.add_voter(region, store))
     }
 
     /// See [`Client::promote`].

@@ -1,17 +1,15 @@
 //! What operators ask: a region for its neighbour. The protocol stands in [`region::merge`](crate::region::merge).
 
+use super::goal::Goal;
 use super::request::{Body, Response};
 use super::{Client, odd};
 use crate::codec::admin::{Admin, Change};
 use crate::codec::merge::Prepare;
-use crate::error::{Error, Result};
-use crate::region::merge::{is_later, live_together};
+use crate::error::{Error, Outcome, Result};
+use crate::region::merge::{FROZEN, is_later, live_together};
 use crate::store::MergeWish;
-use crate::types::{Peer, PeerId, Region, RegionId, Role, StoreId};
+use crate::types::{Epoch, Peer, PeerId, Region, RegionId, Role, StoreId};
 use std::collections::BTreeSet;
-
-/// Looks at a merge before it is left to itself.
-const LOOKS_MAX: u32 = 32;
 
 /// How a merge ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,144 +26,47 @@ impl Client {
     /// live on different stores, those of `source` are moved first, with their data. Then no data moves; the
     /// source takes no requests for a few round trips, clients notice nothing but a retry.
     ///
+    /// The client's time limit is that of the whole; of it, up to three quarters are for moving replicas. The same call again
+    /// is safe: it goes on with what was begun, and waits for a merge that is under way.
+    ///
     /// Errors: [`Error::InvalidArgument`] where it cannot be (no neighbours; a region that keeps the cluster's
-    /// record), [`Error::Busy`] where it cannot be now (a replica that is behind, or out of reach),
+    /// record), [`Error::Busy`] where it could not be in time (a replica that is behind, or out of reach),
     /// [`Error::EpochNotMatch`] when another change of the target's shape came first: the source is as before then.
     /// After any other error the merge may be under way, and ends by itself one way or the other. A replica that could not
     /// be moved leaves no learner behind, as long as the source's leader answers.
     pub async fn merge(&self, source: RegionId, target: RegionId) -> Result<Region> {
-        let mut last = Error::Busy { what: "another change of the region's shape" };
-        for _ in 0..super::members::LOOKS_MAX {
-            let into = self.region(target).await?;
-            let from = self.bring_together(source, &into).await?;
-            match self.freeze(&from, &into).await {
-                Ok(frozen) => return self.wait_merged(&frozen, &into).await,
-                Err(Error::LeaderStays { .. }) => self.transfer_leader(source, None).await?,
-                Err(
-                    error @ (Error::EpochNotMatch { .. }
-                    | Error::Busy { .. }
-                    | Error::NotLeader { .. }
-                    | Error::Timeout { .. }),
-                ) => last = error,
-                Err(error) => return Err(error),
+        let mut goal = Goal::of(self);
+        // What was to be frozen, and perhaps is: nobody has said.
+        let mut asked: Option<(Region, Region)> = None;
+        loop {
+            if let Some((from, into)) = asked.take()
+                && goal.has_gone(&from).await?
+            {
+                return goal.wait_merged(&as_frozen(from), &into).await;
+            }
+            let into = goal.region(target).await?;
+            let from = goal.bring_together(source, &into).await?;
+            match goal.freeze(&from, &into).await {
+                Ok(frozen) => return goal.wait_merged(&frozen, &into).await,
+                // An earlier call has frozen it.
+                Err(error) if is_frozen(&error) => return goal.wait_merged(&from, &into).await,
+                Err(error) => {
+                    if error.outcome() == Outcome::Unknown {
+                        asked = Some((from, into));
+                    }
+                    goal.again(error).await?;
+                }
             }
         }
-        Err(last)
     }
 
     /// The same, but what cannot be now is not tried again.
     pub(crate) async fn merge_once(&self, source: RegionId, target: RegionId) -> Result<Region> {
-        let into = self.region(target).await?;
-        let from = self.bring_together(source, &into).await?;
-        let frozen = self.freeze(&from, &into).await?;
-        self.wait_merged(&frozen, &into).await
-    }
-
-    /// Freezes a region for its neighbour.
-    async fn freeze(&self, source: &Region, target: &Region) -> Result<Region> {
-        let prepare = Prepare { epoch: source.epoch, target: target.clone(), first: 0 };
-        let admin = Admin::PrepareMerge(prepare);
-        match self.call(Body::Admin { region: source.id, admin }).await? {
-            Response::Regions(frozen) => frozen.into_iter().next().ok_or_else(odd),
-            _ => Err(odd()),
-        }
-    }
-
-    /// Moves the source's replicas to the stores of the target's.
-    async fn bring_together(&self, source: RegionId, target: &Region) -> Result<Region> {
-        let mut known = self.region(source).await?;
-        let learns = |region: &Region| region.peers.iter().any(|peer| peer.role != Role::Voter);
-        if !live_together(&known, target) && (learns(&known) || learns(target)) {
-            let what = format!("{source} and {} have learners on different stores", target.id);
-            return Err(Error::InvalidArgument(what));
-        }
-        let stores = |region: &Region| -> BTreeSet<StoreId> {
-            region.peers.iter().map(|peer| peer.store).collect()
-        };
-        let (mut from, to) = (stores(&known), stores(target));
-        for missing in to.difference(&from.clone()) {
-            let old = known
-                .peers
-                .iter()
-                .find(|peer| from.contains(&peer.store) && !to.contains(&peer.store));
-            let old = old.copied();
-            self.may_take(*missing).await?;
-            let new = PeerId(self.allocate_ids(1).await?);
-            let moved = match old {
-                Some(old) => self.replace_by(source, old.store, (new, *missing)).await,
-                None => self.add_voter(source, (new, *missing)).await,
-            };
-            known = match moved {
-                Ok(known) => known,
-                Err(error) => {
-                    let left: Vec<PeerId> = old.iter().map(|old| old.id).chain([new]).collect();
-                    self.leave_no_learner(source, &left).await;
-                    return Err(error);
-                }
-            };
-            if let Some(old) = old {
-                from.remove(&old.store);
-            }
-            from.insert(*missing);
-        }
-        for extra in from.difference(&to) {
-            known = self.remove_peer(source, *extra).await?;
-        }
-        Ok(known)
-    }
-
-    /// Takes back what a replica that could not be moved left behind, as far as that is possible now: a learner that never
-    /// caught up, or the one that was to go and does not vote any more. The region had voters only, and voters stay.
-    async fn leave_no_learner(&self, region: RegionId, peers: &[PeerId]) {
-        let learner = |peer: &&Peer| peer.role.is_learner() && peers.contains(&peer.id);
-        let taken_back = self.reach(region, |now| {
-            Ok(now
-                .peers
-                .iter()
-                .find(learner)
-                .map(|peer| Change::Remove(peer.id))
-                .into_iter()
-                .collect())
-        });
-        if let Err(error) = taken_back.await {
-            tracing::warn!(%region, %error, "a learner is left of a merge that was not made");
-        }
-    }
-
-    /// Waits until a frozen region is gone, or thawed.
-    async fn wait_merged(&self, frozen: &Region, target: &Region) -> Result<Region> {
-        // Answered by whoever owns it, as soon as somebody does.
-        let key = [&frozen.range.start[..], &[0]].concat();
-        for _ in 0..LOOKS_MAX {
-            let _ = self.get(key.clone()).await;
-            let now = self.region(target.id).await;
-            if let Ok(now) = &now
-                && now.range.covers(&frozen.range)
-            {
-                return Ok(now.clone());
-            }
-            match self.region(frozen.id).await {
-                Ok(source) if is_later(source.epoch, frozen.epoch) => {
-                    return Err(Error::EpochNotMatch { current: now.into_iter().collect() });
-                }
-                // It is gone, and the target was cut since, or has gone into another region itself.
-                Err(Error::RegionNotFound(_)) => {
-                    if let Some(heir) = self.heir_of(frozen).await {
-                        return Ok(heir);
-                    }
-                }
-                _ => {}
-            }
-        }
-        Err(Error::Ambiguous { what: "a merge that is under way" })
-    }
-
-    /// Who has the first keys of a region that was frozen, if somebody else has them. A frozen region keeps its keys until it
-    /// is taken in or thawed, and who has keys after another has a larger version.
-    async fn heir_of(&self, frozen: &Region) -> Option<Region> {
-        let owner = self.region_of(frozen.range.start.clone()).await.ok()?;
-        let heir = owner.id != frozen.id && owner.epoch.version > frozen.epoch.version;
-        heir.then_some(owner)
+        let mut goal = Goal::of(self);
+        let into = goal.region(target).await?;
+        let from = goal.bring_together(source, &into).await?;
+        let frozen = goal.freeze(&from, &into).await?;
+        goal.wait_merged(&frozen, &into).await
     }
 
     /// Carries out what a frozen region wishes for: it is taken in, or thawed, or waits on. Should nobody answer for its
@@ -201,6 +102,146 @@ impl Client {
     }
 }
 
+/// The shape of a region that was frozen in this one.
+fn as_frozen(region: Region) -> Region {
+    let Epoch { conf_ver, version } = region.epoch;
+    Region { epoch: Epoch { conf_ver: conf_ver + 1, version: version + 1 }, ..region }
+}
+
+/// Whether a region refuses everything because it is frozen already.
+fn is_frozen(error: &Error) -> bool {
+    matches!((error, FROZEN), (Error::Busy { what }, Error::Busy { what: frozen }) if *what == frozen)
+}
+
+impl Goal {
+    /// Freezes a region for its neighbour.
+    async fn freeze(&self, source: &Region, target: &Region) -> Result<Region> {
+        let prepare = Prepare { epoch: source.epoch, target: target.clone(), first: 0 };
+        let admin = Admin::PrepareMerge(prepare);
+        match self.client().call(Body::Admin { region: source.id, admin }).await? {
+            Response::Regions(frozen) => frozen.into_iter().next().ok_or_else(odd),
+            _ => Err(odd()),
+        }
+    }
+
+    /// Whether a region that was to be frozen in this shape is, or has gone already.
+    async fn has_gone(&mut self, from: &Region) -> Result<bool> {
+        loop {
+            match self.client().region(from.id).await {
+                Ok(now) => return Ok(now.epoch == as_frozen(from.clone()).epoch),
+                Err(Error::RegionNotFound(_)) => return Ok(true),
+                Err(error) => self.again(error).await?,
+            }
+        }
+    }
+
+    /// Moves the source's replicas to the stores of the target's.
+    async fn bring_together(&mut self, source: RegionId, target: &Region) -> Result<Region> {
+        let mut known = self.region(source).await?;
+        let together = live_together(&known, target);
+        let has = |roles: &[Role]| {
+            let peers = known.peers.iter().chain(&target.peers);
+            !together && peers.into_iter().any(|peer| roles.contains(&peer.role))
+        };
+        if has(&[Role::Passing, Role::Incoming, Role::Demoting]) {
+            // They arrive, or go.
+            return Err(Error::Busy { what: "another change of the region's shape" });
+        }
+        if has(&[Role::Learner]) {
+            let what = format!("{source} and {} have learners on different stores", target.id);
+            return Err(Error::InvalidArgument(what));
+        }
+        let stores = |region: &Region| -> BTreeSet<StoreId> {
+            region.peers.iter().map(|peer| peer.store).collect()
+        };
+        let (mut from, to) = (stores(&known), stores(target));
+        // What cannot be moved has to be taken back.
+        let mut moves = self.most();
+        for missing in to.difference(&from.clone()) {
+            let old = known
+                .peers
+                .iter()
+                .find(|peer| from.contains(&peer.store) && !to.contains(&peer.store));
+            let old = old.copied();
+            let new = moves.newcomer(*missing).await?;
+            let moved = match old {
+                Some(old) => moves.replace_by(source, old.store, (new, *missing)).await,
+                None => moves.add_voter_as(source, (new, *missing)).await,
+            };
+            known = match moved {
+                Ok(known) => known,
+                Err(error) => {
+                    let left: Vec<PeerId> = old.iter().map(|old| old.id).chain([new]).collect();
+                    self.leave_no_learner(source, &left).await;
+                    return Err(error);
+                }
+            };
+            if let Some(old) = old {
+                from.remove(&old.store);
+            }
+            from.insert(*missing);
+        }
+        for extra in from.difference(&to) {
+            known = moves.remove_peer(source, *extra).await?;
+        }
+        Ok(known)
+    }
+
+    /// Takes back what a replica that could not be moved left behind, as far as that is possible now: a learner that never
+    /// caught up, or the one that was to go and does not vote any more. The region had voters only, and voters stay.
+    async fn leave_no_learner(&mut self, region: RegionId, peers: &[PeerId]) {
+        let learner = |peer: &&Peer| peer.role.is_learner() && peers.contains(&peer.id);
+        let taken_back = self.reach(region, |now| {
+            Ok(now
+                .peers
+                .iter()
+                .find(learner)
+                .map(|peer| Change::Remove(peer.id))
+                .into_iter()
+                .collect())
+        });
+        if let Err(error) = taken_back.await {
+            tracing::warn!(%region, %error, "a learner is left of a merge that was not made");
+        }
+    }
+
+    /// Waits until a frozen region is gone, or thawed.
+    async fn wait_merged(&mut self, frozen: &Region, target: &Region) -> Result<Region> {
+        // Answered by whoever owns it, as soon as somebody does.
+        let key = [&frozen.range.start[..], &[0]].concat();
+        loop {
+            let _ = self.client().get(key.clone()).await;
+            let now = self.client().region(target.id).await;
+            if let Ok(now) = &now
+                && now.range.covers(&frozen.range)
+            {
+                return Ok(now.clone());
+            }
+            match self.client().region(frozen.id).await {
+                Ok(source) if is_later(source.epoch, frozen.epoch) => {
+                    return Err(Error::EpochNotMatch { current: now.into_iter().collect() });
+                }
+                // It is gone, and the target was cut since, or has gone into another region itself.
+                Err(Error::RegionNotFound(_)) => {
+                    if let Some(heir) = self.heir_of(frozen).await {
+                        return Ok(heir);
+                    }
+                }
+                _ => {}
+            }
+            self.again(Error::Ambiguous { what: "a merge that is under way" }).await?;
+        }
+    }
+
+    /// Who has the first keys of a region that was frozen, if somebody else has them. A frozen region keeps its keys until it
+    /// is taken in or thawed, and who has keys after another has a larger version.
+    async fn heir_of(&self, frozen: &Region) -> Option<Region> {
+        let owner = self.client().region_of(frozen.range.start.clone()).await.ok()?;
+        let heir = owner.id != frozen.id && owner.epoch.version > frozen.epoch.version;
+        heir.then_some(owner)
+    }
+}
+
 impl super::Blocking {
     /// See [`Client::merge`].
     pub fn merge(&self, source: RegionId, target: RegionId) -> Result<Region> {
@@ -213,7 +254,7 @@ mod tests {
     use super::*;
     use crate::client::{Backend, Done, wait};
     use crate::codec::merge::Commit;
-    use crate::types::{Epoch, KeyRange, LogPosition, Merging};
+    use crate::types::{KeyRange, LogPosition, Merging, Time};
     use parking_lot::Mutex;
     use std::sync::Arc;
     use std::time::Duration;
@@ -237,6 +278,10 @@ mod tests {
                 }
                 other => panic!("{other:?}"),
             });
+        }
+
+        fn now(&self) -> Time {
+            Time(0)
         }
     }
 
@@ -297,6 +342,11 @@ mod tests {
                 other => panic!("{other:?}"),
             });
         }
+
+        /// Each call takes a while.
+        fn now(&self) -> Time {
+            Time(0).after(Duration::from_millis(100) * *self.calls.lock())
+        }
     }
 
     /// What comes of waiting for the merge of a source with the keys from `g` to `t`, frozen at version 5, and in how many calls.
@@ -311,7 +361,7 @@ mod tests {
         let backend = Cut { owner, calls: Arc::clone(&calls) };
         let client = Client::new(Arc::new(backend), Duration::from_secs(9));
         let (frozen, target) = (region(SOURCE, "g", "t", 5), region(TARGET, "", "g", 4));
-        let waited = wait(client.wait_merged(&frozen, &target));
+        let waited = wait(Goal::of(&client).wait_merged(&frozen, &target));
         let calls = *calls.lock();
         (waited, calls)
     }
@@ -345,5 +395,65 @@ mod tests {
             (None, vec![], false),
             "it has not heard of its own yet"
         );
+    }
+
+    /// A cluster that freezes the source, or has it frozen already, and answers so: the merge is done soon after.
+    struct Silent {
+        freezing: fn() -> Error,
+        /// Whether it is frozen before anybody asks.
+        frozen: Mutex<bool>,
+        looks: Mutex<u32>,
+    }
+
+    impl Backend for Silent {
+        fn call(&self, body: Body, _timeout: Duration, done: Done<Response>) {
+            let region = |id, start: &'static str, end: &'static str, version| Region {
+                id,
+                range: KeyRange::new(start, end),
+                epoch: Epoch { conf_ver: version, version },
+                ..Region::default()
+            };
+            let frozen = *self.frozen.lock();
+            let looks = *self.looks.lock();
+            let merged = frozen && looks > 1;
+            done.call(match body {
+                Body::Admin { admin: Admin::PrepareMerge(_), .. } => {
+                    *self.frozen.lock() = true;
+                    Err((self.freezing)())
+                }
+                Body::Admin { region: SOURCE, .. } if merged => Err(Error::RegionNotFound(SOURCE)),
+                Body::Admin { region: SOURCE, .. } => {
+                    *self.looks.lock() += u32::from(frozen);
+                    let version = if frozen { 6 } else { 5 };
+                    let current = vec![region(SOURCE, "g", "t", version)];
+                    Err(Error::EpochNotMatch { current })
+                }
+                Body::Admin { region: TARGET, .. } => {
+                    let (end, version) = if merged { ("t", 7) } else { ("g", 4) };
+                    let current = vec![region(TARGET, "", end, version)];
+                    Err(Error::EpochNotMatch { current })
+                }
+                Body::Read { .. } => Ok(Response::Values(vec![None])),
+                other => panic!("{other:?}"),
+            });
+        }
+
+        fn now(&self) -> Time {
+            Time(0)
+        }
+    }
+
+    /// The answer to the freezing was lost, or it was an earlier call that had frozen the source: asking again found it frozen, and
+    /// in the end gone, and called that an error.
+    #[test]
+    fn a_merge_that_is_under_way_is_waited_for() {
+        let lost: fn() -> Error = || Error::Timeout { after_ms: 9, what: "another node's answer" };
+        let frozen: fn() -> Error = || FROZEN;
+        for (freezing, before) in [(lost, false), (frozen, true)] {
+            let backend = Silent { freezing, frozen: Mutex::new(before), looks: Mutex::new(0) };
+            let client = Client::new(Arc::new(backend), Duration::from_secs(9));
+            let merged = wait(client.merge(SOURCE, TARGET)).unwrap();
+            assert_eq!((merged.id, &merged.range.end[..]), (TARGET, &b"t"[..]));
+        }
     }
 }

@@ -12,6 +12,10 @@
 //! **Writes** are atomic per region: a batch that spans regions is cut, and its parts succeed or fail on
 //! their own. A write is retried only while it certainly has not been applied. When a call fails,
 //! [`Error::outcome`](crate::Error::outcome) says whether it may have taken effect.
+//! **Goals** (a merge, a split, a change of replicas) take several requests. The client's time limit
+//! ([`Client::with_timeout`]) is that of the whole: when it is over the caller is told what was waited for last.
+//! What was begun stays as it is or ends by itself; asking again goes on from there, and what is done already
+//! is found done. The steps are made for one shape of a region each, so none is taken twice.
 //! **Reads** take their level per call ([`ReadLevel`](crate::store::ReadLevel)); a lease read on the
 //! leader runs on the caller's thread and touches no queue. A scan reads page by page, each page of one
 //! instant, the whole not.
@@ -28,6 +32,7 @@ mod block;
 mod directory;
 pub mod fault;
 mod gate;
+mod goal;
 mod hints;
 mod job;
 pub mod local;
@@ -56,6 +61,7 @@ pub use remote::RemoteClient;
 pub use request::{NodeStatus, NodeWork};
 
 use crate::error::{Error, Result};
+use crate::types::Time;
 use bytes::Bytes;
 use request::{Body, Response};
 use std::time::Duration;
@@ -92,6 +98,15 @@ impl<T> Drop for Done<T> {
 pub(crate) trait Backend: Send + Sync + 'static {
     /// Answers a request; the callback runs on a thread of the backend.
     fn call(&self, body: Body, timeout: Duration, done: Done<Response>);
+
+    /// What its clock shows: the time of a [`Goal`](goal::Goal) is counted by it. Once it has gone there is none left.
+    fn now(&self) -> Time;
+
+    /// Calls back after a pause; at once where answers take their time anyway.
+    fn pause(&self, pause: Duration, done: Done<()>) {
+        let _ = pause;
+        done.call(Ok(()));
+    }
 
     /// Writes many batches, with as few locks as can be.
     fn write_many(&self, batches: Vec<(Bytes, Done<Response>)>, timeout: Duration) {

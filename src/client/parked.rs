@@ -135,7 +135,7 @@ mod tests {
             tell.send(until).unwrap();
         });
         let patience = Patience::of(Time(0), Duration::from_nanos(1_000));
-        let job = Job::new(Body::Status, route, patience, 9, done);
+        let job = Job::new(Body::Status { region: None }, route, patience, 9, done);
         Waiting { job, target: Target::Same, until: Time(until), led: led.map(StoreId) }
     }
 

@@ -5,10 +5,11 @@ use super::gate::{self, Entrant, Gate};
 use super::hints::{self, Hints};
 use super::request::{Body, Request, Response, decode_response};
 use super::{Backend, Client, Done};
+use crate::driver::Clock;
 use crate::error::{Error, Result};
 use crate::router::retry::{self, Decision};
 use crate::transport::remote::Connection;
-use crate::types::StoreId;
+use crate::types::{StoreId, Time};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -65,6 +66,7 @@ impl RemoteClient {
             handle: runtime.handle().clone(),
             gate: Gate::default(),
             cluster,
+            clock: Clock::start(),
             next: AtomicUsize::new(0),
             jitter: AtomicU64::new(u64::from(std::process::id())),
             hints: Hints::default(),
@@ -102,6 +104,7 @@ pub(super) struct Shared {
     pub(super) hints: Hints,
     gate: Gate,
     cluster: Option<u64>,
+    clock: Clock,
     jitter: AtomicU64,
 }
 
@@ -126,6 +129,17 @@ impl Backend for Remote {
         let shared = Arc::clone(&self.shared);
         let asking = async move { done.call(shared.ask(body, hint.leader, timeout, None).await) };
         self.shared.handle.spawn(asking);
+    }
+
+    fn now(&self) -> Time {
+        self.shared.clock.now()
+    }
+
+    fn pause(&self, pause: Duration, done: Done<()>) {
+        self.shared.handle.spawn(async move {
+            tokio::time::sleep(pause).await;
+            done.call(Ok(()));
+        });
     }
 
     fn write_many(&self, batches: Vec<(Bytes, Done<Response>)>, timeout: Duration) {

@@ -7,7 +7,7 @@
 //! | 2 execute | key, then the command to the end |
 //! | 3 read | level, count, keys |
 //! | 4 scan | level, direction `u8`, start, end, items at most, bytes at most |
-//! | 5 status | |
+//! | 5 status | region (0 = all) |
 //! | 6 transfer | region, store (0 = any) |
 //! | 7 admin | region, then the command (see [`admin`](crate::codec::admin)) to the end |
 //! | 8 regions | start key, how many at most |
@@ -16,7 +16,7 @@
 //! A level is `0` linearizable, `1` lease, `2` stale and then its bound in ms. A response is version
 //! `u8` = 1, kind `u8` (0 = error, see [`fault`]), then the result: 1 written (to the end), 2
 //! values (count, each `0` or `1` and bytes), 3 page (count, keys and values, `0` or `1` and the range that is
-//! left), 4 status (store, count, regions, counters, stages), 5 done, 6 regions (count, each its length and bytes), 7 ids (the
+//! left), 4 status (see `standing.rs`), 5 done, 6 regions (count, each its length and bytes), 7 ids (the
 //! first), 8 [directory](super::ask). Numbers and lengths are varints unless said otherwise.
 
 use super::ask::{Answer, Ask};
@@ -29,7 +29,7 @@ use crate::driver::{SnapshotStats, StageStats};
 use crate::error::{Error, Result};
 use crate::kv::Direction;
 use crate::store::{ReadLevel, RegionStatus};
-use crate::types::{KeyRange, LogPosition, PeerId, Region, RegionId, StoreId};
+use crate::types::{KeyRange, LogPosition, Region, RegionId, StoreId};
 use bytes::Bytes;
 use std::time::Duration;
 
@@ -110,7 +110,10 @@ pub enum Body {
         bytes: usize,
     },
     /// Where the node's replicas stand.
-    Status,
+    Status {
+        /// Only that of this region; `None`: all.
+        region: Option<RegionId>,
+    },
     /// Hand leadership of a region over.
     Transfer {
         /// The region.
@@ -259,7 +262,7 @@ impl Request {
             Body::Execute { .. } => 2,
             Body::Read { .. } => 3,
             Body::Scan { .. } => 4,
-            Body::Status => 5,
+            Body::Status { .. } => 5,
             Body::Transfer { .. } => 6,
             Body::Admin { .. } => 7,
             Body::Regions { .. } => 8,
@@ -286,7 +289,7 @@ impl Request {
                 out.varint(*items as u64);
                 out.varint(*bytes as u64);
             }
-            Body::Status => {}
+            Body::Status { region } => out.varint(region.map_or(0, |region| region.0)),
             Body::Transfer { region, to } => {
                 out.varint(region.0);
                 out.varint(to.map_or(0, |store| store.0));
@@ -335,7 +338,10 @@ impl Request {
                 items: from.varint()?.clamp(1, PAGE_ITEMS_MAX as u64) as usize,
                 bytes: from.varint()?.min(PAGE_BYTES_MAX as u64) as usize,
             },
-            5 => Body::Status,
+            5 => {
+                let region = Some(RegionId(from.varint()?)).filter(|region| region.0 != 0);
+                Body::Status { region }
+            }
             6 => Body::Transfer {
                 region: RegionId(from.varint()?),
                 to: Some(StoreId(from.varint()?)).filter(|store| store.0 != 0),
@@ -384,7 +390,7 @@ impl Body {
             Body::Scan { range, .. } => range.start.len() + range.end.len(),
             Body::Admin { .. } | Body::Directory(_) => 1 << 10,
             Body::Regions { start, .. } => start.len(),
-            Body::Status | Body::Transfer { .. } => 0,
+            Body::Status { .. } | Body::Transfer { .. } => 0,
         }
     }
 }
@@ -445,19 +451,7 @@ fn bytes_of(response: &Result<Response>) -> Bytes {
         }
         Ok(Response::Status(status)) => {
             out.u8(4);
-            out.varint(status.store.0);
-            out.varint(status.regions.len() as u64);
-            for region in &status.regions {
-                write_region(region, &mut out);
-            }
-            let work = &status.work;
-            for number in
-                [work.log_entries, work.log_syncs, work.log_bytes, work.flushes, work.table_bytes]
-            {
-                out.varint(number);
-            }
-            work.snapshots.figures().into_iter().for_each(|number| out.varint(number));
-            status.stages.figures().into_iter().for_each(|number| out.varint(number));
+            standing::write(status, &mut out);
         }
         Ok(Response::Done) => out.u8(5),
         Ok(Response::Regions(regions)) => {
@@ -521,21 +515,7 @@ fn parse_response(from: &mut Reader) -> Result<Result<Response>> {
             };
             Response::Page { items, rest }
         }
-        4 => {
-            let store = StoreId(from.varint()?);
-            let count = from.count(48, 1 << 20)?;
-            let regions = (0..count).map(|_| read_region(from)).collect::<Result<_>>()?;
-            let work = NodeWork {
-                log_entries: from.varint()?,
-                log_syncs: from.varint()?,
-                log_bytes: from.varint()?,
-                flushes: from.varint()?,
-                table_bytes: from.varint()?,
-                snapshots: SnapshotStats::read(|| from.varint())?,
-            };
-            let stages = StageStats::read(|| from.varint())?;
-            Response::Status(NodeStatus { store, regions, work, stages })
-        }
+        4 => Response::Status(standing::read(from)?),
         5 => Response::Done,
         6 => {
             let count = from.count(1, usize::MAX)?;
@@ -548,53 +528,6 @@ fn parse_response(from: &mut Reader) -> Result<Result<Response>> {
     }))
 }
 
-fn write_region(status: &RegionStatus, out: &mut Writer<'_>) {
-    out.bytes(&region::encode(&status.region, LogPosition::default()));
-    out.varint(status.peer.0);
-    out.u8(u8::from(status.leads) | u8::from(status.asleep) << 1);
-    for number in [
-        status.leader.map_or(0, |peer| peer.0),
-        status.term,
-        status.committed,
-        status.applied,
-        status.flushed,
-        status.first_index,
-        status.last_index,
-        status.log_bytes,
-        status.bytes,
-    ] {
-        out.varint(number);
-    }
-    out.u8(u8::from(status.quarantined.is_some()));
-    if let Some(reason) = &status.quarantined {
-        out.bytes(reason.chars().take(1000).collect::<String>().as_bytes());
-    }
-}
-
-fn read_region(from: &mut Reader) -> Result<RegionStatus> {
-    let region = region::decode(&from.bytes(128 << 10)?)?.0;
-    let peer = PeerId(from.varint()?);
-    let flags = from.u8()?;
-    Ok(RegionStatus {
-        region,
-        peer,
-        leads: flags & 1 != 0,
-        asleep: flags & 2 != 0,
-        leader: Some(PeerId(from.varint()?)).filter(|peer| peer.0 != 0),
-        term: from.varint()?,
-        committed: from.varint()?,
-        applied: from.varint()?,
-        flushed: from.varint()?,
-        first_index: from.varint()?,
-        last_index: from.varint()?,
-        log_bytes: from.varint()?,
-        bytes: from.varint()?,
-        quarantined: match from.u8()? {
-            0 => None,
-            _ => Some(from.text(4096)?),
-        },
-    })
-}
-
+mod standing;
 #[cfg(test)]
 mod tests;

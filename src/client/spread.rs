@@ -11,7 +11,7 @@ use crate::driver::Waiter;
 use crate::error::{Error, Result};
 use crate::kv::Direction;
 use crate::router;
-use crate::store::Reply;
+use crate::store::{RegionStatus, Reply};
 use crate::types::{FIRST_REGION, KeyRange, RegionId, Time};
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -127,7 +127,7 @@ impl Inner {
                     }
                 }
             }
-            Body::Status => self.status(patience.deadline, done),
+            Body::Status { region } => self.status(region, patience.deadline, done),
             Body::Regions { start, count } => {
                 let regions = self.bureau.regions(&start, count);
                 match regions.first().is_some_and(|first| first.range.contains(&start)) {
@@ -194,8 +194,8 @@ impl Inner {
         }
     }
 
-    /// Asks every loop of this node.
-    pub fn status(self: &Arc<Self>, deadline: Time, done: Done<Response>) {
+    /// Asks every loop of this node: where all replicas stand, or that of one region.
+    pub fn status(self: &Arc<Self>, only: Option<RegionId>, deadline: Time, done: Done<Response>) {
         let parts = (self.driver.loops(), Vec::new(), Some(done), self.driver.stages());
         let parts = Arc::new(Mutex::new(parts));
         let store = self.store;
@@ -207,7 +207,9 @@ impl Inner {
                 let (left, regions, done, stages) = &mut *parts;
                 let failed = match reply {
                     Ok(Reply::Status(some)) => {
-                        regions.extend(some);
+                        let asked =
+                            |one: &RegionStatus| only.is_none_or(|only| one.region.id == only);
+                        regions.extend(some.into_iter().filter(asked));
                         *left -= 1;
                         None
                     }

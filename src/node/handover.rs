@@ -167,6 +167,7 @@ mod tests {
             bytes: 0,
             quarantined: None,
             asleep: false,
+            unsettled: Default::default(),
         }
     }
 

@@ -20,8 +20,10 @@ use std::time::Duration;
 
 /// Merges of one plan.
 pub(crate) const MERGES: usize = 8;
-/// How long each request of a merge may take.
+/// How long a look at what is to be merged may take.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a merge may take, replicas that move before it included: the others wait meanwhile.
+const WHOLE: Duration = Duration::from_secs(30);
 /// How long a merge waits that has failed once.
 const PAUSE: Duration = Duration::from_secs(5);
 /// And one that has failed often.
@@ -132,17 +134,16 @@ impl Merger {
 
 /// Carries out the step of a plan.
 pub(crate) async fn merge(client: &Client, step: &Step) -> Result<Region> {
-    let client = client.with_timeout(PATIENCE);
     let Action::Merge { into, epoch } = step.action else {
         return Err(Error::InvalidArgument(format!("{:?} is no merge", step.action)));
     };
     for (region, planned) in [(step.region, step.epoch), (into, epoch)] {
-        let known = client.region(region).await?;
+        let known = client.with_timeout(PATIENCE).region(region).await?;
         if known.epoch != planned {
             return Err(Error::EpochNotMatch { current: vec![known] });
         }
     }
-    client.merge_once(step.region, into).await
+    client.with_timeout(WHOLE).merge_once(step.region, into).await
 }
 
 #[cfg(test)]

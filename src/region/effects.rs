@@ -10,7 +10,8 @@ use crate::log::Seq;
 use crate::raft::{Envelope, Lane};
 use crate::region::snapshot::SnapshotFile;
 use crate::types::{
-    Departed, Epoch, KeyRange, LogPosition, Merging, PeerId, Region, RegionId, RegionState, StoreId,
+    Departed, Epoch, KeyRange, LogPosition, Merging, PeerId, Region, RegionId, RegionState, Role,
+    StoreId,
 };
 use bytes::Bytes;
 
@@ -370,6 +371,48 @@ pub struct RegionStatus {
     pub quarantined: Option<String>,
     /// Whether it sleeps: it is not ticked, and its group sends nothing.
     pub asleep: bool,
+    /// What other changes of the region's shape or its replicas may have to wait for.
+    pub unsettled: Unsettled,
+}
+
+impl RegionStatus {
+    /// What the local replica counts for; `None`: it is no member, and about to go.
+    pub fn role(&self) -> Option<Role> {
+        self.region.peer(self.peer).map(|peer| peer.role)
+    }
+}
+
+/// Former replicas that a status names, at most.
+pub const FORMER_MAX: usize = 32;
+
+/// What is not settled about a region's shape, as one of its replicas knows it: why another change waits.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Unsettled {
+    /// The replica leads, has proposed a change of the shape or of the replicas, and has not applied it yet.
+    pub changing: bool,
+    /// The region is frozen, to be merged into its neighbour.
+    pub frozen: Option<Frozen>,
+    /// A region that is being merged into this one: the replica here applies nothing before the other one's here has
+    /// caught up and stands still.
+    pub waits_for: Option<RegionId>,
+    /// How many former replicas are not known to be gone; as long as there is one the region is not merged into another.
+    pub formers: u64,
+    /// The first of them, at most [`FORMER_MAX`]. Those of another region were merged into this one with it, and until none
+    /// of them is left that merge is not settled. The leader goes on asking all of them, in whatever order.
+    pub former: Vec<Departed>,
+}
+
+/// A region on its way into its neighbour.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Frozen {
+    /// The neighbour.
+    pub target: RegionId,
+    /// The shape that the neighbour must have: in a later one it refuses, and the region thaws.
+    pub epoch: Epoch,
+    /// The entry that froze the region.
+    pub at: LogPosition,
+    /// Whether the replica here stands still already, for the neighbour's to take its data over.
+    pub stands_still: bool,
 }
 
 /// What an administrative command led to.

@@ -463,6 +463,12 @@ impl Peer {
         self.held.commit.is_some()
     }
 
+    /// The source that it waits for, if its commit was accepted.
+    pub(super) fn source_waited_for(&self) -> Option<RegionId> {
+        let commit = self.held.commit.as_ref().filter(|_| self.held.asked);
+        commit.map(|commit| commit.source.id)
+    }
+
     /// The source's replica stands still where it was frozen.
     fn caught_up(&mut self, source: RegionId, at: LogPosition, effects: &mut Effects) {
         let commit = self.held.commit.as_ref();

@@ -1,7 +1,9 @@
 //! [`Peer`]: one replica of a region on this store. Its verbs are in the files beside this one.
 
 use super::compact::LogBytes;
-use super::effects::{Effects, Persisted, RegionStatus, Reply, Token};
+use super::effects::{
+    Effects, FORMER_MAX, Frozen, Persisted, RegionStatus, Reply, Token, Unsettled,
+};
 use super::farewell::Asking;
 use super::handing::Handing;
 use super::hibernate::Rest;
@@ -270,6 +272,24 @@ impl Peer {
             bytes: self.about_bytes(),
             quarantined: self.fence.clone(),
             asleep: self.asleep(),
+            unsettled: self.unsettled(),
+        }
+    }
+
+    /// Why another change of its shape or its replicas may have to wait.
+    fn unsettled(&self) -> Unsettled {
+        let frozen = self.merging.as_ref().map(|merging| Frozen {
+            target: merging.target,
+            epoch: merging.epoch,
+            at: merging.at,
+            stands_still: self.lent.is_some(),
+        });
+        Unsettled {
+            changing: self.reshaping.is_some() || self.changing.is_some(),
+            frozen,
+            waits_for: self.source_waited_for(),
+            formers: self.removed.len() as u64,
+            former: self.removed.iter().take(FORMER_MAX).copied().collect(),
         }
     }
 

@@ -65,6 +65,10 @@ impl Backend for Room {
     fn call(&self, body: Body, timeout: Duration, done: Done<Response>) {
         self.send(Sent { to: None, body, timeout, done });
     }
+
+    fn now(&self) -> Time {
+        Time(self.now.load(Ordering::Relaxed))
+    }
 }
 
 impl Office for Arc<Room> {

@@ -496,6 +496,11 @@ impl Stage {
         self.cluster.counts.snapshots
     }
 
+    /// Where the replicas of one store stand, as its node says; nothing while it is down.
+    pub fn statuses(&self, id: StoreId) -> Vec<RegionStatus> {
+        self.cluster.statuses(id)
+    }
+
     /// What every store has applied of every region: a line for each shape of it.
     pub fn status(&self) -> String {
         let mut shapes: BTreeMap<(RegionId, String), Vec<String>> = BTreeMap::new();

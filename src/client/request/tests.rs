@@ -1,7 +1,7 @@
 //! Requests and responses survive their bytes; anything else is refused.
 
 use super::*;
-use crate::types::{Epoch, Peer, Region, Role};
+use crate::types::{Epoch, Peer, PeerId, Region, Role};
 use proptest::prelude::*;
 
 #[test]
@@ -18,7 +18,8 @@ fn requests_read_back() {
             items: 10,
             bytes: 100,
         },
-        Body::Status,
+        Body::Status { region: None },
+        Body::Status { region: Some(RegionId(1 << 40)) },
         Body::Transfer { region: RegionId(3), to: Some(StoreId(1)) },
     ];
     for body in bodies {
@@ -52,6 +53,7 @@ fn responses_read_back() {
         bytes: 7,
         quarantined: Some("rot".into()),
         asleep: true,
+        unsettled: Default::default(),
     };
     let responses = [
         Response::Written("x".into()),

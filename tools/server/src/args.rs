@@ -63,7 +63,12 @@ Examples:
     catamaran ctl region transfer 3 --to 2
     catamaran ctl region add-peer 3 --to 4
     catamaran ctl region add-peer 3 --to 5 --learner
-    catamaran ctl region remove-peer 3 --from 1";
+    catamaran ctl region remove-peer 3 --from 1
+    catamaran ctl region replace-peer 3 --from 1 --to 4 --timeout 10m
+    catamaran ctl region promote 3 --on 5
+    catamaran ctl region demote 3 --on 2
+
+Why does a change not go on? `get` asks the nodes of the region's replicas, and says what is not settled.";
 
 const STORE_EXAMPLES: &str = "\
 Examples:
@@ -84,6 +89,7 @@ Examples:
     catamaran ctl region split --hex 80000000 c0000000
     catamaran ctl region transfer 3 --to 2
     catamaran ctl region add-peer 3 --to 4
+    catamaran ctl region replace-peer 3 --from 1 --to 4
     catamaran ctl store list
     catamaran ctl store drain 4 --wait --timeout 10m
     catamaran ctl store remove 4
@@ -110,7 +116,7 @@ pub enum Command {
     /// Read and write keys of a running cluster.
     #[command(after_help = KV_EXAMPLES)]
     Kv(KvArgs),
-    /// Show regions, leaders, applied indexes and log sizes of running nodes.
+    /// Show regions, leaders, applied indexes and log sizes of running nodes, and what changes of regions wait for.
     Status(StatusArgs),
     /// Look at the regions of a running cluster and change them.
     #[command(after_help = CTL_EXAMPLES)]
@@ -190,8 +196,9 @@ pub struct Connect {
         global = true
     )]
     pub connect: Vec<String>,
-    /// How long each request is tried. Changes of a region (merge, add-peer, remove-peer) make several, and wait up to
-    /// sixty-four times as long for what is busy.
+    /// How long the command may take in all; `kv scan` and `ctl store remove`: each page, `status`: each node. Changes of a
+    /// region wait so long for what stands in their way, and then say what it is. What was begun stays, or ends by
+    /// itself; the same command again goes on from there.
     #[arg(long, default_value = "10s", value_parser = duration, global = true)]
     pub timeout: Duration,
 }
@@ -319,7 +326,7 @@ pub enum StoreCommand {
 pub enum RegionCommand {
     /// All of them, by range.
     List,
-    /// One of them: by its number, or the one that owns a key.
+    /// One of them: by its number, or the one that owns a key; with where its replicas stand, and what changes of it wait for.
     Get {
         /// Its number.
         #[arg(required_unless_present = "key")]
@@ -365,6 +372,35 @@ pub enum RegionCommand {
         #[arg(long)]
         from: u64,
     },
+    /// Move a region's replica from one store to another, and print the region. The new one is promoted, in one step with the old
+    /// one's demotion, once it has caught up; then the old one goes, with its data.
+    ReplacePeer {
+        /// The region.
+        region: u64,
+        /// From which store.
+        #[arg(long)]
+        from: u64,
+        /// To which store.
+        #[arg(long)]
+        to: u64,
+    },
+    /// Let a region's learner vote, once it has caught up, and print the region.
+    Promote {
+        /// The region.
+        region: u64,
+        /// On which store.
+        #[arg(long)]
+        on: u64,
+    },
+    /// Make a learner of a region's voter, and print the region. If it leads, leadership is handed over before. (If voters are
+    /// missing then, a learner is promoted some seconds later.)
+    Demote {
+        /// The region.
+        region: u64,
+        /// On which store.
+        #[arg(long)]
+        on: u64,
+    },
     /// Start handing the leadership of a region over. As JSON the region is printed.
     Transfer {
         /// The region.
@@ -384,7 +420,7 @@ pub struct StatusArgs {
     /// How to print.
     #[arg(long, value_enum, default_value = "table")]
     pub output: StatusOutput,
-    /// A line for each region too.
+    /// A line for each replica too: its role, the shape of its region, its indexes, and where the region's replicas are.
     #[arg(long)]
     pub regions: bool,
     /// Where writes waited, in microseconds, a line for each stage: queue (before the store loop), propose,

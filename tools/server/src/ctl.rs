@@ -1,25 +1,22 @@
 //! `catamaran ctl region`: the regions of a running cluster, looked at and changed.
 
 use crate::args::{CtlArgs, CtlCommand, RegionCommand, StatusOutput};
-use crate::kv::connect;
+use crate::kv::client;
 use crate::print::{self, Spelling, columns, hex, readable};
+use crate::replica::{Member, Replica, members, obstacles, places, replica};
+use crate::status::{self, Silent};
 use crate::stores;
 use anyhow::{Context, Result};
-use catamaran::client::Blocking;
+use catamaran::Error;
+use catamaran::client::{Blocking, Client, RemoteClient};
 use catamaran::codec::report::RegionInfo;
-use catamaran::types::{Region, RegionId, Role, StoreId};
+use catamaran::error::Outcome;
+use catamaran::types::{Peer, Region, RegionId, StoreId};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::process::ExitCode;
-
-/// One replica.
-#[derive(Serialize)]
-struct Replica {
-    peer: u64,
-    store: u64,
-    role: &'static str,
-}
+use std::time::{Duration, Instant};
 
 /// One region.
 #[derive(Serialize)]
@@ -35,22 +32,26 @@ struct Shape {
     leader_store: Option<u64>,
     /// Keys and values, about; 0: nobody knows.
     bytes: u64,
-    replicas: Vec<Replica>,
+    replicas: Vec<Member>,
+    /// Of a region that was looked at alone.
+    #[serde(flatten)]
+    standing: Option<Standing>,
     #[serde(skip)]
     keys: String,
 }
 
+/// Where the replicas of one region stand, as their nodes have it.
+#[derive(Serialize)]
+struct Standing {
+    status: Vec<Replica>,
+    /// What a change of the region waits for, in words.
+    unsettled: Vec<String>,
+    /// Nodes that should have a replica and did not answer.
+    unreachable: Vec<Silent>,
+}
+
 fn shape(info: &RegionInfo) -> Shape {
     let region = &info.region;
-    let role = |role| match role {
-        Role::Voter => "voter",
-        Role::Learner => "learner",
-        Role::Passing => "passing",
-        Role::Incoming => "incoming",
-        Role::Demoting => "demoting",
-    };
-    let replica =
-        |p: &catamaran::types::Peer| Replica { peer: p.id.0, store: p.store.0, role: role(p.role) };
     let end = match region.range.end.is_empty() {
         true => "(end)".to_owned(),
         false => readable(&region.range.end),
@@ -63,43 +64,86 @@ fn shape(info: &RegionInfo) -> Shape {
         version: region.epoch.version,
         leader_store: info.leader.map(|store| store.0),
         bytes: info.bytes,
-        replicas: region.peers.iter().map(replica).collect(),
+        replicas: members(region),
+        standing: None,
         keys: format!("{} .. {end}", readable(&region.range.start)),
     }
 }
 
 fn show(regions: &[RegionInfo], output: StatusOutput) -> Result<()> {
     let shapes: Vec<Shape> = regions.iter().map(shape).collect();
-    if output == StatusOutput::Json {
-        return print::text(&(serde_json::to_string_pretty(&shapes)? + "\n"));
-    }
+    print::text(&match output {
+        StatusOutput::Json => serde_json::to_string_pretty(&shapes)? + "\n",
+        StatusOutput::Table => table(&shapes),
+    })
+}
+
+fn table(shapes: &[Shape]) -> String {
     let head = ["region", "conf_ver", "version", "leader", "bytes", "replicas", "keys"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     for shape in shapes {
-        let mark = |replica: &Replica| match replica.role {
-            "voter" => format!("s{}", replica.store),
-            other => format!("s{} ({other})", replica.store),
-        };
-        let replicas: Vec<String> = shape.replicas.iter().map(mark).collect();
         rows.push(vec![
             shape.region.to_string(),
             shape.conf_ver.to_string(),
             shape.version.to_string(),
             shape.leader_store.map_or("-".to_owned(), |store| format!("s{store}")),
             shape.bytes.to_string(),
-            replicas.join(" "),
-            shape.keys,
+            places(&shape.replicas),
+            shape.keys.clone(),
         ]);
     }
-    print::text(&columns(&rows))
+    columns(&rows)
+}
+
+/// One region, with where its replicas stand.
+fn show_whole(info: &RegionInfo, standing: Standing, output: StatusOutput) -> Result<()> {
+    let shape = Shape { standing: Some(standing), ..shape(info) };
+    let shapes = std::slice::from_ref(&shape);
+    let mut text = match output {
+        StatusOutput::Json => return print::text(&(serde_json::to_string_pretty(shapes)? + "\n")),
+        StatusOutput::Table => table(shapes),
+    };
+    if let Some(Standing { status, unsettled, unreachable }) = &shape.standing {
+        text.push('\n');
+        text.push_str(&columns(&status::lines(status.iter().collect())));
+        unreachable.iter().for_each(|silent| text.push_str(&silent.line()));
+        unsettled.iter().for_each(|what| text.push_str(&format!("{what}\n")));
+    }
+    print::text(&text)
+}
+
+/// How long one node may take to say where its replica stands.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Asks the nodes of a region's replicas, wherever the directory says that they listen; where nobody knows, those of the command
+/// line.
+fn standing(patience: &Patience, connect: &[String], region: &Region) -> Standing {
+    let known = patience.directory().cluster().map(|cluster| cluster.directory.stores);
+    let address = |peer: &Peer| Some(known.as_ref().ok()?.get(&peer.store)?.address.clone());
+    let mut addresses: Vec<String> = region.peers.iter().filter_map(address).collect();
+    if addresses.is_empty() {
+        addresses = connect.to_vec();
+    }
+    let (mut status, mut unreachable) = (Vec::new(), Vec::new());
+    for address in addresses {
+        let time = patience.left().min(LOOK);
+        let asked = RemoteClient::new(std::slice::from_ref(&address), None, time);
+        match asked.and_then(|node| node.client().blocking().status_of(region.id)) {
+            Ok(node) => status.extend(node.regions.iter().map(|one| replica(node.store.0, one))),
+            Err(error) => unreachable.push(Silent { address, error: error.to_string() }),
+        }
+    }
+    status.sort_by_key(|replica: &Replica| replica.store);
+    let unsettled = obstacles(&status.iter().collect::<Vec<_>>());
+    Standing { status, unsettled, unreachable }
 }
 
 /// A page of regions: as the directory has them, or, while nobody leads region 1, as the node asked has.
-fn page(client: &Blocking, start: &[u8], count: usize) -> Result<Vec<RegionInfo>> {
-    match client.locate(start.to_vec(), count) {
+fn page(patience: &Patience, start: &[u8], count: usize) -> Result<Vec<RegionInfo>> {
+    match patience.directory().locate(start.to_vec(), count) {
         Ok(infos) if !infos.is_empty() => Ok(infos),
         _ => {
-            let regions = client.regions(start.to_vec(), count)?;
+            let regions = patience.client().regions(start.to_vec(), count)?;
             Ok(regions.into_iter().map(unreported).collect())
         }
     }
@@ -110,12 +154,12 @@ fn unreported(region: Region) -> RegionInfo {
 }
 
 /// All regions, page by page. A region that is cut meanwhile may be listed in parts.
-fn all(client: &Blocking) -> Result<Vec<RegionInfo>> {
+fn all(patience: &Patience) -> Result<Vec<RegionInfo>> {
     const PAGE: usize = 256;
     let mut out: Vec<RegionInfo> = Vec::new();
     loop {
         let start = out.last().map(|info| info.region.range.end.clone()).unwrap_or_default();
-        let page = page(client, &start, PAGE).context("region list")?;
+        let page = page(patience, &start, PAGE).context("region list")?;
         let Some(last) = page.last() else { return Ok(out) };
         let done = last.region.range.end.is_empty();
         out.extend(page);
@@ -125,16 +169,16 @@ fn all(client: &Blocking) -> Result<Vec<RegionInfo>> {
     }
 }
 
-fn find(client: &Blocking, id: u64) -> Result<RegionInfo> {
-    let found = all(client)?.into_iter().find(|info| info.region.id == RegionId(id));
+fn find(patience: &Patience, id: u64) -> Result<RegionInfo> {
+    let found = all(patience)?.into_iter().find(|info| info.region.id == RegionId(id));
     found.with_context(|| format!("there is no region {id}"))
 }
 
 /// Regions that were just changed, with what the directory knows of them.
-fn described(client: &Blocking, regions: Vec<Region>) -> Vec<RegionInfo> {
+fn described(patience: &Patience, regions: Vec<Region>) -> Vec<RegionInfo> {
     let mut known: BTreeMap<RegionId, RegionInfo> = BTreeMap::new();
     for region in &regions {
-        for info in page(client, &region.range.start, 1).unwrap_or_default() {
+        for info in page(patience, &region.range.start, 1).unwrap_or_default() {
             known.insert(info.region.id, info);
         }
     }
@@ -149,56 +193,117 @@ fn parse(spelling: Spelling, keys: &[OsString]) -> Result<Vec<Vec<u8>>> {
     keys.iter().map(|key| Ok(spelling.parse(key)?)).collect()
 }
 
+/// The time of a whole command.
+pub struct Patience {
+    client: Client,
+    until: Instant,
+}
+
+impl Patience {
+    /// What is left of it.
+    pub fn left(&self) -> Duration {
+        self.until.saturating_duration_since(Instant::now())
+    }
+
+    /// A client for what comes next: it has what is left.
+    pub fn client(&self) -> Blocking {
+        self.client.with_timeout(self.left()).blocking()
+    }
+
+    /// A client for what can do without the directory: it has half of that.
+    fn directory(&self) -> Blocking {
+        self.client.with_timeout(self.left() / 2).blocking()
+    }
+
+    /// Names what failed; if it only was not done in time, says so.
+    fn failed(&self, what: &'static str) -> impl Fn(Error) -> anyhow::Error {
+        move |error| {
+            let passes = error.is_retryable() || error.outcome() == Outcome::Unknown;
+            let late = passes && self.left() < LATE;
+            let error = anyhow::Error::new(error);
+            match late {
+                true => error.context(format!("{what}: not in time (again, it goes on from here)")),
+                false => error.context(what),
+            }
+        }
+    }
+}
+
+/// Who sees no time for another look gives up a little earlier.
+const LATE: Duration = Duration::from_millis(400);
+
 /// Runs the command.
 pub fn run(args: &CtlArgs) -> Result<ExitCode> {
-    let client = connect(&args.connect)?;
+    let until = Instant::now() + args.connect.timeout;
+    let patience = Patience { client: client(&args.connect)?, until };
     match &args.command {
-        CtlCommand::Region { command } => region(args, &client, command)?,
-        CtlCommand::Store { command } => {
-            stores::run(&client, command, args.connect.timeout, args.output)?;
-        }
+        CtlCommand::Region { command } => region(args, &patience, command)?,
+        CtlCommand::Store { command } => stores::run(&patience, command, args.output)?,
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn region(args: &CtlArgs, client: &Blocking, command: &RegionCommand) -> Result<()> {
+fn region(args: &CtlArgs, patience: &Patience, command: &RegionCommand) -> Result<()> {
     let spelling = if args.hex { Spelling::Hex } else { Spelling::Text };
+    let client = patience.client();
+    let id = |region: &u64| RegionId(*region);
     let changed = match command {
-        RegionCommand::List => return show(&all(client)?, args.output),
-        RegionCommand::Get { region: Some(id), .. } => {
-            return show(&[find(client, *id)?], args.output);
-        }
-        RegionCommand::Get { region: None, key } => {
-            let key = key.as_ref().map(|key| spelling.parse(key)).transpose()?;
-            vec![client.region_of(key.unwrap_or_default()).context("region get")?]
+        RegionCommand::List => return show(&all(patience)?, args.output),
+        RegionCommand::Get { region, key } => {
+            let info = match region {
+                Some(region) => find(patience, *region)?,
+                None => {
+                    let key = key.as_ref().map(|key| spelling.parse(key)).transpose()?;
+                    let found = client.region_of(key.unwrap_or_default());
+                    let region = found.map_err(patience.failed("region get"))?;
+                    described(patience, vec![region]).remove(0)
+                }
+            };
+            let standing = standing(patience, &args.connect.connect, &info.region);
+            return show_whole(&info, standing, args.output);
         }
         RegionCommand::Split { keys } => {
-            client.split(parse(spelling, keys)?).context("region split")?
+            let cut = client.split(parse(spelling, keys)?);
+            cut.map_err(patience.failed("region split"))?
         }
         RegionCommand::Merge { region, into } => {
-            let (source, target) = (RegionId(*region), RegionId(*into));
-            vec![client.merge(source, target).context("region merge")?]
+            let merged = client.merge(id(region), id(into));
+            vec![merged.map_err(patience.failed("region merge"))?]
         }
         RegionCommand::AddPeer { region, to, learner } => {
-            let (region, to) = (RegionId(*region), StoreId(*to));
-            let with_learner = client.add_learner(region, to).context("region add-peer")?;
-            vec![match learner {
-                true => with_learner,
-                false => client.promote(region, to).context("region add-peer")?,
-            }]
+            let added = match learner {
+                true => client.add_learner(id(region), StoreId(*to)),
+                false => client.add_voter(id(region), StoreId(*to)),
+            };
+            vec![added.map_err(patience.failed("region add-peer"))?]
         }
         RegionCommand::RemovePeer { region, from } => {
-            let (region, from) = (RegionId(*region), StoreId(*from));
-            vec![client.remove_peer(region, from).context("region remove-peer")?]
+            let removed = client.remove_peer(id(region), StoreId(*from));
+            vec![removed.map_err(patience.failed("region remove-peer"))?]
+        }
+        RegionCommand::ReplacePeer { region, from, to } => {
+            let replaced = client.replace_peer(id(region), StoreId(*from), StoreId(*to));
+            vec![replaced.map_err(patience.failed("region replace-peer"))?]
+        }
+        RegionCommand::Promote { region, on } => {
+            let promoted = client.promote(id(region), StoreId(*on));
+            vec![promoted.map_err(patience.failed("region promote"))?]
+        }
+        RegionCommand::Demote { region, on } => {
+            let demoted = client.demote(id(region), StoreId(*on));
+            vec![demoted.map_err(patience.failed("region demote"))?]
         }
         RegionCommand::Transfer { region, to } => {
-            let (id, to) = (RegionId(*region), to.map(StoreId));
-            client.transfer_leader(id, to).context("region transfer")?;
+            let handed = client.transfer_leader(id(region), to.map(StoreId));
+            handed.map_err(patience.failed("region transfer"))?;
             match args.output {
                 StatusOutput::Table => return Ok(()),
-                StatusOutput::Json => vec![client.region(id).context("region transfer")?],
+                StatusOutput::Json => {
+                    let now = patience.client().region(id(region));
+                    vec![now.map_err(patience.failed("region transfer"))?]
+                }
             }
         }
     };
-    show(&described(client, changed), args.output)
+    show(&described(patience, changed), args.output)
 }

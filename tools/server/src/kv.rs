@@ -3,7 +3,7 @@
 use crate::args::{Connect, KvArgs, KvCommand};
 use crate::print::{self, Spelling};
 use anyhow::{Context, Result};
-use catamaran::client::{Blocking, RemoteClient};
+use catamaran::client::{Client, RemoteClient};
 use catamaran::kv::Direction;
 use catamaran::store::ReadLevel;
 use catamaran::types::KeyRange;
@@ -12,9 +12,8 @@ use std::io::{Read, Write};
 use std::process::ExitCode;
 
 /// A client of the servers named.
-pub fn connect(connect: &Connect) -> Result<Blocking> {
-    let remote = RemoteClient::new(&connect.connect, None, connect.timeout)?;
-    Ok(remote.client().blocking())
+pub fn client(connect: &Connect) -> Result<Client> {
+    Ok(RemoteClient::new(&connect.connect, None, connect.timeout)?.client())
 }
 
 /// The first key that does not begin with `prefix`; empty if there is none.
@@ -33,7 +32,7 @@ fn after_prefix(prefix: &[u8]) -> Vec<u8> {
 pub fn run(args: &KvArgs) -> Result<ExitCode> {
     let spelling = if args.hex { Spelling::Hex } else { Spelling::Text };
     let output = args.output;
-    let client = connect(&args.connect)?;
+    let client = client(&args.connect)?.blocking();
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     match &args.command {
         KvCommand::Get { key } => {

@@ -4,13 +4,14 @@
 //! |---|---|
 //! | `args`, `settings` | the command line and the configuration file |
 //! | `serve` | nodes: opening, waiting, stopping |
-//! | `kv`, `ctl`, `stores`, `status`, `stages` | a running cluster from outside |
+//! | `kv`, `ctl`, `stores`, `status`, `replica`, `stages` | a running cluster from outside |
 //! | `print` | bytes for people, JSON and pipes |
 
 mod args;
 mod ctl;
 mod kv;
 mod print;
+mod replica;
 mod serve;
 mod settings;
 mod stages;

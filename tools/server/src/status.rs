@@ -1,44 +1,17 @@
-//! `catamaran status`: where the replicas of running nodes stand.
+//! `catamaran status`: where the replicas of running nodes stand, and what changes of their regions wait for.
 
 use crate::args::{StatusArgs, StatusOutput};
-use crate::print::{self, columns, hex, readable};
+use crate::print::{self, columns};
+use crate::replica::{Replica, obstacles, replica};
 use crate::stages::{self, StageReport};
 use crate::stores;
 use anyhow::Result;
 use catamaran::client::{NodeStatus, RemoteClient};
 use catamaran::driver::SnapshotStats;
-use catamaran::store::RegionStatus;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Duration;
-
-/// One replica.
-#[derive(Serialize)]
-struct Replica {
-    region: u64,
-    /// Always hexadecimal, as `kv` prints what is not text: an escape could not be told from a key that
-    /// looks like one.
-    start_hex: String,
-    /// Empty: no upper end.
-    end_hex: String,
-    /// For people.
-    #[serde(skip)]
-    start: String,
-    peer: u64,
-    leads: bool,
-    leader_store: Option<u64>,
-    term: u64,
-    committed: u64,
-    applied: u64,
-    flushed: u64,
-    first_index: u64,
-    last_index: u64,
-    log_bytes: u64,
-    /// As last measured by its leader; 0: not yet.
-    bytes: u64,
-    quarantined: Option<String>,
-    asleep: bool,
-}
 
 /// One node.
 #[derive(Serialize)]
@@ -76,9 +49,16 @@ struct Snapshots {
 
 /// A node that did not answer.
 #[derive(Serialize)]
-struct Silent {
-    address: String,
-    error: String,
+pub struct Silent {
+    pub address: String,
+    pub error: String,
+}
+
+impl Silent {
+    /// For people.
+    pub fn line(&self) -> String {
+        format!("{}: {}\n", self.address, self.error)
+    }
 }
 
 /// All that was asked.
@@ -88,29 +68,29 @@ struct Overview {
     unreachable: Vec<Silent>,
     /// What the directory knows; none while nobody leads region 1.
     directory: Option<stores::Directory>,
+    /// What changes of regions wait for, in words, as far as the nodes that were asked know.
+    unsettled: Vec<Obstacle>,
 }
 
-fn replica(status: &RegionStatus) -> Replica {
-    let leader = status.leader.and_then(|id| status.region.peers.iter().find(|p| p.id == id));
-    Replica {
-        region: status.region.id.0,
-        start_hex: hex(&status.region.range.start),
-        end_hex: hex(&status.region.range.end),
-        start: readable(&status.region.range.start),
-        peer: status.peer.0,
-        leads: status.leads,
-        leader_store: leader.map(|peer| peer.store.0),
-        term: status.term,
-        committed: status.committed,
-        applied: status.applied,
-        flushed: status.flushed,
-        first_index: status.first_index,
-        last_index: status.last_index,
-        log_bytes: status.log_bytes,
-        bytes: status.bytes,
-        quarantined: status.quarantined.clone(),
-        asleep: status.asleep,
+/// Something that a change of a region may have to wait for.
+#[derive(Serialize)]
+struct Obstacle {
+    region: u64,
+    what: String,
+}
+
+/// Lines for people about what is not settled, unless each region has a line too.
+const UNSETTLED_LINES: usize = 20;
+
+fn unsettled(nodes: &[NodeReport]) -> Vec<Obstacle> {
+    let mut regions: BTreeMap<u64, Vec<&Replica>> = BTreeMap::new();
+    for replica in nodes.iter().flat_map(|node| &node.replicas) {
+        regions.entry(replica.region).or_default().push(replica);
     }
+    let told = |(region, replicas): (u64, Vec<&Replica>)| {
+        obstacles(&replicas).into_iter().map(move |what| Obstacle { region, what })
+    };
+    regions.into_iter().flat_map(told).collect()
 }
 
 fn node(address: &str, status: &NodeStatus) -> NodeReport {
@@ -124,7 +104,7 @@ fn node(address: &str, status: &NodeStatus) -> NodeReport {
         log_bytes: status.regions.iter().map(|region| region.log_bytes).sum(),
         snapshots: snapshots(&status.work.snapshots),
         stages: stages::stages(&status.stages),
-        replicas: status.regions.iter().map(replica).collect(),
+        replicas: status.regions.iter().map(|one| replica(status.store.0, one)).collect(),
     }
 }
 
@@ -159,6 +139,32 @@ fn row<const N: usize>(cells: [&dyn ToString; N]) -> Vec<String> {
     cells.iter().map(|cell| cell.to_string()).collect()
 }
 
+/// A line for each replica, region by region, with a head.
+pub fn lines(mut replicas: Vec<&Replica>) -> Vec<Vec<String>> {
+    let head = ["region", "store", "role", "conf_ver", "version", "term", "committed", "applied"];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    rows[0].extend(["flushed", "log bytes", "replicas", "start"].map(str::to_owned));
+    replicas.sort_by_key(|replica| (replica.region, replica.store));
+    for r in replicas {
+        let (part, places) = (r.part(), r.places());
+        rows.push(row([
+            &r.region,
+            &r.store,
+            &part,
+            &r.conf_ver,
+            &r.version,
+            &r.term,
+            &r.committed,
+            &r.applied,
+            &r.flushed,
+            &r.log_bytes,
+            &places,
+            &r.start,
+        ]));
+    }
+    rows
+}
+
 fn table(overview: &Overview, args: &StatusArgs) -> String {
     let head = ["store", "address", "regions", "leaders", "asleep", "applied", "log bytes"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
@@ -179,43 +185,22 @@ fn table(overview: &Overview, args: &StatusArgs) -> String {
     }
     let mut text = columns(&rows);
     for silent in &overview.unreachable {
-        text.push_str(&format!("{}: {}\n", silent.address, silent.error));
+        text.push_str(&silent.line());
     }
     if let Some(directory) = &overview.directory {
         text.push_str(&stores::brief(directory));
     }
     if args.regions {
-        let head = ["region", "store", "role", "term", "committed", "applied", "flushed"];
-        let mut rows = vec![head.map(str::to_owned).to_vec()];
-        rows[0].extend(["log bytes".to_owned(), "start".to_owned()]);
-        let mut replicas: Vec<_> = overview
-            .nodes
-            .iter()
-            .flat_map(|node| node.replicas.iter().map(move |replica| (node.store, replica)))
-            .collect();
-        replicas.sort_by_key(|(store, replica)| (replica.region, *store));
-        for (store, r) in replicas {
-            let role = match (&r.quarantined, r.leads, r.asleep) {
-                (Some(_), ..) => "quarantined",
-                (None, true, false) => "leader",
-                (None, true, true) => "leader (asleep)",
-                (None, false, false) => "follower",
-                (None, false, true) => "follower (asleep)",
-            };
-            rows.push(row([
-                &r.region,
-                &store,
-                &role,
-                &r.term,
-                &r.committed,
-                &r.applied,
-                &r.flushed,
-                &r.log_bytes,
-                &r.start,
-            ]));
-        }
         text.push('\n');
-        text.push_str(&columns(&rows));
+        let replicas = overview.nodes.iter().flat_map(|node| &node.replicas);
+        text.push_str(&columns(&lines(replicas.collect())));
+    }
+    let shown = if args.regions { usize::MAX } else { UNSETTLED_LINES };
+    for Obstacle { region, what } in overview.unsettled.iter().take(shown) {
+        text.push_str(&format!("r{region}: {what}\n"));
+    }
+    if let Some(more @ 1..) = overview.unsettled.len().checked_sub(shown) {
+        text.push_str(&format!("{more} more: see --regions\n"));
     }
     if args.stages {
         text.push('\n');
@@ -230,7 +215,8 @@ const DIRECTORY_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Asks every node named; an error only if none answers.
 pub fn run(args: &StatusArgs) -> Result<ExitCode> {
-    let mut overview = Overview { nodes: Vec::new(), unreachable: Vec::new(), directory: None };
+    let (nodes, unreachable) = (Vec::new(), Vec::new());
+    let mut overview = Overview { nodes, unreachable, directory: None, unsettled: Vec::new() };
     for address in &args.connect.connect {
         let one = std::slice::from_ref(address);
         let asked = RemoteClient::new(one, None, args.connect.timeout)
@@ -249,6 +235,7 @@ pub fn run(args: &StatusArgs) -> Result<ExitCode> {
                 .push(Silent { address: address.clone(), error: error.to_string() }),
         }
     }
+    overview.unsettled = unsettled(&overview.nodes);
     match args.output {
         StatusOutput::Json => print::text(&(serde_json::to_string_pretty(&overview)? + "\n"))?,
         StatusOutput::Table => print::text(&table(&overview, args))?,

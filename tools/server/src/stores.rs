@@ -1,14 +1,14 @@
 //! `catamaran ctl store`: the stores of a running cluster, listed, drained, struck off.
 
 use crate::args::{StatusOutput, StoreCommand};
+use crate::ctl::Patience;
 use crate::print::{self, columns};
 use anyhow::{Context, Result, bail};
-use catamaran::client::Blocking;
 use catamaran::codec::directory::StoreState;
 use catamaran::codec::report::Cluster;
 use catamaran::types::StoreId;
 use serde::Serialize;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How often a drain is looked at that is waited for.
 const LOOK: Duration = Duration::from_millis(500);
@@ -128,54 +128,62 @@ fn show(cluster: &Cluster, output: StatusOutput) -> Result<()> {
 }
 
 /// What is said after a change: to people nothing, to programs the stores as they are now.
-fn done(client: &Blocking, output: StatusOutput) -> Result<()> {
+fn done(patience: &Patience, output: StatusOutput) -> Result<()> {
     match output {
         StatusOutput::Table => Ok(()),
-        StatusOutput::Json => show(&client.cluster().context("store list")?, output),
+        StatusOutput::Json => show(&patience.client().cluster().context("store list")?, output),
     }
 }
 
-/// Waits until a store holds nothing any more.
-fn emptied(client: &Blocking, store: StoreId, patience: Duration) -> Result<Cluster> {
-    let until = Instant::now() + patience;
+/// Waits until a store holds nothing any more. A look that fails is no reason to give up.
+fn emptied(patience: &Patience, store: StoreId) -> Result<Cluster> {
+    let mut known: Option<Cluster> = None;
     loop {
-        let cluster = client.cluster().context("store drain")?;
-        let held = cluster.loads.get(&store).map_or(0, |load| load.replicas);
-        let all_known = cluster.regions > 0 && cluster.led == cluster.regions;
-        if held == 0 && all_known {
-            return Ok(cluster);
+        match patience.client().cluster() {
+            Ok(cluster) => {
+                let held = held(&cluster, store);
+                let all_known = cluster.regions > 0 && cluster.led == cluster.regions;
+                if held == 0 && all_known {
+                    return Ok(cluster);
+                }
+                known = Some(cluster);
+            }
+            Err(error) if known.is_none() => return Err(error).context("store drain"),
+            Err(_) => {}
         }
-        if Instant::now() >= until {
-            let remark = cluster.remarks.first().map_or(String::new(), |why| format!(" ({why})"));
-            bail!("{store} still holds {held} replicas{remark}; it goes on being drained");
-        }
-        std::thread::sleep(LOOK);
+        let Some(cluster) = known.as_ref().filter(|_| patience.left() <= LOOK) else {
+            std::thread::sleep(LOOK);
+            continue;
+        };
+        let remark = cluster.remarks.first().map_or(String::new(), |why| format!(" ({why})"));
+        let held = held(cluster, store);
+        bail!("{store} still holds {held} replicas{remark}; it goes on being drained");
     }
+}
+
+fn held(cluster: &Cluster, store: StoreId) -> u64 {
+    cluster.loads.get(&store).map_or(0, |load| load.replicas)
 }
 
 /// Runs the command.
-pub fn run(
-    client: &Blocking,
-    command: &StoreCommand,
-    patience: Duration,
-    output: StatusOutput,
-) -> Result<()> {
+pub fn run(patience: &Patience, command: &StoreCommand, output: StatusOutput) -> Result<()> {
+    let client = patience.client();
     match command {
         StoreCommand::List => show(&client.cluster().context("store list")?, output),
         StoreCommand::Drain { store, cancel: true, .. } => {
             client.resume_store(StoreId(*store)).context("store drain")?;
-            done(client, output)
+            done(patience, output)
         }
         StoreCommand::Drain { store, wait, .. } => {
             client.drain_store(StoreId(*store)).context("store drain")?;
             match wait {
-                true => show(&emptied(client, StoreId(*store), patience)?, output),
-                false => done(client, output),
+                true => show(&emptied(patience, StoreId(*store))?, output),
+                false => done(patience, output),
             }
         }
         StoreCommand::Remove { store } => {
             client.remove_store(StoreId(*store)).context("store remove")?;
-            done(client, output)
+            done(patience, output)
         }
     }
 }

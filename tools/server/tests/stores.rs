@@ -6,52 +6,8 @@
 mod support;
 
 use serde_json::Value;
-use std::time::{Duration, Instant};
-use support::{Servers, catamaran, stderr, stdout};
-
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < Duration::from_secs(120), "waited for {what}");
-        std::thread::sleep(Duration::from_millis(200));
-    }
-}
-
-struct Ctl {
-    connect: String,
-}
-
-impl Ctl {
-    fn run(&self, args: &[&str]) -> (Option<i32>, String, String) {
-        let mut line = vec!["ctl", "--connect", &self.connect, "--timeout", "20s"];
-        line.extend_from_slice(args);
-        let output = catamaran(&line);
-        (output.status.code(), stdout(&output), stderr(&output))
-    }
-
-    fn ok(&self, args: &[&str]) -> String {
-        let (code, out, err) = self.run(args);
-        assert_eq!(code, Some(0), "{args:?}: {err}");
-        out
-    }
-
-    fn json(&self, args: &[&str]) -> Value {
-        serde_json::from_str(&self.ok(&[args, &["--output", "json"]].concat())).unwrap()
-    }
-
-    /// Refused, with that exit code and those words.
-    fn no(&self, args: &[&str], code: i32, words: &str) {
-        let (got, _, err) = self.run(args);
-        assert_eq!(got, Some(code), "{args:?}: {err}");
-        assert!(err.contains(words), "{args:?}: {err}");
-    }
-
-    fn store(&self, id: u64) -> Value {
-        let list = self.json(&["store", "list"]);
-        let stores = list["stores"].as_array().unwrap();
-        stores.iter().find(|store| store["store"] == id).unwrap().clone()
-    }
-}
+use support::ctl::{Ctl, eventually};
+use support::{Servers, catamaran, stdout};
 
 #[test]
 fn mistakes_are_usage_and_help_has_examples() {
@@ -76,15 +32,7 @@ fn mistakes_are_usage_and_help_has_examples() {
 fn stores_are_listed_drained_and_struck_off() {
     let servers = Servers::start(4, 4);
     let ctl = Ctl { connect: servers.addresses().join(",") };
-    eventually("all on record", || {
-        let (code, out, _) = ctl.run(&["store", "list", "--output", "json"]);
-        let list: Value = serde_json::from_str(&out).unwrap_or_default();
-        let complete = |list: &Value| {
-            list["stores"].as_array().is_some_and(|all| all.len() == 4)
-                && list["regions_with_leader"] == 4
-        };
-        code == Some(0) && complete(&list)
-    });
+    ctl.complete(4, 4);
     let table = ctl.ok(&["store", "list"]);
     let head: Vec<&str> = table.lines().next().unwrap().split_whitespace().collect();
     let columns =

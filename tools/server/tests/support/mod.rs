@@ -1,11 +1,12 @@
 //! Real server processes for tests: started, killed, always cleaned up.
 //!
-//! `net` gives them a network of their own, `load` writes to them and knows what must be there, `bars` draws how
-//! long something took.
+//! `ctl` asks them from outside, `net` gives them a network of their own, `load` writes to them and knows what must be
+//! there, `bars` draws how long something took.
 
 #![allow(dead_code, reason = "no test uses all of it")]
 
 pub mod bars;
+pub mod ctl;
 pub mod load;
 pub mod net;
 
