@@ -33,8 +33,8 @@ impl Client {
     }
 
     /// The same client with another limit on each call. That is a limit on the whole of a [`merge`](Self::merge), a
-    /// [`split`](Self::split) and a change of replicas, which take several requests; of a [`scan`](Self::scan) and of
-    /// [`remove_store`](Self::remove_store), on each page of regions or keys.
+    /// [`split`](Self::split), a change of replicas and [`remove_store`](Self::remove_store), which take several requests; of a
+    /// [`scan`](Self::scan), on each page.
     pub fn with_timeout(&self, timeout: Duration) -> Client {
         Client { backend: Arc::clone(&self.backend), timeout }
     }

@@ -51,6 +51,11 @@ impl Goal {
         self.client.with_timeout(self.left().min(LOOK))
     }
 
+    /// A client for one request that may take all the time that is left.
+    pub fn whole(&self) -> Client {
+        self.client.with_timeout(self.left())
+    }
+
     /// A step was taken.
     pub fn is_nearer(&mut self) {
         (self.failures, self.said) = (0, None);

@@ -2,6 +2,7 @@
 
 use super::api::heard;
 use super::ask::{Answer, Ask};
+use super::goal::Goal;
 use super::request::{Body, REGIONS_MAX, Response};
 use super::{Client, odd};
 use crate::codec::admin::Admin;
@@ -86,7 +87,7 @@ impl Client {
     /// and its directory is kept out from then on. Done already if it has left.
     ///
     /// That no region has a replica on it is asked of every region, by an entry of its log: it takes as long as a write to each, 64
-    /// at a time, and a leader for each. Nothing is changed when it fails; ask again.
+    /// at a time, and a leader for each; the client's time limit is that of the whole. Nothing is changed when it fails; ask again.
     ///
     /// Errors: [`InvalidArgument`](Error::InvalidArgument) if it is not draining or regions still have replicas on it,
     /// [`Busy`](Error::Busy) while not every region has been reported or one is being merged; what a write to a region
@@ -102,6 +103,7 @@ impl Client {
     }
 
     async fn strike_off(&self, store: StoreId, looks: &[Known]) -> Result<()> {
+        let goal = Goal::of(self);
         let record = self.cluster().await?.directory.stores.remove(&store);
         match record.map(|record| record.state) {
             None => return Err(Error::InvalidArgument(format!("there is no {store}"))),
@@ -114,50 +116,9 @@ impl Client {
             Some(StoreState::Draining) => {}
         }
         for known in looks {
-            self.holds_nothing(store, *known).await?;
+            holds_nothing(&goal, store, *known).await?;
         }
-        self.change_record(StoreChange::Leave(store)).await.map(drop)
-    }
-
-    /// Goes through all keys, and refuses if a region has a replica on the store.
-    ///
-    /// What has been reported tells it soon, and proves nothing: a leader that does not reach the leader of region 1 has
-    /// not told what it did since. What regions say by an entry of their logs does. A draining store gets no replica, so it does not
-    /// matter that they say it one after the other, and that some are cut or merged meanwhile.
-    async fn holds_nothing(&self, store: StoreId, known: Known) -> Result<()> {
-        let (mut at, mut held) = (Bytes::new(), 0);
-        loop {
-            let page = self.locate(at.clone(), PAGE).await?;
-            let begin = at.clone();
-            // A gap: nobody knows who holds these keys.
-            let gap = |info: &RegionInfo| info.leader.is_none() || !info.region.range.contains(&at);
-            if page.first().is_none_or(gap) {
-                return Err(Error::Busy { what: "regions that have not been reported yet" });
-            }
-            let regions: Vec<Region> = match known {
-                Known::ByReports => page.into_iter().map(|info| info.region).collect(),
-                Known::ByThemselves => self.as_their_logs_say(&page).await?,
-            };
-            for region in regions {
-                // Another one has these keys by now, or nobody is known to: the next page, which begins here, tells.
-                if !region.range.contains(&at) {
-                    break;
-                }
-                held += usize::from(region.peer_on(store).is_some());
-                at = region.range.end;
-                if at.is_empty() {
-                    return match held {
-                        0 => Ok(()),
-                        _ => Err(Error::InvalidArgument(format!(
-                            "{held} regions still have a replica on {store}"
-                        ))),
-                    };
-                }
-            }
-            if at == begin {
-                return Err(Error::Busy { what: "regions that have not been reported yet" });
-            }
-        }
+        goal.whole().change_record(StoreChange::Leave(store)).await.map(drop)
     }
 
     /// These regions as each is at an entry of its log that is made for it. A frozen one refuses that: its merge, or its
@@ -191,6 +152,47 @@ impl Client {
                 Err(Error::InvalidArgument(format!("{store} has left for good")))
             }
             _ => Ok(()),
+        }
+    }
+}
+
+/// Goes through all keys, and refuses if a region has a replica on the store.
+///
+/// What has been reported tells it soon, and proves nothing: a leader that does not reach the leader of region 1 has
+/// not told what it did since. What regions say by an entry of their logs does. A draining store gets no replica, so it does not
+/// matter that they say it one after the other, and that some are cut or merged meanwhile.
+async fn holds_nothing(goal: &Goal, store: StoreId, known: Known) -> Result<()> {
+    let (mut at, mut held) = (Bytes::new(), 0);
+    loop {
+        let page = goal.whole().locate(at.clone(), PAGE).await?;
+        let begin = at.clone();
+        // A gap: nobody knows who holds these keys.
+        let gap = |info: &RegionInfo| info.leader.is_none() || !info.region.range.contains(&at);
+        if page.first().is_none_or(gap) {
+            return Err(Error::Busy { what: "regions that have not been reported yet" });
+        }
+        let regions: Vec<Region> = match known {
+            Known::ByReports => page.into_iter().map(|info| info.region).collect(),
+            Known::ByThemselves => goal.whole().as_their_logs_say(&page).await?,
+        };
+        for region in regions {
+            // Another one has these keys by now, or nobody is known to: the next page, which begins here, tells.
+            if !region.range.contains(&at) {
+                break;
+            }
+            held += usize::from(region.peer_on(store).is_some());
+            at = region.range.end;
+            if at.is_empty() {
+                return match held {
+                    0 => Ok(()),
+                    _ => Err(Error::InvalidArgument(format!(
+                        "{held} regions still have a replica on {store}"
+                    ))),
+                };
+            }
+        }
+        if at == begin {
+            return Err(Error::Busy { what: "regions that have not been reported yet" });
         }
     }
 }

@@ -28,7 +28,7 @@ pub mod compact;
 pub mod config;
 pub mod effects;
 pub mod farewell;
-pub(crate) mod handing;
+pub mod handing;
 pub mod hibernate;
 pub mod life;
 pub mod load;

@@ -196,7 +196,7 @@ pub struct Connect {
         global = true
     )]
     pub connect: Vec<String>,
-    /// How long the command may take in all; `kv scan` and `ctl store remove`: each page, `status`: each node. Changes of a
+    /// How long the command may take in all; `kv scan`: each page, `status`: each node. Changes of a
     /// region wait so long for what stands in their way, and then say what it is. What was begun stays, or ends by
     /// itself; the same command again goes on from there.
     #[arg(long, default_value = "10s", value_parser = duration, global = true)]
