@@ -1,6 +1,6 @@
 //! Handing leadership over.
 //!
-//! **Life.** Somebody asks the leader for it ([`Peer::transfer`]). It asks whoever may take over whether he could lead at once: the
+//! **Life.** Somebody asks the leader for it (`Peer::transfer`). It asks whoever may take over whether he could lead at once: the
 //! one store that was named, or every other voter. A replica that is asked wakes, and says yes once it knows
 //! of nearly all that is committed and has applied nearly all of it: the rest it has to apply before it serves its first read. The first
 //! to say so whose log has nearly everything is told to campaign, by raft's own transfer (Raft thesis, 3.10): from then
