@@ -24,12 +24,15 @@
 //!
 //! Not done: shrinking of failing seeds.
 
+mod afterlife;
+mod agreement;
 pub mod callers;
 pub mod checker;
 mod clerk;
 pub mod client;
 pub mod clock;
 pub mod cluster;
+pub mod counts;
 pub mod couriers;
 pub mod disk;
 mod full;

@@ -33,7 +33,7 @@ pub enum Planted {
     IgnoredEpoch,
     /// A node goes on supporting one that is silent: groups asleep under leaders there sleep on.
     SupportKept,
-    /// A frozen region goes on with reads and lease as if it were not to be merged.
+    /// A leader whose region is frozen keeps the lease that it has, until it runs out: by then the region may be merged.
     LeaseKept,
     /// A leader whose region is cut goes on with its lease over the range that it had, whoever leads the parts by then.
     RangeKept,
@@ -50,11 +50,14 @@ pub enum Planted {
     /// A request for the vote of a replica that is not here yet is not kept until it is. (There is no replica without a
     /// state that could vote before it is born.) It breaks no promise: the candidate asks again, an election timeout later.
     RequestDropped,
+    /// A leader asks those who were removed whether they are gone every half minute: in the end they are, and everybody has forgotten
+    /// them.
+    RemovedAskedLate,
 }
 
 impl Planted {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Planted); 13] = [
+    pub const ALL: [(&'static str, Planted); 14] = [
         ("ack-before-sync", Planted::AckBeforeSync),
         ("forgotten-vote", Planted::ForgottenVote),
         ("flush-reported-early", Planted::FlushReportedEarly),
@@ -68,6 +71,7 @@ impl Planted {
         ("pin-ignored", Planted::PinIgnored),
         ("fresh-unapplied", Planted::FreshUnapplied),
         ("request-dropped", Planted::RequestDropped),
+        ("removed-asked-late", Planted::RemovedAskedLate),
     ];
 }
 
@@ -84,6 +88,7 @@ impl Planted {
             Planted::PinIgnored => store.ignore_pins(),
             Planted::FreshUnapplied => store.hurry_freshness(),
             Planted::RequestDropped => store.drop_requests(),
+            Planted::RemovedAskedLate => store.ask_removed_late(),
             Planted::AckBeforeSync
             | Planted::ForgottenVote
             | Planted::FlushReportedEarly
