@@ -292,8 +292,8 @@ fn a_region_is_not_handed_over_to_whoever_cannot_lead_it() {
     stage.check().unwrap();
 }
 
-/// Stores join, are drained and leave, lose their directories and have old copies put back, have full disks for a while; what
-/// is said of them in the end holds (`sim::stores`, `sim::full`).
+/// Stores join, are drained and leave, lose their directories and have old copies put back, have damaged logs, have full disks for a
+/// while; what is said of them in the end holds (`sim::stores`, `sim::rot`, `sim::full`).
 #[test]
 fn stores_come_and_go_in_the_seeds() {
     let runs: Vec<_> =
@@ -310,6 +310,8 @@ fn stores_come_and_go_in_the_seeds() {
         ("merged by themselves", sum(|c| c.automatic_merges)),
         ("directories wiped", sum(|c| c.lost[0])),
         ("old copies put back", sum(|c| c.lost[1])),
+        ("logs damaged", sum(|c| c.damaged)),
+        ("replicas fenced off", sum(|c| c.fenced[0])),
         ("connections refused", sum(|c| c.kept_out)),
         ("disks full", sum(|c| c.full)),
     ] {

@@ -32,7 +32,7 @@ use crate::raft::Envelope;
 use crate::router::RangeCache;
 use crate::store::*;
 use crate::types::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -78,6 +78,8 @@ pub enum Happening {
     Trip(Trip),
     /// Whoever administers the stores has another look.
     Administer,
+    /// A region is frozen where a log is to be damaged.
+    Damage,
 }
 
 /// Who waits under a token.
@@ -126,6 +128,8 @@ pub struct Cluster {
     pub(super) states: StateEquality,
     pub(super) leases: Leases,
     pub(super) afterlife: Afterlife,
+    /// Who was ever fenced off, on damaged stores.
+    pub(super) fenced: BTreeSet<(StoreId, RegionId, PeerId)>,
     /// When all replicas are compared next.
     pub(super) looks_at: Time,
     /// In seeds in which groups sleep.
@@ -189,6 +193,7 @@ impl Cluster {
             states: StateEquality::default(),
             leases: Leases::default(),
             afterlife: Afterlife::default(),
+            fenced: BTreeSet::new(),
             looks_at: Time(0),
             lulls: None,
             probes: Probes::default(),
@@ -248,6 +253,7 @@ impl Cluster {
             Happening::Clerk(node, life, regular) => self.clerk(now, node, life, regular),
             Happening::Trip(trip) => self.trip(now, trip),
             Happening::Administer => self.administer_stores(now),
+            Happening::Damage => self.lose(now, true),
         }
     }
 

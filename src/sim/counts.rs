@@ -41,6 +41,10 @@ pub struct Counts {
     pub stores: [u64; 3],
     /// Directories that were wiped, and that were put back from an old copy.
     pub lost: [u64; 2],
+    /// Logs that were damaged.
+    pub damaged: u64,
+    /// Replicas that were fenced off for it, and of them because one that was to be merged into them was.
+    pub fenced: [u64; 2],
     /// Disks that were full for a while.
     pub full: u64,
     /// Snapshots that waited for room to be restored, each time anew.

@@ -263,7 +263,7 @@ impl Running {
 /// The planted bug: clears every group's vote.
 fn forget_votes(log: &Log) -> Result<()> {
     let mut batch = LogBatch::new();
-    for group in log.groups() {
+    for group in log.groups().into_iter().filter(|group| log.damage(*group).is_none()) {
         let sworn = log.state(group).and_then(|bytes| decode_hard_state(&bytes));
         let Some(Sworn { peer: Some(peer), mut hard_state }) = sworn else { continue };
         hard_state.vote = 0;

@@ -9,6 +9,7 @@ use crate::region::storage::last_index;
 use crate::store::*;
 use crate::types::*;
 use bytes::Bytes;
+use std::cell::Cell;
 use std::time::Duration;
 
 /// In the end replicas have applied the same within this.
@@ -51,16 +52,13 @@ impl Cluster {
     /// After a drain: the log above snapshots is kept, one leader per term, a lease only with the newest of them, and a new leader's log holds
     /// everything committed.
     pub(super) fn look_at_leaders(&mut self, now: Time, id: StoreId, at: usize) -> Step {
+        self.look_at_fenced(now, id, at)?;
         let Some(node) = self.nodes.get(&id) else { return Ok(()) };
         let Some(running) = node.running.as_ref() else { return Ok(()) };
         let local = node.now(now);
         let mut unsure = Vec::new();
         for peer in running.stores[at].peers() {
             let region = peer.region.id;
-            if let Some(reason) = &peer.fence {
-                let detail = format!("{id} {region} {}: {reason}", peer.id);
-                return Err(violation("no replica is fenced without damage", detail));
-            }
             look_at_pin(id, peer)?;
             let leads = peer.leads_term();
             let newest = self.led.get(&region).copied().unwrap_or(0);
@@ -86,10 +84,17 @@ impl Cluster {
             self.counts.elections += 1;
             self.trace.line(now, format_args!("{id} {} leads {region} in term {term}", peer.id));
             let first = running.log.truncated(region.0).index + 1;
-            self.matching.leader_is_complete(region, peer.id, term, first, |index| {
-                let entries = running.log.entries(region.0, index, index + 1, u64::MAX).ok()?;
-                entries.into_iter().next().map(|entry| (entry.term, crc_of(entry)))
-            })?;
+            let unread = Cell::new(false);
+            let held = |index| {
+                let entries = running.log.entries(region.0, index, index + 1, u64::MAX);
+                unread.set(unread.get() || entries.is_err());
+                entries.ok()?.into_iter().next().map(|entry| (entry.term, crc_of(entry)))
+            };
+            let judged = self.matching.leader_is_complete(region, peer.id, term, first, held);
+            // Damage that it has not met is no loss yet; once it does, it is fenced off.
+            if !(unread.get() && self.is_damaged(id)) {
+                judged?;
+            }
         }
         unsure.into_iter().try_for_each(|region| self.look_at_lease(now, id, region))
     }
@@ -127,10 +132,11 @@ impl Cluster {
             let last = last_index(&running.log, ack.region);
             let first = running.log.truncated(ack.region.0).index + 1;
             let from = last.saturating_sub(8).max(first);
-            let entries = running
-                .log
-                .entries(ack.region.0, from, last + 1, u64::MAX)
-                .map_err(|e| violation("the log can be read", e.to_string()))?;
+            let entries = running.log.entries(ack.region.0, from, last + 1, u64::MAX);
+            if entries.is_err() && self.is_damaged(id) {
+                continue;
+            }
+            let entries = entries.map_err(|e| violation("the log can be read", e.to_string()))?;
             for entry in entries {
                 let (index, term) = (entry.index, entry.term);
                 self.matching.observe(ack.region, ack.peer, index, term, crc_of(entry))?;
@@ -145,6 +151,7 @@ impl Cluster {
             return Ok(());
         };
         let view = running.kv.view().map_err(|e| violation("a view", e.to_string()))?;
+        let frozen = applied.iter().any(|applied| matches!(applied.merging, Some(Some(_))));
         for applied in applied {
             self.look_at_merged(applied)?;
             let record = view.record(applied.region);
@@ -158,6 +165,9 @@ impl Cluster {
             let (region, peer, index) = (applied.region, applied.peer, state.applied.index);
             self.states.observe(region, peer, index, hash)?;
             self.look_at_what_is_shown(id, region, index)?;
+        }
+        if frozen {
+            self.damage_merge(self.world.now(), id);
         }
         Ok(())
     }
