@@ -58,6 +58,41 @@ fn half_a_directory_is_refused() {
     assert!(matches!(other_store, Err(Error::Identity(_))), "{other_store:?}");
 }
 
+/// Regions seed 442, once logs were damaged there: of a rotten identity the log says that its group is damaged, and what it holds all
+/// the same was parsed, so the store could not be opened for a "malformed" identity, or might have had another one.
+#[test]
+fn an_identity_that_rotted_in_the_log_is_told_as_damage() {
+    let (disk, state) = (SimDisk::new(1), SimTablesDisk::new());
+    let (first, _) = open(&disk, &state, 2).unwrap();
+    let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+    let options = log::Options { segment_bytes: 16 << 12, spare_segments: 1, ..Default::default() };
+    let (log, _) = Log::open(shared.clone(), Path::new(DIR), options).unwrap();
+    // Later records state that the first one is durable.
+    for _ in 0..2 {
+        let mut batch = log::LogBatch::new();
+        batch.set_state(5, Bytes::from_static(b"later"));
+        log.wait(log.submit(batch).unwrap()).unwrap();
+    }
+    drop(log);
+    let path = Path::new(DIR).join(&disk.list(Path::new(DIR)).unwrap()[0]);
+    let file = disk.open(&path, OpenMode::Read).unwrap();
+    let mut bytes = vec![0; file.len().unwrap() as usize];
+    file.read_at(0, &mut bytes).unwrap();
+    let mut told = 0;
+    for at in (0..bytes.len()).filter(|at| bytes[*at] != 0) {
+        let rotten = disk.fork();
+        rotten.crash(Mercy::All);
+        rotten.rot(&path, at as u64, 0x10).unwrap();
+        match open(&rotten, &state.fork(), 2) {
+            Ok((found, _)) => assert_eq!(found.ident, first.ident, "byte {at}"),
+            Err(Error::Corruption { detail, .. }) if detail.contains("identity") => told += 1,
+            Err(Error::Corruption { .. } | Error::Identity(_)) => {}
+            Err(other) => panic!("byte {at}: {other:?}"),
+        }
+    }
+    assert!(told > 0, "the identity's own bytes");
+}
+
 #[test]
 fn a_crash_while_setting_up_leaves_a_directory_that_can_be_set_up() {
     let whole = SimDisk::new(5);

@@ -68,7 +68,7 @@ impl Log {
         Ok(g.term(index))
     }
 
-    /// The group's state record.
+    /// The group's state record. That of a group that is [damaged](Self::damage) may be what rotted.
     pub fn state(&self, group: GroupId) -> Option<Bytes> {
         self.shared.index.read(group).and_then(|g| g.state.clone())
     }

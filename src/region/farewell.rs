@@ -32,7 +32,7 @@ use ::raft::eraftpb::Message;
 const LATER: Epoch = Epoch { conf_ver: u64::MAX, version: u64::MAX };
 
 /// The longest pause between two questions, in election timeouts.
-const PAUSE_MAX: u64 = 4;
+pub(crate) const PAUSE_MAX: u64 = 4;
 
 /// When somebody is asked next: more and more rarely.
 #[derive(Clone, Copy, Default, Debug)]
@@ -95,6 +95,10 @@ impl Peer {
         neighbours: &Neighbours,
         effects: &mut Effects,
     ) {
+        #[cfg(any(test, feature = "sim"))]
+        if self.planted.removed_asked_late && !self.ticks.is_multiple_of(600) {
+            return;
+        }
         if self.removed.is_empty() || !self.group.leads() || !self.asking.is_due(self.ticks, config)
         {
             return;

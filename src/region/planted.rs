@@ -9,7 +9,7 @@ use std::sync::Arc;
 pub(crate) struct Planted {
     /// What replicas may lack at a merge is counted from the commit index, not from what they have acknowledged.
     pub first_from_commit: bool,
-    /// A frozen region goes on as before with reads and lease.
+    /// A leader whose region is frozen keeps the lease that it has, until it runs out.
     pub lease_kept: bool,
     /// The log is compacted above a snapshot that is under way.
     pub pin_ignored: bool,
@@ -20,6 +20,8 @@ pub(crate) struct Planted {
     /// Neither lease reads nor rounds wait until a change of shape that this leader has proposed is applied: it writes
     /// nothing.
     pub shape_unawaited: bool,
+    /// A leader asks those who were removed whether they are gone every half minute.
+    pub removed_asked_late: bool,
 }
 
 /// The shape by which a replica answers lease reads, instead of the one that it has.

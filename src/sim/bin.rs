@@ -22,9 +22,9 @@ usage: catamaran-sim [--workload kv|regions] --seeds A..B [--steps N]
   --trace        write every line of the trace of --seed to stdout
   --planted BUG  run with a bug put in on purpose: ack-before-sync, forgotten-vote,
                  flush-reported-early, forgotten-promise, ignored-epoch, support-kept, lease-kept,
-                 range-kept, shape-unawaited, first-from-commit or fresh-unapplied; seeds must fail.
-                 With pin-ignored (a snapshot is in vain) and request-dropped (a region is led
-                 later) they need not
+                 range-kept, shape-unawaited, first-from-commit, fresh-unapplied or
+                 removed-asked-late; seeds must fail. With pin-ignored (a snapshot is in vain)
+                 and request-dropped (a region is led later) they need not
   --workload W   kv: reads, writes, swaps and range deletes over a few keys (the default);
                  regions: the same while regions are cut up, merged and moved, and stores come and go
 
@@ -162,9 +162,9 @@ fn print_all(reports: &[Report], failed: usize, arguments: &Arguments) -> io::Re
         out,
         "{} seeds, {failed} failed, {} undecided; {} events, {} operations answered, {} unknown, {} crashes, \
          {} elections, {} splits, {} wished for load, {} changes, {}/{}/{} frozen/merged/thawed, {} by themselves, \
-         {}/{}/{} stores joined/drained/left, {}/{} directories wiped/put back, {} disks full, {} restores put off, {} connections refused, {} asleep at faults, {} snapshots, \
+         {}/{}/{} stores joined/drained/left, {}/{} directories wiped/put back, {} logs damaged, {} fenced off, {} in merges, {} disks full, {} restores put off, {} connections refused, {} asleep at faults, {} snapshots, \
          {} slots refused, {} called off, {} flushes, {} reads by lease or \
-         freshness, {} stale, {} of followers, \
+         freshness, {} stale, {} of followers, removed replicas lived on for {} ms at most, \
          {simulated:.0} s simulated, trace {hash:016x}",
         reports.len(),
         sum(|r| r.counts.undecided),
@@ -185,6 +185,9 @@ fn print_all(reports: &[Report], failed: usize, arguments: &Arguments) -> io::Re
         sum(|r| r.counts.stores[2]),
         sum(|r| r.counts.lost[0]),
         sum(|r| r.counts.lost[1]),
+        sum(|r| r.counts.damaged),
+        sum(|r| r.counts.fenced[0]),
+        sum(|r| r.counts.fenced[1]),
         sum(|r| r.counts.full),
         sum(|r| r.counts.waited_for_room),
         sum(|r| r.counts.kept_out),
@@ -196,6 +199,7 @@ fn print_all(reports: &[Report], failed: usize, arguments: &Arguments) -> io::Re
         sum(|r| r.counts.lease_reads),
         sum(|r| r.counts.stale_reads),
         sum(|r| r.counts.follower_reads),
+        reports.iter().map(|r| r.counts.afterlife).max().unwrap_or(0),
     )?;
     out.flush()
 }

@@ -215,7 +215,7 @@ impl Cluster {
         }
         let hint = match error {
             Error::NotLeader { leader, .. } => leader,
-            Error::Quarantined { region, reason } => {
+            Error::Quarantined { region, reason } if !self.is_damaged(caller.node) => {
                 return Err(violation(
                     "no replica is fenced without damage",
                     format!("{} {region}: {reason}", caller.node),

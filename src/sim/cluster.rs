@@ -5,8 +5,10 @@
 //! starts and ends, a message arrives. The seed decides how they interleave. After each of them the checkers
 //! look at what changed.
 
+use super::afterlife::Afterlife;
 use super::checker::{LogMatching, OneLeaderPerTerm, StateEquality, Violation};
 use super::client::{Client, Keys};
+use super::counts::Counts;
 use super::couriers::Courier;
 use super::full::Room;
 use super::leases::Leases;
@@ -30,7 +32,7 @@ use crate::raft::Envelope;
 use crate::router::RangeCache;
 use crate::store::*;
 use crate::types::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,6 +78,8 @@ pub enum Happening {
     Trip(Trip),
     /// Whoever administers the stores has another look.
     Administer,
+    /// A region is frozen where a log is to be damaged.
+    Damage,
 }
 
 /// Who waits under a token.
@@ -84,57 +88,6 @@ pub(super) struct Caller {
     pub client: usize,
     pub attempt: u64,
     pub node: StoreId,
-}
-
-/// Running counts, for the summary of a seed.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
-pub struct Counts {
-    /// Events handled.
-    pub steps: u64,
-    /// Client operations that ended with an answer.
-    pub answered: u64,
-    /// Client operations given up or of unknown outcome.
-    pub unknown: u64,
-    /// Crashes.
-    pub crashes: u64,
-    /// Snapshots delivered.
-    pub snapshots: u64,
-    /// Questions for a snapshot's slot that were refused.
-    pub refused: u64,
-    /// Snapshots called off by their leaders.
-    pub called_off: u64,
-    /// Elections won.
-    pub elections: u64,
-    /// Flushes made durable.
-    pub flushes: u64,
-    /// Seeds in which the judge gave up on a key.
-    pub undecided: u64,
-    /// Reads answered by a lease alone.
-    pub lease_reads: u64,
-    /// Reads that may be stale.
-    pub stale_reads: u64,
-    /// Others, answered by replicas that do not lead.
-    pub follower_reads: u64,
-    /// Regions cut out of others, and wishes to be cut for a load.
-    pub splits: [u64; 2],
-    /// Changes of regions' replicas.
-    pub changes: u64,
-    /// Replicas of regions frozen, merged into others, and thawed.
-    pub merges: [u64; 3],
-    /// Of them by the nodes' own operators, because both regions were small and cold.
-    pub automatic_merges: u64,
-    /// Stores that joined, that were drained, and that left.
-    pub stores: [u64; 3],
-    /// Directories that were wiped, and that were put back from an old copy.
-    pub lost: [u64; 2],
-    /// Disks that were full for a while.
-    pub full: u64,
-    /// Snapshots that waited for room to be restored, each time anew.
-    pub waited_for_room: u64,
-    /// Connections that nodes with such a directory, or that had left, were refused.
-    pub kept_out: u64,
-    /// Sleeping replicas, summed up over all faults.
-    pub asleep: u64,
 }
 
 /// The cluster.
@@ -174,6 +127,11 @@ pub struct Cluster {
     pub(super) led: BTreeMap<RegionId, u64>,
     pub(super) states: StateEquality,
     pub(super) leases: Leases,
+    pub(super) afterlife: Afterlife,
+    /// Who was ever fenced off, on damaged stores.
+    pub(super) fenced: BTreeSet<(StoreId, RegionId, PeerId)>,
+    /// When all replicas are compared next.
+    pub(super) looks_at: Time,
     /// In seeds in which groups sleep.
     pub(super) lulls: Option<Lulls>,
     pub(super) probes: Probes,
@@ -234,6 +192,9 @@ impl Cluster {
             led: BTreeMap::new(),
             states: StateEquality::default(),
             leases: Leases::default(),
+            afterlife: Afterlife::default(),
+            fenced: BTreeSet::new(),
+            looks_at: Time(0),
             lulls: None,
             probes: Probes::default(),
             hand: None,
@@ -262,6 +223,8 @@ impl Cluster {
             ));
         }
         self.happen(now, happening)?;
+        self.look_at_afterlife(now)?;
+        self.look_now_and_then(now)?;
         Ok(true)
     }
 
@@ -290,6 +253,7 @@ impl Cluster {
             Happening::Clerk(node, life, regular) => self.clerk(now, node, life, regular),
             Happening::Trip(trip) => self.trip(now, trip),
             Happening::Administer => self.administer_stores(now),
+            Happening::Damage => self.lose(now, true),
         }
     }
 

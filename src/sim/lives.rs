@@ -22,6 +22,9 @@ impl Cluster {
                 self.trace.line(now, format_args!("{id} failed to start: {error}"));
                 return self.crash(now, id, Mercy::Drawn);
             }
+            if self.give_up_directory(now, id, &error) {
+                return Ok(());
+            }
             return Err(violation("a node opens its directory again", format!("{id}: {error}")));
         }
         if let Err(error) = self.hire(now, id) {
@@ -42,15 +45,7 @@ impl Cluster {
             }
             self.world.at(now, Happening::Drain(id, life, at));
         }
-        for status in self.statuses(id) {
-            if let Some(reason) = status.quarantined {
-                return Err(violation(
-                    "no replica is fenced without damage",
-                    format!("{id} {}: {reason}", status.region.id),
-                ));
-            }
-        }
-        Ok(())
+        (0..loops).try_for_each(|at| self.look_at_fenced(now, id, at))
     }
 
     /// Power loss or kill; comes back after a while.

@@ -18,18 +18,21 @@
 //! On a [`stage`] nothing is drawn: what happens there a script says, step by step.
 //!
 //! In the workload `regions` nodes have an operator and a clerk (`staff`, `clerk`): they register, report and announce,
-//! and carry out what is planned, by `requests` through the same network; and stores join, drain, leave and lose their directories
-//! (`stores`). The threads, sockets and callbacks of production's `driver`, `transport` and `node` are not in here, and of its
+//! and carry out what is planned, by `requests` through the same network; and stores join, drain, leave, lose their directories
+//! (`stores`) and have damaged logs (`rot`). The threads, sockets and callbacks of production's `driver`, `transport` and `node` are not in here, and of its
 //! `client` what leads from a key to a region is not; nor are founding and marks of directories.
 //!
 //! Not done: shrinking of failing seeds.
 
+mod afterlife;
+mod agreement;
 pub mod callers;
 pub mod checker;
 mod clerk;
 pub mod client;
 pub mod clock;
 pub mod cluster;
+pub mod counts;
 pub mod couriers;
 pub mod disk;
 mod full;
@@ -44,6 +47,7 @@ mod reads;
 pub mod regions;
 pub mod requests;
 pub mod rng;
+mod rot;
 pub mod seed;
 pub mod siege;
 mod slumber;

@@ -33,7 +33,7 @@ pub enum Planted {
     IgnoredEpoch,
     /// A node goes on supporting one that is silent: groups asleep under leaders there sleep on.
     SupportKept,
-    /// A frozen region goes on with reads and lease as if it were not to be merged.
+    /// A leader whose region is frozen keeps the lease that it has, until it runs out: by then the region may be merged.
     LeaseKept,
     /// A leader whose region is cut goes on with its lease over the range that it had, whoever leads the parts by then.
     RangeKept,
@@ -52,11 +52,14 @@ pub enum Planted {
     RequestDropped,
     /// A store is struck off by what has been reported: nobody asks the regions themselves.
     StruckByReports,
+    /// A leader asks those who were removed whether they are gone every half minute: in the end they are, and everybody has forgotten
+    /// them.
+    RemovedAskedLate,
 }
 
 impl Planted {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Planted); 14] = [
+    pub const ALL: [(&'static str, Planted); 15] = [
         ("ack-before-sync", Planted::AckBeforeSync),
         ("forgotten-vote", Planted::ForgottenVote),
         ("flush-reported-early", Planted::FlushReportedEarly),
@@ -71,6 +74,7 @@ impl Planted {
         ("fresh-unapplied", Planted::FreshUnapplied),
         ("request-dropped", Planted::RequestDropped),
         ("struck-by-reports", Planted::StruckByReports),
+        ("removed-asked-late", Planted::RemovedAskedLate),
     ];
 }
 
@@ -87,6 +91,7 @@ impl Planted {
             Planted::PinIgnored => store.ignore_pins(),
             Planted::FreshUnapplied => store.hurry_freshness(),
             Planted::RequestDropped => store.drop_requests(),
+            Planted::RemovedAskedLate => store.ask_removed_late(),
             Planted::AckBeforeSync
             | Planted::ForgottenVote
             | Planted::FlushReportedEarly
@@ -262,7 +267,7 @@ impl Running {
 /// The planted bug: clears every group's vote.
 fn forget_votes(log: &Log) -> Result<()> {
     let mut batch = LogBatch::new();
-    for group in log.groups() {
+    for group in log.groups().into_iter().filter(|group| log.damage(*group).is_none()) {
         let sworn = log.state(group).and_then(|bytes| decode_hard_state(&bytes));
         let Some(Sworn { peer: Some(peer), mut hard_state }) = sworn else { continue };
         hard_state.vote = 0;

@@ -2,7 +2,8 @@
 
 use super::client::Keys;
 use super::clock::NodeClock;
-use super::cluster::{Cluster, Counts, Happening};
+use super::cluster::{Cluster, Happening};
+use super::counts::Counts;
 use super::disk::SimDisk;
 use super::net::{Net, Weather};
 use super::node::{NodeOptions, Planted, SimNode};
@@ -236,18 +237,7 @@ fn live(cluster: &mut Cluster, plan: &Plan) -> Result<(), super::checker::Violat
     let settled = now.after(SETTLE);
     while cluster.step(settled)? {}
     cluster.settle_stores()?;
-    let settled = cluster.world.now();
-    // Leaders may still be proposing compactions: what is in flight at any instant arrives soon.
-    let mut judged = cluster.look_at_replicas();
-    for extra in 1..=20 {
-        if judged.is_ok() {
-            break;
-        }
-        let end = settled.after(Duration::from_millis(100) * extra);
-        while cluster.step(end)? {}
-        judged = cluster.look_at_replicas();
-    }
-    judged?;
+    cluster.converge()?;
     cluster.look_at_couriers()?;
     cluster.sleep_and_wake()?;
     cluster.look_at_the_answers()?;

@@ -107,6 +107,7 @@ impl Cluster {
             self.run_for(LOOK)?;
             self.all_fall_asleep("every group sleeps again")?;
         }
+        self.look_at_agreement()?;
         self.look_at_replicas()
     }
 

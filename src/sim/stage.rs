@@ -537,6 +537,7 @@ impl Stage {
     pub fn check(&mut self) -> Outcome<()> {
         let end = self.now().after(PATIENCE);
         loop {
+            self.cluster.look_at_agreement().map_err(Setback::Broken)?;
             let judged: Step = self.cluster.look_at_replicas();
             match judged {
                 Ok(()) => return Ok(()),

@@ -12,6 +12,8 @@
 //! runs with what it has; nobody lets it in, and it is drained, and struck off, while it is down to everybody else.
 //!
 //! Looked at when a store is struck off: no region that had a replica on it when that was asked for has it still.
+//! One whose log is damaged (`rot`) is chosen with the same care, is let in by everybody, and is drained a while later.
+//!
 //! Looked at in the end: within [`SETTLES`] of the calm whoever was to be drained has left, no region is frozen, nobody
 //! has anything left to do, every region has the wanted voters, none in passing, and no replica on a store that has left or is to. And
 //! no store is kept out, ever, but those that have left or lost their directory.
@@ -40,6 +42,9 @@ const WANTED: usize = 3;
 /// regions short of voters are not helped at once.
 const SETTLES: Duration = Duration::from_secs(90);
 
+/// So long damage waits for a region to be frozen.
+const AIM: Duration = Duration::from_secs(3);
+
 /// How far a store has come on its way out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Exit {
@@ -60,6 +65,8 @@ enum Loss {
     Wiped,
     /// An old copy is put back: a copy is made at that time, and then it is here.
     PutBack(Time, Option<(SimDisk, SimTablesDisk)>),
+    /// It is here, with damage in the log (`rot`).
+    Damaged,
 }
 
 /// A store that is to lose its directory.
@@ -98,16 +105,21 @@ impl Stores {
             (time("stores.copy.at", 2_000, 4_000), time("stores.loss.at", 3_000, 9_000));
         let joins = rng.chance("stores.join", 600);
         let (drains, loses) = (rng.chance("stores.drain", 600), rng.chance("stores.loss", 400));
+        let damaged = !loses && rng.chance("stores.damage", 700);
         // So many may go.
         let spare = (nodes + u64::from(joins)).saturating_sub(WANTED as u64);
         let mut ids: Vec<StoreId> = (1..=nodes).map(StoreId).collect();
         rng.shuffle("stores.who", &mut ids);
         let mut going = ids.into_iter();
         let drained = going.next().filter(|_| drains && spare >= 1);
-        let loses = loses && spare > u64::from(drained.is_some());
+        let loses = (loses || damaged) && spare > u64::from(drained.is_some());
         let store = going.next().filter(|_| loses);
         let wiped = rng.chance("stores.wipe", 500);
-        let loss = if wiped { Loss::Wiped } else { Loss::PutBack(copied_at, None) };
+        let loss = match (damaged, wiped) {
+            (true, _) => Loss::Damaged,
+            (false, true) => Loss::Wiped,
+            (false, false) => Loss::PutBack(copied_at, None),
+        };
         let merges = *rng.pick("stores.merge", &[0, 60, 200]).unwrap_or(&0);
         Stores {
             founders: (1..=nodes).map(StoreId).collect(),
@@ -121,6 +133,11 @@ impl Stores {
             held: BTreeSet::new(),
             turn: 0,
         }
+    }
+
+    /// The store as one that has lost its directory, or a part of its log.
+    fn lost(&self, store: StoreId) -> Option<&Loser> {
+        self.loser.as_ref().filter(|loser| loser.lost && loser.store == store)
     }
 
     /// What is to be asked for next: drains first, then of all that are drained each in turn.
@@ -145,8 +162,22 @@ impl Cluster {
     /// Whether nobody is to listen to a store any more.
     pub(super) fn is_outcast(&self, store: StoreId) -> bool {
         let Some(stores) = &self.stores else { return false };
-        let lost = stores.loser.as_ref().is_some_and(|loser| loser.lost && loser.store == store);
+        let lost = stores.lost(store).is_some_and(|loser| !matches!(loser.loss, Loss::Damaged));
         lost || self.has_left(store)
+    }
+
+    /// Whether a store's log was damaged, and not given up since.
+    pub(super) fn is_damaged(&self, store: StoreId) -> bool {
+        let lost = self.stores.as_ref().and_then(|stores| stores.lost(store));
+        lost.is_some_and(|loser| matches!(loser.loss, Loss::Damaged))
+    }
+
+    /// The damaged directory is given up: it counts as wiped from now on.
+    pub(super) fn lose_damaged(&mut self) {
+        if let Some(loser) = self.stores.as_mut().and_then(|stores| stores.loser.as_mut()) {
+            loser.loss = Loss::Wiped;
+            self.counts.lost[0] += 1;
+        }
     }
 
     /// Whether it is on record that a store has left.
@@ -168,7 +199,7 @@ impl Cluster {
     pub(super) fn administer_stores(&mut self, now: Time) -> Step {
         self.world.after(LOOK, Happening::Administer);
         self.join(now);
-        self.lose(now)?;
+        self.lose(now, false)?;
         self.switch_off_those_that_left(now);
         let Some(stores) = &mut self.stores else { return Ok(()) };
         if let Some((_, through, life)) = stores.asked
@@ -255,8 +286,17 @@ impl Cluster {
         self.world.at(now, Happening::Restart(id));
     }
 
-    /// A store loses its directory, when all others can know.
-    fn lose(&mut self, now: Time) -> Step {
+    /// A region was frozen on a store: the moment for which damage waits.
+    pub(super) fn damage_merge(&mut self, now: Time, id: StoreId) {
+        let loser = self.stores.as_ref().and_then(|stores| stores.loser.as_ref());
+        let due = |loser: &&Loser| loser.store == id && loser.at <= now && !loser.lost;
+        if loser.filter(due).is_some_and(|loser| matches!(loser.loss, Loss::Damaged)) {
+            self.world.at(now, Happening::Damage);
+        }
+    }
+
+    /// A store loses its directory, when all others can know. Damage comes when a region is `frozen`, or a while later.
+    pub(super) fn lose(&mut self, now: Time, frozen: bool) -> Step {
         let Some(Loser { store, loss, at, lost }) =
             self.stores.as_ref().and_then(|stores| stores.loser.clone())
         else {
@@ -265,6 +305,7 @@ impl Cluster {
         if lost || self.calm {
             return Ok(());
         }
+        let damaged = matches!(loss, Loss::Damaged);
         let copy = match loss {
             Loss::PutBack(copied_at, None) if copied_at <= now => return self.copy(now, store),
             Loss::PutBack(_, copy) => copy,
@@ -272,8 +313,12 @@ impl Cluster {
                 let seed = self.stores.as_ref().map_or(0, |stores| stores.seed);
                 Some((SimDisk::new(!seed), SimTablesDisk::new()))
             }
+            Loss::Damaged => None,
         };
-        let Some((disk, tables)) = copy.filter(|_| at <= now) else { return Ok(()) };
+        let at = if damaged && !frozen { at.after(AIM) } else { at };
+        if at > now || copy.is_none() && !damaged {
+            return Ok(());
+        }
         let Some(record) = self.staff.get(&store).map(|staff| staff.clerk.record().clone()) else {
             return Ok(());
         };
@@ -283,19 +328,37 @@ impl Cluster {
         if !self.nodes.keys().all(known) || self.siege.is_some() || !self.can_do_without(store) {
             return Ok(());
         }
+        if let Some(copy) = copy {
+            self.replace_directory(now, store, copy)?;
+        } else if !self.damage_log(now, store)? {
+            return Ok(());
+        }
+        let pause = self.pause("stores.loss.drain", if damaged { 5_000_000 } else { 1_500_000 });
+        if let Some(stores) = &mut self.stores
+            && let Some(loser) = &mut stores.loser
+        {
+            loser.lost = true;
+            match loser.loss {
+                Loss::Wiped => self.counts.lost[0] += 1,
+                Loss::PutBack(..) => self.counts.lost[1] += 1,
+                Loss::Damaged => {}
+            }
+            stores.exits.insert(store, Exit::Planned(now.after(pause)));
+        }
+        Ok(())
+    }
+
+    fn replace_directory(
+        &mut self,
+        now: Time,
+        store: StoreId,
+        (disk, tables): (SimDisk, SimTablesDisk),
+    ) -> Step {
         let down = self.pause("stores.loss.down", 500_000) + Duration::from_millis(5);
         self.crash_for(now, store, Mercy::All, down)?;
         self.trace.line(now, format_args!("{store} loses its directory"));
         if let Some(node) = self.nodes.get_mut(&store) {
             (node.disk, node.tables) = (disk, tables);
-        }
-        let pause = self.pause("stores.loss.drain", 1_500_000);
-        if let Some(stores) = &mut self.stores
-            && let Some(loser) = &mut stores.loser
-        {
-            loser.lost = true;
-            self.counts.lost[usize::from(matches!(loser.loss, Loss::PutBack(..)))] += 1;
-            stores.exits.insert(store, Exit::Planned(now.after(pause)));
         }
         Ok(())
     }

@@ -110,6 +110,12 @@ pub fn identify(
     store: StoreId,
     incarnation: u64,
 ) -> Result<Recovery> {
+    // Bytes that rotted say nothing, even where they can still be parsed.
+    if let Some(rotten) = found.quarantined.iter().find(|rotten| rotten.group == IDENT_GROUP) {
+        let log::Damage { file, offset, detail } = rotten.damage.clone();
+        let detail = format!("the store's identity: {detail}");
+        return Err(Error::Corruption { path: file, offset, detail });
+    }
     let in_kv = kv.ident()?;
     let in_log = log.state(IDENT_GROUP).map(|bytes| pb::decode_ident(&bytes)).transpose()?;
     let logs_regions = log.groups().iter().any(|group| *group != IDENT_GROUP);

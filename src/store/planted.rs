@@ -16,7 +16,7 @@ impl Store {
         }
     }
 
-    /// A frozen region goes on with reads and lease.
+    /// A leader whose region is frozen keeps the lease that it has.
     pub(crate) fn keep_leases(&mut self) {
         self.peers.values_mut().for_each(|peer| peer.planted.lease_kept = true);
     }
@@ -44,6 +44,11 @@ impl Store {
     /// Replicas count as fresh before they have applied what makes them so.
     pub(crate) fn hurry_freshness(&mut self) {
         self.peers.values_mut().for_each(|peer| peer.planted.fresh_unapplied = true);
+    }
+
+    /// Leaders hardly ever ask those who were removed whether they are gone.
+    pub(crate) fn ask_removed_late(&mut self) {
+        self.peers.values_mut().for_each(|peer| peer.planted.removed_asked_late = true);
     }
 
     /// A request for the vote of a replica that is not born yet is lost.
