@@ -67,12 +67,12 @@ fn acknowledgements_before_the_sync_are_found() {
     assert!(found_in(Workload::Kv, Planted::AckBeforeSync, 8, promise).is_some());
 }
 
-/// Few seeds in five hundred (448 and 469 are two): who restarts helps nobody for an election's time, so only a request for votes
+/// Few seeds in five hundred (102 and 110 are two): who restarts helps nobody for an election's time, so only a request for votes
 /// that was long on its way meets a voter who has forgotten.
 #[test]
 fn a_forgotten_vote_is_found() {
     let promise = "one leader per term";
-    assert!(found_in(Workload::Regions, Planted::ForgottenVote, 448, promise).is_some());
+    assert!(found_in(Workload::Regions, Planted::ForgottenVote, 102, promise).is_some());
 }
 
 #[test]
@@ -107,11 +107,12 @@ fn a_lease_that_outlives_a_merge_is_found() {
     assert!(found_in(Workload::Regions, Planted::LeaseKept, 12, promise).is_some());
 }
 
-/// A leader that does not reach the leader of region 1 has not told where it has placed a replica since.
+/// A leader that does not reach the leader of region 1 has not told where it has placed a replica since. Few seeds in thousands
+/// have that at the moment when a store leaves.
 #[test]
 fn a_store_that_is_struck_off_on_hearsay_is_found() {
     let promise = "a store leaves when no region has a replica on it";
-    assert!(found_in(Workload::Regions, Planted::StruckByReports, 160, promise).is_some());
+    assert!(found_in(Workload::Regions, Planted::StruckByReports, 407, promise).is_some());
 }
 
 /// Each region has one lease, and one key has two: its parent's and that of the part in which it lies.
@@ -133,7 +134,7 @@ fn a_lease_read_that_does_not_wait_for_a_split_is_found() {
 fn a_merge_that_carries_too_little_is_found() {
     let promise = "no replica is fenced without damage";
     let detail = "merge: entries that every replica holds";
-    let found = found_as(Workload::Regions, Planted::FirstFromCommit, 59, promise, detail);
+    let found = found_as(Workload::Regions, Planted::FirstFromCommit, 6, promise, detail);
     assert!(found.is_some());
 }
 
