@@ -45,6 +45,18 @@ impl Cluster {
             return Ok(());
         };
         let Some(changes) = self.draw_change(&status) else { return Ok(()) };
+        // As clients do, who ask first (seed 5763).
+        let to_one_that_goes = |change: &Change| match change {
+            Change::AddLearner { store, .. } => self.is_leaving(*store),
+            Change::Promote(peer) => {
+                let store = status.region.peer(*peer).map(|peer| peer.store);
+                store.is_some_and(|store| self.is_leaving(store) || self.has_left(store))
+            }
+            _ => false,
+        };
+        if changes.iter().any(to_one_that_goes) {
+            return Ok(());
+        }
         // Nobody is to be left with too few voters by a loss.
         if !self.survives_loss(&after(&status.region, &changes)) {
             return Ok(());

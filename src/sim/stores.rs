@@ -412,7 +412,7 @@ impl Cluster {
     }
 
     /// Whether a store may have left without anybody having been told yet.
-    fn is_leaving(&self, id: StoreId) -> bool {
+    pub(super) fn is_leaving(&self, id: StoreId) -> bool {
         let exit = self.stores.as_ref().and_then(|stores| stores.exits.get(&id));
         exit == Some(&Exit::Draining)
     }
