@@ -122,9 +122,11 @@ fn is_mere_lateness(error: &Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::ask::Answer;
     use crate::client::request::{Body, Response};
     use crate::client::{Backend, Done, wait};
     use crate::codec::admin::Admin;
+    use crate::codec::report::Cluster;
     use crate::types::{Epoch, Peer, PeerId, Region, RegionId, Role, StoreId};
     use parking_lot::Mutex;
     use std::sync::Arc;
@@ -153,6 +155,11 @@ mod tests {
                 }
                 _ if silent => {
                     (timeout, Err(Error::Timeout { after_ms: 1, what: "a node's answer" }))
+                }
+                // Any store takes replicas.
+                Body::Directory(_) => {
+                    let cluster = Answer::Cluster(Cluster::default());
+                    (Duration::ZERO, Ok(Response::Directory(cluster)))
                 }
                 // What can be tried again is tried again, for as long as the request may take.
                 Body::Admin { admin: Admin::ChangePeers { .. }, .. } => {
