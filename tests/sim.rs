@@ -107,14 +107,6 @@ fn a_lease_that_outlives_a_merge_is_found() {
     assert!(found_in(Workload::Regions, Planted::LeaseKept, 12, promise).is_some());
 }
 
-/// A leader that does not reach the leader of region 1 has not told where it has placed a replica since. Few seeds in thousands
-/// have that at the moment when a store leaves.
-#[test]
-fn a_store_that_is_struck_off_on_hearsay_is_found() {
-    let promise = "a store leaves when no region has a replica on it";
-    assert!(found_in(Workload::Regions, Planted::StruckByReports, 407, promise).is_some());
-}
-
 /// Each region has one lease, and one key has two: its parent's and that of the part in which it lies.
 #[test]
 fn a_lease_that_a_parent_keeps_over_what_was_cut_off_is_found() {

@@ -192,7 +192,7 @@ impl Client {
         }
     }
 
-    /// Starts handing leadership of a region to a store, or to the most advanced follower. Done already if that store leads it.
+    /// Starts handing leadership of a region to a store, or to the first voter that can lead at once. Done already if that store leads it.
     ///
     /// Errors: [`InvalidArgument`](Error::InvalidArgument) if no voter lives there (or, where no store is named, nobody else
     /// votes), [`Busy`](Error::Busy) if it is behind or out of reach, or leadership is about to go elsewhere.

@@ -93,16 +93,6 @@ impl Client {
     /// [`Busy`](Error::Busy) while not every region has been reported or one is being merged; what a write to a region
     /// may meet.
     pub async fn remove_store(&self, store: StoreId) -> Result<()> {
-        self.strike_off(store, &[Known::ByReports, Known::ByThemselves]).await
-    }
-
-    /// A bug on purpose: the same without asking the regions.
-    #[cfg(any(test, feature = "sim"))]
-    pub(crate) async fn remove_store_by_reports(&self, store: StoreId) -> Result<()> {
-        self.strike_off(store, &[Known::ByReports]).await
-    }
-
-    async fn strike_off(&self, store: StoreId, looks: &[Known]) -> Result<()> {
         let goal = Goal::of(self);
         let record = self.cluster().await?.directory.stores.remove(&store);
         match record.map(|record| record.state) {
@@ -115,8 +105,8 @@ impl Client {
             }
             Some(StoreState::Draining) => {}
         }
-        for known in looks {
-            holds_nothing(&goal, store, *known).await?;
+        for known in [Known::ByReports, Known::ByThemselves] {
+            holds_nothing(&goal, store, known).await?;
         }
         goal.whole().change_record(StoreChange::Leave(store)).await.map(drop)
     }
@@ -226,5 +216,86 @@ impl super::Blocking {
     /// See [`Client::remove_store`].
     pub fn remove_store(&self, store: StoreId) -> Result<()> {
         super::wait(self.client.remove_store(store))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::{Backend, Done, wait};
+    use crate::types::{Peer, PeerId, RegionId, Time};
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    const GOING: StoreId = StoreId(4);
+
+    fn region(stores: &[u64]) -> Region {
+        let peer =
+            |store: &u64| Peer { id: PeerId(*store), store: StoreId(*store), ..Peer::default() };
+        Region { id: RegionId(7), peers: stores.iter().map(peer).collect(), ..Region::default() }
+    }
+
+    /// One region that owns all keys: what was reported of it, and what it says itself, if it is not frozen.
+    struct Cluster1 {
+        reported: Region,
+        said: Option<Region>,
+    }
+
+    impl Cluster1 {
+        fn answer(&self, body: Body) -> Result<Response> {
+            let record =
+                StoreRecord { store: GOING, state: StoreState::Draining, ..StoreRecord::default() };
+            let directory = Directory { stores: [(GOING, record)].into(), ..Directory::default() };
+            Ok(match body {
+                Body::Directory(Ask::Cluster) => {
+                    let cluster = Cluster { directory, ..Cluster::default() };
+                    Response::Directory(Answer::Cluster(cluster))
+                }
+                Body::Directory(Ask::Locate { .. }) => {
+                    let (region, leader) = (self.reported.clone(), Some(StoreId(1)));
+                    let info = RegionInfo { region, leader, bytes: 0 };
+                    Response::Directory(Answer::Located(vec![info]))
+                }
+                Body::Admin { admin: Admin::Forget { peers }, .. } if peers.is_empty() => {
+                    let frozen = Error::Busy { what: "region, frozen: it is being merged" };
+                    Response::Regions(vec![self.said.clone().ok_or(frozen)?])
+                }
+                Body::Admin { admin: Admin::Stores(StoreChange::Leave(GOING)), .. } => {
+                    Response::Directory(Answer::Record(directory))
+                }
+                other => panic!("{other:?}"),
+            })
+        }
+    }
+
+    impl Backend for Cluster1 {
+        fn call(&self, body: Body, _: Duration, done: Done<Response>) {
+            done.call(self.answer(body));
+        }
+
+        fn now(&self) -> Time {
+            Time(0)
+        }
+
+        fn pause(&self, _: Duration, done: Done<()>) {
+            done.call(Ok(()));
+        }
+    }
+
+    fn removed(reported: &[u64], said: Option<&[u64]>) -> Result<()> {
+        let cluster = Cluster1 { reported: region(reported), said: said.map(region) };
+        let client = Client::new(Arc::new(cluster), Duration::from_secs(1));
+        wait(client.remove_store(GOING))
+    }
+
+    /// A leader that does not reach the leader of region 1 has not told where it has placed a replica since: the store was struck
+    /// off with it.
+    #[test]
+    fn a_store_is_not_struck_off_on_hearsay() {
+        let refused = |result| matches!(result, Err(Error::InvalidArgument(why)) if why.contains("still have"));
+        assert!(refused(removed(&[1, 2, 4], Some(&[1, 2, 4]))));
+        assert!(refused(removed(&[1, 2, 3], Some(&[1, 2, 4]))), "the region knows better");
+        assert!(matches!(removed(&[1, 2, 3], None), Err(Error::Busy { .. })), "it is frozen");
+        removed(&[1, 2, 3], Some(&[1, 2, 3])).unwrap();
     }
 }

@@ -22,10 +22,9 @@ usage: catamaran-sim [--workload kv|regions] --seeds A..B [--steps N]
   --trace        write every line of the trace of --seed to stdout
   --planted BUG  run with a bug put in on purpose: ack-before-sync, forgotten-vote,
                  flush-reported-early, forgotten-promise, ignored-epoch, support-kept, lease-kept,
-                 range-kept, shape-unawaited, first-from-commit, fresh-unapplied,
-                 removed-asked-late or struck-by-reports; seeds must fail. With pin-ignored
-                 (a snapshot is in vain) and request-dropped (a region is led later) they
-                 need not
+                 range-kept, shape-unawaited, first-from-commit, fresh-unapplied or
+                 removed-asked-late; seeds must fail. With pin-ignored (a snapshot is in vain)
+                 and request-dropped (a region is led later) they need not
   --workload W   kv: reads, writes, swaps and range deletes over a few keys (the default);
                  regions: the same while regions are cut up, merged and moved, and stores come and go
 

@@ -50,8 +50,6 @@ pub enum Planted {
     /// A request for the vote of a replica that is not here yet is not kept until it is. (There is no replica without a
     /// state that could vote before it is born.) It breaks no promise: the candidate asks again, an election timeout later.
     RequestDropped,
-    /// A store is struck off by what has been reported: nobody asks the regions themselves.
-    StruckByReports,
     /// A leader asks those who were removed whether they are gone every half minute: in the end they are, and everybody has forgotten
     /// them.
     RemovedAskedLate,
@@ -59,7 +57,7 @@ pub enum Planted {
 
 impl Planted {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Planted); 15] = [
+    pub const ALL: [(&'static str, Planted); 14] = [
         ("ack-before-sync", Planted::AckBeforeSync),
         ("forgotten-vote", Planted::ForgottenVote),
         ("flush-reported-early", Planted::FlushReportedEarly),
@@ -73,7 +71,6 @@ impl Planted {
         ("pin-ignored", Planted::PinIgnored),
         ("fresh-unapplied", Planted::FreshUnapplied),
         ("request-dropped", Planted::RequestDropped),
-        ("struck-by-reports", Planted::StruckByReports),
         ("removed-asked-late", Planted::RemovedAskedLate),
     ];
 }
@@ -95,8 +92,7 @@ impl Planted {
             Planted::AckBeforeSync
             | Planted::ForgottenVote
             | Planted::FlushReportedEarly
-            | Planted::IgnoredEpoch
-            | Planted::StruckByReports => {}
+            | Planted::IgnoredEpoch => {}
         }
     }
 }

@@ -21,7 +21,7 @@
 use super::clock::NodeClock;
 use super::cluster::{Cluster, Happening, Step, violation};
 use super::disk::{Mercy, SimDisk};
-use super::node::{Planted, SimNode};
+use super::node::SimNode;
 use super::rng::Rng;
 use super::staff::Finished;
 use crate::client::ask::Ask;
@@ -216,11 +216,9 @@ impl Cluster {
         };
         let Some(staff) = self.staff.get_mut(&through) else { return Ok(()) };
         let (client, life) = (staff.client(), staff.life);
-        let by_reports = self.options.planted == Some(Planted::StruckByReports);
         staff.begin(async move {
             Finished::Administered(match exit {
                 Exit::Planned(_) => client.drain_store(store).await,
-                _ if by_reports => client.remove_store_by_reports(store).await,
                 _ => client.remove_store(store).await,
             })
         });
