@@ -28,6 +28,13 @@ fn open(dir: &Path, address: &str) -> Node {
     .unwrap()
 }
 
+/// The same, once it leads.
+fn open_and_lead(dir: &Path, address: &str) -> Node {
+    let node = open(dir, address);
+    node.client().with_timeout(PATIENCE).blocking().put(b"a", b"1").unwrap();
+    node
+}
+
 fn address() -> String {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
@@ -120,8 +127,7 @@ fn a_read_of_more_than_an_answer_holds_is_refused() {
 fn a_node_that_is_not_reached_does_not_hide_what_another_said() {
     let dir = tempfile::tempdir().unwrap();
     let here = address();
-    let node = open(dir.path(), &here);
-    node.client().with_timeout(PATIENCE).blocking().put(b"a", b"1").unwrap();
+    let _node = open_and_lead(dir.path(), &here);
     // One is bound, and nobody accepts there: dialling succeeds and no greeting comes.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let elsewhere = silent.local_addr().unwrap().to_string();
@@ -139,8 +145,7 @@ fn a_node_that_is_not_reached_does_not_hide_what_another_said() {
 fn a_node_without_time_does_not_hide_what_another_said() {
     let dir = tempfile::tempdir().unwrap();
     let here = address();
-    let node = open(dir.path(), &here);
-    node.client().with_timeout(PATIENCE).blocking().put(b"a", b"1").unwrap();
+    let _node = open_and_lead(dir.path(), &here);
     let asks = (0..48u64).map(|at| {
         let addresses = [here.clone(), here.clone()];
         std::thread::spawn(move || {
