@@ -64,6 +64,12 @@ impl World {
         stores.iter().find(|record| record.store == StoreId(3)).map(|record| record.start.number)
     }
 
+    /// Whether the present opening is known to be on record, as the store's own file says.
+    fn counts(&self, id: u64) -> bool {
+        let file = std::fs::read(self.data(id).join("members")).unwrap_or_default();
+        file.get(28) == Some(&1)
+    }
+
     /// The present record is on the disks of stores 1 and 2: one that is announced is kept.
     fn wait_for_record(&self, client: &catamaran::client::Blocking) {
         let version = client.cluster().unwrap().directory.version;
@@ -189,6 +195,8 @@ fn an_old_copy_of_a_directory_does_not_vote() {
     let world = World::marked_every(Duration::from_secs(3600));
     let mut nodes: Vec<Node> = (1..=3).map(|id| world.open(id)).collect();
     nodes[0].client().blocking().put("k", "old").unwrap();
+    // An opening that its node does not know to be on record is opened once more, as the same: there would be no second.
+    eventually("the first start to count", || world.counts(3));
     let third = nodes.pop().unwrap();
     third.shutdown().unwrap();
     copy(&world.data(3), &world.dir.path().join("copy"));
