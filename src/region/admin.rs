@@ -94,7 +94,10 @@ impl Peer {
                 accept(&self.region, &self.removed, commit)?;
                 self.put_alone(config, admin, effects)
             }
-            Admin::ChangePeers { epoch, changes } => self.propose_change(*epoch, changes),
+            Admin::ChangePeers { epoch, changes } => {
+                self.come_for(changes);
+                self.propose_change(*epoch, changes)
+            }
             Admin::LeaveJoint { epoch } => self.propose_leave(*epoch),
             Admin::Allocate { .. } | Admin::Stores(_) if self.region.id != FIRST_REGION => {
                 let why =

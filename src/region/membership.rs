@@ -18,8 +18,8 @@
 //!
 //! **In passing** is a learner that was placed to vote, and a voter that was demoted together with a promotion: it is on its way.
 //! Whoever moves a replica takes several steps and may be gone before the last. So the region's leader removes such a one once
-//! it has long caught up and nobody has promoted it (one that has not caught up may be waited for). A learner that was
-//! placed as one stays.
+//! it has long caught up and nobody has asked for a change of it since (one that has not caught up may be waited for). Whoever is
+//! refused is there all the same, and asks again. A learner that was placed as one stays.
 //!
 //! **Who is removed** goes with its data, and its store remembers that (see [`farewell`](super::farewell)). The region keeps it
 //! on a list until it is known to be gone for good.
@@ -41,7 +41,8 @@ use std::collections::BTreeSet;
 const PROMOTION_GAP: u64 = 64;
 /// Replicas of one region, at most.
 const PEERS_MAX: usize = 64;
-/// Election timeouts after which a replica in passing that has caught up is not waited for any more.
+/// Election timeouts after which a replica in passing that has caught up, and that nobody asks to change, is not waited for any
+/// more.
 const PASSAGE: u64 = 20;
 
 /// The region after a change of its replicas.
@@ -132,7 +133,7 @@ pub fn leave(region: &Region, epoch: Epoch) -> Result<Region> {
 #[derive(Debug)]
 pub(crate) struct Passage {
     peer: PeerId,
-    /// Ticks at which it was seen so, and the last of them.
+    /// Ticks at which it was seen so since somebody asked for a change of it, and the last of them.
     arrived: u64,
     seen: u64,
 }
@@ -232,6 +233,15 @@ impl Peer {
         match changes.is_empty() || is == ought {
             true => Ok(()),
             false => Err(format!("raft's configuration is {is:?}, the region's {ought:?}")),
+        }
+    }
+
+    /// Somebody asks for changes, whether or not they can be made now: who is named in them is not forgotten.
+    pub(super) fn come_for(&mut self, changes: &[Change]) {
+        if let Some(passage) = &mut self.passage
+            && changes.iter().any(|change| change.peer() == passage.peer)
+        {
+            passage.arrived = 0;
         }
     }
 

@@ -49,3 +49,37 @@ impl Stage {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::region::config::StoreConfig;
+
+    const REGION: RegionId = RegionId(2);
+    const NEW: StoreId = StoreId(4);
+
+    /// Whoever moved a replica asked for the last step again and again and was refused (its leader could not hand over, say): the
+    /// leader took him for gone, removed the replica that had arrived, and he was told that it had never been there.
+    #[test]
+    fn a_replica_in_passing_stays_while_somebody_asks_for_its_promotion() {
+        let mut stage = Stage::open_among(3, 4, &["m"], None).unwrap();
+        let new = stage.place(REGION, NEW, true).unwrap();
+        let there = |stage: &Stage| stage.leader(REGION).unwrap().1.peer_on(NEW).is_some();
+        let ticks = options(Vec::new(), None).config.group.election_ticks as u32;
+        let election = StoreConfig::default().tick * ticks;
+        for _ in 0..60 {
+            stage.run(election).unwrap();
+            let (leader, known) = stage.leader(REGION).unwrap();
+            let old = known.peer_on(leader).unwrap().id;
+            let changes = vec![Change::Promote(new), Change::Demote(old)];
+            let asked = stage.admin(REGION, Admin::ChangePeers { epoch: known.epoch, changes });
+            let stays = matches!(asked, Err(Setback::Refused(Error::LeaderStays { .. })));
+            assert!(stays && there(&stage), "{asked:?}");
+        }
+        // Nobody comes for it any more.
+        stage.run(election * 15).unwrap();
+        assert!(there(&stage));
+        stage.run(election * 20).unwrap();
+        assert!(!there(&stage));
+    }
+}
