@@ -14,6 +14,7 @@ use cluster::{eventually, finds, spread_key, work_in_rounds};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// The first layout: `regions` regions on `replicas` of `nodes` nodes.
 fn open(dir: &Path, id: u64, nodes: u64, regions: u64, hub: &Hub) -> Node {
@@ -135,4 +136,31 @@ fn learners_follow_leaders_go_first_and_nonsense_is_refused() {
     nodes[at] = open(dir.path(), leader.0, 4, 1, &hub);
     let now = client.region(id).unwrap_or(three);
     settled(&nodes, &[now]);
+}
+
+/// The leader said what it waited for, again and again, and the last time there was no answer because the time was up: only that
+/// was told.
+#[test]
+fn a_transfer_to_a_silent_store_says_what_was_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = Hub::new();
+    let nodes: Vec<Node> = (1..=3).map(|id| open(dir.path(), id, 3, 1, &hub)).collect();
+    let client = nodes[0].client().blocking();
+    client.put("k", "1").unwrap();
+    let id = client.region_of("k").unwrap().id;
+    client.transfer_leader(id, Some(StoreId(1))).unwrap();
+    let leads = || nodes[0].status().unwrap().iter().any(|status| status.leads);
+    eventually("store 1 to lead", leads);
+    for other in [1, 2] {
+        hub.partition(StoreId(3), StoreId(other));
+    }
+    for node in &nodes[..2] {
+        for ms in [3_000, 4_500] {
+            let client = node.client().with_timeout(Duration::from_millis(ms)).blocking();
+            let said = client.transfer_leader(id, Some(StoreId(3))).unwrap_err();
+            let reason = "a replica that is behind, or out of reach";
+            assert!(matches!(said, Error::Busy { what } if what == reason), "{said}");
+        }
+    }
+    assert!(leads());
 }

@@ -119,6 +119,19 @@ impl Job {
         (self.target, self.avoid) = (None, None);
     }
 
+    /// What was heard before and says more than this error, which says that the time was up. Of a request that was not begun with
+    /// that is whatever came before. Of one that had no answer it is what the same store had been waiting for until then; unless it
+    /// may have changed something, for that must be told.
+    fn reason(&mut self, at: StoreId, error: &Error) -> Option<Error> {
+        let waited = self.target == Some(at) && matches!(self.last, Some(Error::Busy { .. }));
+        let says_less = match error {
+            Error::Busy { what } => *what == LATE,
+            Error::Timeout { .. } => waited && self.body.access() == Access::Read,
+            _ => false,
+        };
+        self.last.take().filter(|_| says_less)
+    }
+
     /// Whether any replica can answer, not the leader alone.
     fn anywhere(&self) -> bool {
         match self.body {
@@ -192,11 +205,9 @@ impl Inner {
         }
         let left = job.patience.deadline.since(now);
         let decision = retry::decide(job.body.access(), &error, job.attempt, left, self.jitter());
+        let reason = job.reason(at, &error).unwrap_or_else(|| error.clone());
         let Decision::Again { at: target, after } = decision else {
-            // Another node whose time had run out says less than what was heard before.
-            let late = matches!(error, Error::Busy { what: LATE });
-            let told = job.last.take().filter(|_| late);
-            return job.done.call(Err(told.unwrap_or(error)));
+            return job.done.call(Err(reason));
         };
         if self.driver.stop_reason().is_some() {
             return job.done.call(Err(error));
@@ -205,7 +216,7 @@ impl Inner {
             tracing::error!(%error, store = %at, "a read met damage: another replica is asked, if there is one");
             job.body.ask_anywhere();
         }
-        job.last = Some(error);
+        job.last = Some(reason);
         job.attempt += 1;
         job.avoid = None;
         job.target = None;
