@@ -18,12 +18,16 @@ use std::time::Duration;
 
 /// The first layout: `regions` regions on `replicas` of `nodes` nodes.
 fn open(dir: &Path, id: u64, nodes: u64, regions: u64, hub: &Hub) -> Node {
+    open_with(3, dir, id, nodes, regions, hub)
+}
+
+fn open_with(replicas: usize, dir: &Path, id: u64, nodes: u64, regions: u64, hub: &Hub) -> Node {
     let config = NodeConfig {
         store_id: id,
         cluster: (1..=nodes).map(|id| (id, format!("node-{id}:1"))).collect(),
         data_dir: dir.join(id.to_string()),
         regions,
-        replicas: 3,
+        replicas,
         segment_bytes: 4 << 20,
         ..NodeConfig::default()
     };
@@ -136,6 +140,34 @@ fn learners_follow_leaders_go_first_and_nonsense_is_refused() {
     nodes[at] = open(dir.path(), leader.0, 4, 1, &hub);
     let now = client.region(id).unwrap_or(three);
     settled(&nodes, &[now]);
+}
+
+/// Its only voter leads, so it can neither be demoted while another one is promoted nor hand over before: the replica that was to
+/// take its place was waited for in vain, and removed.
+#[test]
+fn a_region_with_one_voter_moves_from_store_to_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = Hub::new();
+    let nodes: Vec<Node> = (1..=2).map(|id| open_with(1, dir.path(), id, 2, 3, &hub)).collect();
+    let client = nodes[0].client().with_timeout(Duration::from_secs(60)).blocking();
+    let keys: Vec<_> = (0..20).map(spread_key).collect();
+    keys.iter().for_each(|key| client.put(key, "1").unwrap());
+    let layout = client.regions("", 16).unwrap();
+    let mut moved = Vec::new();
+    for region in &layout {
+        let from = region.peers[0].store;
+        let to = StoreId(3 - from.0);
+        let now = client.replace_peer(region.id, from, to).unwrap();
+        assert_eq!(stores(&now), [to.0].into());
+        assert_eq!(now.peers[0].role, Role::Voter);
+        assert_eq!(client.replace_peer(region.id, from, to).unwrap(), now, "done already");
+        moved.push(now);
+    }
+    assert_eq!(moved.len(), 3);
+    settled(&nodes, &moved);
+    for key in keys {
+        assert_eq!(client.get(key).unwrap().unwrap(), "1");
+    }
 }
 
 /// The leader said what it waited for, again and again, and the last time there was no answer because the time was up: only that

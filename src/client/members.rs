@@ -72,8 +72,12 @@ impl Client {
     /// Moves a replica from one store to another: a learner there, and once it has caught up the two change roles in
     /// one step; then the old one is removed. At no time do fewer vote than before. Done already if only `to` has one.
     ///
+    /// Where the old one alone votes, the new one votes beside it first, for somebody must lead meanwhile; then it leads, and the
+    /// old one is removed. Whoever is gone between leaves both of them to vote; asking again goes on from there.
+    ///
     /// What is on its way has the role [`Passing`](Role::Passing). If whoever asked is gone before the end, the region's leader
-    /// removes it, twenty election timeouts after it has caught up; asking again before goes on from there.
+    /// removes it: twenty election timeouts after it has caught up and was last asked to change, in vain or not. Asking again before
+    /// goes on from there.
     pub async fn replace_peer(
         &self,
         region: RegionId,
@@ -206,6 +210,12 @@ impl Goal {
             let role = |store| now.peer_on(store).map(|peer| (peer.id, peer.role));
             match (role(from), role(to)) {
                 (_, None) => Err(nobody(region, to)),
+                // It leads, and nobody else could while it is one step: its heir must vote before.
+                (Some((_, Role::Voter)), Some((new, role)))
+                    if role.is_learner() && one_votes(now) =>
+                {
+                    Ok(vec![Change::Promote(new)])
+                }
                 (Some((old, Role::Voter)), Some((new, role))) if role.is_learner() => {
                     Ok(vec![Change::Promote(new), Change::Demote(old)])
                 }
@@ -258,6 +268,11 @@ impl Goal {
     }
 }
 
+/// Whether a region that is in no joint configuration has a single voter.
+fn one_votes(region: &Region) -> bool {
+    region.peers.iter().filter(|peer| peer.role == Role::Voter).count() == 1
+}
+
 fn nobody(region: RegionId, store: StoreId) -> Error {
     Error::InvalidArgument(format!("{region} has no replica on {store}"))
 }
@@ -298,3 +313,6 @@ impl super::Blocking {
         super::wait(self.client.replace_peer(region, from, to))
     }
 }
+
+#[cfg(test)]
+mod tests;

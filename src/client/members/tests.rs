@@ -1,0 +1,105 @@
+//! Clusters of one region, by a clock of their own.
+
+use super::*;
+use crate::client::ask::Answer;
+use crate::client::{Backend, Done, wait};
+use crate::codec::report::Cluster;
+use crate::region::membership;
+use crate::types::{Peer, Time};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::time::Duration;
+
+const REGION: RegionId = RegionId(7);
+
+fn voters(stores: &[u64]) -> Region {
+    let peer = |store: &u64| Peer { id: PeerId(*store), store: StoreId(*store), role: Role::Voter };
+    let epoch = Epoch { conf_ver: 1, version: 1 };
+    Region { id: REGION, epoch, peers: stores.iter().map(peer).collect(), ..Region::default() }
+}
+
+/// A region whose replicas catch up at once. Its leader refuses what leaders refuse.
+struct Led {
+    now: Mutex<Region>,
+    leader: Mutex<StoreId>,
+    /// The largest number of voters that it had, and the smallest.
+    voters: Mutex<(usize, usize)>,
+    asked: Mutex<u32>,
+}
+
+impl Led {
+    fn change(&self, epoch: Epoch, changes: &[Change]) -> Result<Response> {
+        let (mut now, leader) = (self.now.lock(), *self.leader.lock());
+        let leads = |peer: PeerId| now.peer_on(leader).is_some_and(|one| one.id == peer);
+        let lowers = |change: &Change| matches!(change, Change::Demote(_) | Change::Remove(_));
+        if changes.iter().any(|change| lowers(change) && leads(change.peer())) {
+            return Err(Error::LeaderStays { region: REGION });
+        }
+        *now = membership::change(&now, &[], epoch, changes)?;
+        if now.is_joint() {
+            *now = membership::leave(&now, now.epoch)?;
+        }
+        let votes = now.peers.iter().filter(|peer| peer.role == Role::Voter).count();
+        let mut voters = self.voters.lock();
+        *voters = (voters.0.max(votes), voters.1.min(votes));
+        Ok(Response::Regions(vec![now.clone()]))
+    }
+
+    fn transfer(&self) -> Result<Response> {
+        let mut leader = self.leader.lock();
+        let now = self.now.lock();
+        let heir = now.peers.iter().find(|one| one.role == Role::Voter && one.store != *leader);
+        let nobody = || Error::InvalidArgument("no other voter to hand over to".into());
+        *leader = heir.ok_or_else(nobody)?.store;
+        Ok(Response::Done)
+    }
+}
+
+impl Backend for Led {
+    fn call(&self, body: Body, _timeout: Duration, done: Done<Response>) {
+        *self.asked.lock() += 1;
+        done.call(match body {
+            Body::Directory(_) => Ok(Response::Directory(Answer::Cluster(Cluster::default()))),
+            Body::Transfer { to: None, .. } => self.transfer(),
+            Body::Admin { admin: Admin::Allocate { .. }, .. } => Ok(Response::Ids(70)),
+            Body::Admin { admin: Admin::ChangePeers { epoch, changes }, .. } => {
+                self.change(epoch, &changes)
+            }
+            _ => Err(Error::EpochNotMatch { current: vec![self.now.lock().clone()] }),
+        });
+    }
+
+    /// Each call takes a while.
+    fn now(&self) -> Time {
+        Time(0).after(Duration::from_millis(100) * *self.asked.lock())
+    }
+}
+
+/// What comes of replacing the leader, on store 1, of a region with voters on these stores by a replica on store 9; then the
+/// largest and smallest number of voters meanwhile.
+fn replaced(stores: &[u64]) -> (Region, (usize, usize)) {
+    let count = stores.len();
+    let cluster = Arc::new(Led {
+        now: Mutex::new(voters(stores)),
+        leader: Mutex::new(StoreId(1)),
+        voters: Mutex::new((count, count)),
+        asked: Mutex::default(),
+    });
+    let client = Client::new(cluster.clone(), Duration::from_secs(10));
+    let now = wait(client.replace_peer(REGION, StoreId(1), StoreId(9))).unwrap();
+    let voters = *cluster.voters.lock();
+    (now, voters)
+}
+
+/// A region with one voter: its leader was to be demoted in the very step that gave it an heir, refused, and had nobody to hand
+/// over to before. That went on until the time was up, or until the learner was forgotten.
+#[test]
+fn the_only_voter_has_its_heir_vote_beside_it_first() {
+    for (stores, most) in [(&[1][..], 2), (&[1, 2], 2), (&[1, 2, 3], 3)] {
+        let (now, voters) = replaced(stores);
+        assert_eq!(voters, (most, stores.len()), "{now:?}");
+        assert_eq!(now.peers.len(), stores.len(), "{now:?}");
+        let new = now.peer_on(StoreId(9)).map(|peer| peer.role);
+        assert_eq!((new, now.peer_on(StoreId(1))), (Some(Role::Voter), None));
+    }
+}
