@@ -5,16 +5,17 @@
 
 mod cluster;
 
+use catamaran::client::Blocking;
 use catamaran::kv::Direction;
 use catamaran::store::ReadLevel;
 use catamaran::transport::Hub;
-use catamaran::types::{KeyRange, Region, Role, StoreId};
+use catamaran::types::{KeyRange, Region, RegionId, Role, StoreId};
 use catamaran::{Error, Node, NodeConfig};
 use cluster::{eventually, finds, spread_key, work_in_rounds};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The first layout: `regions` regions on `replicas` of `nodes` nodes.
 fn open(dir: &Path, id: u64, nodes: u64, regions: u64, hub: &Hub) -> Node {
@@ -168,6 +169,37 @@ fn a_region_with_one_voter_moves_from_store_to_store() {
     for key in keys {
         assert_eq!(client.get(key).unwrap().unwrap(), "1");
     }
+}
+
+/// A region that nobody has ever had, a mistyped one say, was looked for until the caller's time was up.
+#[test]
+fn a_region_that_does_not_exist_is_told_early() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = Hub::new();
+    let nodes: Vec<Node> = (1..=3).map(|id| open(dir.path(), id, 3, 4, &hub)).collect();
+    let nobody = RegionId(999);
+    let first = nodes[0].client().blocking().regions("", 1).unwrap()[0].id;
+    let patience = Duration::from_secs(100);
+    let begun = Instant::now();
+    let said = std::thread::scope(|scope| {
+        let ask =
+            |node: &Node, goal: fn(&Blocking, RegionId, RegionId) -> Result<Region, Error>| {
+                let client = node.client().with_timeout(patience).blocking();
+                scope.spawn(move || goal(&client, nobody, first))
+            };
+        let asked = [
+            ask(&nodes[0], |client, nobody, _| client.add_voter(nobody, StoreId(1))),
+            ask(&nodes[1], |client, nobody, _| client.remove_peer(nobody, StoreId(1))),
+            ask(&nodes[1], |client, nobody, _| client.replace_peer(nobody, StoreId(1), StoreId(2))),
+            ask(&nodes[2], |client, nobody, first| client.merge(nobody, first)),
+            ask(&nodes[2], |client, nobody, first| client.merge(first, nobody)),
+        ];
+        asked.map(|asking| asking.join().unwrap())
+    });
+    for said in said {
+        assert!(matches!(said, Err(Error::RegionNotFound(id)) if id == nobody), "{said:?}");
+    }
+    assert!(begun.elapsed() < patience / 3, "{:?}", begun.elapsed());
 }
 
 /// The leader said what it waited for, again and again, and the last time there was no answer because the time was up: only that

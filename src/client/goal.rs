@@ -37,13 +37,18 @@ impl Goal {
 
     /// Three quarters of the time that is left: for what has to be taken back if it fails.
     pub fn most(&self) -> Goal {
-        let deadline = self.client.backend.now().after(self.left() / 4 * 3);
+        let deadline = self.now().after(self.left() / 4 * 3);
         Goal { client: self.client.clone(), deadline, failures: 0, said: None }
+    }
+
+    /// By the clock that its time is counted by.
+    pub fn now(&self) -> Time {
+        self.client.backend.now()
     }
 
     /// The time that is left.
     pub fn left(&self) -> Duration {
-        self.deadline.since(self.client.backend.now())
+        self.deadline.since(self.now())
     }
 
     /// A client for one request.

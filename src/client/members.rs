@@ -10,6 +10,11 @@ use super::{Client, odd};
 use crate::codec::admin::{Admin, Change};
 use crate::error::{Error, Result};
 use crate::types::{Epoch, PeerId, Region, RegionId, Role, StoreId};
+use std::time::Duration;
+
+/// For so long a region may be led before the directory hears of it: it has just been cut out of another one, or its leader has not
+/// reported yet, which leaders do twice a second.
+const NEWBORN: Duration = Duration::from_secs(3);
 
 /// The changes of a region's replicas. All of them share this:
 ///
@@ -17,6 +22,8 @@ use crate::types::{Epoch, PeerId, Region, RegionId, Role, StoreId};
 ///   [`Error::Busy`], which says what stands in the way. Steps that were taken stay; one that was asked for last may
 ///   still be taken. The same call again goes on from there.
 /// * [`Error::InvalidArgument`] is told at once: it makes no sense (no replica there, a store that is draining).
+/// * [`Error::RegionNotFound`] is told a few seconds after the leader of region 1 first knew of no such region, though it knew
+///   who leads every key. With less time than that it is merely what was waited for last.
 impl Client {
     /// The region as its leader knows it, once no change of its replicas is under way.
     pub async fn region(&self, region: RegionId) -> Result<Region> {
@@ -109,9 +116,27 @@ impl Client {
 }
 
 impl Goal {
-    /// The region as its leader knows it.
+    /// The region as its leader knows it. [`RegionNotFound`](Error::RegionNotFound) once the directory has known of none for
+    /// [`NEWBORN`]: unlike that of a single node it is final.
     pub async fn region(&mut self, region: RegionId) -> Result<Region> {
-        self.insist(|client| async move { client.region(region).await }).await
+        let mut unknown_since = None;
+        loop {
+            let error = match self.client().region(region).await {
+                Ok(now) => return Ok(now),
+                Err(error) => error,
+            };
+            if let Error::RegionNotFound(_) = error {
+                let now = self.now();
+                match self.client().is_nowhere(region).await {
+                    Ok(true) if now.since(*unknown_since.get_or_insert(now)) >= NEWBORN => {
+                        return Err(error);
+                    }
+                    Ok(false) => unknown_since = None,
+                    _ => {}
+                }
+            }
+            self.again(error).await?;
+        }
     }
 
     /// An id for a replica on a store that takes more of them.

@@ -1,14 +1,13 @@
 //! Clusters of one region, by a clock of their own.
 
 use super::*;
-use crate::client::ask::Answer;
+use crate::client::ask::{Answer, Ask};
 use crate::client::{Backend, Done, wait};
-use crate::codec::report::Cluster;
+use crate::codec::report::{Cluster, RegionInfo};
 use crate::region::membership;
-use crate::types::{Peer, Time};
+use crate::types::{FIRST_REGION, KeyRange, Peer, Time};
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::time::Duration;
 
 const REGION: RegionId = RegionId(7);
 
@@ -16,6 +15,13 @@ fn voters(stores: &[u64]) -> Region {
     let peer = |store: &u64| Peer { id: PeerId(*store), store: StoreId(*store), role: Role::Voter };
     let epoch = Epoch { conf_ver: 1, version: 1 };
     Region { id: REGION, epoch, peers: stores.iter().map(peer).collect(), ..Region::default() }
+}
+
+fn answer_of_directory(ask: Ask, regions: Vec<RegionInfo>) -> Result<Response> {
+    Ok(Response::Directory(match ask {
+        Ask::Locate { .. } => Answer::Located(regions),
+        _ => Answer::Cluster(Cluster::default()),
+    }))
 }
 
 /// A region whose replicas catch up at once. Its leader refuses what leaders refuse.
@@ -59,7 +65,7 @@ impl Backend for Led {
     fn call(&self, body: Body, _timeout: Duration, done: Done<Response>) {
         *self.asked.lock() += 1;
         done.call(match body {
-            Body::Directory(_) => Ok(Response::Directory(Answer::Cluster(Cluster::default()))),
+            Body::Directory(ask) => answer_of_directory(ask, Vec::new()),
             Body::Transfer { to: None, .. } => self.transfer(),
             Body::Admin { admin: Admin::Allocate { .. }, .. } => Ok(Response::Ids(70)),
             Body::Admin { admin: Admin::ChangePeers { epoch, changes }, .. } => {
@@ -102,4 +108,66 @@ fn the_only_voter_has_its_heir_vote_beside_it_first() {
         let new = now.peer_on(StoreId(9)).map(|peer| peer.role);
         assert_eq!((new, now.peer_on(StoreId(1))), (Some(Role::Voter), None));
     }
+}
+
+/// A cluster whose nodes know of the region from some moment on, if ever; its directory has this leader of all other keys.
+#[derive(Default)]
+struct Newborn {
+    now: Mutex<Duration>,
+    born: Option<Duration>,
+    leader: Option<StoreId>,
+}
+
+impl Backend for Newborn {
+    fn call(&self, body: Body, timeout: Duration, done: Done<Response>) {
+        let is_born = self.born.is_some_and(|born| *self.now.lock() >= born);
+        let answer = match body {
+            Body::Directory(ask) => {
+                let range = KeyRange::all();
+                let region = Region { id: FIRST_REGION, range, ..Region::default() };
+                answer_of_directory(ask, vec![RegionInfo { region, leader: self.leader, bytes: 0 }])
+            }
+            _ if is_born => Err(Error::EpochNotMatch { current: vec![voters(&[1])] }),
+            // It is looked for everywhere, and may come, as long as there is time.
+            _ => {
+                *self.now.lock() += timeout;
+                Err(Error::RegionNotFound(REGION))
+            }
+        };
+        done.call(answer);
+    }
+
+    fn now(&self) -> Time {
+        Time(0).after(*self.now.lock())
+    }
+
+    fn pause(&self, pause: Duration, done: Done<()>) {
+        *self.now.lock() += pause;
+        done.call(Ok(()));
+    }
+}
+
+/// What comes of asking for a voter that is there already, and after how long.
+fn asked(cluster: Newborn) -> (Result<Region>, Duration) {
+    let cluster = Arc::new(cluster);
+    let client = Client::new(cluster.clone(), Duration::from_secs(60));
+    let said = wait(client.add_voter(REGION, StoreId(1)));
+    let took = *cluster.now.lock();
+    (said, took)
+}
+
+/// A mistyped region was looked for until the time was up, and then the caller was told to ask again.
+#[test]
+fn a_region_that_is_nowhere_is_told_and_one_just_born_is_waited_for() {
+    let leader = Some(StoreId(1));
+    let (said, took) = asked(Newborn { leader, ..Newborn::default() });
+    assert!(matches!(said, Err(Error::RegionNotFound(REGION))), "{said:?}");
+    assert!(took >= NEWBORN && took < NEWBORN * 3, "{took:?}");
+    let born = Some(NEWBORN);
+    let (said, _) = asked(Newborn { leader, born, ..Newborn::default() });
+    assert_eq!(said.unwrap(), voters(&[1]));
+    // A directory that has not heard from all leaders proves nothing.
+    let (said, took) = asked(Newborn::default());
+    assert!(matches!(said, Err(Error::RegionNotFound(REGION))), "{said:?}");
+    assert!(took > Duration::from_secs(55), "{took:?}");
 }
