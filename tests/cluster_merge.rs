@@ -11,7 +11,7 @@ use catamaran::kv::Direction;
 use catamaran::store::ReadLevel;
 use catamaran::transport::Hub;
 use catamaran::types::{FIRST_REGION, KeyRange, Region, RegionId, Role, StoreId};
-use catamaran::{Node, NodeConfig};
+use catamaran::{Error, Node, NodeConfig};
 use cluster::{Work, covers, eventually, finds, key, open_of_three, regions_of, work};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -254,4 +254,83 @@ fn a_merge_that_cannot_move_a_replica_leaves_no_learner() {
     client.merge(right.id, left.id).unwrap();
     client.put(key(11), "x").unwrap();
     assert_eq!(client.get(key(11)).unwrap().unwrap(), "x");
+}
+
+/// Regions with one voter each, on different stores: the source's was to be replaced, which no leader without an heir lets happen.
+#[test]
+fn regions_with_one_voter_are_merged_across_stores() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = Hub::new();
+    let open = |id: u64| {
+        let config = NodeConfig {
+            store_id: id,
+            cluster: (1..=2).map(|id| (id, format!("node-{id}:1"))).collect(),
+            data_dir: dir.path().join(id.to_string()),
+            regions: 1,
+            replicas: 1,
+            segment_bytes: 4 << 20,
+            ..NodeConfig::default()
+        };
+        Node::builder(config).hub(hub.clone()).open().unwrap()
+    };
+    let nodes: Vec<Node> = (1..=2).map(open).collect();
+    let client = nodes[0].client().with_timeout(Duration::from_secs(60)).blocking();
+    for i in 0..20 {
+        client.put(key(i), i.to_string()).unwrap();
+    }
+    let cut = client.split([key(10)]).unwrap();
+    let (left, right) = (&cut[0], &cut[1]);
+    let here = left.peers[0].store;
+    client.replace_peer(right.id, here, StoreId(3 - here.0)).unwrap();
+    let merged = client.merge(right.id, left.id).unwrap();
+    assert_eq!((merged.id, merged.peers.len()), (left.id, 1));
+    for i in 0..20 {
+        assert_eq!(client.get(key(i)).unwrap().unwrap(), i.to_string());
+    }
+}
+
+/// Whoever asked for a merge that somebody else had just begun was told that the target had changed, or waited until his time was
+/// up for a region that was gone.
+#[test]
+fn all_who_ask_for_one_merge_are_told_that_it_is_done() {
+    const REGIONS: u64 = 10;
+    let dir = tempfile::tempdir().unwrap();
+    let hub = Hub::new();
+    let nodes: Vec<Node> = (1..=3).map(|id| open_of_three(dir.path(), id, &hub)).collect();
+    let operator = nodes[0].client().blocking();
+    operator.split((1..REGIONS).map(key).collect::<Vec<_>>()).unwrap();
+    for node in &nodes {
+        eventually("all regions", || regions_of(node).len() as u64 == REGIONS);
+    }
+    let patience = Duration::from_secs(100);
+    let mut together = 0;
+    for turn in 0.. {
+        let known = all_regions(&operator);
+        if known.len() <= 2 {
+            break;
+        }
+        let (source, target) = next_pair(&known, turn);
+        let begun = Instant::now();
+        let told = std::thread::scope(|scope| {
+            let asked: Vec<_> = (0..6)
+                .map(|at| {
+                    let client = nodes[at % 3].client().with_timeout(patience).blocking();
+                    scope.spawn(move || client.merge(source, target))
+                })
+                .collect();
+            let told = asked.into_iter().map(|asked| asked.join().unwrap());
+            told.collect::<Vec<Result<Region, Error>>>()
+        });
+        for told in &told {
+            match told {
+                Ok(merged) => assert_eq!(merged.id, target),
+                // He had not even looked when it was over.
+                Err(Error::RegionNotFound(gone)) => assert_eq!(*gone, source),
+                Err(error) => panic!("{source} into {target}: {error}"),
+            }
+        }
+        together += told.iter().filter(|told| told.is_ok()).count().saturating_sub(1);
+        assert!(begun.elapsed() < patience / 3, "{:?}", begun.elapsed());
+    }
+    assert!(together > 8, "{together}");
 }

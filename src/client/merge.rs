@@ -5,10 +5,10 @@ use super::request::{Body, Response};
 use super::{Client, odd};
 use crate::codec::admin::{Admin, Change};
 use crate::codec::merge::Prepare;
-use crate::error::{Error, Outcome, Result};
-use crate::region::merge::{FROZEN, is_later, live_together};
+use crate::error::{Error, Result};
+use crate::region::merge::{is_later, live_together};
 use crate::store::MergeWish;
-use crate::types::{Epoch, Peer, PeerId, Region, RegionId, Role, StoreId};
+use crate::types::{Peer, PeerId, Region, RegionId, Role, StoreId};
 use std::collections::BTreeSet;
 
 /// How a merge ended.
@@ -27,35 +27,35 @@ impl Client {
     /// source takes no requests for a few round trips, clients notice nothing but a retry.
     ///
     /// The client's time limit is that of the whole; of it, up to three quarters are for moving replicas. The same call again
-    /// is safe: it goes on with what was begun, and waits for a merge that is under way.
+    /// is safe, and so is one by somebody else meanwhile: it goes on with what was begun, and waits for a merge of the two that is
+    /// under way.
     ///
     /// Errors: [`Error::InvalidArgument`] where it cannot be (no neighbours; a region that keeps the cluster's
-    /// record), [`Error::Busy`] where it could not be in time (a replica that is behind, or out of reach),
+    /// record), [`Error::RegionNotFound`] once one of the two is known to be gone (before this call began, or into
+    /// another region), [`Error::Busy`] where it could not be in time (a replica that is behind, or out of reach),
     /// [`Error::EpochNotMatch`] when another change of the target's shape came first: the source is as before then.
     /// After any other error the merge may be under way, and ends by itself one way or the other. A replica that could not
     /// be moved leaves no learner behind, as long as the source's leader answers.
     pub async fn merge(&self, source: RegionId, target: RegionId) -> Result<Region> {
         let mut goal = Goal::of(self);
-        // What was to be frozen, and perhaps is: nobody has said.
-        let mut asked: Option<(Region, Region)> = None;
+        // The source as it was last seen: at the next look it may be gone.
+        let mut seen: Option<Region> = None;
         loop {
-            if let Some((from, into)) = asked.take()
-                && goal.has_gone(&from).await?
-            {
-                return goal.wait_merged(&as_frozen(from), &into).await;
-            }
             let into = goal.region(target).await?;
-            let from = goal.bring_together(source, &into).await?;
+            if seen.as_ref().is_some_and(|from| has_taken_in(&into, from)) {
+                return Ok(into);
+            }
+            let from = match (goal.region(source).await, &seen) {
+                (Err(Error::RegionNotFound(_)), Some(from)) => {
+                    return goal.gone_into(from, target).await;
+                }
+                (from, _) => from?,
+            };
+            seen = Some(from.clone());
+            let from = goal.bring_together(from, &into).await?;
             match goal.freeze(&from, &into).await {
                 Ok(frozen) => return goal.wait_merged(&frozen, &into).await,
-                // An earlier call has frozen it.
-                Err(error) if is_frozen(&error) => return goal.wait_merged(&from, &into).await,
-                Err(error) => {
-                    if error.outcome() == Outcome::Unknown {
-                        asked = Some((from, into));
-                    }
-                    goal.again(error).await?;
-                }
+                Err(error) => goal.again(error).await?,
             }
         }
     }
@@ -64,7 +64,8 @@ impl Client {
     pub(crate) async fn merge_once(&self, source: RegionId, target: RegionId) -> Result<Region> {
         let mut goal = Goal::of(self);
         let into = goal.region(target).await?;
-        let from = goal.bring_together(source, &into).await?;
+        let from = goal.region(source).await?;
+        let from = goal.bring_together(from, &into).await?;
         let frozen = goal.freeze(&from, &into).await?;
         goal.wait_merged(&frozen, &into).await
     }
@@ -102,19 +103,13 @@ impl Client {
     }
 }
 
-/// The shape of a region that was frozen in this one.
-fn as_frozen(region: Region) -> Region {
-    let Epoch { conf_ver, version } = region.epoch;
-    Region { epoch: Epoch { conf_ver: conf_ver + 1, version: version + 1 }, ..region }
-}
-
-/// Whether a region refuses everything because it is frozen already.
-fn is_frozen(error: &Error) -> bool {
-    matches!((error, FROZEN), (Error::Busy { what }, Error::Busy { what: frozen }) if *what == frozen)
+/// Whether a region has the keys that another one was seen with, earlier: it, or whoever took that one in, was merged into it.
+fn has_taken_in(now: &Region, seen: &Region) -> bool {
+    now.range.covers(&seen.range) && now.epoch.version > seen.epoch.version
 }
 
 impl Goal {
-    /// Freezes a region for its neighbour.
+    /// Freezes a region for its neighbour; gives it as it is then. Done already if it is frozen for that one.
     async fn freeze(&self, source: &Region, target: &Region) -> Result<Region> {
         let prepare = Prepare { epoch: source.epoch, target: target.clone(), first: 0 };
         let admin = Admin::PrepareMerge(prepare);
@@ -124,20 +119,9 @@ impl Goal {
         }
     }
 
-    /// Whether a region that was to be frozen in this shape is, or has gone already.
-    async fn has_gone(&mut self, from: &Region) -> Result<bool> {
-        loop {
-            match self.client().region(from.id).await {
-                Ok(now) => return Ok(now.epoch == as_frozen(from.clone()).epoch),
-                Err(Error::RegionNotFound(_)) => return Ok(true),
-                Err(error) => self.again(error).await?,
-            }
-        }
-    }
-
     /// Moves the source's replicas to the stores of the target's.
-    async fn bring_together(&mut self, source: RegionId, target: &Region) -> Result<Region> {
-        let mut known = self.region(source).await?;
+    async fn bring_together(&mut self, mut known: Region, target: &Region) -> Result<Region> {
+        let source = known.id;
         let together = live_together(&known, target);
         let has = |roles: &[Role]| {
             let peers = known.peers.iter().chain(&target.peers);
@@ -205,15 +189,25 @@ impl Goal {
         }
     }
 
+    /// The target, if a source that is gone went into it. What went elsewhere is no merge of the two.
+    async fn gone_into(&self, source: &Region, target: RegionId) -> Result<Region> {
+        self.ask_owner(source).await;
+        let heir = self.heir_of(source).await.filter(|heir| heir.id == target);
+        heir.ok_or(Error::RegionNotFound(source.id))
+    }
+
+    /// Has a key of a region read: answered by whoever owns it, as soon as somebody does. What this node knows is newer then.
+    async fn ask_owner(&self, region: &Region) {
+        let _ = self.client().get([&region.range.start[..], &[0]].concat()).await;
+    }
+
     /// Waits until a frozen region is gone, or thawed.
     async fn wait_merged(&mut self, frozen: &Region, target: &Region) -> Result<Region> {
-        // Answered by whoever owns it, as soon as somebody does.
-        let key = [&frozen.range.start[..], &[0]].concat();
         loop {
-            let _ = self.client().get(key.clone()).await;
+            self.ask_owner(frozen).await;
             let now = self.client().region(target.id).await;
             if let Ok(now) = &now
-                && now.range.covers(&frozen.range)
+                && has_taken_in(now, frozen)
             {
                 return Ok(now.clone());
             }
@@ -233,11 +227,11 @@ impl Goal {
         }
     }
 
-    /// Who has the first keys of a region that was frozen, if somebody else has them. A frozen region keeps its keys until it
-    /// is taken in or thawed, and who has keys after another has a larger version.
-    async fn heir_of(&self, frozen: &Region) -> Option<Region> {
-        let owner = self.client().region_of(frozen.range.start.clone()).await.ok()?;
-        let heir = owner.id != frozen.id && owner.epoch.version > frozen.epoch.version;
+    /// Who has the first keys of a region, if somebody else has them: then it was merged away. Cut or merged with others it keeps
+    /// them until then, and who has keys after another has a larger version.
+    async fn heir_of(&self, region: &Region) -> Option<Region> {
+        let owner = self.client().region_of(region.range.start.clone()).await.ok()?;
+        let heir = owner.id != region.id && owner.epoch.version > region.epoch.version;
         heir.then_some(owner)
     }
 }
@@ -252,9 +246,12 @@ impl super::Blocking {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::ask::Answer;
     use crate::client::{Backend, Done, wait};
     use crate::codec::merge::Commit;
-    use crate::types::{KeyRange, LogPosition, Merging, Time};
+    use crate::codec::report::RegionInfo;
+    use crate::region::merge::FROZEN;
+    use crate::types::{Epoch, KeyRange, LogPosition, Merging, Time};
     use parking_lot::Mutex;
     use std::sync::Arc;
     use std::time::Duration;
@@ -351,16 +348,10 @@ mod tests {
 
     /// What comes of waiting for the merge of a source with the keys from `g` to `t`, frozen at version 5, and in how many calls.
     fn waited(owner: RegionId, version: u64) -> (Result<Region>, u32) {
-        let region = |id, start: &'static str, end: &'static str, version| Region {
-            id,
-            range: KeyRange::new(start, end),
-            epoch: Epoch { conf_ver: 1, version },
-            ..Region::default()
-        };
-        let (calls, owner) = (Arc::default(), region(owner, "e", "m", version));
+        let (calls, owner) = (Arc::default(), owns(owner, "e", "m", version));
         let backend = Cut { owner, calls: Arc::clone(&calls) };
         let client = Client::new(Arc::new(backend), Duration::from_secs(9));
-        let (frozen, target) = (region(SOURCE, "g", "t", 5), region(TARGET, "", "g", 4));
+        let (frozen, target) = (owns(SOURCE, "g", "t", 5), owns(TARGET, "", "g", 4));
         let waited = wait(Goal::of(&client).wait_merged(&frozen, &target));
         let calls = *calls.lock();
         (waited, calls)
@@ -397,63 +388,140 @@ mod tests {
         );
     }
 
-    /// A cluster that freezes the source, or has it frozen already, and answers so: the merge is done soon after.
-    struct Silent {
-        freezing: fn() -> Error,
-        /// Whether it is frozen before anybody asks.
-        frozen: Mutex<bool>,
-        looks: Mutex<u32>,
+    const OTHER: RegionId = RegionId(9);
+
+    fn owns(id: RegionId, start: &'static str, end: &'static str, version: u64) -> Region {
+        let epoch = Epoch { conf_ver: version, version };
+        Region { id, range: KeyRange::new(start, end), epoch, ..Region::default() }
     }
 
-    impl Backend for Silent {
+    /// A cluster in which somebody else freezes the source between our first look at it and our asking, and it is merged soon after.
+    struct Race {
+        /// For whom he does.
+        wanted: RegionId,
+        /// What our askings are answered with, each with its number; `None`: with how it is.
+        answers: fn(u32) -> Option<Error>,
+        /// The regions after the merge.
+        after: fn() -> Vec<Region>,
+        asked: Mutex<u32>,
+        /// Looks at the frozen source.
+        looks: Mutex<u32>,
+        calls: Mutex<u32>,
+    }
+
+    impl Race {
+        fn regions(&self) -> Vec<Region> {
+            let version = 5 + u64::from(*self.asked.lock() > 0);
+            match *self.looks.lock() > 2 {
+                true => (self.after)(),
+                false => vec![
+                    owns(TARGET, "", "g", 4),
+                    owns(SOURCE, "g", "t", version),
+                    owns(OTHER, "t", "", 4),
+                ],
+            }
+        }
+
+        fn freeze(&self, target: RegionId) -> Result<Response> {
+            let asked = *self.asked.lock() + 1;
+            *self.asked.lock() = asked;
+            match (self.answers)(asked) {
+                Some(error) => Err(error),
+                None if target != self.wanted => Err(FROZEN),
+                None => Ok(Response::Regions(vec![self.regions().swap_remove(1)])),
+            }
+        }
+
+        fn look(&self, id: RegionId) -> Error {
+            *self.looks.lock() += u32::from(id == SOURCE && *self.asked.lock() > 0);
+            let found = self.regions().into_iter().find(|region| region.id == id);
+            found.map_or(Error::RegionNotFound(id), |now| Error::EpochNotMatch {
+                current: vec![now],
+            })
+        }
+    }
+
+    impl Backend for Race {
         fn call(&self, body: Body, _timeout: Duration, done: Done<Response>) {
-            let region = |id, start: &'static str, end: &'static str, version| Region {
-                id,
-                range: KeyRange::new(start, end),
-                epoch: Epoch { conf_ver: version, version },
-                ..Region::default()
-            };
-            let frozen = *self.frozen.lock();
-            let looks = *self.looks.lock();
-            let merged = frozen && looks > 1;
+            *self.calls.lock() += 1;
             done.call(match body {
-                Body::Admin { admin: Admin::PrepareMerge(_), .. } => {
-                    *self.frozen.lock() = true;
-                    Err((self.freezing)())
+                Body::Admin { admin: Admin::PrepareMerge(prepare), .. } => {
+                    self.freeze(prepare.target.id)
                 }
-                Body::Admin { region: SOURCE, .. } if merged => Err(Error::RegionNotFound(SOURCE)),
-                Body::Admin { region: SOURCE, .. } => {
-                    *self.looks.lock() += u32::from(frozen);
-                    let version = if frozen { 6 } else { 5 };
-                    let current = vec![region(SOURCE, "g", "t", version)];
-                    Err(Error::EpochNotMatch { current })
-                }
-                Body::Admin { region: TARGET, .. } => {
-                    let (end, version) = if merged { ("t", 7) } else { ("g", 4) };
-                    let current = vec![region(TARGET, "", end, version)];
-                    Err(Error::EpochNotMatch { current })
-                }
+                Body::Admin { region, .. } => Err(self.look(region)),
                 Body::Read { .. } => Ok(Response::Values(vec![None])),
+                Body::Regions { start, .. } => {
+                    let owner = self.regions().into_iter().find(|one| one.range.contains(&start));
+                    Ok(Response::Regions(owner.into_iter().collect()))
+                }
+                Body::Directory(_) => {
+                    let known = |region| RegionInfo { region, leader: Some(StoreId(1)), bytes: 0 };
+                    let known = self.regions().into_iter().map(known).collect();
+                    Ok(Response::Directory(Answer::Located(known)))
+                }
                 other => panic!("{other:?}"),
             });
         }
 
+        /// Each call takes a while.
         fn now(&self) -> Time {
-            Time(0)
+            Time(0).after(Duration::from_millis(100) * *self.calls.lock())
         }
     }
 
-    /// The answer to the freezing was lost, or it was an earlier call that had frozen the source: asking again found it frozen, and
-    /// in the end gone, and called that an error.
+    /// What comes of asking for a merge of the source into the target meanwhile.
+    fn raced(
+        wanted: RegionId,
+        answers: fn(u32) -> Option<Error>,
+        after: fn() -> Vec<Region>,
+    ) -> Result<Region> {
+        let (asked, looks, calls) = Default::default();
+        let race = Arc::new(Race { wanted, answers, after, asked, looks, calls });
+        let merged = wait(Client::new(race.clone(), Duration::from_secs(60)).merge(SOURCE, TARGET));
+        let calls = *race.calls.lock();
+        assert!(calls < 150, "it was not waited for until the time was up: {calls}");
+        merged
+    }
+
+    fn merged() -> Vec<Region> {
+        vec![owns(TARGET, "", "t", 7), owns(OTHER, "t", "", 4)]
+    }
+
+    fn merged_and_cut() -> Vec<Region> {
+        vec![owns(TARGET, "", "m", 8), owns(RegionId(10), "m", "t", 8), owns(OTHER, "t", "", 4)]
+    }
+
+    fn merged_elsewhere() -> Vec<Region> {
+        vec![owns(TARGET, "", "g", 4), owns(OTHER, "g", "", 7)]
+    }
+
+    /// The answer to the freezing was lost, or it was somebody else who had frozen the source a moment before: asking again found it
+    /// frozen, took that for a later shape than the one it had been frozen in, and called it an error; or it found the source
+    /// gone, and looked for it until the time was up.
     #[test]
     fn a_merge_that_is_under_way_is_waited_for() {
-        let lost: fn() -> Error = || Error::Timeout { after_ms: 9, what: "another node's answer" };
-        let frozen: fn() -> Error = || FROZEN;
-        for (freezing, before) in [(lost, false), (frozen, true)] {
-            let backend = Silent { freezing, frozen: Mutex::new(before), looks: Mutex::new(0) };
-            let client = Client::new(Arc::new(backend), Duration::from_secs(9));
-            let merged = wait(client.merge(SOURCE, TARGET)).unwrap();
-            assert_eq!((merged.id, &merged.range.end[..]), (TARGET, &b"t"[..]));
+        let lost = |asked| {
+            (asked == 1).then_some(Error::Timeout { after_ms: 9, what: "another node's answer" })
+        };
+        // An older node says no more than that.
+        let frozen = |_| Some(FROZEN);
+        for answers in [|_| None, lost, frozen] {
+            for after in [merged, merged_and_cut] {
+                let told = raced(TARGET, answers, after).map(|region| region.id);
+                assert!(matches!(told, Ok(TARGET)), "{told:?}");
+            }
+        }
+    }
+
+    /// Somebody has the source go into its other neighbour: that it was frozen, and then gone, was taken for what had been asked for.
+    #[test]
+    fn a_source_that_goes_elsewhere_is_not_merged_as_was_asked() {
+        let lost = |asked| {
+            (asked == 1).then_some(Error::Timeout { after_ms: 9, what: "another node's answer" })
+        };
+        for answers in [|_| None, lost] {
+            let told = raced(OTHER, answers, merged_elsewhere).map(|region| region.id);
+            assert!(matches!(told, Err(Error::RegionNotFound(SOURCE))), "{told:?}");
         }
     }
 }

@@ -42,6 +42,9 @@ impl Peer {
             Admin::CommitMerge(commit) if self.runs() && self.group.leads() => {
                 self.known_of(commit)
             }
+            Admin::PrepareMerge(prepare) if self.runs() && self.group.leads() => {
+                self.frozen_for(prepare.target.id)
+            }
             _ => None,
         }
     }

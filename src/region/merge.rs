@@ -261,6 +261,13 @@ impl Peer {
         }
     }
 
+    /// The answer to whoever asks for it to be frozen and finds it so already, for the same target: somebody else was faster, or his
+    /// own asking was not heard to have succeeded.
+    pub(super) fn frozen_for(&self, target: RegionId) -> Option<Result<AdminDone>> {
+        let same = self.merging.as_ref().is_some_and(|merging| merging.target == target);
+        same.then(|| Ok(AdminDone::Shaped(vec![Region::clone(&self.region)])))
+    }
+
     /// The region is frozen from now on, or thawed.
     pub(super) fn set_merging(&mut self, merging: Option<Merging>) {
         self.merging = merging.map(Box::new);

@@ -485,6 +485,27 @@ fn the_end_of_one_who_never_came_frees_no_keys_of_its_successor() {
     assert!(!bench.takes(&region(8, "t", "", &[1, 2]), vec![]), "they are another's still");
 }
 
+/// Two ask for the same merge, or one asks again whose first answer was lost: the second was told that the region is frozen, not in
+/// which shape, and took the next look at it for a later one. Who wants it frozen for another target still is refused.
+#[test]
+fn who_asks_for_a_freezing_that_has_happened_is_told_the_shape() {
+    let mut bench = Bench::new(row());
+    bench.settle();
+    let before = bench.state(2).region.epoch;
+    bench.freeze(2, 3);
+    let frozen = bench.state(2).region;
+    for epoch in [before, frozen.epoch] {
+        let target = bench.state(3).region;
+        let again = bench.ask(2, Admin::PrepareMerge(Prepare { epoch, target, first: 0 }));
+        let Ok(AdminDone::Shaped(shapes)) = again else { panic!("{again:?}") };
+        assert_eq!(shapes, [frozen.clone()]);
+        let target = bench.state(1).region;
+        let other = bench.ask(2, Admin::PrepareMerge(Prepare { epoch, target, first: 0 }));
+        assert!(matches!(other, Err(Error::Busy { .. })), "{other:?}");
+    }
+    assert_eq!(bench.state(2).region, frozen);
+}
+
 /// The list of the gone has no room for those of a source. A target that finds so only when it applies the commit has made
 /// the source stand still before, on every store, for good: nobody would wish, answer or campaign there any more.
 #[test]
