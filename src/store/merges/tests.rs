@@ -498,7 +498,7 @@ fn who_asks_for_a_freezing_that_has_happened_is_told_the_shape() {
         let target = bench.state(3).region;
         let again = bench.ask(2, Admin::PrepareMerge(Prepare { epoch, target, first: 0 }));
         let Ok(AdminDone::Shaped(shapes)) = again else { panic!("{again:?}") };
-        assert_eq!(shapes, [frozen.clone()]);
+        assert_eq!(shapes, std::slice::from_ref(&frozen));
         let target = bench.state(1).region;
         let other = bench.ask(2, Admin::PrepareMerge(Prepare { epoch, target, first: 0 }));
         assert!(matches!(other, Err(Error::Busy { .. })), "{other:?}");
