@@ -42,8 +42,9 @@ pub enum Error {
         /// The region.
         region: RegionId,
     },
-    /// No replica of the region lives here.
-    #[error("region {0}: no replica on this store")]
+    /// No replica of the region lives here. Said of a merge or a change of replicas that ended before its time was up: the
+    /// cluster has no such region.
+    #[error("region {0} is not known here")]
     RegionNotFound(RegionId),
     /// Nobody here knows which region owns a key: it has moved a moment ago. Retry later.
     #[error("no region is known for key {key:?}")]

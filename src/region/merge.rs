@@ -5,7 +5,7 @@
 //! 1. *Prepare*, an entry of the source's log, freezes it on every replica that applies it: no write, no read, no other
 //!    change of its shape, no compaction, no lease; both halves of its epoch grow. The leader proposes it only while
 //!    every replica is alive and nearly even, and notes from which entry on some replica may lack something, by what
-//!    they have acknowledged.
+//!    they have acknowledged. Whoever asks for it once more, for the same target, is told the frozen shape.
 //! 2. The frozen source's leader, whoever that is, *wishes* for the target to take it in, again and again
 //!    ([`MergeWish`]). The wish carries those entries; whoever takes it proposes *Commit* to the target's leader,
 //!    wherever that is. It is accepted if, and only if, the target has the shape that it had when the source was
