@@ -37,6 +37,8 @@ pub struct Counts {
     pub merges: [u64; 3],
     /// Of them by the nodes' own operators, because both regions were small and cold.
     pub automatic_merges: u64,
+    /// Leaderships moved by the nodes' own operators, so that stores lead equally many regions.
+    pub spread: u64,
     /// Stores that joined, that were drained, and that left.
     pub stores: [u64; 3],
     /// Directories that were wiped, and that were put back from an old copy.
