@@ -162,7 +162,7 @@ fn print_all(reports: &[Report], failed: usize, arguments: &Arguments) -> io::Re
         out,
         "{} seeds, {failed} failed, {} undecided; {} events, {} operations answered, {} unknown, {} crashes, \
          {} elections, {} splits, {} wished for load, {} changes, {}/{}/{} frozen/merged/thawed, {} by themselves, {} leaderships spread, \
-         {}/{}/{} stores joined/drained/left, {}/{} directories wiped/put back, {} logs damaged, {} fenced off, {} in merges, {} disks full, {} restores put off, {} connections refused, {} asleep at faults, {} snapshots, \
+         {}/{}/{} stores joined/drained/left, {}/{} directories wiped/put back, {} logs damaged, {} fenced off, {} in merges, {} asked before birth, {} disks full, {} restores put off, {} connections refused, {} asleep at faults, {} snapshots, \
          {} slots refused, {} called off, {} flushes, {} reads by lease or \
          freshness, {} stale, {} of followers, removed replicas lived on for {} ms at most, \
          {simulated:.0} s simulated, trace {hash:016x}",
@@ -189,6 +189,7 @@ fn print_all(reports: &[Report], failed: usize, arguments: &Arguments) -> io::Re
         sum(|r| r.counts.damaged),
         sum(|r| r.counts.fenced[0]),
         sum(|r| r.counts.fenced[1]),
+        sum(|r| r.counts.asked_unborn),
         sum(|r| r.counts.full),
         sum(|r| r.counts.waited_for_room),
         sum(|r| r.counts.kept_out),

@@ -47,6 +47,8 @@ pub struct Counts {
     pub damaged: u64,
     /// Replicas that were fenced off for it, and of them because one that was to be merged into them was.
     pub fenced: [u64; 2],
+    /// Votes that were asked of replicas before they were born, which were then.
+    pub asked_unborn: u64,
     /// Disks that were full for a while.
     pub full: u64,
     /// Snapshots that waited for room to be restored, each time anew.
