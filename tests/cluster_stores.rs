@@ -183,6 +183,50 @@ fn any_node_knows_the_leaders_and_silence_costs_nothing() {
     });
 }
 
+/// Whoever shut down led nothing when it was back, and whoever was there longest led everything.
+#[test]
+fn a_store_that_was_restarted_leads_its_share_again() {
+    const REGIONS: u64 = 30;
+    let dir = tempfile::tempdir().unwrap();
+    let hub = Hub::new();
+    let mut nodes: Vec<Node> = (1..=3).map(|id| open(dir.path(), id, 3, REGIONS, &hub)).collect();
+    let led = |nodes: &[Node]| -> Vec<u64> {
+        let led = |node: &Node| node.status().unwrap().iter().filter(|s| s.leads).count() as u64;
+        nodes.iter().map(led).collect()
+    };
+    let alike = |nodes: &[Node]| {
+        let led = led(nodes);
+        led.iter().sum::<u64>() == REGIONS && led.iter().all(|count| (5..=15).contains(count))
+    };
+    eventually("a leader of every region", || led(&nodes).iter().sum::<u64>() == REGIONS);
+    let client = nodes[2].client().blocking();
+    (0..64).for_each(|i| client.put(spread_key(i), i.to_string()).unwrap());
+    // All that the first one leads goes to the two others, about alike, and it stays away for a moment.
+    eventually("leaders to give away", || alike(&nodes));
+    let gave = led(&nodes)[0];
+    let before = led(&nodes);
+    nodes[0].shutdown().unwrap();
+    let after = [0].into_iter().chain(led(&nodes[1..])).collect::<Vec<_>>();
+    eprintln!("led {before:?}, then {after:?}");
+    assert_eq!(after.iter().sum::<u64>(), REGIONS, "all were handed over");
+    let given = [1, 2].map(|at| after[at].saturating_sub(before[at]));
+    assert!(given.iter().all(|more| *more >= gave / 5), "of {gave} they were given {given:?}");
+    nodes[0] = open(dir.path(), 1, 3, REGIONS, &hub);
+    eventually("the first one to lead its share", || led(&nodes)[0] >= 5 && alike(&nodes));
+    // That is the end of it: nothing goes to and fro.
+    let terms = |nodes: &[Node]| -> u64 {
+        nodes.iter().flat_map(|node| node.status().unwrap()).map(|status| status.term).sum()
+    };
+    let mut before = 0;
+    eventually("an end", || {
+        std::thread::sleep(Duration::from_secs(3));
+        std::mem::replace(&mut before, terms(&nodes)) == terms(&nodes)
+    });
+    eprintln!("in the end {:?}", led(&nodes));
+    assert!(alike(&nodes), "{:?}", led(&nodes));
+    (0..64).for_each(|i| assert_eq!(client.get(spread_key(i)).unwrap().unwrap(), i.to_string()));
+}
+
 #[test]
 fn a_region_short_of_voters_is_mended_and_a_dead_store_can_be_drained() {
     let dir = tempfile::tempdir().unwrap();

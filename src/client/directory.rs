@@ -365,12 +365,14 @@ impl Bureau {
     }
 
     /// What is to be done next, if this node reigns and anything has changed since a plan was made of `basis`.
-    /// `limits` are given for the wanted number of replicas; `busy` regions are not calm.
+    /// `limits` are given for the wanted number of replicas; `busy` regions are not calm, and the leaders of those that are `kept` stay
+    /// where they are, if no replica has to go.
     pub(crate) fn plan(
         &self,
         basis: &mut Basis,
         limits: impl FnOnce(usize) -> Limits,
         busy: impl Fn(RegionId) -> bool,
+        kept: impl Fn(RegionId) -> bool,
     ) -> Option<Plan> {
         let (session, changes) = self.reign(|atlas| (atlas.session(), atlas.changes())).ok()?;
         let directory = self.record().ok()?;
@@ -394,8 +396,13 @@ impl Bureau {
             };
             let sites: Vec<Site> = directory.stores.values().map(site).collect();
             let calm = |region: &Region| atlas.calm(region).filter(|_| !busy(region.id));
-            let place = |(region, leader)| Place { region, leader, calm: calm(region) };
-            let places: Vec<Place<'_>> = atlas.regions().map(place).collect();
+            let places: Vec<Place<'_>> = atlas
+                .regions()
+                .map(|(region, leader)| {
+                    let (calm, kept) = (calm(region), kept(region.id));
+                    Place { region, leader, calm, kept }
+                })
+                .collect();
             placement::plan(&sites, &places, limits)
         });
         let plan = planned.ok()?;

@@ -92,6 +92,11 @@ pub enum StoreChange {
 }
 
 impl Directory {
+    /// Those stores that are in this state.
+    pub fn in_state(&self, state: StoreState) -> impl Iterator<Item = StoreId> {
+        self.stores.values().filter(move |record| record.state == state).map(|record| record.store)
+    }
+
     /// Its bytes.
     pub fn encode(&self) -> Bytes {
         if self.version == 0 && self.stores.is_empty() {

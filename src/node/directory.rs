@@ -385,11 +385,13 @@ impl Clerk {
             return;
         }
         self.parts.roster.learn(&known.directory);
+        let neighbours = self.parts.driver.registry().neighbours();
+        neighbours.are_draining(known.directory.in_state(StoreState::Draining).collect());
         for record in known.directory.stores.values() {
             let store = record.store;
             if record.state == StoreState::Left {
                 // It holds nothing that counts any more, and is not let in again.
-                self.parts.driver.registry().neighbours().has_left(store);
+                neighbours.has_left(store);
                 self.parts.transport.cut_off(store);
             }
             let there = record.state != StoreState::Left && !record.address.is_empty();

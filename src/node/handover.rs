@@ -1,5 +1,6 @@
 //! Giving leaderships away before a node goes: to whom, how often, and when to stop trying.
 
+use crate::region::handing::drawn;
 use crate::store::RegionStatus;
 use crate::types::{RegionId, Role, StoreId};
 use parking_lot::Mutex;
@@ -90,7 +91,7 @@ fn heir(
     match others > 0 && others + 1 > all / 2 {
         false => Err(()),
         true if others + 1 == all => Ok(None),
-        true => Ok(there().next().map(|peer| peer.store)),
+        true => Ok(there().nth(drawn(status.region.id, others)).map(|peer| peer.store)),
     }
 }
 
@@ -183,8 +184,20 @@ mod tests {
         assert_eq!(heir(2, &[2]), Err(()));
         assert_eq!(heir(3, &[2]), Ok(Some(StoreId(3))));
         assert_eq!(heir(3, &[2, 3]), Err(()));
-        assert_eq!(heir(5, &[2, 3]), Ok(Some(StoreId(4))));
+        assert!(matches!(heir(5, &[2, 3]), Ok(Some(StoreId(4 | 5)))));
         assert_eq!(heir(5, &[2, 3, 4]), Err(()));
+    }
+
+    /// All leaderships went to one store.
+    #[test]
+    fn leaderships_are_spread_over_those_that_are_there() {
+        // Ids of regions with four peers each, or three.
+        for step in [4u64, 5] {
+            let one = |id| heir(&region(1 + id * step, true, 4), StoreId(1), &away(&[2]));
+            let to: Vec<_> = (0..100u64).map(one).collect();
+            let third = to.iter().filter(|to| **to == Ok(Some(StoreId(3)))).count();
+            assert!((35..=65).contains(&third), "{third} of 100 go to s3");
+        }
     }
 
     #[test]

@@ -48,6 +48,7 @@ mod directory;
 mod fates;
 mod founding;
 pub(crate) mod handover;
+mod leaders;
 pub(crate) mod members;
 pub(crate) mod merger;
 mod open;
@@ -178,7 +179,7 @@ impl Node {
         }
     }
 
-    /// Starts handing leadership of a region to `to`, or to the most advanced follower. The region must
+    /// Starts handing leadership of a region to `to`, or to some follower that can lead at once. The region must
     /// be led here.
     pub fn transfer_leader(&self, region: RegionId, to: Option<StoreId>) -> Result<()> {
         let running = self.running()?;

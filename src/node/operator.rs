@@ -8,12 +8,13 @@
 //!
 //! A plan's steps are carried out as far as they go now; what is refused (a learner that has not caught up, a shape that has
 //! changed) comes again with the next plan. Nothing is remembered between plans but for how long a region has been
-//! short of voters: an operator who is just replacing one by hand is not to be helped. Merges go to the
-//! [`merger`](super::merger), a few at a time.
+//! short of voters (an operator who is just replacing one by hand is not to be helped), and a store has led too few regions
+//! ([`leaders`](super::leaders)). Merges go to the [`merger`](super::merger), a few at a time.
 //!
 //! What it does waits for nothing but answers, so it may as well be carried out step by step, as the simulator does.
 
 use super::fates::Fates;
+use super::leaders::{FEW_FOR, Leaders, TRANSFERS};
 use super::merger::Merger;
 use crate::client::merge::Merged;
 use crate::client::{Basis, Client, Office, together, wait};
@@ -149,6 +150,7 @@ pub(crate) struct Operator<O> {
     desk: Desk<O>,
     basis: Basis,
     short: BTreeMap<RegionId, Time>,
+    leaders: Leaders,
     merger: Merger,
     fates: Fates,
     /// Regions of so many bytes at most are merged; 0: none.
@@ -162,7 +164,7 @@ pub(super) fn start<O: Office + 'static>(
     merge_bytes: u64,
 ) -> Result<()> {
     let merger = Merger::start(&desk.client)?;
-    let mut operator = Operator::new(desk, merger, merge_bytes);
+    let mut operator = Operator::new(desk, merger, merge_bytes, FEW_FOR);
     let body = move || {
         let (mut pause, mut looked) = (LOOK, Instant::now());
         loop {
@@ -187,10 +189,17 @@ pub(super) fn start<O: Office + 'static>(
 }
 
 impl<O: Office> Operator<O> {
-    /// One that has planned nothing yet.
-    pub fn new(desk: Desk<O>, merger: Merger, merge_bytes: u64) -> Operator<O> {
+    /// One that has planned nothing yet. A store leads too few regions for `few_for` before it is given any.
+    pub fn new(desk: Desk<O>, merger: Merger, merge_bytes: u64, few_for: Duration) -> Operator<O> {
         let (basis, short, fates) = (Basis::default(), BTreeMap::new(), Fates::default());
-        Operator { desk, basis, short, merger, fates, merge_bytes }
+        let leaders = Leaders::new(few_for);
+        Operator { desk, basis, short, leaders, merger, fates, merge_bytes }
+    }
+
+    /// How many leaderships it moved so that stores lead equally many regions.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn spread(&self) -> u64 {
+        self.leaders.count
     }
 
     /// Cuts a region that has grown too large.
@@ -244,12 +253,21 @@ impl<O: Office> Operator<O> {
             self.basis = Basis::default();
         }
         let (merge_bytes, merges) = (self.merge_bytes, self.merger.room());
-        let limits = |wanted| Limits { wanted, moves: MOVES, steps: STEPS, merge_bytes, merges };
+        let limits = |wanted| Limits {
+            wanted,
+            moves: MOVES,
+            steps: STEPS,
+            merge_bytes,
+            merges,
+            transfers: TRANSFERS,
+        };
         let busy = |region| self.merger.waits(region);
-        let Some(plan) = office.bureau().plan(&mut self.basis, limits, busy) else {
+        let kept = |region| self.leaders.keeps(region, now);
+        let Some(plan) = office.bureau().plan(&mut self.basis, limits, busy, kept) else {
             return Some(LOOK);
         };
-        if plan.unsettled > 0 {
+        self.leaders.planned(&plan.steps, now);
+        if plan.unsettled > 0 || self.leaders.wait() {
             // It is looked at again, whether or not anything changes meanwhile.
             self.basis = Basis::default();
         }
@@ -257,6 +275,7 @@ impl<O: Office> Operator<O> {
         // Not held over the calls: a node that is closed meanwhile lets go of its directory.
         drop(office);
         for (step, result) in self.carry_out(steps).await {
+            self.leaders.moved(&step, result.is_ok(), now);
             let Step { region, ref action, ref why, .. } = step;
             match result {
                 Ok(shapes) => {
@@ -282,7 +301,8 @@ impl<O: Office> Operator<O> {
             .collect();
         self.short = repairs;
         let since = |step: &Step| self.short.get(&step.region).map(|since| now.since(*since));
-        let ripe = |step: &Step| since(step).is_none_or(|since| since >= SHORT_FOR);
+        let mended = |step: &Step| since(step).is_none_or(|since| since >= SHORT_FOR);
+        let ripe = |step: &Step| mended(step) && self.leaders.is_ripe(step, now);
         plan.steps.into_iter().filter(ripe).collect()
     }
 

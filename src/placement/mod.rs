@@ -13,10 +13,12 @@
 //! * A store that is draining, that has left, that is out of reach or that is nearly full is given nothing.
 //! * At most [`Limits::moves`] regions have a learner on its way.
 //! * Neighbours that are small and cold are merged while nothing else is to be done: `merge` has the rules.
+//! * Leaderships are spread over the stores (`leaders`), whatever else is to be done.
 //!
-//! Not done: balance of leaders, of bytes and of load; failure domains; replacing the replicas of a store that is down
+//! Not done: balance of replicas, of bytes and of load; failure domains; replacing the replicas of a store that is down
 //! without being told to (drain it: that works while it is down, too).
 
+mod leaders;
 mod merge;
 mod plan;
 

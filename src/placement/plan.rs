@@ -29,6 +29,8 @@ pub struct Place<'a> {
     pub leader: Option<StoreId>,
     /// It takes at most so many bytes and is hardly used, and has been so for long; `None`: it is not so, or nobody knows.
     pub calm: Option<u64>,
+    /// Its leadership was to be moved a moment ago, so that stores lead equally many regions, and could not be: it stays.
+    pub kept: bool,
 }
 
 /// How much at once, and towards what.
@@ -44,6 +46,8 @@ pub struct Limits {
     pub merge_bytes: u64,
     /// Merges of one plan, at most.
     pub merges: usize,
+    /// Leaderships that one plan moves so that stores lead equally many regions, at most; 0: none.
+    pub transfers: usize,
 }
 
 /// What is to be done to a region.
@@ -79,6 +83,8 @@ pub enum Goal {
     Repair,
     /// There are to be fewer regions.
     Fewer,
+    /// Stores are to lead about equally many regions.
+    Spread,
 }
 
 /// The next thing to do for a region.
@@ -94,6 +100,17 @@ pub struct Step {
     pub goal: Goal,
     /// Why, in words.
     pub why: String,
+}
+
+impl Step {
+    /// The regions that it names.
+    pub(super) fn regions(&self) -> impl Iterator<Item = RegionId> + use<> {
+        let other = match self.action {
+            Action::Merge { into, .. } => Some(into),
+            _ => None,
+        };
+        [self.region].into_iter().chain(other)
+    }
 }
 
 /// What comes next, and what cannot.
@@ -114,7 +131,7 @@ const FULL_PERCENT: u64 = 90;
 pub(super) struct Room {
     site: Site,
     replicas: usize,
-    leaders: usize,
+    pub leaders: usize,
 }
 
 impl Room {
@@ -171,6 +188,7 @@ pub fn plan(sites: &[Site], places: &[Place<'_>], limits: Limits) -> Plan {
     if planner.plan.unsettled == 0 {
         planner.merge(places);
     }
+    planner.spread_leaders(places);
     planner.plan
 }
 
@@ -185,7 +203,7 @@ impl Planner {
     }
 
     /// What is wrong with a region, if anything is.
-    fn goal(&self, region: &Region) -> Option<Goal> {
+    pub fn goal(&self, region: &Region) -> Option<Goal> {
         if region.peers.iter().any(|peer| !self.stays(peer.store)) {
             return Some(Goal::Drain);
         }
@@ -228,10 +246,10 @@ impl Planner {
     }
 
     /// The voter that stays, is there and leads least.
-    fn heir(&self, region: &Region, leader: StoreId) -> Option<StoreId> {
+    pub fn heir(&self, region: &Region, leader: StoreId) -> Option<StoreId> {
         let able = |peer: &&Peer| peer.role == Role::Voter && peer.store != leader;
         let heirs = region.peers.iter().filter(able).filter_map(|peer| self.rooms.get(&peer.store));
-        let heirs = heirs.filter(|room| room.stays() && room.site.reachable);
+        let heirs = heirs.filter(|room| room.is_there());
         heirs.min_by_key(|room| (room.leaders, room.site.store)).map(|room| room.site.store)
     }
 

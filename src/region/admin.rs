@@ -5,6 +5,7 @@ use super::apply::FIRST_FREE_ID;
 use super::config::StoreConfig;
 use super::effects::{AdminDone, Applied, Effects, Reply, Token};
 use super::merge::{FROZEN, accept, departed, freeze};
+use super::neighbours::Neighbours;
 use super::peer::Peer;
 use super::{membership, split};
 use crate::codec::admin::{Admin, Change};
@@ -23,6 +24,7 @@ impl Peer {
     pub(crate) fn propose_admin(
         &mut self,
         config: &StoreConfig,
+        neighbours: &Neighbours,
         token: Token,
         admin: &Admin,
         effects: &mut Effects,
@@ -30,7 +32,7 @@ impl Peer {
         if let Some(known) = self.known_answer(admin) {
             return effects.replies.push((token, Reply::Admin(known)));
         }
-        match self.try_admin(config, admin, effects) {
+        match self.try_admin(config, neighbours, admin, effects) {
             Ok(position) => self.proposals.proposed(position, vec![token]),
             Err(error) => effects.replies.push((token, Reply::Admin(Err(error)))),
         }
@@ -52,6 +54,7 @@ impl Peer {
     fn try_admin(
         &mut self,
         config: &StoreConfig,
+        neighbours: &Neighbours,
         admin: &Admin,
         effects: &mut Effects,
     ) -> Result<LogPosition> {
@@ -99,6 +102,7 @@ impl Peer {
             }
             Admin::ChangePeers { epoch, changes } => {
                 self.come_for(changes);
+                self.may_place(neighbours, changes)?;
                 self.propose_change(*epoch, changes)
             }
             Admin::LeaveJoint { epoch } => self.propose_leave(*epoch),

@@ -40,6 +40,12 @@ impl Outbox {
         self.queues.is_empty()
     }
 
+    /// All messages.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn envelopes(&self) -> impl Iterator<Item = &Envelope> {
+        self.queues.iter().flat_map(|queue| &queue.2)
+    }
+
     /// Takes everything.
     pub fn take(&mut self) -> Vec<(StoreId, Lane, Vec<Envelope>)> {
         std::mem::take(&mut self.queues)

@@ -1,7 +1,8 @@
 //! Handing leadership over.
 //!
 //! **Life.** Somebody asks the leader for it (`Peer::transfer`). It asks whoever may take over whether he could lead at once: the
-//! one store that was named, or every other voter. A replica that is asked wakes, and says yes once it knows
+//! one store that was named, or another voter, drawn by the region's id so that the regions of a node that goes are spread over
+//! those that stay; and, if that one has not said yes after some ticks, all of them. A replica that is asked wakes, and says yes once it knows
 //! of nearly all that is committed and has applied nearly all of it: the rest it has to apply before it serves its first read. The first
 //! to say so whose log has nearly everything is told to campaign, by raft's own transfer (Raft thesis, 3.10): from then
 //! on the old leader takes no writes, and it has no lease for the rest of its term. Until then nothing changes, and if nobody
@@ -21,12 +22,14 @@ use super::peer::Peer;
 use super::sparse::Empty;
 use crate::error::Error;
 use crate::raft::Note;
-use crate::types::{PeerId, Role, StoreId, Time};
+use crate::types::{PeerId, RegionId, Role, StoreId, Time};
 
 /// Committed entries that an heir may lack in its log, or not know to be committed: they are under way.
 const GAP_MAX: u64 = 64;
 /// Ticks until the heirs are asked again.
 const ASK_AGAIN: u64 = 2;
+/// Ticks for which only one heir is asked if none was named.
+const ASK_ONE: u64 = 4;
 
 /// A leadership that is to go.
 #[derive(Debug)]
@@ -34,9 +37,17 @@ pub(crate) struct Handing {
     /// Nobody: to whoever can take it first.
     to: Option<StoreId>,
     waiting: Vec<Token>,
-    /// The ticks at which the heirs are asked again, and at which it is given up.
+    /// The ticks at which the heirs are asked again, from which on all of them are, and at which it is given up.
     asks_at: u64,
+    asks_all_at: u64,
     ends_at: u64,
+}
+
+/// Which of `count` heirs a region takes: the regions of one node take different ones. (Their ids may have a factor in common,
+/// for they are given together with those of peers.)
+pub(crate) fn drawn(region: RegionId, count: usize) -> usize {
+    let drawn = region.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    usize::try_from(drawn).unwrap_or(0).checked_rem(count).unwrap_or(0)
 }
 
 fn behind() -> Error {
@@ -55,10 +66,11 @@ impl Peer {
         let result = match self.may_hand_over(to) {
             Ok(true) => Ok(()),
             Ok(false) => {
-                let (asks_at, ends_at) =
-                    (self.ticks, self.ticks + config.group.election_ticks as u64);
+                let election = config.group.election_ticks as u64;
+                let (asks_at, ends_at) = (self.ticks, self.ticks + election);
+                let asks_all_at = asks_at + ASK_ONE.min(election / 2);
                 let handing = self.handing.get_or_insert_with(|| {
-                    Box::new(Handing { to, waiting: Vec::new(), asks_at, ends_at })
+                    Box::new(Handing { to, waiting: Vec::new(), asks_at, asks_all_at, ends_at })
                 });
                 handing.waiting.push(token);
                 return self.ask_heirs(effects);
@@ -100,6 +112,15 @@ impl Peer {
         wanted.map(|peer| (peer.id, peer.store)).collect()
     }
 
+    /// Whom to ask first: one of those who seem to be able to, if anybody does (of a group that has slept nobody knows).
+    fn first_heir(&self, mut heirs: Vec<(PeerId, StoreId)>) -> Option<(PeerId, StoreId)> {
+        let able = |(heir, _): &(PeerId, StoreId)| self.group.has_caught_up(*heir, GAP_MAX);
+        if heirs.iter().any(able) {
+            heirs.retain(able);
+        }
+        heirs.get(drawn(self.region.id, heirs.len())).copied()
+    }
+
     fn ask_heirs(&mut self, effects: &mut Effects) {
         let committed = self.group.status().committed;
         let Some(handing) = &mut self.handing else { return };
@@ -107,8 +128,12 @@ impl Peer {
             return;
         }
         handing.asks_at = self.ticks + ASK_AGAIN;
-        let to = handing.to;
-        for (heir, store) in self.heirs(to) {
+        let (to, all) = (handing.to, self.ticks >= handing.asks_all_at);
+        let mut heirs = self.heirs(to);
+        if !all {
+            heirs = self.first_heir(heirs).into_iter().collect();
+        }
+        for (heir, store) in heirs {
             let question = self.note(self.region.id, heir, Note::CanYouLead { committed });
             effects.send_now.push(store, question);
         }

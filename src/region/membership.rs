@@ -11,7 +11,7 @@
 //! the changes behind it once more, by the same path.
 //!
 //! **What a leader refuses**, though the shape allows it: a second change before the first is applied; to promote
-//! who lags; to remove or demote itself (it would lead a group without voting in it: hand leadership over
+//! who lags; a replica or a vote on a store that its node knows to be draining or to have left; to remove or demote itself (it would lead a group without voting in it: hand leadership over
 //! first); a change after which no quorum is alive and within reach of the log, for nothing would ever commit
 //! again. These are its own views, so they are not looked at again where the change is applied: a leader that is
 //! demoted all the same steps down.
@@ -29,6 +29,7 @@
 //! that a lease counts from.
 
 use super::config::StoreConfig;
+use super::neighbours::Neighbours;
 use super::peer::Peer;
 use crate::codec::admin::{Admin, Change};
 use crate::codec::region::REMOVED_MAX;
@@ -162,6 +163,24 @@ impl Peer {
         }
         let admin = Admin::ChangePeers { epoch, changes: changes.to_vec() };
         self.put_change(changes, &admin)
+    }
+
+    /// Refuses replicas and votes on stores that are to be empty or have left. Whoever asks has looked, but perhaps long ago: a
+    /// request that was held up must not reach a store that was found to be empty and struck off since.
+    pub(super) fn may_place(&self, neighbours: &Neighbours, changes: &[Change]) -> Result<()> {
+        let gains = |change: &Change| match *change {
+            Change::AddLearner { store, .. } => Some(store),
+            Change::Promote(peer) => self.region.peer(peer).map(|peer| peer.store),
+            Change::Demote(_) | Change::Remove(_) => None,
+        };
+        match changes.iter().filter_map(gains).find(|store| neighbours.takes_nothing(*store)) {
+            Some(store) => {
+                let what =
+                    format!("{store} is draining or has left: it gets no replica and no vote");
+                Err(Error::InvalidArgument(what))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Proposes the end of a joint configuration.

@@ -72,6 +72,8 @@ struct Absent {
     asked: BTreeSet<StoreId>,
     /// They never come back: the cluster has struck them off.
     left: BTreeSet<StoreId>,
+    /// They are to be empty.
+    draining: BTreeSet<StoreId>,
 }
 
 /// All of them. Clones share it.
@@ -134,6 +136,17 @@ impl Neighbours {
         let mut absent = self.absent.lock();
         absent.left.insert(store);
         absent.awaited.remove(&store);
+    }
+
+    /// These stores are to be empty, and no others.
+    pub fn are_draining(&self, stores: BTreeSet<StoreId>) {
+        self.absent.lock().draining = stores;
+    }
+
+    /// Whether a store is to be empty or was struck off, as far as this node knows: it is given no replica, and no vote.
+    pub(crate) fn takes_nothing(&self, store: StoreId) -> bool {
+        let absent = self.absent.lock();
+        absent.draining.contains(&store) || absent.left.contains(&store)
     }
 
     /// Those of these stores that were struck off.

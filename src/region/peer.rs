@@ -214,7 +214,7 @@ impl Peer {
 
     /// Whether the ban after a restart still holds: then nobody is helped, hand-over or not, because
     /// what was promised before is not known.
-    fn restarted(&self, now: Time) -> bool {
+    pub(crate) fn restarted(&self, now: Time) -> bool {
         now < self.banned_until
     }
 

@@ -161,8 +161,8 @@ fn print_all(reports: &[Report], failed: usize, arguments: &Arguments) -> io::Re
     writeln!(
         out,
         "{} seeds, {failed} failed, {} undecided; {} events, {} operations answered, {} unknown, {} crashes, \
-         {} elections, {} splits, {} wished for load, {} changes, {}/{}/{} frozen/merged/thawed, {} by themselves, \
-         {}/{}/{} stores joined/drained/left, {}/{} directories wiped/put back, {} logs damaged, {} fenced off, {} in merges, {} disks full, {} restores put off, {} connections refused, {} asleep at faults, {} snapshots, \
+         {} elections, {} splits, {} wished for load, {} changes, {}/{}/{} frozen/merged/thawed, {} by themselves, {} leaderships spread, \
+         {}/{}/{} stores joined/drained/left, {}/{} directories wiped/put back, {} logs damaged, {} fenced off, {} in merges, {} asked before birth, {} disks full, {} restores put off, {} connections refused, {} asleep at faults, {} snapshots, \
          {} slots refused, {} called off, {} flushes, {} reads by lease or \
          freshness, {} stale, {} of followers, removed replicas lived on for {} ms at most, \
          {simulated:.0} s simulated, trace {hash:016x}",
@@ -180,6 +180,7 @@ fn print_all(reports: &[Report], failed: usize, arguments: &Arguments) -> io::Re
         sum(|r| r.counts.merges[1]),
         sum(|r| r.counts.merges[2]),
         sum(|r| r.counts.automatic_merges),
+        sum(|r| r.counts.spread),
         sum(|r| r.counts.stores[0]),
         sum(|r| r.counts.stores[1]),
         sum(|r| r.counts.stores[2]),
@@ -188,6 +189,7 @@ fn print_all(reports: &[Report], failed: usize, arguments: &Arguments) -> io::Re
         sum(|r| r.counts.damaged),
         sum(|r| r.counts.fenced[0]),
         sum(|r| r.counts.fenced[1]),
+        sum(|r| r.counts.asked_unborn),
         sum(|r| r.counts.full),
         sum(|r| r.counts.waited_for_room),
         sum(|r| r.counts.kept_out),

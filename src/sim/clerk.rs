@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::kv::StateStore;
 use crate::node::census::{Census, Found, Seen};
 use crate::node::members::{Members, Roster};
+use crate::region::neighbours::Neighbours;
 use crate::router::reporter::{Reporter, Space};
 use crate::types::*;
 use parking_lot::Mutex;
@@ -181,7 +182,12 @@ impl Clerk {
         Verdicts::Goes
     }
 
-    fn act_upon_announcement(&mut self, room: &Room, roster: &Roster) -> Vec<StoreId> {
+    fn act_upon_announcement(
+        &mut self,
+        room: &Room,
+        roster: &Roster,
+        neighbours: &Neighbours,
+    ) -> Vec<StoreId> {
         let known = room.bureau.announcement();
         if known.session != 0 {
             self.reporter.announced(known.session);
@@ -195,8 +201,8 @@ impl Clerk {
         if self.members.keep(&known.directory).is_ok() {
             self.version = version;
         }
-        let left = known.directory.stores.values().filter(|r| r.state == StoreState::Left);
-        left.map(|record| record.store).collect()
+        neighbours.are_draining(known.directory.in_state(StoreState::Draining).collect());
+        known.directory.in_state(StoreState::Left).collect()
     }
 
     fn register(&mut self, room: &Room) {
@@ -302,8 +308,9 @@ impl Cluster {
         if let Verdicts::KeptOut(why) = clerk.collect(room) {
             return self.keep_out(now, id, &why);
         }
-        for left in clerk.act_upon_announcement(room, roster) {
-            running.registry.neighbours().has_left(left);
+        let neighbours = running.registry.neighbours();
+        for left in clerk.act_upon_announcement(room, roster, neighbours) {
+            neighbours.has_left(left);
             // Cut off: no connection lasts, and none is made any more, see `admits`.
             self.connections.retain(|ends, _| *ends != (id, left) && *ends != (left, id));
         }

@@ -15,6 +15,7 @@ use super::leases::Leases;
 use super::linear::History;
 use super::net::Net;
 use super::node::{NodeOptions, Planted, SimNode};
+use super::recount::{Recount, Turn};
 use super::regions::{Operator, Workload};
 use super::requests::{Request, Served, Trip};
 use super::rng::Rng;
@@ -24,6 +25,7 @@ use super::staff::Staff;
 use super::stage::Hand;
 use super::stores::Stores;
 use super::trace::Trace;
+use super::unborn::Unborn;
 use super::world::World;
 use crate::codec::beat::Beat;
 use crate::error::Error;
@@ -66,6 +68,8 @@ pub enum Happening {
     Trouble,
     /// The next stage of the siege.
     Siege,
+    /// The next turn of a recount.
+    Recount(Turn),
     /// The operator's turn.
     Reshape,
     /// A node comes back.
@@ -106,6 +110,9 @@ pub struct Cluster {
     pub(super) calm: bool,
     /// While a leader is besieged.
     pub(super) siege: Option<Siege>,
+    /// While a leader is deposed, and its successor's voter restarts.
+    pub(super) recount: Option<Recount>,
+    pub(super) unborn: Unborn,
     pub(super) clients: Vec<Client>,
     pub(super) keys: Keys,
     /// What the clients know of the regions.
@@ -174,6 +181,8 @@ impl Cluster {
             closing: false,
             calm: false,
             siege: None,
+            recount: None,
+            unborn: Unborn::default(),
             clients: Vec::new(),
             keys,
             routes,
@@ -244,6 +253,7 @@ impl Cluster {
             Happening::Ask(client, attempt) => self.ask(now, client, attempt),
             Happening::Trouble => self.trouble(now),
             Happening::Siege => self.siege(now),
+            Happening::Recount(turn) => self.recount(now, turn),
             Happening::Reshape => self.reshape(now),
             Happening::Restart(node) => self.restart(now, node),
             Happening::Room(node) => {
@@ -292,6 +302,9 @@ impl Cluster {
     ) -> Step {
         let pause = self.pause("drain.pause", 300);
         let planted = self.options.planted;
+        if self.alive(id, life).is_some() {
+            self.note_requests(id, life, at, &event);
+        }
         let Some(node) = self.alive(id, life) else { return Ok(()) };
         let local = node.now(now);
         let Some(running) = node.running.as_mut() else { return Ok(()) };
@@ -333,6 +346,7 @@ impl Cluster {
             self.world.after(Duration::from_micros(50), Happening::Drain(id, life, at));
         }
         self.look_at_leaders(now, id, at)?;
+        self.look_at_the_newborn(now, id, life, at, &effects)?;
         self.perform(now, id, life, at, effects)
     }
 

@@ -37,6 +37,8 @@ pub struct Counts {
     pub merges: [u64; 3],
     /// Of them by the nodes' own operators, because both regions were small and cold.
     pub automatic_merges: u64,
+    /// Leaderships moved by the nodes' own operators, so that stores lead equally many regions.
+    pub spread: u64,
     /// Stores that joined, that were drained, and that left.
     pub stores: [u64; 3],
     /// Directories that were wiped, and that were put back from an old copy.
@@ -45,6 +47,8 @@ pub struct Counts {
     pub damaged: u64,
     /// Replicas that were fenced off for it, and of them because one that was to be merged into them was.
     pub fenced: [u64; 2],
+    /// Votes that were asked of replicas before they were born, which were then.
+    pub asked_unborn: u64,
     /// Disks that were full for a while.
     pub full: u64,
     /// Snapshots that waited for room to be restored, each time anew.

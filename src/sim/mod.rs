@@ -13,7 +13,7 @@
 //!
 //! [`seed`] runs one seed from its drawn shape to the judgement: [`node`] is one node in production's own
 //! code, [`cluster`] does in events what production's shell does in threads, [`client`] and [`callers`] are
-//! the workload, [`regions`] the one in which regions change, [`trouble`] the faults, [`siege`] the one that is aimed, [`watch`] what the checkers look at,
+//! the workload, [`regions`] the one in which regions change, [`trouble`] the faults, [`siege`] and `recount` those that are aimed, [`watch`] what the checkers look at,
 //! `leases` the part of it that is about lease reads.
 //! On a [`stage`] nothing is drawn: what happens there a script says, step by step.
 //!
@@ -44,6 +44,7 @@ mod merges;
 pub mod net;
 pub mod node;
 mod reads;
+mod recount;
 pub mod regions;
 pub mod requests;
 pub mod rng;
@@ -57,5 +58,6 @@ mod stores;
 pub mod trace;
 pub mod traffic;
 pub mod trouble;
+mod unborn;
 pub mod watch;
 pub mod world;

@@ -48,7 +48,7 @@ pub enum Planted {
     /// A replica counts as fresh as soon as a round of reads is confirmed, applied or not.
     FreshUnapplied,
     /// A request for the vote of a replica that is not here yet is not kept until it is. (There is no replica without a
-    /// state that could vote before it is born.) It breaks no promise: the candidate asks again, an election timeout later.
+    /// state that could vote before it is born.) It costs time alone: the candidate asks again, an election timeout later.
     RequestDropped,
     /// A leader asks those who were removed whether they are gone every half minute: in the end they are, and everybody has forgotten
     /// them.

@@ -64,7 +64,7 @@ const ANSWER: Duration = Duration::from_secs(4);
 impl Cluster {
     /// Whether clients are silent now, and until when.
     pub(super) fn lull(&self, now: Time) -> Option<Time> {
-        if self.calm || self.siege.is_some() {
+        if self.calm || self.siege.is_some() || self.recount.is_some() {
             return None;
         }
         self.lulls.and_then(|lulls| lulls.end(now))

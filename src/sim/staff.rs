@@ -35,6 +35,9 @@ use std::time::Duration;
 /// Where the file `members` lies.
 const DATA_DIR: &str = "/";
 
+/// A store leads too few regions for so long before it is given any: far shorter than in production, like a seed.
+const FEW_FOR: Duration = Duration::from_secs(1);
+
 /// The node as its threads see it.
 pub(super) struct Room {
     pub bureau: Bureau,
@@ -111,6 +114,8 @@ pub(super) struct Staff {
     wished: Wished,
     /// `None`: at work.
     operator: Option<Box<Operator<Arc<Room>>>>,
+    /// Leaderships that it has moved, as far as they are counted.
+    spread: u64,
     looks_at: Time,
     orders: Receiver<Planned>,
     ended: Sender<Ended>,
@@ -194,7 +199,7 @@ impl Cluster {
             client: Client::new(room.clone(), Duration::ZERO),
             office: Box::new(move || door.upgrade()),
         };
-        let operator = Operator::new(desk, Merger::new(order, heard), merge_bytes);
+        let operator = Operator::new(desk, Merger::new(order, heard), merge_bytes, FEW_FOR);
         let record = StoreRecord {
             store: id,
             incarnation,
@@ -214,6 +219,7 @@ impl Cluster {
             wishes,
             wished,
             operator: Some(Box::new(operator)),
+            spread: 0,
             looks_at: local,
             orders,
             ended,
@@ -315,6 +321,8 @@ impl Cluster {
         let Some(staff) = self.staff.get_mut(&id) else { return Ok(()) };
         match done {
             Finished::Operator(operator, pause) => {
+                self.counts.spread += operator.spread() - staff.spread;
+                staff.spread = operator.spread();
                 staff.operator = Some(operator);
                 if let Some(pause) = pause {
                     staff.looks_at = local.after(pause);

@@ -323,7 +323,11 @@ impl Cluster {
         let known = |id: &StoreId| {
             *id == store || self.staff.get(id).is_some_and(|staff| staff.clerk.keeps(&record))
         };
-        if !self.nodes.keys().all(known) || self.siege.is_some() || !self.can_do_without(store) {
+        if !self.nodes.keys().all(known)
+            || self.siege.is_some()
+            || self.recount.is_some()
+            || !self.can_do_without(store)
+        {
             return Ok(());
         }
         if let Some(copy) = copy {

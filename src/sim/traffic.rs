@@ -13,6 +13,7 @@ impl Cluster {
     pub(super) fn send(&mut self, now: Time, from: StoreId, outbox: &mut Outbox) {
         for (to, _, envelopes) in outbox.take() {
             for envelope in envelopes {
+                self.see_vote(now, from, to, &envelope);
                 let mut bytes = Vec::new();
                 wire::encode(&envelope.message, &mut bytes);
                 for delivery in self.net.route(now, from, to, bytes.len() + 32, &mut self.rng) {

@@ -12,6 +12,8 @@ use std::time::Duration;
 const POWER_OFF_WITHIN: u64 = 12;
 /// How many of 1,000 faults are sieges, if a region has a leader and all its replicas are up.
 const SIEGE_PERMILLE: u32 = 60;
+/// And how many are recounts, in the workload in which stores come and go.
+const RECOUNT_PERMILLE: u32 = 15;
 
 impl Cluster {
     /// One fault, then an appointment for the next; after the calm has begun, none.
@@ -22,13 +24,17 @@ impl Cluster {
         let next = self.pause("trouble.interval", 1_200_000) + Duration::from_millis(50);
         self.world.after(next, Happening::Trouble);
         self.count_sleepers();
-        if self.siege.is_some() {
+        if self.siege.is_some() || self.recount.is_some() {
             return Ok(());
         }
         let ids: Vec<StoreId> = self.nodes.keys().copied().collect();
         let Some(victim) = self.rng.pick("trouble.victim", &ids).copied() else { return Ok(()) };
         if self.rng.chance("trouble.siege", SIEGE_PERMILLE) {
             self.besiege(now);
+            return Ok(());
+        }
+        if self.stores.is_some() && self.rng.chance("trouble.recount", RECOUNT_PERMILLE) {
+            self.begin_recount(now);
             return Ok(());
         }
         if self.fill_disk(now, victim) {
@@ -140,7 +146,7 @@ impl Cluster {
     /// Faults are over: the network heals, disks are sound, whoever is down comes back.
     pub(super) fn calm_down(&mut self, now: Time) {
         self.calm = true;
-        self.siege = None;
+        (self.siege, self.recount) = (None, None);
         self.net.heal();
         self.net.set_weather(Weather::fair());
         for (id, node) in &mut self.nodes {

@@ -358,8 +358,9 @@ impl Store {
                     return self.pending.replies.push((token, Reply::Admin(Err(error))));
                 }
                 let config = self.config.clone();
+                let neighbours = self.registry.neighbours().clone();
                 return self.touch(region, |peer, effects| {
-                    peer.propose_admin(&config, token, admin, effects);
+                    peer.propose_admin(&config, &neighbours, token, admin, effects);
                 });
             }
             DiskSpace::Enough => Error::RegionNotFound(region),
@@ -504,3 +505,6 @@ impl Store {
         self.touched.insert(region);
     }
 }
+
+#[cfg(test)]
+mod tests;

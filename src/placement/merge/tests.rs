@@ -8,8 +8,14 @@ use proptest::prelude::*;
 
 /// Regions are cut above this.
 const SPLIT: u64 = 1000;
-const LIMITS: Limits =
-    Limits { wanted: 3, moves: 4, steps: 64, merge_bytes: SPLIT * 20 / 100, merges: 4 };
+const LIMITS: Limits = Limits {
+    wanted: 3,
+    moves: 4,
+    steps: 64,
+    merge_bytes: SPLIT * 20 / 100,
+    merges: 4,
+    transfers: 0,
+};
 
 fn sites(count: u64) -> Vec<Site> {
     let site = |store| Site {
@@ -52,7 +58,12 @@ fn row(sizes: &[Option<u64>], stores: impl Fn(u64) -> Vec<u64>) -> Vec<(Region, 
 fn planned(sites: &[Site], row: &[(Region, Option<u64>)]) -> Plan {
     let places: Vec<Place<'_>> = row
         .iter()
-        .map(|(region, calm)| Place { region, leader: Some(region.peers[0].store), calm: *calm })
+        .map(|(region, calm)| Place {
+            region,
+            leader: Some(region.peers[0].store),
+            calm: *calm,
+            kept: false,
+        })
         .collect();
     plan(sites, &places, LIMITS)
 }
@@ -92,8 +103,10 @@ fn who_is_not_known_to_be_calm_is_let_be() {
     gap.remove(1);
     assert_eq!(pairs(&sites(3), &gap), [], "what lies between has not been reported");
     let two = row(&[Some(1), Some(1)], everywhere);
-    let places: Vec<Place<'_>> =
-        two.iter().map(|(region, calm)| Place { region, leader: None, calm: *calm }).collect();
+    let places: Vec<Place<'_>> = two
+        .iter()
+        .map(|(region, calm)| Place { region, leader: None, calm: *calm, kept: false })
+        .collect();
     assert_eq!(plan(&sites(3), &places, LIMITS).steps, [], "nobody leads them");
     let mut learns = two.clone();
     learns[0].0.peers[2].role = Role::Learner;
@@ -101,8 +114,10 @@ fn who_is_not_known_to_be_calm_is_let_be() {
     assert!(matches!(planned(&sites(3), &learns).steps[0].goal, Goal::Repair));
     for merges in [Limits { merge_bytes: 0, ..LIMITS }, Limits { merges: 0, ..LIMITS }] {
         let leader = Some(StoreId(1));
-        let places: Vec<Place<'_>> =
-            two.iter().map(|(region, calm)| Place { region, leader, calm: *calm }).collect();
+        let places: Vec<Place<'_>> = two
+            .iter()
+            .map(|(region, calm)| Place { region, leader, calm: *calm, kept: false })
+            .collect();
         assert_eq!(plan(&sites(3), &places, merges), Plan::default());
     }
 }

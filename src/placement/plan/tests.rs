@@ -4,7 +4,8 @@ use super::*;
 use crate::types::{KeyRange, PeerId};
 use proptest::prelude::*;
 
-const LIMITS: Limits = Limits { wanted: 3, moves: 4, steps: 64, merge_bytes: 0, merges: 0 };
+const LIMITS: Limits =
+    Limits { wanted: 3, moves: 4, steps: 64, merge_bytes: 0, merges: 0, transfers: 4 };
 
 fn site(store: u64, state: StoreState) -> Site {
     Site { store: StoreId(store), state, reachable: true, used_bytes: 0, capacity_bytes: 0 }
@@ -37,7 +38,7 @@ fn voters(id: u64, stores: &[u64]) -> Region {
 
 fn one(sites: &[Site], region: &Region, leader: u64) -> Plan {
     let leader = Some(StoreId(leader)).filter(|store| store.0 != 0);
-    plan(sites, &[Place { region, leader, calm: None }], LIMITS)
+    plan(sites, &[Place { region, leader, calm: None, kept: false }], LIMITS)
 }
 
 fn action(sites: &[Site], region: &Region, leader: u64) -> Option<Action> {
@@ -83,7 +84,10 @@ fn the_only_voter_makes_another_one_first() {
     let limits = Limits { wanted: 1, ..LIMITS };
     let next = |region: &Region, leader| {
         let leader = Some(StoreId(leader));
-        plan(&sites, &[Place { region, leader, calm: None }], limits).steps.remove(0).action
+        plan(&sites, &[Place { region, leader, calm: None, kept: false }], limits)
+            .steps
+            .remove(0)
+            .action
     };
     assert_eq!(next(&voters(1, &[2]), 2), Action::AddLearner { on: StoreId(1) });
     let two = region(1, &[(2, Role::Voter), (1, Role::Learner)]);
@@ -125,7 +129,7 @@ fn work_is_bounded_and_spread() {
     let regions: Vec<Region> = (1..=40).map(|id| voters(id, &[1, 2, 6])).collect();
     let places: Vec<Place<'_>> = regions
         .iter()
-        .map(|region| Place { region, leader: Some(StoreId(1)), calm: None })
+        .map(|region| Place { region, leader: Some(StoreId(1)), calm: None, kept: false })
         .collect();
     let plan = plan(&sites(5, 1), &places, LIMITS);
     assert_eq!((plan.steps.len(), plan.unsettled), (LIMITS.moves, 40));
@@ -149,7 +153,7 @@ fn learners_on_a_store_that_is_gone_do_not_keep_the_turns_of_others() {
         .collect();
     let places: Vec<Place<'_>> = regions
         .iter()
-        .map(|region| Place { region, leader: Some(StoreId(1)), calm: None })
+        .map(|region| Place { region, leader: Some(StoreId(1)), calm: None, kept: false })
         .collect();
     let swaps = plan(&sites, &places, LIMITS);
     assert_eq!((swaps.steps.len(), swaps.unsettled), (LIMITS.moves, 6), "all turns are taken");
@@ -233,7 +237,7 @@ proptest! {
             prop_assert!(look < 400, "no end: {cluster:?}");
             let places: Vec<Place<'_>> = cluster
                 .iter()
-                .map(|(region, leader)| Place { region, leader: Some(StoreId(*leader)), calm: None })
+                .map(|(region, leader)| Place { region, leader: Some(StoreId(*leader)), calm: None, kept: false })
                 .collect();
             let plan = plan(&sites, &places, LIMITS);
             prop_assert!(plan.stuck.is_empty(), "{plan:?}");

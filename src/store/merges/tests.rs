@@ -170,7 +170,7 @@ impl Bench {
         }
     }
 
-    fn ask(&mut self, id: u64, admin: Admin) -> crate::Result<AdminDone> {
+    pub fn ask(&mut self, id: u64, admin: Admin) -> crate::Result<AdminDone> {
         let token = self.post(id, admin);
         self.settle();
         self.answer(token)
