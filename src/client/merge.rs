@@ -8,7 +8,7 @@ use crate::codec::merge::Prepare;
 use crate::error::{Error, Result};
 use crate::region::merge::{is_later, live_together};
 use crate::store::MergeWish;
-use crate::types::{Peer, PeerId, Region, RegionId, Role, StoreId};
+use crate::types::{Peer, Region, RegionId, Role, StoreId};
 use std::collections::BTreeSet;
 
 /// How a merge ended.
@@ -147,15 +147,15 @@ impl Goal {
                 .iter()
                 .find(|peer| from.contains(&peer.store) && !to.contains(&peer.store));
             let old = old.copied();
-            let new = moves.newcomer(*missing).await?;
             let moved = match old {
-                Some(old) => moves.replace_by(source, old.store, (new, *missing)).await,
-                None => moves.add_voter_as(source, (new, *missing)).await,
+                Some(old) => moves.replace(source, old.store, *missing).await,
+                None => moves.bring_voter(source, *missing).await,
             };
             known = match moved {
                 Ok(known) => known,
                 Err(error) => {
-                    let left: Vec<PeerId> = old.iter().map(|old| old.id).chain([new]).collect();
+                    let left: Vec<StoreId> =
+                        old.iter().map(|old| old.store).chain([*missing]).collect();
                     self.leave_no_learner(source, &left).await;
                     return Err(error);
                 }
@@ -173,8 +173,8 @@ impl Goal {
 
     /// Takes back what a replica that could not be moved left behind, as far as that is possible now: a learner that never
     /// caught up, or the one that was to go and does not vote any more. The region had voters only, and voters stay.
-    async fn leave_no_learner(&mut self, region: RegionId, peers: &[PeerId]) {
-        let learner = |peer: &&Peer| peer.role.is_learner() && peers.contains(&peer.id);
+    async fn leave_no_learner(&mut self, region: RegionId, stores: &[StoreId]) {
+        let learner = |peer: &&Peer| peer.role.is_learner() && stores.contains(&peer.store);
         let taken_back = self.reach(region, |now| {
             Ok(now
                 .peers

@@ -171,3 +171,75 @@ fn a_region_that_is_nowhere_is_told_and_one_just_born_is_waited_for() {
     assert!(matches!(said, Err(Error::RegionNotFound(REGION))), "{said:?}");
     assert!(took > Duration::from_secs(55), "{took:?}");
 }
+
+/// A region whose leader's answers get lost at first. The second request was heard: the learner came, and somebody else had it
+/// removed.
+struct Meddled {
+    now: Mutex<Region>,
+    /// The ids that learners were asked for with.
+    asked: Mutex<Vec<PeerId>>,
+    ids: Mutex<u64>,
+}
+
+impl Meddled {
+    fn change(&self, epoch: Epoch, changes: &[Change]) -> Result<Response> {
+        let mut now = self.now.lock();
+        let peer = changes[0].peer();
+        let nth = {
+            let mut asked = self.asked.lock();
+            asked.push(peer);
+            asked.len()
+        };
+        if nth > 1 {
+            *now = membership::change(&now, &[], epoch, changes)?;
+        }
+        if nth == 2 {
+            *now = membership::change(&now, &[], now.epoch, &[Change::Remove(peer)])?;
+        }
+        match nth {
+            1 | 2 => Err(Error::Timeout { after_ms: 1, what: "a node's answer" }),
+            _ => Ok(Response::Regions(vec![now.clone()])),
+        }
+    }
+}
+
+impl Backend for Meddled {
+    fn call(&self, body: Body, _timeout: Duration, done: Done<Response>) {
+        done.call(match body {
+            Body::Directory(ask) => answer_of_directory(ask, Vec::new()),
+            Body::Admin { admin: Admin::Allocate { .. }, .. } => {
+                let mut ids = self.ids.lock();
+                *ids += 1;
+                Ok(Response::Ids(*ids))
+            }
+            Body::Admin { admin: Admin::ChangePeers { epoch, changes }, .. } => {
+                self.change(epoch, &changes)
+            }
+            _ => Err(Error::EpochNotMatch { current: vec![self.now.lock().clone()] }),
+        });
+    }
+
+    fn now(&self) -> Time {
+        Time(0)
+    }
+
+    fn pause(&self, _pause: Duration, done: Done<()>) {
+        done.call(Ok(()));
+    }
+}
+
+/// Whoever heard nothing asked again with the same id, though that replica had come and gone: its store never lets it live again,
+/// and the learner was waited for for ever (seed 4560 of the simulator's regions).
+#[test]
+fn a_replica_that_came_and_went_is_not_asked_for_again() {
+    let cluster = Arc::new(Meddled {
+        now: Mutex::new(voters(&[1, 2])),
+        asked: Mutex::default(),
+        ids: Mutex::new(70),
+    });
+    let client = Client::new(cluster.clone(), Duration::from_secs(10));
+    let now = wait(client.add_learner(REGION, StoreId(9))).unwrap();
+    let asked = cluster.asked.lock().clone();
+    assert_eq!(asked, [PeerId(71), PeerId(71), PeerId(72)], "with the same only while it may");
+    assert_eq!(now.peer_on(StoreId(9)).map(|peer| peer.id), Some(PeerId(72)));
+}
