@@ -9,6 +9,7 @@
 mod disk_tests;
 pub mod mem;
 pub mod os;
+pub(crate) mod pace;
 pub(crate) mod pages;
 
 use crate::error::{Error, Result};

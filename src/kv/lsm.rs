@@ -27,8 +27,10 @@
 mod idle;
 #[cfg(test)]
 mod tests;
+mod trickle;
 
 use self::idle::{Brake, Brakes, Idle, Shape};
+use self::trickle::Trickle;
 use super::Direction;
 use super::tables::{Sink, TableDebt, TableScan, Tables, TablesView, ascending};
 use crate::error::{Error, Result};
@@ -46,6 +48,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
+
+/// Where the crate keeps its tables, beneath the tree's directory; their names are ascending numbers.
+const TABLES: &str = "tables";
 
 /// How the tables behave.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -130,8 +135,9 @@ impl LsmTables {
         let sequence = SequenceNumberCounter::default();
         let visible = SequenceNumberCounter::default();
         let brake = Arc::new(Brake::default());
+        let brakes = Brakes { brake: Arc::clone(&brake), tables: path.join(TABLES) };
         let mut config = lsm_tree::Config::new(&path, sequence.clone(), visible.clone())
-            .with_compaction_filter_factory(Some(Arc::new(Brakes(Arc::clone(&brake)))))
+            .with_compaction_filter_factory(Some(Arc::new(brakes)))
             .use_cache(Arc::new(lsm_tree::Cache::with_capacity_bytes(options.block_cache_bytes)))
             .use_descriptor_table(Some(Arc::new(lsm_tree::DescriptorTable::new(
                 options.open_files.max(16),
@@ -181,7 +187,9 @@ impl LsmTables {
             let _shared = self.jobs.read();
             work()
         };
-        self.runs.store(self.tree.l0_run_count(), Ordering::Relaxed);
+        let runs = self.tree.l0_run_count();
+        self.runs.store(runs, Ordering::Relaxed);
+        self.brake.set_late(runs >= usize::from(self.options.l0_runs) * 5 / 4);
         if result.is_err() {
             // Waits for the other jobs: their tables cannot be told from this one's.
             let _alone = self.jobs.write();
@@ -207,7 +215,7 @@ impl LsmTables {
         pinned.retain(|ids| ids.strong_count() > 0);
         let held: Vec<Arc<TableIds>> = pinned.iter().filter_map(Weak::upgrade).collect();
         let named: TableIds = version.iter_tables().map(|table| table.id()).collect();
-        let dir = self.path.join("tables");
+        let dir = self.path.join(TABLES);
         for entry in std::fs::read_dir(&dir).map_err(|e| Error::io("list", &dir, e))? {
             let entry = entry.map_err(|e| Error::io("list", &dir, e))?;
             let id = entry.file_name().to_str().and_then(|name| name.parse::<u64>().ok());
@@ -327,6 +335,7 @@ struct LsmSink<'a> {
     bytes: u64,
     last: Vec<u8>,
     tables: &'a LsmTables,
+    trickle: Trickle,
 }
 
 impl LsmSink<'_> {
@@ -337,19 +346,24 @@ impl LsmSink<'_> {
         self.last.extend_from_slice(key);
         Ok(())
     }
+
+    fn wrote(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+        self.trickle.wrote(bytes as u64);
+    }
 }
 
 impl Sink for LsmSink<'_> {
     fn put(&mut self, key: &[u8], value: &[u8]) -> Result<()> {
         self.next(key)?;
-        self.bytes += (key.len() + value.len()) as u64;
+        self.wrote(key.len() + value.len());
         let written = self.ingestion.write(Slice::from(key), Slice::from(value));
         written.map_err(|e| self.tables.error("ingest", e))
     }
 
     fn delete(&mut self, key: &[u8]) -> Result<()> {
         self.next(key)?;
-        self.bytes += key.len() as u64;
+        self.wrote(key.len());
         let written = self.ingestion.write_tombstone(Slice::from(key));
         written.map_err(|e| self.tables.error("ingest", e))
     }
@@ -365,12 +379,15 @@ impl Tables for LsmTables {
         let bytes = self.job(|| {
             let tree = AnyTree::Standard(self.tree.clone());
             let ingestion = tree.ingestion().map_err(|e| self.error("ingest", e))?;
-            let mut sink = LsmSink { ingestion, bytes: 0, last: Vec::new(), tables: self };
+            let trickle = Trickle::into(&self.path.join(TABLES));
+            let last = Vec::new();
+            let mut sink = LsmSink { ingestion, bytes: 0, last, tables: self, trickle };
             fill(&mut sink)?;
             sink.ingestion.finish().map_err(|e| self.error("install", e))?;
             Ok(sink.bytes)
         })?;
         self.idle.ingested(bytes, Instant::now());
+        self.brake.ingested();
         if self.runs() >= usize::from(self.options.l0_runs) {
             self.brake.give_way();
         }

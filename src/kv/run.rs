@@ -114,7 +114,8 @@ impl Run {
     }
 
     /// Merges runs given oldest first. Newer points win, newer ranges drop older points.
-    pub fn merge(runs: &[Arc<Run>], scratch: &mut Scratch) -> Run {
+    /// `breathe` is called between pieces of the work.
+    pub fn merge(runs: &[Arc<Run>], scratch: &mut Scratch, breathe: &mut dyn FnMut()) -> Run {
         let mut chunks = Vec::with_capacity(runs.iter().map(|r| r.chunks.len()).sum());
         let (thinned, ranges) = drop_covered(runs);
         let mut live = 0;
@@ -128,7 +129,7 @@ impl Run {
             chunks.extend(run.chunks.iter().cloned());
             live += run_live;
         }
-        let Merged { mut slots, replaced } = merge(&inputs, &chunks, scratch);
+        let Merged { mut slots, replaced } = merge(&inputs, &chunks, scratch, breathe);
         live -= replaced;
         if is_scattered(&chunks, live) {
             chunks = repack(&mut slots, &chunks, live);

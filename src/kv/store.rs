@@ -8,6 +8,7 @@ use super::tables::{IDENT_KEY, region_key};
 use super::tables::{Regions, Sink, Tables, load_meta};
 use super::view::{Picture, StoreView};
 use super::{Cut, Flush, StateStore, Stats, View, WriteBatch};
+use crate::env::pace::{Pace, Urgency};
 use crate::error::{Error, Result};
 use crate::pb;
 use crate::types::{KeyRange, RegionState, StoreIdent};
@@ -21,11 +22,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 pub struct Options {
     /// The active memtable's size, in bytes, from which [`StateStore::should_flush`] says yes.
     pub memtable_bytes: u64,
+    /// Whether flushes, compactions and large merges rest between their pieces while somebody writes and they are in time.
+    pub gives_way: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { memtable_bytes: 64 << 20 }
+        Options { memtable_bytes: 64 << 20, gives_way: true }
     }
 }
 
@@ -187,7 +190,7 @@ impl Inner {
                 let due = first + due.start..first + due.end;
                 (state.active[due].to_vec(), state.generation)
             };
-            let merged = Arc::new(Run::merge(&runs, &mut scratch));
+            let merged = Arc::new(Run::merge(&runs, &mut scratch, &mut || {}));
             let mut state = self.state.lock();
             if state.generation != generation {
                 return;
@@ -198,6 +201,22 @@ impl Inner {
             drop(state);
             // Freed here, outside the lock, unless a view still holds them.
             drop(runs);
+        }
+    }
+
+    /// What a job does between its pieces: gives way to writers, as long as there are any and the job is `in_time`.
+    pub fn giving_way(&self, in_time: impl Fn(&State) -> bool) -> impl FnMut() {
+        let mut pace = Pace::begin(self.options.gives_way);
+        let mut seen = self.batches.load(Ordering::Relaxed);
+        move || {
+            pace.breathe(|| {
+                let batches = self.batches.load(Ordering::Relaxed);
+                let written = std::mem::replace(&mut seen, batches) != batches;
+                match written && in_time(&self.state.lock()) {
+                    true => Urgency::InTime,
+                    false => Urgency::Now,
+                }
+            });
         }
     }
 
@@ -223,7 +242,8 @@ impl Inner {
             state.reserved = due.end;
             (runs, state.generation)
         };
-        let merged = Arc::new(Run::merge(&runs, &mut scratch));
+        let in_time = |state: &State| state.active.len() < MAX_RUNS / 2;
+        let merged = Arc::new(Run::merge(&runs, &mut scratch, &mut self.giving_way(in_time)));
         let mut state = self.state.lock();
         if state.generation != generation {
             return true;
@@ -429,7 +449,7 @@ mod tests {
             state.reserved = 5;
             runs
         };
-        let merged = Arc::new(Run::merge(&runs, &mut Scratch::default()));
+        let merged = Arc::new(Run::merge(&runs, &mut Scratch::default(), &mut || {}));
         {
             let mut state = store.inner.state.lock();
             let place = state.place_of(&runs).unwrap();

@@ -13,11 +13,14 @@
 //! Such a compaction is never in the way of an ordinary one: when level 0 reaches `l0_runs` runs after all it gives way
 //! (see [`Brake`]), and the ordinary one begins as if there had been none.
 
+use super::trickle::Trickle;
+use crate::env::pace::{Pace, Urgency};
 use lsm_tree::compaction::filter::{CompactionFilter, Context, Factory, ItemAccessor, Verdict};
 use parking_lot::Mutex;
 use std::io::ErrorKind;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// Fewer runs than this are left as they are.
@@ -119,7 +122,16 @@ pub(super) struct Brake {
     /// Whether the compaction under way is one of the idle: the others give way to nobody.
     idle: AtomicBool,
     give_way: AtomicBool,
+    /// Ingestions so far.
+    ingested: AtomicU64,
+    /// Whether level 0 has grown although it is being compacted.
+    late: AtomicBool,
 }
+
+/// Without an ingestion for so long there is nobody to give way to.
+const NOBODY: Duration = Duration::from_secs(5);
+/// Entries of a compaction between two looks at the clock.
+const PIECE: u32 = 256;
 
 impl Brake {
     /// While halted, whatever compacts ends, and nothing begins.
@@ -142,6 +154,16 @@ impl Brake {
         self.give_way.store(true, Relaxed);
     }
 
+    /// Something was ingested.
+    pub fn ingested(&self) {
+        self.ingested.fetch_add(1, Relaxed);
+    }
+
+    /// Whether a compaction under way has to go on without rests.
+    pub fn set_late(&self, late: bool) {
+        self.late.store(late, Relaxed);
+    }
+
     fn is_on(&self) -> bool {
         self.halted.load(Relaxed) || (self.idle.load(Relaxed) && self.give_way.load(Relaxed))
     }
@@ -154,7 +176,11 @@ impl Brake {
 }
 
 /// Makes the filters.
-pub(super) struct Brakes(pub Arc<Brake>);
+pub(super) struct Brakes {
+    pub brake: Arc<Brake>,
+    /// The directory that tables are written into.
+    pub tables: PathBuf,
+}
 
 impl Factory for Brakes {
     fn name(&self) -> &str {
@@ -162,15 +188,50 @@ impl Factory for Brakes {
     }
 
     fn make_filter(&self, _: &Context) -> Box<dyn CompactionFilter> {
-        Box::new(Braked(Arc::clone(&self.0)))
+        let (brake, trickle) = (Arc::clone(&self.brake), Trickle::into(&self.tables));
+        let seen = (brake.ingested.load(Relaxed), Instant::now());
+        Box::new(Braked { brake, pace: Pace::begin(true), trickle, entries: 0, seen })
     }
 }
 
-struct Braked(Arc<Brake>);
+/// A compaction under way.
+struct Braked {
+    brake: Arc<Brake>,
+    pace: Pace,
+    trickle: Trickle,
+    entries: u32,
+    /// Ingestions when there was a new one last, and when that was.
+    seen: (u64, Instant),
+}
+
+impl Braked {
+    /// Between two pieces.
+    fn breathe(&mut self) {
+        let Braked { brake, pace, seen, .. } = self;
+        pace.breathe(|| {
+            let ingested = brake.ingested.load(Relaxed);
+            if ingested != seen.0 {
+                *seen = (ingested, Instant::now());
+            }
+            let alone = seen.1.elapsed() > NOBODY;
+            match alone || brake.late.load(Relaxed) || brake.is_on() {
+                true => Urgency::Now,
+                false => Urgency::InTime,
+            }
+        });
+    }
+}
 
 impl CompactionFilter for Braked {
-    fn filter_item(&mut self, _: ItemAccessor<'_>, _: &Context) -> lsm_tree::Result<Verdict> {
-        match self.0.is_on() {
+    fn filter_item(&mut self, item: ItemAccessor<'_>, _: &Context) -> lsm_tree::Result<Verdict> {
+        self.entries = self.entries.wrapping_add(1);
+        if self.entries.is_multiple_of(PIECE) {
+            // One stands for all: it need not be exact.
+            let bytes = item.key().len() + item.value().map_or(0, |value| value.len());
+            self.trickle.wrote(bytes as u64 * u64::from(PIECE));
+            self.breathe();
+        }
+        match self.brake.is_on() {
             true => Err(std::io::Error::new(ErrorKind::Interrupted, "gives way").into()),
             false => Ok(Verdict::Keep),
         }
