@@ -372,7 +372,7 @@ impl Bureau {
         basis: &mut Basis,
         limits: impl FnOnce(usize) -> Limits,
         busy: impl Fn(RegionId) -> bool,
-        kept: impl Fn(RegionId) -> bool,
+        mut kept: impl FnMut(RegionId, Option<StoreId>) -> bool,
     ) -> Option<Plan> {
         let (session, changes) = self.reign(|atlas| (atlas.session(), atlas.changes())).ok()?;
         let directory = self.record().ok()?;
@@ -399,11 +399,16 @@ impl Bureau {
             let places: Vec<Place<'_>> = atlas
                 .regions()
                 .map(|(region, leader)| {
-                    let (calm, kept) = (calm(region), kept(region.id));
+                    let (calm, kept) = (calm(region), kept(region.id, leader));
                     Place { region, leader, calm, kept }
                 })
                 .collect();
-            placement::plan(&sites, &places, limits)
+            // Who has not been heard yet leads more than is known.
+            let up = sites.iter().filter(|site| site.state == StoreState::Up);
+            let heard =
+                atlas.is_whole() && up.clone().all(|site| atlas.sender(site.store).is_some());
+            let transfers = if heard { limits.transfers } else { 0 };
+            placement::plan(&sites, &places, Limits { transfers, ..limits })
         });
         let plan = planned.ok()?;
         let few = plan.stuck.iter().take(crate::codec::report::REMARKS_MAX).cloned();

@@ -16,7 +16,7 @@ const REGION_BYTES_MAX: usize = 128 << 10;
 
 /// The texts of errors whose text is static: what another node says is looked up here, so that "busy" keeps
 /// saying with what. A test compares the list with the sources.
-const BUSY: [&str; 38] = [
+const BUSY: [&str; 39] = [
     "a connection",
     "a former replica that is not known to be gone",
     "a learner that has not caught up",
@@ -25,6 +25,7 @@ const BUSY: [&str; 38] = [
     "a replica that is behind, or out of reach",
     "a snapshot that was called off",
     "a store that has not met all founders",
+    "a store that is draining or has left",
     "another change of the region's shape",
     "another node",
     "answers not being read",

@@ -78,6 +78,7 @@ impl Client {
 
     /// Moves a replica from one store to another: a learner there, and once it has caught up the two change roles in
     /// one step; then the old one is removed. At no time do fewer vote than before. Done already if only `to` has one.
+    /// One store cannot be both ([`InvalidArgument`](Error::InvalidArgument)).
     ///
     /// Where the old one alone votes, the new one votes beside it first, for somebody must lead meanwhile; then it leads, and the
     /// old one is removed. Whoever is gone between leaves both of them to vote; asking again goes on from there.
@@ -91,6 +92,10 @@ impl Client {
         from: StoreId,
         to: StoreId,
     ) -> Result<Region> {
+        if from == to {
+            let what = format!("the replica of {region} on {from} cannot take its own place");
+            return Err(Error::InvalidArgument(what));
+        }
         let mut goal = Goal::of(self);
         let known = goal.region(region).await?;
         if known.peer_on(from).is_none() && known.peer_on(to).is_none() {

@@ -144,7 +144,12 @@ pub fn flush_now(shared: &Shared, how: FlushNow) -> Result<()> {
             shared.upkeep.wake();
             Ok(())
         }
-        FlushNow::Wait => flush(shared).map(|_| ()),
+        FlushNow::Wait => {
+            shared.kv.wait_for_flushes(true);
+            let flushed = flush(shared);
+            shared.kv.wait_for_flushes(false);
+            flushed.map(|_| ())
+        }
     }
 }
 

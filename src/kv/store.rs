@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 pub struct Options {
     /// The active memtable's size, in bytes, from which [`StateStore::should_flush`] says yes.
     pub memtable_bytes: u64,
-    /// Whether flushes, compactions and large merges rest between their pieces while somebody writes and they are in time.
+    /// Whether flushes and large merges of the memtable rest between their pieces while somebody writes and they are in time.
     pub gives_way: bool,
 }
 
@@ -57,6 +57,8 @@ pub(super) struct Inner {
     /// Slots of the frozen run that its flush has written so far.
     pub written: AtomicUsize,
     pub flushes: AtomicU64,
+    /// Who waits for a flush: it does not rest then.
+    pub waiting: AtomicUsize,
     batches: AtomicU64,
 }
 
@@ -157,6 +159,7 @@ impl TableStore {
                 outstanding: AtomicBool::new(false),
                 written: AtomicUsize::new(0),
                 flushes: AtomicU64::new(0),
+                waiting: AtomicUsize::new(0),
                 batches: AtomicU64::new(0),
             }),
         })
@@ -212,7 +215,8 @@ impl Inner {
             pace.breathe(|| {
                 let batches = self.batches.load(Ordering::Relaxed);
                 let written = std::mem::replace(&mut seen, batches) != batches;
-                match written && in_time(&self.state.lock()) {
+                let waited_for = self.waiting.load(Ordering::Relaxed) > 0;
+                match written && !waited_for && in_time(&self.state.lock()) {
                     true => Urgency::InTime,
                     false => Urgency::Now,
                 }
@@ -352,8 +356,10 @@ impl StateStore for TableStore {
         items: &mut dyn Iterator<Item = Result<(Bytes, Bytes)>>,
         states: Vec<RegionState>,
     ) -> Result<Cut> {
-        self.inner.restore(ranges, items, states)?;
-        Ok(self.inner.durable_cut())
+        self.wait_for_flushes(true);
+        let restored = self.inner.restore(ranges, items, states);
+        self.wait_for_flushes(false);
+        restored.map(|()| self.inner.durable_cut())
     }
 
     fn maintain(&self) -> Result<bool> {
@@ -373,6 +379,13 @@ impl StateStore for TableStore {
             drop((old, stale));
         }
         Ok(worked)
+    }
+
+    fn wait_for_flushes(&self, waits: bool) {
+        match waits {
+            true => self.inner.waiting.fetch_add(1, Ordering::Relaxed),
+            false => self.inner.waiting.fetch_sub(1, Ordering::Relaxed),
+        };
     }
 
     fn set_halted(&self, halted: bool) {

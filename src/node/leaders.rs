@@ -3,6 +3,8 @@
 //!
 //! * A store is given leaderships once it has led too few for some time. One that is shutting down has just given its own away, and
 //!   is not to have them back.
+//! * A store whose reports do not arrive seems to lead few regions however many it is given: it is given none while what it was given
+//!   is reported by nobody.
 //! * What could not be moved stays where it is for a while, and so does what was moved and is reported no differently soon: plans
 //!   count what was reported, and others have their turn.
 
@@ -17,6 +19,8 @@ pub(super) const TRANSFERS: usize = 8;
 pub(super) const FEW_FOR: Duration = Duration::from_secs(10);
 /// After so long leaders have reported what they lead.
 const REPORTED: Duration = Duration::from_secs(3);
+/// Who has not planned for so long did not keep the directory.
+const FORGOTTEN: Duration = Duration::from_secs(10);
 /// A leadership stays for so long.
 const KEPT_FOR: Duration = Duration::from_secs(60);
 
@@ -28,6 +32,9 @@ pub(super) struct Leaders {
     few: BTreeMap<StoreId, Time>,
     /// When what was moved begins to stay.
     kept: BTreeMap<RegionId, Time>,
+    /// To whom, and when, what was moved and has not been reported by its new leader.
+    given: BTreeMap<RegionId, (StoreId, Time)>,
+    planned_at: Time,
     /// How many were moved so far.
     #[cfg(any(test, feature = "sim"))]
     pub count: u64,
@@ -40,6 +47,8 @@ impl Leaders {
             few_for,
             few: BTreeMap::new(),
             kept: BTreeMap::new(),
+            given: BTreeMap::new(),
+            planned_at: Time(0),
             #[cfg(any(test, feature = "sim"))]
             count: 0,
         }
@@ -47,6 +56,11 @@ impl Leaders {
 
     /// A plan has these steps.
     pub fn planned(&mut self, steps: &[Step], now: Time) {
+        if now.since(std::mem::replace(&mut self.planned_at, now)) > FORGOTTEN {
+            // Another node kept the directory meanwhile.
+            self.few.clear();
+        }
+        self.given.retain(|_, (_, since)| since.after(KEPT_FOR) > now);
         let heirs = steps.iter().filter_map(heir);
         self.few = heirs.map(|to| (to, *self.few.get(&to).unwrap_or(&now))).collect();
         self.kept.retain(|_, since| since.after(KEPT_FOR) > now);
@@ -57,9 +71,28 @@ impl Leaders {
         !self.few.is_empty()
     }
 
+    /// Whether it is to be [told](Self::saw) who leads a region.
+    pub fn has_given(&self, region: RegionId) -> bool {
+        self.given.contains_key(&region)
+    }
+
+    /// Who leads regions, as was reported.
+    pub fn saw(&mut self, led: &[(RegionId, Option<StoreId>)]) {
+        for (region, leader) in led {
+            if self.given.get(region).is_some_and(|(to, _)| *leader == Some(*to)) {
+                self.given.remove(region);
+            }
+        }
+    }
+
     /// Whether the time of a step has come.
     pub fn is_ripe(&self, step: &Step, now: Time) -> bool {
         let Some(to) = heir(step) else { return true };
+        let unheard =
+            |(given_to, since): &(StoreId, Time)| *given_to == to && now.since(*since) > REPORTED;
+        if self.given.values().any(unheard) {
+            return false;
+        }
         self.few.get(&to).is_some_and(|since| now.since(*since) >= self.few_for)
     }
 
@@ -73,8 +106,13 @@ impl Leaders {
             self.count += u64::from(came_off);
         }
         match came_off {
-            true => drop(self.kept.entry(step.region).or_insert(now.after(REPORTED))),
-            false => drop(self.kept.insert(step.region, now)),
+            true => {
+                self.given.extend(heir(step).map(|to| (step.region, (to, now))));
+                self.kept.entry(step.region).or_insert(now.after(REPORTED));
+            }
+            false => {
+                self.kept.insert(step.region, now);
+            }
         }
     }
 
@@ -145,5 +183,30 @@ mod tests {
         assert_eq!(kept(&leaders, at(60)), [false, true, false]);
         leaders.planned(&[], at(63));
         assert!(leaders.kept.is_empty());
+    }
+
+    /// Its reports did not arrive: it seemed to lead nothing, however many it was given, and in the end it led nearly all.
+    #[test]
+    fn a_store_that_is_not_heard_is_given_no_more() {
+        let mut leaders = Leaders::new(Duration::ZERO);
+        let (first, next) = (step(7, Goal::Spread, 1), step(8, Goal::Spread, 1));
+        leaders.planned(std::slice::from_ref(&first), at(0));
+        leaders.moved(&first, true, at(0));
+        assert!(leaders.has_given(RegionId(7)) && !leaders.has_given(RegionId(8)));
+        leaders.planned(std::slice::from_ref(&next), at(4));
+        leaders.saw(&[(RegionId(7), Some(StoreId(2)))]);
+        assert!(!leaders.is_ripe(&next, at(4)), "somebody else says that he leads it");
+        leaders.saw(&[(RegionId(7), Some(StoreId(1)))]);
+        assert!(leaders.is_ripe(&next, at(4)));
+    }
+
+    /// What was seen before another node kept the directory says nothing of how long a store has led too few.
+    #[test]
+    fn what_was_seen_in_an_earlier_reign_does_not_count() {
+        let mut leaders = Leaders::new(FEW_FOR);
+        let early = step(7, Goal::Spread, 1);
+        leaders.planned(std::slice::from_ref(&early), at(0));
+        leaders.planned(std::slice::from_ref(&early), at(3600));
+        assert!(!leaders.is_ripe(&early, at(3600)));
     }
 }

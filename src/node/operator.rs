@@ -262,10 +262,17 @@ impl<O: Office> Operator<O> {
             transfers: TRANSFERS,
         };
         let busy = |region| self.merger.waits(region);
-        let kept = |region| self.leaders.keeps(region, now);
+        let mut led = Vec::new();
+        let kept = |region, leader: Option<StoreId>| {
+            if self.leaders.has_given(region) {
+                led.push((region, leader));
+            }
+            self.leaders.keeps(region, now)
+        };
         let Some(plan) = office.bureau().plan(&mut self.basis, limits, busy, kept) else {
             return Some(LOOK);
         };
+        self.leaders.saw(&led);
         self.leaders.planned(&plan.steps, now);
         if plan.unsettled > 0 || self.leaders.wait() {
             // It is looked at again, whether or not anything changes meanwhile.

@@ -7,7 +7,7 @@
 //!
 //! * Regions that are to be changed otherwise are let be, and so is what [`Place::kept`] says. Region 1 stays where it is:
 //!   whoever leads it keeps the directory, and would have to hear everything anew.
-//! * Nobody is given anything that drains, has left or is out of reach, nor is anything taken from it here.
+//! * Nobody is given anything that drains, has left, is full or is out of reach, nor is anything taken from it here.
 //! * At most [`Limits::transfers`] leaderships go at once.
 //!
 //! What a store leads is counted and not weighed: a region that nobody uses counts as much as the busiest.
@@ -52,7 +52,8 @@ impl Planner {
         let region = place.region;
         let moves = !place.kept && !region.is_joint() && region.id != FIRST_REGION;
         let from = place.leader.filter(|_| moves)?;
-        let to = self.heir(region, from)?;
+        // One that is full would refuse all that is written to what it leads.
+        let to = self.heir(region, from).filter(|to| self.rooms[to].takes_more())?;
         let leads =
             |store| self.rooms.get(&store).filter(|room| room.is_there()).map(|r| r.leaders);
         let uneven = leads(from)? > leads(to)? + tolerance;

@@ -173,13 +173,10 @@ impl Peer {
             Change::Promote(peer) => self.region.peer(peer).map(|peer| peer.store),
             Change::Demote(_) | Change::Remove(_) => None,
         };
-        match changes.iter().filter_map(gains).find(|store| neighbours.takes_nothing(*store)) {
-            Some(store) => {
-                let what =
-                    format!("{store} is draining or has left: it gets no replica and no vote");
-                Err(Error::InvalidArgument(what))
-            }
-            None => Ok(()),
+        match changes.iter().filter_map(gains).any(|store| neighbours.takes_nothing(store)) {
+            // What is on record may be another by now, which is heard of here soon: who asks looks it up before.
+            true => Err(Error::Busy { what: "a store that is draining or has left" }),
+            false => Ok(()),
         }
     }
 

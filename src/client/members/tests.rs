@@ -243,3 +243,18 @@ fn a_replica_that_came_and_went_is_not_asked_for_again() {
     assert_eq!(asked, [PeerId(71), PeerId(71), PeerId(72)], "with the same only while it may");
     assert_eq!(now.peer_on(StoreId(9)).map(|peer| peer.id), Some(PeerId(72)));
 }
+
+/// It was taken for one that has its replica already, whose old one is to go: the region had one voter less.
+#[test]
+fn a_replica_does_not_take_its_own_place() {
+    let cluster = Arc::new(Led {
+        now: Mutex::new(voters(&[1, 2, 3])),
+        leader: Mutex::new(StoreId(1)),
+        voters: Mutex::new((3, 3)),
+        asked: Mutex::default(),
+    });
+    let client = Client::new(cluster.clone(), Duration::from_secs(10));
+    let refused = wait(client.replace_peer(REGION, StoreId(2), StoreId(2)));
+    assert!(matches!(refused, Err(Error::InvalidArgument(_))), "{refused:?}");
+    assert_eq!(*cluster.now.lock(), voters(&[1, 2, 3]));
+}

@@ -20,6 +20,7 @@ use parking_lot::Mutex;
 use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -122,14 +123,15 @@ pub(super) struct Brake {
     /// Whether the compaction under way is one of the idle: the others give way to nobody.
     idle: AtomicBool,
     give_way: AtomicBool,
-    /// Ingestions so far.
+    /// When something was ingested first, and how many milliseconds later it was last.
+    first: OnceLock<Instant>,
     ingested: AtomicU64,
     /// Whether level 0 has grown although it is being compacted.
     late: AtomicBool,
 }
 
-/// Without an ingestion for so long there is nobody to give way to.
-const NOBODY: Duration = Duration::from_secs(5);
+/// Without an ingestion for so long there is nobody to give way to: those that come are a memtable each.
+const NOBODY: Duration = Duration::from_secs(30);
 /// Entries of a compaction between two looks at the clock.
 const PIECE: u32 = 256;
 
@@ -156,12 +158,19 @@ impl Brake {
 
     /// Something was ingested.
     pub fn ingested(&self) {
-        self.ingested.fetch_add(1, Relaxed);
+        let since = self.first.get_or_init(Instant::now).elapsed();
+        self.ingested.store(since.as_millis() as u64, Relaxed);
     }
 
     /// Whether a compaction under way has to go on without rests.
     pub fn set_late(&self, late: bool) {
         self.late.store(late, Relaxed);
+    }
+
+    /// Whether nothing was ingested for long.
+    fn is_alone(&self) -> bool {
+        let last = Duration::from_millis(self.ingested.load(Relaxed));
+        self.first.get().is_none_or(|first| first.elapsed().saturating_sub(last) > NOBODY)
     }
 
     fn is_on(&self) -> bool {
@@ -189,8 +198,7 @@ impl Factory for Brakes {
 
     fn make_filter(&self, _: &Context) -> Box<dyn CompactionFilter> {
         let (brake, trickle) = (Arc::clone(&self.brake), Trickle::into(&self.tables));
-        let seen = (brake.ingested.load(Relaxed), Instant::now());
-        Box::new(Braked { brake, pace: Pace::begin(true), trickle, entries: 0, seen })
+        Box::new(Braked { brake, pace: Pace::begin(true), trickle, entries: 0 })
     }
 }
 
@@ -200,20 +208,14 @@ struct Braked {
     pace: Pace,
     trickle: Trickle,
     entries: u32,
-    /// Ingestions when there was a new one last, and when that was.
-    seen: (u64, Instant),
 }
 
 impl Braked {
     /// Between two pieces.
     fn breathe(&mut self) {
-        let Braked { brake, pace, seen, .. } = self;
+        let Braked { brake, pace, .. } = self;
         pace.breathe(|| {
-            let ingested = brake.ingested.load(Relaxed);
-            if ingested != seen.0 {
-                *seen = (ingested, Instant::now());
-            }
-            let alone = seen.1.elapsed() > NOBODY;
+            let alone = brake.idle.load(Relaxed) || brake.is_alone();
             match alone || brake.late.load(Relaxed) || brake.is_on() {
                 true => Urgency::Now,
                 false => Urgency::InTime,

@@ -26,12 +26,12 @@ fn a_request_that_was_held_up_makes_no_replica_on_a_store_that_goes() {
         passing: true,
     };
     let refused = |done| match done {
-        Err(Error::InvalidArgument(why)) => why,
+        Err(Error::Busy { what }) => what,
         other => panic!("{other:?}"),
     };
     let neighbours = bench.running().registry.neighbours().clone();
     neighbours.are_draining(BTreeSet::from([StoreId(2)]));
-    assert!(refused(ask(&mut bench, add(2))).contains("s2 is draining or has left"));
+    assert!(refused(ask(&mut bench, add(2))).contains("is draining or has left"));
     // It stays after all, and the next one drains; that has a learner already, which is to have no vote.
     neighbours.are_draining(BTreeSet::new());
     ask(&mut bench, add(2)).unwrap();
