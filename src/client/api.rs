@@ -199,6 +199,9 @@ impl Client {
     ///
     /// The heir is asked first whether it could lead at once, and wakes and catches up before; the region is led as ever meanwhile, and
     /// on if nobody can within an election timeout. `Ok` says that the heir was told to campaign, not that it has won.
+    ///
+    /// Stores lead about equally many regions, by the cluster's own doing: what makes them unequal is undone after a while. To free
+    /// a store of its leaderships for good, drain it.
     pub async fn transfer_leader(&self, region: RegionId, to: Option<StoreId>) -> Result<()> {
         match self.call(Body::Transfer { region, to }).await? {
             Response::Done => Ok(()),
