@@ -367,5 +367,18 @@ impl Planner {
     }
 }
 
+/// Stores that are up and empty.
+#[cfg(test)]
+pub(super) fn sites(count: u64) -> Vec<Site> {
+    let site = |store| Site {
+        store: StoreId(store),
+        state: StoreState::Up,
+        reachable: true,
+        used_bytes: 0,
+        capacity_bytes: 0,
+    };
+    (1..=count).map(site).collect()
+}
+
 #[cfg(test)]
 mod tests;

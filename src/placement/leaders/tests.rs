@@ -1,5 +1,6 @@
 //! Whatever leads where: in the end all stores lead about equally many regions, and then nothing moves.
 
+use super::super::plan::sites;
 use super::super::{Limits, Plan, Site, Step, plan};
 use super::*;
 use crate::codec::directory::StoreState;
@@ -9,17 +10,6 @@ use std::collections::BTreeMap;
 
 const LIMITS: Limits =
     Limits { wanted: 3, moves: 4, steps: 64, merge_bytes: 0, merges: 0, transfers: 4 };
-
-fn sites(count: u64) -> Vec<Site> {
-    let site = |store| Site {
-        store: StoreId(store),
-        state: StoreState::Up,
-        reachable: true,
-        used_bytes: 0,
-        capacity_bytes: 0,
-    };
-    (1..=count).map(site).collect()
-}
 
 /// Regions and their leaders.
 type Led = Vec<(Region, u64)>;

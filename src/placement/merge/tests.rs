@@ -1,5 +1,6 @@
 //! Small neighbours become one, large ones and hot ones stay, and there is an end to it.
 
+use super::super::plan::sites;
 use super::super::{Limits, Plan, Site, plan};
 use super::*;
 use crate::codec::directory::StoreState;
@@ -16,17 +17,6 @@ const LIMITS: Limits = Limits {
     merges: 4,
     transfers: 0,
 };
-
-fn sites(count: u64) -> Vec<Site> {
-    let site = |store| Site {
-        store: StoreId(store),
-        state: StoreState::Up,
-        reachable: true,
-        used_bytes: 0,
-        capacity_bytes: 0,
-    };
-    (1..=count).map(site).collect()
-}
 
 /// Region `id` of a row: it begins where `id - 1` ends.
 fn region(id: u64, of: u64, stores: &[u64]) -> Region {
