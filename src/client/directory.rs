@@ -365,8 +365,8 @@ impl Bureau {
     }
 
     /// What is to be done next, if this node reigns and anything has changed since a plan was made of `basis`.
-    /// `limits` are given for the wanted number of replicas; `busy` regions are not calm, and the leaders of those that are `kept` stay
-    /// where they are, if no replica has to go.
+    /// `limits` are given for the wanted number of replicas; `busy` regions are not calm, and the leaders of those that are `kept`, or
+    /// busy, stay where they are, if no replica has to go.
     pub(crate) fn plan(
         &self,
         basis: &mut Basis,
@@ -399,7 +399,8 @@ impl Bureau {
             let places: Vec<Place<'_>> = atlas
                 .regions()
                 .map(|(region, leader)| {
-                    let (calm, kept) = (calm(region), kept(region.id, leader));
+                    let kept = kept(region.id, leader) || busy(region.id);
+                    let calm = calm(region);
                     Place { region, leader, calm, kept }
                 })
                 .collect();

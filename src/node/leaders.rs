@@ -5,6 +5,7 @@
 //!   is not to have them back.
 //! * A store whose reports do not arrive seems to lead few regions however many it is given: it is given none while what it was given
 //!   is reported by nobody.
+//! * A store that did not take one waits anew, as if it had led too few from then on.
 //! * What could not be moved stays where it is for a while, and so does what was moved and is reported no differently soon: plans
 //!   count what was reported, and others have their turn.
 
@@ -13,7 +14,7 @@ use crate::types::{RegionId, StoreId, Time};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Leaderships of one plan.
+/// Leaderships of one plan, where regions are few.
 pub(super) const TRANSFERS: usize = 8;
 /// A store leads too few for so long before it is given any.
 pub(super) const FEW_FOR: Duration = Duration::from_secs(10);
@@ -111,6 +112,8 @@ impl Leaders {
                 self.kept.entry(step.region).or_insert(now.after(REPORTED));
             }
             false => {
+                // Whoever does not take one would cost the next plan as much time: it waits anew.
+                self.few.extend(heir(step).map(|to| (to, now)));
                 self.kept.insert(step.region, now);
             }
         }
@@ -198,6 +201,19 @@ mod tests {
         assert!(!leaders.is_ripe(&next, at(4)), "somebody else says that he leads it");
         leaders.saw(&[(RegionId(7), Some(StoreId(1)))]);
         assert!(leaders.is_ripe(&next, at(4)));
+    }
+
+    /// Each plan asked it for some more, and waited for the answer until its patience ended; repairs waited, too.
+    #[test]
+    fn a_store_that_does_not_take_what_it_is_given_waits_anew() {
+        let mut leaders = Leaders::new(FEW_FOR);
+        let (refused, next) = (step(7, Goal::Spread, 1), step(8, Goal::Spread, 1));
+        leaders.planned(std::slice::from_ref(&refused), at(0));
+        leaders.planned(std::slice::from_ref(&refused), at(10));
+        assert!(leaders.is_ripe(&refused, at(10)));
+        leaders.moved(&refused, false, at(10));
+        leaders.planned(std::slice::from_ref(&next), at(11));
+        assert_eq!([19, 20].map(|now| leaders.is_ripe(&next, at(now))), [false, true]);
     }
 
     /// What was seen before another node kept the directory says nothing of how long a store has led too few.

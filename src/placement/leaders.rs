@@ -8,7 +8,8 @@
 //! * Regions that are to be changed otherwise are let be, and so is what [`Place::kept`] says. Region 1 stays where it is:
 //!   whoever leads it keeps the directory, and would have to hear everything anew.
 //! * Nobody is given anything that drains, has left, is full or is out of reach, nor is anything taken from it here.
-//! * At most [`Limits::transfers`] leaderships go at once.
+//! * At most [`Limits::transfers`] leaderships go at once, or one in [`AT_ONCE`] of all where that is more: a store that is back
+//!   has its share in seconds, with ten thousand regions as with ten.
 //!
 //! What a store leads is counted and not weighed: a region that nobody uses counts as much as the busiest.
 //!
@@ -22,12 +23,17 @@ use std::collections::BTreeSet;
 const APART: usize = 2;
 /// Of what a store would lead if all led alike.
 const PART: usize = 4;
+/// Of all leaderships one in so many may go at once: whoever writes waits for a moment where one goes.
+const AT_ONCE: usize = 128;
 
 impl Planner {
     /// Plans transfers, of regions that no step names yet.
     pub(super) fn spread_leaders(&mut self, places: &[Place<'_>]) {
         let there = || self.rooms.values().filter(|room| room.is_there());
         let led: usize = there().map(|room| room.leaders).sum();
+        if self.limits.transfers == 0 {
+            return;
+        }
         let share = led / there().count().max(1);
         let tolerance = APART.max(share / PART);
         let least = there().map(|room| room.leaders).min().unwrap_or(0);
@@ -36,7 +42,7 @@ impl Planner {
         }
         let named: BTreeSet<RegionId> =
             self.plan.steps.iter().flat_map(|step| step.regions()).collect();
-        let mut left = self.limits.transfers;
+        let mut left = self.limits.transfers.max(led / AT_ONCE);
         for place in places.iter().filter(|place| !named.contains(&place.region.id)) {
             if left == 0 {
                 return;

@@ -46,7 +46,7 @@ pub struct Limits {
     pub merge_bytes: u64,
     /// Merges of one plan, at most.
     pub merges: usize,
-    /// Leaderships that one plan moves so that stores lead equally many regions, at most; 0: none.
+    /// Leaderships that one plan moves so that stores lead equally many regions, at most, where regions are few; 0: none.
     pub transfers: usize,
 }
 

@@ -85,6 +85,13 @@ fn a_store_that_is_back_is_given_its_share() {
     assert_eq!(steps, counts[&3], "nothing goes to and fro");
 }
 
+/// Ten thousand regions, eight at once, twice a second: the node that was back led its share after four minutes.
+#[test]
+fn of_many_more_go_at_once() {
+    let led = regions(10_000, &[1, 2, 3], |id| id % 2 + 1);
+    assert_eq!(planned(&sites(3), &led, &[]).steps.len(), 10_000 / AT_ONCE);
+}
+
 #[test]
 fn small_differences_are_let_be() {
     for (count, leader) in [(3, 1), (2, 1)] {
