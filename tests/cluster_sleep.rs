@@ -2,11 +2,10 @@
 //! that is down keeps nobody awake. What a sleeping replica weighs is counted by the allocator, and judged.
 //!
 //! `CATAMARAN_SLEEP_REGIONS=10000 cargo test --release --test cluster_sleep idle_regions -- --nocapture` measures at
-//! that size and prints processor time and memory of the idle cluster, who is woken by a node that comes back, and how
-//! soon orphans take writes: at most 2 % of a core for each store, and two seconds. Without it a small one is looked at,
-//! and no time is judged. The three nodes of the
-//! measurement keep log and state on the real disk (`CATAMARAN_SLEEP_MEMORY=1`: in memory; the log's bytes count as
-//! memory of the replicas then).
+//! that size and prints processor time and memory of the idle cluster, how soon orphans take writes, how soon a node that
+//! comes back is open, and who is woken by it: at most 2 % of a core for each store, and two seconds for the writes. Without it
+//! a small one is looked at, and no time is judged. The three nodes of the measurement keep log and state on the real disk
+//! (`CATAMARAN_SLEEP_MEMORY=1`: in memory; the log's bytes count as memory of the replicas then).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
@@ -218,6 +217,13 @@ fn resident() -> u64 {
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
 }
 
+/// Has the system forget what it keeps of files in memory; `false` where that is not allowed.
+fn forget_files() -> bool {
+    // Only what is on disk is forgotten.
+    std::process::Command::new("sync").status().is_ok_and(|status| status.success())
+        && std::fs::write("/proc/sys/vm/drop_caches", "3").is_ok()
+}
+
 /// What a replica weighs: what is allocated, and what the process takes.
 fn measure_memory(what: &str, (live_before, resident_before): (i64, u64), replicas: u64) {
     if regions() == SMALL {
@@ -317,7 +323,18 @@ fn idle_regions_sleep_and_wake_whoever_is_killed() {
     }
 
     // It comes back, catches up, and everybody sleeps.
+    let cold = regions != SMALL && forget_files();
+    let opening = Instant::now();
     cluster.open(victim);
+    let there = |cluster: &Cluster| cluster.nodes[&victim].status().unwrap().len() as u64;
+    while there(&cluster) < regions {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    note(&format!(
+        "it has {regions} replicas after {:?}, files {} in memory",
+        opening.elapsed(),
+        if cold { "not" } else { "perhaps" }
+    ));
     let mut woken: BTreeSet<(u64, RegionId)> = BTreeSet::new();
     loop {
         let awake = cluster.who_is_awake();

@@ -151,6 +151,7 @@ struct Shared {
     instant: bool,
     readers: Readers,
     upkeep: upkeep::Upkeep,
+    aside: propose::Aside,
     /// How much may be proposed while the state store owes much.
     admission: Admission,
     /// Raised by a loop that left work undone because the log had no room.
@@ -248,6 +249,7 @@ impl Driver {
             apply_bytes: AtomicUsize::new(0),
             readers: Readers::default(),
             upkeep: upkeep::Upkeep::default(),
+            aside: propose::Aside::default(),
             admission: Admission::new(clock.now(), config.inbox_bytes),
             held: AtomicBool::new(false),
             timer: Timer::start("timer")?,

@@ -3,8 +3,10 @@
 use super::admission::{Entry, Parcel, Released};
 use super::{Driver, Shared, Submission};
 use crate::error::Error;
-use crate::store::{Proposal, Token};
+use crate::store::{Event, Proposal, Token};
 use crate::types::{RegionId, Time};
+use parking_lot::Mutex;
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -12,6 +14,24 @@ use std::time::Duration;
 /// Those that wait at the gate are looked at this often.
 const LOOK: Duration = Duration::from_millis(1);
 const BEHIND: Error = Error::Busy { what: "state store (flush is behind)" };
+/// A region that is refused writes for want of space is told to go elsewhere this often, at most.
+const TOLD_EVERY: Duration = Duration::from_millis(500);
+
+/// The regions that were told so lately.
+#[derive(Default, Debug)]
+pub struct Aside(Mutex<(Time, BTreeSet<RegionId>)>);
+
+impl Aside {
+    /// Whether a region is to be told now.
+    fn is_due(&self, region: RegionId, now: Time) -> bool {
+        let (since, told) = &mut *self.0.lock();
+        if now.since(*since) > TOLD_EVERY {
+            *since = now;
+            told.clear();
+        }
+        told.insert(region)
+    }
+}
 
 impl Driver {
     /// Hands client batches to the loop of `region`, all under one lock. All of them must belong to
@@ -26,6 +46,7 @@ impl Driver {
         if let Some(error) = pressure(shared) {
             count_refused(shared, submissions.len());
             for submission in submissions {
+                step_aside(shared, submission.region, since, &error);
                 (submission.waiter)(Err(error.clone()));
             }
             return;
@@ -88,7 +109,12 @@ fn look(shared: &Shared) -> bool {
     if let Some(error) = shared.upkeep.refusal() {
         // It will not be flushed soon: they are told why, as those who come now are.
         let all = shared.admission.clear();
-        all.into_iter().for_each(|parcel| refuse(shared, parcel.proposals, &error));
+        let now = shared.clock.now();
+        for parcel in all {
+            let regions = parcel.proposals.iter().map(|proposal| proposal.region);
+            regions.for_each(|region| step_aside(shared, region, now, &error));
+            refuse(shared, parcel.proposals, &error);
+        }
         return false;
     }
     if pressure(shared).is_some() {
@@ -106,6 +132,13 @@ fn enter(shared: &Shared, parcel: Parcel) {
     let refused = shared.inboxes[parcel.at].propose(parcel.since, parcel.proposals);
     if !refused.is_empty() {
         refuse(shared, refused, &Error::Busy { what: "store inbox" });
+    }
+}
+
+/// A write of a region was refused: if for want of space, another node is to lead it.
+fn step_aside(shared: &Shared, region: RegionId, now: Time, why: &Error) {
+    if matches!(why, Error::DiskFull { .. }) && shared.aside.is_due(region, now) {
+        shared.inboxes[shared.loop_of(region)].post(Event::StepAside(region));
     }
 }
 

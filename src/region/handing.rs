@@ -13,6 +13,9 @@
 //!
 //! **Whoever asked** is told once raft's transfer has begun, or that it will not. He learns by looking whether it succeeded.
 //!
+//! **A full disk.** Whoever leads and refuses a write for want of space hands the region over, to anybody ([`Peer::step_aside`]):
+//! a majority with room is all that a write needs. A store without room says yes to nobody; if all are full, all stay.
+//!
 //! **Source.** TiKV asks its heirs in the same way before it hands a region over, mainly to have their entry caches warmed; here
 //! what was appended last is in the log's memory on every replica, so waking and applying is all there is to warm.
 
@@ -66,18 +69,29 @@ impl Peer {
         let result = match self.may_hand_over(to) {
             Ok(true) => Ok(()),
             Ok(false) => {
-                let election = config.group.election_ticks as u64;
-                let (asks_at, ends_at) = (self.ticks, self.ticks + election);
-                let asks_all_at = asks_at + ASK_ONE.min(election / 2);
-                let handing = self.handing.get_or_insert_with(|| {
-                    Box::new(Handing { to, waiting: Vec::new(), asks_at, asks_all_at, ends_at })
-                });
-                handing.waiting.push(token);
+                self.begin_handing(config, to).waiting.push(token);
                 return self.ask_heirs(effects);
             }
             Err(error) => Err(error),
         };
         effects.replies.push((token, Reply::Transfer(result)));
+    }
+
+    /// Hands leadership to whoever can take it, if it leads: here nothing can be written for want of space.
+    pub(crate) fn step_aside(&mut self, config: &StoreConfig, effects: &mut Effects) {
+        if matches!(self.may_hand_over(None), Ok(false)) {
+            self.begin_handing(config, None);
+            self.ask_heirs(effects);
+        }
+    }
+
+    fn begin_handing(&mut self, config: &StoreConfig, to: Option<StoreId>) -> &mut Handing {
+        let election = config.group.election_ticks as u64;
+        let (asks_at, ends_at) = (self.ticks, self.ticks + election);
+        let asks_all_at = asks_at + ASK_ONE.min(election / 2);
+        self.handing.get_or_insert_with(|| {
+            Box::new(Handing { to, waiting: Vec::new(), asks_at, asks_all_at, ends_at })
+        })
     }
 
     /// Whether there is somebody to ask; `true`: it is done already.

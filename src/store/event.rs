@@ -122,6 +122,8 @@ pub enum Event {
         /// Where to.
         to: Option<StoreId>,
     },
+    /// A write was refused before it came here, for want of space: somebody else is to lead the region.
+    StepAside(RegionId),
     /// Tell where all replicas stand.
     Status(Token),
     /// Whether the disk has room for new proposals.

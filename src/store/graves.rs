@@ -1,6 +1,7 @@
 //! Replicas that are no more: who is sent away, what their tombstones answer, when their logs are cleared. The
 //! story stands in [`farewell`](crate::region::farewell); here is the store's part of it, with the memory of the dead.
 
+use super::event::DiskSpace;
 use super::round::Store;
 use crate::error::Result;
 use crate::kv::{Cut, StateStore};
@@ -101,6 +102,8 @@ impl Store {
         let Some(replica) = here.filter(|replica| replica.id == envelope.to) else { return };
         let effects = &mut self.pending;
         match note {
+            // It could write nothing.
+            Note::CanYouLead { .. } if self.disk == DiskSpace::Full => {}
             Note::CanYouLead { committed } => {
                 replica.may_be_heir(&self.config, from, on, committed, effects);
             }

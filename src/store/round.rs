@@ -46,7 +46,7 @@ pub struct Store {
     pub(super) absent: Absent,
     pub(super) graves: Graves,
     pub(super) shard: Shard,
-    disk: DiskSpace,
+    pub(super) disk: DiskSpace,
     pub(super) watch: Watch,
     pub(super) sizes: Sizes,
     /// Effects of events, handed out by the next drain.
@@ -190,6 +190,7 @@ impl Store {
                 self.snapshot_received(now, envelope, file)
             }
             Event::Transfer { token, region, to } => self.transfer(token, region, to),
+            Event::StepAside(region) => self.step_aside(region),
             Event::Status(token) => {
                 let status = self.status();
                 self.pending.replies.push((token, Reply::Status(status)));
@@ -339,7 +340,7 @@ impl Store {
                 };
                 Peer::refuse(&mut self.pending, token, error);
             }
-            return;
+            return self.step_aside(region);
         };
         for Proposal { token, version, command, .. } in proposals {
             peer.propose(&self.config, token, version, command, &mut self.pending);
@@ -493,6 +494,15 @@ impl Store {
         self.touch(region, |peer, effects| {
             effects.discard.extend(peer.keep_received(Received { position, file, swallow }));
         });
+    }
+
+    /// Gives a region to others while there is no space for writes here.
+    fn step_aside(&mut self, region: RegionId) {
+        if self.disk == DiskSpace::Full {
+            self.rouse(region);
+            let config = self.config.clone();
+            self.touch(region, |peer, effects| peer.step_aside(&config, effects));
+        }
     }
 
     fn transfer(&mut self, token: Token, region: RegionId, to: Option<StoreId>) {
