@@ -191,6 +191,10 @@ fn a_region_that_does_not_exist_is_told_early() {
             ask(&nodes[0], |client, nobody, _| client.add_voter(nobody, StoreId(1))),
             ask(&nodes[1], |client, nobody, _| client.remove_peer(nobody, StoreId(1))),
             ask(&nodes[1], |client, nobody, _| client.replace_peer(nobody, StoreId(1), StoreId(2))),
+            ask(&nodes[0], |client, nobody, _| {
+                client.transfer_leader(nobody, Some(StoreId(1)))?;
+                client.region(nobody)
+            }),
             ask(&nodes[2], |client, nobody, first| client.merge(nobody, first)),
             ask(&nodes[2], |client, nobody, first| client.merge(first, nobody)),
         ];
@@ -227,4 +231,25 @@ fn a_transfer_to_a_silent_store_says_what_was_waited_for() {
         }
     }
     assert!(leads());
+}
+
+/// A learner on a store that does not exist, mistyped perhaps, kept its region from being repaired, drained and ever merged again.
+#[test]
+fn a_store_that_is_not_on_record_gets_no_replica() {
+    let dir = tempfile::tempdir().unwrap();
+    let hub = Hub::new();
+    let nodes: Vec<Node> = (1..=3).map(|id| open(dir.path(), id, 3, 1, &hub)).collect();
+    let client = nodes[1].client().with_timeout(Duration::from_secs(20)).blocking();
+    client.put("k", "1").unwrap();
+    let region = client.region_of("k").unwrap();
+    let hasty = nodes[1].client().with_timeout(Duration::from_secs(3)).blocking();
+    for said in [
+        hasty.add_learner(region.id, StoreId(9)),
+        hasty.add_voter(region.id, StoreId(9)),
+        hasty.replace_peer(region.id, StoreId(1), StoreId(9)),
+    ] {
+        let reason = "a store that is not on record";
+        assert!(matches!(said, Err(Error::Busy { what }) if what == reason), "{said:?}");
+    }
+    assert_eq!(client.region(region.id).unwrap().peers, region.peers);
 }

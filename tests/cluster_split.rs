@@ -143,3 +143,21 @@ fn a_region_that_grows_is_cut() {
     let rows = client.scan(KeyRange::all(), Direction::Forward, ReadLevel::Linearizable);
     assert_eq!(rows.map(Result::unwrap).count(), 1000);
 }
+
+/// The directory had the size of what a region had been written to, and of what had only been cut off none, or a few bytes, until the
+/// next write.
+#[test]
+fn the_size_of_what_was_cut_off_is_known_though_nobody_writes_to_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Node::open(NodeConfig::single(dir.path().join("node"))).unwrap();
+    let client = node.client().blocking();
+    for name in ["a", "b", "n", "o"] {
+        client.put(name, vec![7; 1 << 20]).unwrap();
+    }
+    client.split(["m"]).unwrap();
+    eventually("the sizes of both", || {
+        let parts = client.locate("", usize::MAX).unwrap();
+        parts.len() == 2 && parts.iter().all(|part| part.bytes >= 2 << 20)
+    });
+    node.shutdown().unwrap();
+}

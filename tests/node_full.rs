@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-#[allow(dead_code, reason = "only some of it is needed here")]
+#[allow(dead_code, unused_imports, reason = "only some of it is needed here")]
 mod bad_disk;
 
 use bad_disk::BadDisk;

@@ -5,17 +5,19 @@
 
 use ::raft::eraftpb::HardState;
 use bytes::Bytes;
+use catamaran::Error;
 use catamaran::codec::admin::{Admin, Child, Split};
 use catamaran::env::Disk;
 use catamaran::kv::mem::SimTablesDisk;
 use catamaran::kv::{Options, StateStore, TableStore, WriteBatch};
 use catamaran::log::{self, Entry, Log, LogBatch};
 use catamaran::region::apply::{Applier, ApplyOutcome};
-use catamaran::region::effects::{ApplyTask, CommittedEntry};
+use catamaran::region::effects::{ApplyTask, CommittedEntry, Reply};
 use catamaran::region::life::{self, Past};
 use catamaran::region::machine::KvMachine;
 use catamaran::region::storage::{decode_hard_state, encode_hard_state};
 use catamaran::sim::disk::SimDisk;
+use catamaran::store::Token;
 use catamaran::types::*;
 use std::path::Path;
 use std::sync::Arc;
@@ -130,4 +132,19 @@ fn a_child_removed_before_its_birth_is_not_born_and_leaves_nothing() {
     let view = kv.view().unwrap();
     assert!(view.get(b"z").unwrap().is_none() && view.get(b"a").unwrap().is_some());
     assert_eq!(kv.tombstones().len(), 2);
+    // Regions seed 9710: a node restarted, a split was applied again, and its part, which had a log, was buried before its loop had
+    // heard of the birth. The loop handed over what the log held, and the node stopped: the region was not known.
+    let late = |peer| {
+        let late = entry(6, &Admin::Forget { peers: Vec::new() });
+        let entries = vec![CommittedEntry { waiting: vec![Token(4)], ..late }];
+        ApplyTask::Entries { region: RegionId(20), peer: PeerId(peer), entries }
+    };
+    let mut outcome = ApplyOutcome::default();
+    applier.apply(vec![late(21)], &mut outcome).unwrap();
+    assert!(outcome.applied.is_empty());
+    let told = &outcome.replies[..];
+    assert!(matches!(told, [(Token(4), Reply::Written(Err(Error::Ambiguous { .. })))]), "{told:?}");
+    // Nobody has buried this one: that would be a mistake.
+    let unknown = applier.apply(vec![late(22)], &mut ApplyOutcome::default());
+    assert!(matches!(unknown, Err(Error::RegionNotFound(RegionId(20)))), "{unknown:?}");
 }

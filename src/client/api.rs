@@ -1,5 +1,6 @@
 //! [`Client`] and its blocking coat.
 
+use super::goal::Goal;
 use super::pages::{Pages, Rows};
 use super::request::{Body, NodeStatus, Response};
 use super::{Backend, Batch, Done, Swap, gate, odd, written};
@@ -194,7 +195,8 @@ impl Client {
 
     /// Starts handing leadership of a region to a store, or to the first voter that can lead at once. Done already if that store leads it.
     ///
-    /// Errors: [`InvalidArgument`](Error::InvalidArgument) if no voter lives there (or, where no store is named, nobody else
+    /// Errors: [`RegionNotFound`](Error::RegionNotFound) once the directory has known of none for some seconds,
+    /// [`InvalidArgument`](Error::InvalidArgument) if no voter lives there (or, where no store is named, nobody else
     /// votes), [`Busy`](Error::Busy) if it is behind or out of reach, or leadership is about to go elsewhere.
     ///
     /// The heir is asked first whether it could lead at once, and wakes and catches up before; the region is led as ever meanwhile, and
@@ -203,6 +205,13 @@ impl Client {
     /// Stores lead about equally many regions, by the cluster's own doing: what makes them unequal is undone after a while. To free
     /// a store of its leaderships for good, drain it.
     pub async fn transfer_leader(&self, region: RegionId, to: Option<StoreId>) -> Result<()> {
+        let mut goal = Goal::of(self);
+        goal.region(region).await?;
+        goal.whole().hand_over(region, to).await
+    }
+
+    /// The same, of a region that is known to be there.
+    pub(crate) async fn hand_over(&self, region: RegionId, to: Option<StoreId>) -> Result<()> {
         match self.call(Body::Transfer { region, to }).await? {
             Response::Done => Ok(()),
             _ => Err(odd()),

@@ -16,7 +16,7 @@ const REGION_BYTES_MAX: usize = 128 << 10;
 
 /// The texts of errors whose text is static: what another node says is looked up here, so that "busy" keeps
 /// saying with what. A test compares the list with the sources.
-const BUSY: [&str; 39] = [
+const BUSY: [&str; 40] = [
     "a connection",
     "a former replica that is not known to be gone",
     "a learner that has not caught up",
@@ -26,6 +26,7 @@ const BUSY: [&str; 39] = [
     "a snapshot that was called off",
     "a store that has not met all founders",
     "a store that is draining or has left",
+    "a store that is not on record",
     "another change of the region's shape",
     "another node",
     "answers not being read",

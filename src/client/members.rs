@@ -145,7 +145,7 @@ impl Goal {
 
     /// An id for a replica on a store that takes more of them.
     async fn newcomer(&mut self, store: StoreId) -> Result<PeerId> {
-        self.may_vote(store).await?;
+        self.insist(|client| async move { client.takes(store).await }).await?;
         let ids = self.insist(|client| async move { client.allocate_ids(1).await });
         ids.await.map(PeerId)
     }
@@ -285,7 +285,7 @@ impl Goal {
             Ok(Response::Regions(_)) => self.is_nearer(),
             Ok(_) => return Err(odd()),
             Err(stays @ Error::LeaderStays { .. }) => {
-                let refused = match self.client().transfer_leader(region, None).await {
+                let refused = match self.client().hand_over(region, None).await {
                     Ok(()) => stays,
                     // Others vote, or the change had been refused; a leader that is new has heard of none yet.
                     Err(Error::InvalidArgument(_)) => {

@@ -153,18 +153,28 @@ impl Client {
         Ok(regions)
     }
 
-    /// Refuses a store that is to get no more replicas. One that nobody has registered is let pass: it may be about to.
-    pub(super) async fn may_take(&self, store: StoreId) -> Result<()> {
+    /// Refuses a store that is to get no replica: one that is not on record may be about to be, and is waited for.
+    pub(super) async fn takes(&self, store: StoreId) -> Result<()> {
         let cluster = self.cluster().await?;
-        match cluster.directory.stores.get(&store).map(|record| record.state) {
-            Some(StoreState::Draining) => Err(Error::InvalidArgument(format!(
-                "{store} is draining: it gets no more replicas"
-            ))),
-            Some(StoreState::Left) => {
-                Err(Error::InvalidArgument(format!("{store} has left for good")))
-            }
-            _ => Ok(()),
+        match cluster.directory.stores.contains_key(&store) {
+            true => may_take(&cluster, store),
+            false => Err(Error::Busy { what: "a store that is not on record" }),
         }
+    }
+
+    /// Refuses a store that is to get no more replicas. One that is not on record has its replica from whoever knew better.
+    pub(super) async fn may_take(&self, store: StoreId) -> Result<()> {
+        may_take(&self.cluster().await?, store)
+    }
+}
+
+fn may_take(cluster: &Cluster, store: StoreId) -> Result<()> {
+    match cluster.directory.stores.get(&store).map(|record| record.state) {
+        Some(StoreState::Draining) => {
+            Err(Error::InvalidArgument(format!("{store} is draining: it gets no more replicas")))
+        }
+        Some(StoreState::Left) => Err(Error::InvalidArgument(format!("{store} has left for good"))),
+        _ => Ok(()),
     }
 }
 

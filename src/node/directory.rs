@@ -6,8 +6,9 @@
 //! asked without waiting; one question of a kind (and one announcement to a store) is under way at a time.
 //! Its reports also say which regions are small and cold, as the [`census`](super::census) has it.
 //!
-//! A store that the record refuses (a directory that was wiped, put back from a copy, or struck off) stops its node: what it
-//! forgot it must not vote about.
+//! A store that the record refuses when it registers (a directory that was wiped, put back from a copy, or struck off) stops its
+//! node: what it forgot it must not vote about. One that nobody lets in, for they know it already, cannot register; it hears nothing
+//! and is heard by nobody, says why in its log, and waits for whoever runs it.
 
 use super::census::{Census, Found, Seen};
 use super::founding::{Errands, Founding, SetUp};

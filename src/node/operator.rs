@@ -329,7 +329,7 @@ impl<O: Office> Operator<O> {
 async fn carry_out(client: &Client, step: &Step) -> Result<Vec<Region>> {
     let changes = match &step.action {
         Action::Transfer { to } => {
-            client.transfer_leader(step.region, Some(*to)).await?;
+            client.hand_over(step.region, Some(*to)).await?;
             return Ok(Vec::new());
         }
         Action::AddLearner { on } => vec![newcomer(client, *on).await?],
@@ -339,7 +339,7 @@ async fn carry_out(client: &Client, step: &Step) -> Result<Vec<Region>> {
     match client.change_peers(step.region, step.epoch, changes).await {
         // It leads after all: the next plan knows.
         Err(Error::LeaderStays { region }) => {
-            client.transfer_leader(region, None).await?;
+            client.hand_over(region, None).await?;
             Ok(Vec::new())
         }
         // Somebody was faster.

@@ -215,9 +215,9 @@ impl Planner {
         (short && mendable).then_some(Goal::Repair)
     }
 
-    /// Whether nobody gets through to a store that is on record.
+    /// Whether nobody gets through to a store, or it is not on record: a mistyped one never will be.
     fn is_away(&self, store: StoreId) -> bool {
-        self.rooms.get(&store).is_some_and(|room| !room.site.reachable)
+        self.rooms.get(&store).is_none_or(|room| !room.site.reachable)
     }
 
     fn learner(&self, region: &Region, counts: impl Fn(StoreId) -> bool) -> Option<Peer> {
@@ -340,9 +340,14 @@ impl Planner {
     fn add(&mut self, region: &Region, goal: Goal, why: impl Fn(StoreId, usize) -> String) {
         if let Some(straggler) = self.straggler(region) {
             let (id, store) = (region.id, straggler.store);
-            return self.stuck(format!(
-                "{id}: its learner is on {store}, which is out of reach: wait for it, remove the learner, or drain {store}"
-            ));
+            return self.stuck(match self.rooms.contains_key(&store) {
+                true => format!(
+                    "{id}: its learner is on {store}, which is out of reach: wait for it, remove the learner, or drain {store}"
+                ),
+                false => format!(
+                    "{id}: its learner is on {store}, which is not on record: start it, or remove the learner"
+                ),
+            });
         }
         if self.moves >= self.limits.moves {
             return; // its turn comes

@@ -91,6 +91,12 @@ struct Publishing {
     replies: Vec<(Token, Reply)>,
 }
 
+/// What those are told whose write may or may not have been applied elsewhere.
+fn unknown(waiting: Vec<Token>, what: &'static str) -> impl Iterator<Item = (Token, Reply)> {
+    let unknown = move |token| (token, Reply::Written(Err(Error::Ambiguous { what })));
+    waiting.into_iter().map(unknown)
+}
+
 impl Applier {
     /// An applier over a state store.
     pub fn new(
@@ -205,17 +211,23 @@ impl Applier {
         if !self.regions.contains_key(&region) {
             // Not met for long; or cut out of another region since, by another worker perhaps: what that one has
             // published.
-            let born = publishing.view.region(region).or(self.kv.view()?.region(region));
-            self.regions.insert(region, born.ok_or(Error::RegionNotFound(region))?);
+            let now = self.kv.view()?;
+            match publishing.view.region(region).or(now.region(region)) {
+                Some(born) => drop(self.regions.insert(region, born)),
+                // Its end overtook its birth: the loop hears of it in a moment.
+                None if now.record(region).is_some_and(|dead| dead.peer >= peer) => {
+                    publishing.replies.extend(unknown(entry.waiting, "the replica was removed"));
+                    return Ok(());
+                }
+                None => return Err(Error::RegionNotFound(region)),
+            }
         }
         let Some(state) = self.regions.get_mut(&region) else {
             return Err(Error::RegionNotFound(region));
         };
         if entry.position.index <= state.applied.index || state.peer != peer {
             // Handed over again after a restart or a restore; another's. Whoever waits is told all the same.
-            let what = "overtaken by a snapshot";
-            let unknown = |token| (token, Reply::Written(Err(Error::Ambiguous { what })));
-            publishing.replies.extend(entry.waiting.into_iter().map(unknown));
+            publishing.replies.extend(unknown(entry.waiting, "overtaken by a snapshot"));
             return Ok(());
         }
         let start = Applied::at(region, peer, entry.position);

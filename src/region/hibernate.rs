@@ -4,7 +4,8 @@
 //! 2. **The leader's word.** It leads, everything is durable, committed and applied, nobody waits, no leadership
 //!    or configuration is changing. Every follower is *even* (holds everything and knows it to be committed) and its
 //!    node and ours support each other; or it is *away*: its node is silent and raft has not heard of it either. At
-//!    least a majority of the voters, the leader included, is even. Former replicas that are not known to be gone are on
+//!    least a majority of the voters, the leader included, is even. Nobody who is even is only
+//!    [in passing](super::membership). Former replicas that are not known to be gone are on
 //!    silent nodes, which were asked for long. Then the leader sends each even follower one last heartbeat that says
 //!    "sleep", and lies down at once.
 //! 3. **The follower agrees** only in the leader's term, when its log ends where the leader's commit stands, with
@@ -214,6 +215,13 @@ impl Peer {
             return false;
         }
         let Some(even) = self.even_followers(neighbours) else { return false };
+        // Who has arrived is to vote, or to go: that is seen to awake.
+        let passing = |even: &(Standing, StoreId)| {
+            self.region.peer(even.0.peer).is_some_and(|peer| peer.role == Role::Passing)
+        };
+        if even.iter().any(passing) {
+            return false;
+        }
         self.removed.iter().for_each(|gone| neighbours.await_return(gone.store));
         let status = self.group.status();
         for (standing, _) in &even {

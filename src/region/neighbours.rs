@@ -25,6 +25,8 @@ pub enum End {
 /// * `supports_us`: it hears us, in our present life. Leaders sleep beside followers there only while this holds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Neighbour {
+    /// Which meeting it is known from: who was forgotten and is met again is somebody new, and all is counted from zero.
+    pub met: u64,
     /// Whether we support it.
     pub support: bool,
     /// Whether it supports us.
@@ -42,8 +44,8 @@ pub struct Neighbour {
 
 impl Default for Neighbour {
     fn default() -> Neighbour {
-        let (support, supports_us, losses, returns, pauses) = (false, false, 0, 0, 0);
-        Neighbour { support, supports_us, losses, returns, pauses, doubts: [0; CHUNKS] }
+        let (support, supports_us, met, losses, returns, pauses) = (false, false, 0, 0, 0, 0);
+        Neighbour { met, support, supports_us, losses, returns, pauses, doubts: [0; CHUNKS] }
     }
 }
 
@@ -85,6 +87,7 @@ struct Absent {
 pub struct Neighbours {
     known: Arc<Mutex<BTreeMap<StoreId, Known>>>,
     changes: Arc<AtomicU64>,
+    meetings: Arc<AtomicU64>,
     absent: Arc<Mutex<Absent>>,
 }
 
@@ -96,8 +99,9 @@ pub fn chunk_of(region: RegionId) -> usize {
 impl Neighbours {
     /// A node whose groups want to sleep on it, and with whom beats are to be exchanged from now on.
     pub fn meet(&self, store: StoreId) {
+        let met = || self.meetings.fetch_add(1, Ordering::Relaxed) + 1;
         self.known.lock().entry(store).or_insert_with(|| Known {
-            neighbour: Neighbour::default(),
+            neighbour: Neighbour { met: met(), ..Neighbour::default() },
             follow: Box::new([0; CHUNKS]),
             lead: Box::new([0; CHUNKS]),
         });

@@ -171,6 +171,11 @@ impl PeerShare {
         self.applied.store(applied, Ordering::Relaxed);
     }
 
+    /// It was measured; perhaps nothing else happens to it for long.
+    pub(crate) fn set_bytes(&self, bytes: u64) {
+        self.bytes.store(bytes, Ordering::Relaxed);
+    }
+
     pub(crate) fn set_lease(&self, until: Time) {
         self.lease_until.store(until.0, Ordering::SeqCst);
         #[cfg(any(test, feature = "sim"))]

@@ -206,6 +206,7 @@ impl Peer {
         self.size.state = State::Known;
         self.size.measured = done.bytes;
         self.size.written = 0;
+        self.share.set_bytes(self.bytes_so_far());
         if done.keys.is_empty() {
             self.size.vain = 0;
             if done.bytes > config.split_bytes {

@@ -3,6 +3,7 @@
 use super::*;
 use crate::client::ask::{Answer, Ask};
 use crate::client::{Backend, Done, wait};
+use crate::codec::directory::{Directory, StoreRecord};
 use crate::codec::report::{Cluster, RegionInfo};
 use crate::region::membership;
 use crate::types::{FIRST_REGION, KeyRange, Peer, Time};
@@ -20,8 +21,14 @@ fn voters(stores: &[u64]) -> Region {
 fn answer_of_directory(ask: Ask, regions: Vec<RegionInfo>) -> Result<Response> {
     Ok(Response::Directory(match ask {
         Ask::Locate { .. } => Answer::Located(regions),
-        _ => Answer::Cluster(Cluster::default()),
+        _ => Answer::Cluster(Cluster { directory: ten_stores(), ..Cluster::default() }),
     }))
+}
+
+/// Stores that take replicas.
+fn ten_stores() -> Directory {
+    let record = |store| (store, StoreRecord { store, ..StoreRecord::default() });
+    Directory { stores: (1..=10).map(StoreId).map(record).collect(), ..Directory::default() }
 }
 
 /// A region whose replicas catch up at once. Its leader refuses what leaders refuse.

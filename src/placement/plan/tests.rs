@@ -163,6 +163,12 @@ fn learners_on_a_store_that_is_gone_do_not_keep_the_turns_of_others() {
     assert_eq!(others.steps.iter().map(added).collect::<Vec<_>>(), [(5, true), (6, true)]);
     assert_eq!((others.stuck.len(), others.unsettled), (4, 6));
     assert!(others.stuck[0].contains("on s3, which is out of reach"), "{:?}", others.stuck);
+    // A store that nobody has ever heard of is no better.
+    let mistyped: Vec<Site> =
+        sites.iter().copied().filter(|site| site.store != StoreId(3)).collect();
+    let others = plan(&mistyped, &places, LIMITS);
+    assert_eq!(others.steps.iter().map(added).collect::<Vec<_>>(), [(5, true), (6, true)]);
+    assert!(others.stuck[0].contains("on s3, which is not on record"), "{:?}", others.stuck);
     // Another one that gets on is as good.
     let both = region(1, &[&begun[..], &[(4, Role::Learner)]].concat());
     let swap = vec![Change::Promote(PeerId(104)), Change::Demote(PeerId(106))];

@@ -205,3 +205,46 @@ fn groups_whose_turns_come_with_their_heartbeats_sleep() {
     let awake: Vec<RegionId> = bench.store().watch.awake.iter().copied().collect();
     assert!(awake.is_empty(), "{awake:?}");
 }
+
+/// Regions seed 13534: a node was met, forgotten, and met again. It came back as often as it had before, so nothing was new, and the
+/// leader slept without a replica that had no leader.
+#[test]
+fn who_was_forgotten_and_is_met_again_wakes_those_who_wait_for_it() {
+    let mut bench = Bench::tired(vec![region(1, "", "", &[1])], Duration::from_millis(500));
+    bench.settle();
+    bench.handle(beat(1));
+    bench.ticks(1);
+    let knows = |bench: &mut Bench| bench.running().registry.neighbours().knows(LOST);
+    assert!(knows(&mut bench));
+    bench.ticks(400);
+    assert!(!knows(&mut bench), "nothing is shared with it");
+    let gone = Departed { region: RegionId(1), id: PeerId(12), store: LOST };
+    bench.store().rouse(RegionId(1));
+    peer(&mut bench).set_removed(vec![gone]);
+    bench.ticks(400);
+    assert!(peer(&mut bench).asleep() && knows(&mut bench));
+    bench.handle(beat(2));
+    bench.ticks(1);
+    assert!(!peer(&mut bench).asleep(), "there is somebody to be asked");
+}
+
+/// The leader wakes for it alone, and does not sleep on before it has gone. (Regions seed 8075, where two nodes came back at once: the
+/// leader found it even before it had noticed it, and slept on; it stayed for ever, and the region could not be merged.)
+#[test]
+fn who_is_in_passing_goes_though_its_node_was_away() {
+    let mut group = region(1, "", "", &[1, 2]);
+    group.peers[1].role = Role::Passing;
+    let mut bench = Bench::tired(vec![group], Duration::from_millis(500));
+    bench.settle();
+    bench.ticks(400);
+    assert!(peer(&mut bench).asleep(), "it is away");
+    for number in 1..2_000 {
+        kind_beat(&mut bench, number, 0);
+        bench.ticks(1);
+        if peer(&mut bench).region.peer_on(LOST).is_none() {
+            return;
+        }
+        answer(&mut bench, RegionId(1));
+    }
+    panic!("it stays: asleep {}", peer(&mut bench).asleep());
+}

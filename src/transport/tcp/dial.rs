@@ -37,6 +37,9 @@ pub(super) async fn keep(shared: Arc<Shared>, peer: Arc<Peer>) {
     }
 }
 
+/// Of refusals in a row one in so many is said aloud, beginning with the first.
+const REFUSED_EVERY: u32 = 100;
+
 async fn keep_dialling(shared: &Arc<Shared>, peer: &Peer) {
     let mut failures = 0u32;
     loop {
@@ -58,7 +61,10 @@ async fn keep_dialling(shared: &Arc<Shared>, peer: &Peer) {
         failures = failures.saturating_add(1);
         match &ended {
             // Another cluster or protocol: somebody has to do something about it.
-            Error::Identity(_) => tracing::error!(store = %peer.store, %ended, "refused"),
+            Error::Identity(_) => match failures % REFUSED_EVERY {
+                1 => tracing::error!(store = %peer.store, %ended, failures, "refused"),
+                _ => tracing::debug!(store = %peer.store, %ended, failures, "refused"),
+            },
             _ => tracing::warn!(store = %peer.store, %ended, ?wait, "out of reach"),
         }
         if let Some(handler) = shared.handler() {

@@ -142,7 +142,10 @@ fn standing(patience: &Patience, connect: &[String], region: &Region) -> Standin
 fn page(patience: &Patience, start: &[u8], count: usize) -> Result<Vec<RegionInfo>> {
     match patience.directory().locate(start.to_vec(), count) {
         Ok(infos) if !infos.is_empty() => Ok(infos),
-        _ => {
+        unknown => {
+            let why =
+                unknown.err().map_or("it knows of no regions".into(), |error| error.to_string());
+            eprintln!("the directory does not answer ({why}): as the node asked knows it");
             let regions = patience.client().regions(start.to_vec(), count)?;
             Ok(regions.into_iter().map(unreported).collect())
         }
@@ -219,7 +222,7 @@ impl Patience {
     fn failed(&self, what: &'static str) -> impl Fn(Error) -> anyhow::Error {
         move |error| {
             let passes = error.is_retryable() || error.outcome() == Outcome::Unknown;
-            let late = passes && self.left() < LATE;
+            let late = passes && self.left() < LATE && !matches!(error, Error::RegionNotFound(_));
             let error = anyhow::Error::new(error);
             match late {
                 true => error.context(format!("{what}: not in time (again, it goes on from here)")),
