@@ -22,6 +22,7 @@ Examples:
 
 Exit codes: 0 fine; 1 an error (that standard output cannot be written is one), or the key was not
 found; 2 usage or configuration (a key longer than 32 KiB, or hexadecimal that is none, are usage).
+Errors are text on standard error, with --output json as well; standard output is empty then.
 Logs go to standard error; RUST_LOG says how much (default: info).";
 
 const SERVE_EXAMPLES: &str = "\
