@@ -13,7 +13,7 @@
 //!
 //! **Whoever asked** is told once raft's transfer has begun, or that it will not. He learns by looking whether it succeeded.
 //!
-//! **A full disk.** Whoever leads and refuses a write for want of space hands the region over, to anybody ([`Peer::step_aside`]):
+//! **A full disk.** Whoever leads and refuses a write for want of space hands the region over, to anybody (`Peer::step_aside`):
 //! a majority with room is all that a write needs. A store without room says yes to nobody; if all are full, all stay.
 //!
 //! **Source.** TiKV asks its heirs in the same way before it hands a region over, mainly to have their entry caches warmed; here
