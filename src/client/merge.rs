@@ -32,7 +32,8 @@ impl Client {
     ///
     /// Errors: [`Error::InvalidArgument`] where it cannot be (no neighbours; a region that keeps the cluster's
     /// record), [`Error::RegionNotFound`] once one of the two is known to be gone (before this call began, or into
-    /// another region; or into `target`, where somebody else asked for it and that one has not the source's first keys any more), [`Error::Busy`] where it could not be in time (a replica that is behind, or out of reach),
+    /// another region; or into `target`, where somebody else asked for it and that one has not the source's first keys any
+    /// more), [`Error::Busy`] where it could not be in time (a replica that is behind, or out of reach),
     /// [`Error::EpochNotMatch`] when another change of the target's shape came first: the source is as before then.
     /// After any other error the merge may be under way, and ends by itself one way or the other. A replica that could not
     /// be moved leaves no learner behind, as long as the source's leader answers.

@@ -13,6 +13,7 @@ use catamaran::codec::report::RegionInfo;
 use catamaran::error::Outcome;
 use catamaran::types::{Peer, Region, RegionId, StoreId};
 use serde::Serialize;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -143,9 +144,10 @@ fn page(patience: &Patience, start: &[u8], count: usize) -> Result<Vec<RegionInf
     match patience.directory().locate(start.to_vec(), count) {
         Ok(infos) if !infos.is_empty() => Ok(infos),
         unknown => {
-            let why =
-                unknown.err().map_or("it knows of no regions".into(), |error| error.to_string());
-            eprintln!("the directory does not answer ({why}): as the node asked knows it");
+            if !patience.told.replace(true) {
+                let why = unknown.err().map_or("no regions are known".into(), |e| e.to_string());
+                eprintln!("the directory does not answer ({why}): as the node asked knows it");
+            }
             let regions = patience.client().regions(start.to_vec(), count)?;
             Ok(regions.into_iter().map(unreported).collect())
         }
@@ -200,6 +202,8 @@ fn parse(spelling: Spelling, keys: &[OsString]) -> Result<Vec<Vec<u8>>> {
 pub struct Patience {
     client: Client,
     until: Instant,
+    /// Whether it was said that the directory does not answer.
+    told: Cell<bool>,
 }
 
 impl Patience {
@@ -238,7 +242,7 @@ const LATE: Duration = Duration::from_millis(400);
 /// Runs the command.
 pub fn run(args: &CtlArgs) -> Result<ExitCode> {
     let until = Instant::now() + args.connect.timeout;
-    let patience = Patience { client: client(&args.connect)?, until };
+    let patience = Patience { client: client(&args.connect)?, until, told: Cell::new(false) };
     match &args.command {
         CtlCommand::Region { command } => region(args, &patience, command)?,
         CtlCommand::Store { command } => stores::run(&patience, command, args.output)?,
