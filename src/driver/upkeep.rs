@@ -144,17 +144,29 @@ pub fn flush_now(shared: &Shared, how: FlushNow) -> Result<()> {
             shared.upkeep.wake();
             Ok(())
         }
-        FlushNow::Wait => {
-            shared.kv.wait_for_flushes(true);
-            let flushed = flush(shared);
-            shared.kv.wait_for_flushes(false);
-            flushed.map(|_| ())
-        }
+        FlushNow::Wait => flush(shared).map(|_| ()),
+    }
+}
+
+/// How much lower the priority of the flusher and of the compactor is than that of the others, in steps of `nice`: with as many of
+/// the others as cores they get a tenth of the time. The replicas of a region flush and compact at about the same time, for they hold
+/// the same data; where cores are few, all that is answered meanwhile waits for them otherwise. Nobody is kept waiting for long by
+/// it: what is late slows writers down, which leaves the cores to it.
+#[cfg(target_os = "linux")]
+const NICENESS: i32 = 10;
+
+/// Lowers this thread's priority. For good: only the privileged may raise one.
+fn stand_back() {
+    // On Linux this is of the calling thread, elsewhere of the whole process.
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
+        tracing::debug!(%error, "works in the background with the priority of all");
     }
 }
 
 /// The flusher: on size, on the log's budget, on time.
 pub fn run_flusher(shared: &Shared) {
+    stand_back();
     let mut flushed_at = Instant::now();
     let mut looked_at = Instant::now();
     while !shared.stopped() {
@@ -196,6 +208,7 @@ pub fn run_flusher(shared: &Shared) {
 
 /// The compactor: bounded steps while there is work.
 pub fn run_compactor(shared: &Shared) {
+    stand_back();
     while !shared.stopped() {
         match shared.kv.maintain() {
             Ok(true) => {}

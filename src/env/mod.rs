@@ -9,7 +9,6 @@
 mod disk_tests;
 pub mod mem;
 pub mod os;
-pub(crate) mod pace;
 pub(crate) mod pages;
 
 use crate::error::{Error, Result};

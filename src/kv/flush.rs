@@ -2,7 +2,7 @@
 
 use super::merge::Scratch;
 use super::run::{RegionChange, Run, normalise};
-use super::store::{Inner, State};
+use super::store::Inner;
 use super::tables::{Sink, TablesView, data_key, region_key, scan_data};
 use super::view::lay_over;
 use super::{Cut, Direction, Flush};
@@ -38,15 +38,13 @@ impl Flush for TableFlush {
         let inner = &self.inner;
         let _io = inner.io.lock();
         // A restore that came in between has flushed the frozen memtable already.
-        let mut breathe = inner.giving_way(|state| inner.flushes_in_time(state));
-        let frozen = inner.frozen(&mut breathe);
+        let frozen = inner.frozen();
         if let Some(frozen) = frozen {
             let tables = Arc::clone(&inner.state.lock().tables);
             inner.ingest(&mut |sink: &mut dyn Sink| {
                 write_regions(&frozen.regions, sink)?;
                 let everything = 0..frozen.slots.len();
-                let (below, tables) = (&frozen.ranges, &*tables);
-                write_points(&frozen, everything, below, tables, inner, &mut breathe, sink)
+                write_points(&frozen, everything, &frozen.ranges, &*tables, inner, sink)
             })?;
             inner.install(&frozen.regions)?;
         }
@@ -55,15 +53,6 @@ impl Flush for TableFlush {
 }
 
 impl Inner {
-    /// Whether a flush that goes on as it does has ended before the active memtable is half full. A cut is taken when it is
-    /// full, and writers are slowed down by what has not been flushed.
-    fn flushes_in_time(&self, state: &State) -> bool {
-        let slots: usize = state.frozen.iter().map(|run| run.slots.len()).sum();
-        let done = self.written.load(Relaxed) as f64 / slots.max(1) as f64;
-        let filled = state.active_bytes as f64 / self.options.memtable_bytes as f64;
-        filled <= done / 2.0 + 1.0 / 16.0
-    }
-
     /// Ingests; what of the frozen memtable it has written does not count if it fails.
     fn ingest(&self, fill: &mut dyn FnMut(&mut dyn Sink) -> Result<()>) -> Result<()> {
         let result = self.tables.ingest(fill);
@@ -74,12 +63,12 @@ impl Inner {
     }
 
     /// The frozen memtable as one run, if there is one. Caller holds `io`.
-    fn frozen(&self, breathe: &mut dyn FnMut()) -> Option<Arc<Run>> {
+    fn frozen(&self) -> Option<Arc<Run>> {
         let runs = self.state.lock().frozen.clone();
         let merged = match &runs[..] {
             [] => return None,
             [one] => return Some(Arc::clone(one)),
-            _ => Arc::new(self.merge_frozen(&runs, breathe)),
+            _ => Arc::new(self.merge_frozen(&runs)),
         };
         let mut state = self.state.lock();
         state.frozen = vec![Arc::clone(&merged)];
@@ -88,10 +77,10 @@ impl Inner {
         Some(merged)
     }
 
-    fn merge_frozen(&self, runs: &[Arc<Run>], breathe: &mut dyn FnMut()) -> Run {
+    fn merge_frozen(&self, runs: &[Arc<Run>]) -> Run {
         match self.merging_large.try_lock() {
-            Some(mut scratch) => Run::merge(runs, &mut scratch, breathe),
-            None => Run::merge(runs, &mut Scratch::default(), breathe),
+            Some(mut scratch) => Run::merge(runs, &mut scratch),
+            None => Run::merge(runs, &mut Scratch::default()),
         }
     }
 
@@ -126,7 +115,7 @@ impl Inner {
         // Everything written so far becomes part of this cut. If the ingestion fails it stays frozen, with
         // nothing left out, and goes with the next flush.
         self.state.lock().cut();
-        let frozen = self.frozen(&mut || {}).unwrap_or_default();
+        let frozen = self.frozen().unwrap_or_default();
         let tables = Arc::clone(&self.state.lock().tables);
         let mut changes: BTreeMap<_, _> = frozen.regions.iter().cloned().collect();
         changes.extend(states.into_iter().map(|s| (s.region.id, Some(Arc::new(s)))));
@@ -142,7 +131,7 @@ impl Inner {
             let mut done = 0;
             for (hole, below) in holes.iter().zip(&deleted) {
                 let inside = frozen.span(hole);
-                write_points(&frozen, done..inside.start, below, &*tables, self, &mut || {}, sink)?;
+                write_points(&frozen, done..inside.start, below, &*tables, self, sink)?;
                 replace(hole, &mut items, &*tables, sink)?;
                 done = inside.end;
             }
@@ -150,7 +139,7 @@ impl Inner {
                 return Err(left.map_or_else(|error| error, |_| misplaced()));
             }
             let above = deleted.last().map_or(&[][..], |above| above);
-            write_points(&frozen, done..frozen.slots.len(), above, &*tables, self, &mut || {}, sink)
+            write_points(&frozen, done..frozen.slots.len(), above, &*tables, self, sink)
         })?;
         self.install(&changes)
     }
@@ -177,16 +166,13 @@ fn write_points(
     deleted: &[KeyRange],
     tables: &dyn TablesView,
     inner: &Inner,
-    breathe: &mut dyn FnMut(),
     sink: &mut dyn Sink,
 ) -> Result<()> {
     let mut scratch = Vec::new();
     let mut doomed = doomed_keys(deleted, tables).peekable();
-    let slots = span.filter_map(|at| run.slots.get(at));
-    for (count, slot) in slots.enumerate() {
+    for (count, slot) in run.slots_ahead(span).enumerate() {
         if count % TOLD_EVERY == TOLD_EVERY - 1 {
             inner.written.fetch_add(TOLD_EVERY, Relaxed);
-            breathe();
         }
         let key = run.key(slot);
         delete_up_to(&mut doomed, Some(key), &mut scratch, sink)?;

@@ -187,9 +187,7 @@ impl LsmTables {
             let _shared = self.jobs.read();
             work()
         };
-        let runs = self.tree.l0_run_count();
-        self.runs.store(runs, Ordering::Relaxed);
-        self.brake.set_late(runs >= usize::from(self.options.l0_runs) * 5 / 4);
+        self.runs.store(self.tree.l0_run_count(), Ordering::Relaxed);
         if result.is_err() {
             // Waits for the other jobs: their tables cannot be told from this one's.
             let _alone = self.jobs.write();
@@ -387,7 +385,6 @@ impl Tables for LsmTables {
             Ok(sink.bytes)
         })?;
         self.idle.ingested(bytes, Instant::now());
-        self.brake.ingested();
         if self.runs() >= usize::from(self.options.l0_runs) {
             self.brake.give_way();
         }

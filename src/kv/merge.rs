@@ -28,13 +28,8 @@ pub(super) struct Merged {
     pub replaced: usize,
 }
 
-/// Merges sorted lists; of equal keys the newest stays. `breathe` is called between the pieces.
-pub(super) fn merge(
-    inputs: &[Input<'_>],
-    chunks: &[Bytes],
-    scratch: &mut Scratch,
-    breathe: &mut dyn FnMut(),
-) -> Merged {
+/// Merges sorted lists; of equal keys the newest stays.
+pub(super) fn merge(inputs: &[Input<'_>], chunks: &[Bytes], scratch: &mut Scratch) -> Merged {
     let room = inputs.iter().map(|(slots, _)| slots.len()).sum();
     let mut merging = Merging { chunks, replaced: 0 };
     let mut out = Slots::with_room(room);
@@ -49,7 +44,6 @@ pub(super) fn merge(
         let piece = next_piece(&mut rests, step, chunks);
         merging.piece(&piece, scratch);
         out.extend(&scratch.from);
-        breathe();
     }
 }
 

@@ -145,9 +145,6 @@ pub trait StateStore: Send + Sync + 'static {
     /// A node halts its store when it stops, for the store may be closed then, and lets it go on when it opens.
     fn set_halted(&self, _halted: bool) {}
 
-    /// Somebody begins to wait for a flush, or has ended: while anybody does, flushes give way to nobody.
-    fn wait_for_flushes(&self, _waits: bool) {}
-
     /// Whether the active memtable has reached its configured size and can be frozen now.
     fn should_flush(&self) -> bool;
 

@@ -41,6 +41,8 @@ const REPACK_BYTES: usize = 128 << 10;
 
 /// Chunks made of what is left of others are about this large.
 const PACKED_BYTES: usize = 1 << 20;
+/// Records that are fetched at once: about as many lines as a core can wait for.
+const AHEAD: usize = 16;
 
 impl Run {
     /// Takes what a batch or a merge made; `live` as in the field. The invariants are the caller's.
@@ -70,6 +72,19 @@ impl Run {
         let end =
             if range.end.is_empty() { self.slots.len() } else { self.lower_bound(&range.end) };
         start..end.max(start)
+    }
+
+    /// These slots in order, for one who reads all their records. Records lie as they were written, all over the memory:
+    /// they are fetched [`AHEAD`] at a time, so that the processor waits for that many at once and not for each by itself.
+    pub fn slots_ahead(&self, span: std::ops::Range<usize>) -> impl Iterator<Item = &Slot> {
+        let starts = span.clone().step_by(AHEAD);
+        let pieces = starts.flat_map(move |at| self.slots.pieces(at..span.end.min(at + AHEAD)));
+        pieces.flat_map(|piece| {
+            let heads = piece.iter().fold(0, |all, slot| all ^ slot.head_byte(&self.chunks));
+            let tails = piece.iter().fold(0, |all, slot| all ^ slot.tail_byte(&self.chunks));
+            std::hint::black_box((heads, tails));
+            piece
+        })
     }
 
     /// The key of one of its slots.
@@ -114,8 +129,7 @@ impl Run {
     }
 
     /// Merges runs given oldest first. Newer points win, newer ranges drop older points.
-    /// `breathe` is called between pieces of the work.
-    pub fn merge(runs: &[Arc<Run>], scratch: &mut Scratch, breathe: &mut dyn FnMut()) -> Run {
+    pub fn merge(runs: &[Arc<Run>], scratch: &mut Scratch) -> Run {
         let mut chunks = Vec::with_capacity(runs.iter().map(|r| r.chunks.len()).sum());
         let (thinned, ranges) = drop_covered(runs);
         let mut live = 0;
@@ -129,7 +143,7 @@ impl Run {
             chunks.extend(run.chunks.iter().cloned());
             live += run_live;
         }
-        let Merged { mut slots, replaced } = merge(&inputs, &chunks, scratch, breathe);
+        let Merged { mut slots, replaced } = merge(&inputs, &chunks, scratch);
         live -= replaced;
         if is_scattered(&chunks, live) {
             chunks = repack(&mut slots, &chunks, live);

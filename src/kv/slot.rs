@@ -136,6 +136,9 @@ pub(super) fn prefix_of(key: &[u8]) -> u64 {
     }
 }
 
+/// A longer record is read on by the processor itself.
+const TAIL_MAX: usize = 128;
+
 impl Slot {
     pub fn key<'a>(&self, chunks: &'a [Bytes]) -> &'a [u8] {
         key_at(&chunks[self.chunk as usize], self.at)
@@ -162,6 +165,18 @@ impl Slot {
         let bytes = &chunks[self.chunk as usize][self.at as usize..];
         let key = usize::from(u16::from_le_bytes([bytes[1], bytes[2]]));
         HEAD + key + u32_at(bytes, 3) as usize
+    }
+
+    /// The record's first byte.
+    pub fn head_byte(&self, chunks: &[Bytes]) -> u8 {
+        chunks[self.chunk as usize][self.at as usize]
+    }
+
+    /// The record's last byte, or one that is not far behind its first; of a value elsewhere anything.
+    pub fn tail_byte(&self, chunks: &[Bytes]) -> u8 {
+        let bytes = &chunks[self.chunk as usize];
+        let end = (self.at as usize + self.record_len(chunks).min(TAIL_MAX)).min(bytes.len());
+        bytes[end - 1]
     }
 
     /// Writes the record with its value beside it.

@@ -3,6 +3,7 @@
 
 use super::slot::{Slot, prefix_of};
 use bytes::Bytes;
+use std::ops::Range;
 
 /// Slots of a block: 64 KiB.
 pub(super) const BLOCK: usize = 4 << 10;
@@ -56,6 +57,17 @@ impl Slots {
     pub fn side_by_side(&self, at: usize) -> &[Slot] {
         let block = self.blocks.get(at / BLOCK);
         block.and_then(|block| block.slots.get(at % BLOCK..)).unwrap_or_default()
+    }
+
+    /// The slots at these places, in pieces that lie side by side.
+    pub fn pieces(&self, span: Range<usize>) -> impl Iterator<Item = &[Slot]> {
+        let mut at = span.start;
+        std::iter::from_fn(move || {
+            let piece = self.side_by_side(at);
+            let piece = &piece[..piece.len().min(span.end.saturating_sub(at))];
+            at += piece.len();
+            (!piece.is_empty()).then_some(piece)
+        })
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Slot> {

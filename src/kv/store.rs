@@ -8,7 +8,6 @@ use super::tables::{IDENT_KEY, region_key};
 use super::tables::{Regions, Sink, Tables, load_meta};
 use super::view::{Picture, StoreView};
 use super::{Cut, Flush, StateStore, Stats, View, WriteBatch};
-use crate::env::pace::{Pace, Urgency};
 use crate::error::{Error, Result};
 use crate::pb;
 use crate::types::{KeyRange, RegionState, StoreIdent};
@@ -22,13 +21,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 pub struct Options {
     /// The active memtable's size, in bytes, from which [`StateStore::should_flush`] says yes.
     pub memtable_bytes: u64,
-    /// Whether flushes and large merges of the memtable rest between their pieces while somebody writes and they are in time.
-    pub gives_way: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { memtable_bytes: 64 << 20, gives_way: true }
+        Options { memtable_bytes: 64 << 20 }
     }
 }
 
@@ -57,8 +54,6 @@ pub(super) struct Inner {
     /// Slots of the frozen run that its flush has written so far.
     pub written: AtomicUsize,
     pub flushes: AtomicU64,
-    /// Who waits for a flush: it does not rest then.
-    pub waiting: AtomicUsize,
     batches: AtomicU64,
 }
 
@@ -159,7 +154,6 @@ impl TableStore {
                 outstanding: AtomicBool::new(false),
                 written: AtomicUsize::new(0),
                 flushes: AtomicU64::new(0),
-                waiting: AtomicUsize::new(0),
                 batches: AtomicU64::new(0),
             }),
         })
@@ -193,7 +187,7 @@ impl Inner {
                 let due = first + due.start..first + due.end;
                 (state.active[due].to_vec(), state.generation)
             };
-            let merged = Arc::new(Run::merge(&runs, &mut scratch, &mut || {}));
+            let merged = Arc::new(Run::merge(&runs, &mut scratch));
             let mut state = self.state.lock();
             if state.generation != generation {
                 return;
@@ -204,23 +198,6 @@ impl Inner {
             drop(state);
             // Freed here, outside the lock, unless a view still holds them.
             drop(runs);
-        }
-    }
-
-    /// What a job does between its pieces: gives way to writers, as long as there are any and the job is `in_time`.
-    pub fn giving_way(&self, in_time: impl Fn(&State) -> bool) -> impl FnMut() {
-        let mut pace = Pace::begin(self.options.gives_way);
-        let mut seen = self.batches.load(Ordering::Relaxed);
-        move || {
-            pace.breathe(|| {
-                let batches = self.batches.load(Ordering::Relaxed);
-                let written = std::mem::replace(&mut seen, batches) != batches;
-                let waited_for = self.waiting.load(Ordering::Relaxed) > 0;
-                match written && !waited_for && in_time(&self.state.lock()) {
-                    true => Urgency::InTime,
-                    false => Urgency::Now,
-                }
-            });
         }
     }
 
@@ -246,8 +223,7 @@ impl Inner {
             state.reserved = due.end;
             (runs, state.generation)
         };
-        let in_time = |state: &State| state.active.len() < MAX_RUNS / 2;
-        let merged = Arc::new(Run::merge(&runs, &mut scratch, &mut self.giving_way(in_time)));
+        let merged = Arc::new(Run::merge(&runs, &mut scratch));
         let mut state = self.state.lock();
         if state.generation != generation {
             return true;
@@ -356,10 +332,8 @@ impl StateStore for TableStore {
         items: &mut dyn Iterator<Item = Result<(Bytes, Bytes)>>,
         states: Vec<RegionState>,
     ) -> Result<Cut> {
-        self.wait_for_flushes(true);
-        let restored = self.inner.restore(ranges, items, states);
-        self.wait_for_flushes(false);
-        restored.map(|()| self.inner.durable_cut())
+        self.inner.restore(ranges, items, states)?;
+        Ok(self.inner.durable_cut())
     }
 
     fn maintain(&self) -> Result<bool> {
@@ -379,13 +353,6 @@ impl StateStore for TableStore {
             drop((old, stale));
         }
         Ok(worked)
-    }
-
-    fn wait_for_flushes(&self, waits: bool) {
-        match waits {
-            true => self.inner.waiting.fetch_add(1, Ordering::Relaxed),
-            false => self.inner.waiting.fetch_sub(1, Ordering::Relaxed),
-        };
     }
 
     fn set_halted(&self, halted: bool) {
@@ -462,7 +429,7 @@ mod tests {
             state.reserved = 5;
             runs
         };
-        let merged = Arc::new(Run::merge(&runs, &mut Scratch::default(), &mut || {}));
+        let merged = Arc::new(Run::merge(&runs, &mut Scratch::default()));
         {
             let mut state = store.inner.state.lock();
             let place = state.place_of(&runs).unwrap();

@@ -196,8 +196,7 @@ impl SimNode {
         }
         let (log, found) = Log::open(disk.clone(), Path::new(LOG_DIR), options.log.clone())?;
         let tables = Box::new(self.tables.open());
-        let kv_options =
-            crate::kv::Options { memtable_bytes: options.memtable_bytes, gives_way: false };
+        let kv_options = crate::kv::Options { memtable_bytes: options.memtable_bytes };
         let kv = TableStore::open(tables, kv_options)?;
         // One that was wiped is made anew in another life.
         let incarnation = self.id.0 << 32 | (self.life + 1);

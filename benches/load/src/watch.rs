@@ -27,7 +27,8 @@ pub fn watch(window: Window, progress: &Progress) {
     }
     // Ten lines or so for a log file, whatever the duration.
     let line_every = (whole / 10).max(Duration::from_secs(1));
-    let (mut last_ops, mut last_at, mut last_line) = (0, began, began);
+    let mut last_ops = progress.ops.load(Ordering::Relaxed);
+    let (mut last_at, mut last_line) = (began, began);
     while Instant::now() < window.end {
         let left = window.end.saturating_duration_since(Instant::now());
         std::thread::sleep(left.min(Duration::from_millis(if terminal { 250 } else { 100 })));

@@ -14,14 +14,12 @@
 //! (see [`Brake`]), and the ordinary one begins as if there had been none.
 
 use super::trickle::Trickle;
-use crate::env::pace::{Pace, Urgency};
 use lsm_tree::compaction::filter::{CompactionFilter, Context, Factory, ItemAccessor, Verdict};
 use parking_lot::Mutex;
 use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// Fewer runs than this are left as they are.
@@ -123,16 +121,9 @@ pub(super) struct Brake {
     /// Whether the compaction under way is one of the idle: the others give way to nobody.
     idle: AtomicBool,
     give_way: AtomicBool,
-    /// When something was ingested first, and how many milliseconds later it was last.
-    first: OnceLock<Instant>,
-    ingested: AtomicU64,
-    /// Whether level 0 has grown although it is being compacted.
-    late: AtomicBool,
 }
 
-/// Without an ingestion for so long there is nobody to give way to: those that come are a memtable each.
-const NOBODY: Duration = Duration::from_secs(30);
-/// Entries of a compaction between two looks at the clock.
+/// Entries of a compaction whose bytes are counted at once.
 const PIECE: u32 = 256;
 
 impl Brake {
@@ -154,23 +145,6 @@ impl Brake {
     /// An ordinary compaction is due: one of the idle ends.
     pub fn give_way(&self) {
         self.give_way.store(true, Relaxed);
-    }
-
-    /// Something was ingested.
-    pub fn ingested(&self) {
-        let since = self.first.get_or_init(Instant::now).elapsed();
-        self.ingested.store(since.as_millis() as u64, Relaxed);
-    }
-
-    /// Whether a compaction under way has to go on without rests.
-    pub fn set_late(&self, late: bool) {
-        self.late.store(late, Relaxed);
-    }
-
-    /// Whether nothing was ingested for long.
-    fn is_alone(&self) -> bool {
-        let last = Duration::from_millis(self.ingested.load(Relaxed));
-        self.first.get().is_none_or(|first| first.elapsed().saturating_sub(last) > NOBODY)
     }
 
     fn is_on(&self) -> bool {
@@ -198,30 +172,15 @@ impl Factory for Brakes {
 
     fn make_filter(&self, _: &Context) -> Box<dyn CompactionFilter> {
         let (brake, trickle) = (Arc::clone(&self.brake), Trickle::into(&self.tables));
-        Box::new(Braked { brake, pace: Pace::begin(true), trickle, entries: 0 })
+        Box::new(Braked { brake, trickle, entries: 0 })
     }
 }
 
 /// A compaction under way.
 struct Braked {
     brake: Arc<Brake>,
-    pace: Pace,
     trickle: Trickle,
     entries: u32,
-}
-
-impl Braked {
-    /// Between two pieces.
-    fn breathe(&mut self) {
-        let Braked { brake, pace, .. } = self;
-        pace.breathe(|| {
-            let alone = brake.idle.load(Relaxed) || brake.is_alone();
-            match alone || brake.late.load(Relaxed) || brake.is_on() {
-                true => Urgency::Now,
-                false => Urgency::InTime,
-            }
-        });
-    }
 }
 
 impl CompactionFilter for Braked {
@@ -231,7 +190,6 @@ impl CompactionFilter for Braked {
             // One stands for all: it need not be exact.
             let bytes = item.key().len() + item.value().map_or(0, |value| value.len());
             self.trickle.wrote(bytes as u64 * u64::from(PIECE));
-            self.breathe();
         }
         match self.brake.is_on() {
             true => Err(std::io::Error::new(ErrorKind::Interrupted, "gives way").into()),
