@@ -24,6 +24,8 @@ use std::time::{Duration, Instant};
 const REST: Duration = Duration::from_millis(5);
 /// Most requests handed over at once: keeps the first from waiting for the last to be built.
 const HAND_OVER: usize = 64;
+/// About so many operations are looked up in the ledgers at once.
+const LOOK_UP: usize = 1024;
 
 /// What all generator threads share.
 #[derive(Debug, Default)]
@@ -62,6 +64,14 @@ struct Client {
     request: Outstanding,
 }
 
+/// A request whose slots are chosen.
+#[derive(Clone, Copy, Debug)]
+struct Drawn {
+    client: u32,
+    /// The slice of all of them, if it is one.
+    slice: Option<u32>,
+}
+
 /// Due instants of one thread's requests.
 #[derive(Clone, Copy, Debug)]
 struct Pace {
@@ -91,7 +101,6 @@ pub struct Generator<'a> {
     progress: &'a Progress,
     scratch: Vec<u8>,
     key: Vec<u8>,
-    versions: Vec<u32>,
 }
 
 impl<'a> Generator<'a> {
@@ -140,12 +149,12 @@ impl<'a> Generator<'a> {
             progress,
             scratch: Vec::new(),
             key: Vec::new(),
-            versions: Vec::new(),
         }
     }
 
     /// Runs to the end of the window, then waits for what is outstanding.
     pub fn run(mut self, target: &dyn Target) -> Driven {
+        let mut drawn = Vec::with_capacity(HAND_OVER);
         let mut requests = Vec::with_capacity(HAND_OVER);
         let mut done = Vec::new();
         loop {
@@ -154,16 +163,23 @@ impl<'a> Generator<'a> {
                 break;
             }
             self.wake_rested(now);
-            while let Some((client, intended)) = self.next_due(now) {
-                requests.extend(self.build(client, intended));
-                if requests.len() >= HAND_OVER {
+            loop {
+                let at_once = (LOOK_UP / self.plan.batch.max(1)).clamp(1, HAND_OVER);
+                while drawn.len() < at_once
+                    && let Some((client, intended)) = self.next_due(now)
+                {
+                    drawn.push(self.draw(client, intended));
+                }
+                let all = drawn.len() < at_once;
+                self.look_up(&drawn);
+                requests.extend(drawn.drain(..).filter_map(|drawn| self.build(drawn)));
+                if requests.len() >= HAND_OVER || all && !requests.is_empty() {
                     target.submit(&mut requests, &self.ready);
                     requests.clear();
                 }
-            }
-            if !requests.is_empty() {
-                target.submit(&mut requests, &self.ready);
-                requests.clear();
+                if all {
+                    break;
+                }
             }
             self.ready.take(&mut done, self.wait_until());
             self.complete(&mut done);
@@ -212,9 +228,8 @@ impl<'a> Generator<'a> {
         }
     }
 
-    /// The client's next request. What cannot even be put together has failed there and then: it comes
-    /// back through the queue as a refusal, and nothing is sent.
-    fn build(&mut self, at: u32, intended: Instant) -> Option<Request> {
+    /// Draws what the client's next request is to touch.
+    fn draw(&mut self, at: u32, intended: Instant) -> Drawn {
         let plan = self.plan;
         let client = &mut self.clients[at as usize];
         let reads = plan.read_ratio > 0.0 && client.rng.random_bool(plan.read_ratio);
@@ -225,50 +240,64 @@ impl<'a> Generator<'a> {
         self.outstanding += 1;
         let mut slice = client.chooser.slice(&mut client.rng);
         let one_slice = (plan.spread == Spread::OneRegion).then_some(slice);
-        // First where, then what: looks into a large table that do not wait for one another.
-        let mut versions = std::mem::take(&mut self.versions);
-        versions.clear();
         let mut redraws = 0;
         while client.request.slots.len() < plan.batch {
             let slot = client.chooser.slot(slice, &mut client.rng);
-            if !reads {
-                if !client.ledger.may_write(slot) {
-                    redraws += 1;
-                    if redraws < 10 * plan.batch {
-                        continue;
-                    }
-                    // Nearly every slot is in doubt: a shorter batch, or none.
-                    break;
+            if !reads && !client.ledger.may_write(slot) {
+                redraws += 1;
+                if redraws < 10 * plan.batch {
+                    continue;
                 }
-                versions.push(client.ledger.issue(slot));
+                // Nearly every slot is in doubt: a shorter batch, or none.
+                break;
             }
             client.request.slots.push(slot);
             if plan.spread == Spread::AllRegions {
                 slice = client.chooser.slice(&mut client.rng);
             }
         }
+        Drawn { client: at, slice: one_slice }
+    }
+
+    /// Fetches the versions of what was drawn: looks into large tables, which do not wait for one another here.
+    fn look_up(&self, drawn: &[Drawn]) {
+        let versions = drawn.iter().flat_map(|drawn| {
+            let client = &self.clients[drawn.client as usize];
+            client.request.slots.iter().map(|slot| client.ledger.issued(*slot))
+        });
+        std::hint::black_box(versions.fold(0, |all, version| all ^ version));
+    }
+
+    /// The request. What cannot even be put together has failed there and then: it comes
+    /// back through the queue as a refusal, and nothing is sent.
+    fn build(&mut self, drawn: Drawn) -> Option<Request> {
+        let (plan, at) = (self.plan, drawn.client);
+        let client = &mut self.clients[at as usize];
+        let reads = client.request.reads;
         let mut keys = Vec::new();
         let op_bytes = 7 + plan.key_size + plan.value_size;
         let room = if reads { 0 } else { plan.batch * op_bytes };
         let mut batch = BatchBuilder::with_capacity(room);
-        for (at_slot, &slot) in client.request.slots.iter().enumerate() {
+        let mut failed = None;
+        for &slot in &client.request.slots {
             self.space.key(client.id, slot, &mut self.key);
             if reads {
                 keys.push(Bytes::copy_from_slice(&self.key));
                 continue;
             }
             self.scratch.clear();
-            let version = versions[at_slot];
+            let version = client.ledger.issue(slot);
             value(plan.seed, client.id, slot, version, plan.value_size, &mut self.scratch);
-            if let Err(error) = batch.put(&self.key, &self.scratch) {
-                let failure = Failure { may_be_applied: false, ..Failure::from(&error) };
-                self.ready.push(at, Answer::Failed(failure));
-                return None;
-            }
+            // All slots get their versions: a refusal takes them back from all.
+            failed = failed.or(batch.put(&self.key, &self.scratch).err());
         }
-        self.versions = versions;
+        if let Some(error) = failed {
+            let failure = Failure { may_be_applied: false, ..Failure::from(&error) };
+            self.ready.push(at, Answer::Failed(failure));
+            return None;
+        }
         let work = if reads { Work::Read(keys) } else { Work::Write(batch) };
-        Some(Request { client: at, slice: one_slice, work })
+        Some(Request { client: at, slice: drawn.slice, work })
     }
 
     fn complete(&mut self, done: &mut Vec<Completion>) {

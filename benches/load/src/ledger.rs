@@ -57,6 +57,11 @@ impl Ledger {
         self.doubt.is_empty() || !self.doubt.contains_key(&slot)
     }
 
+    /// The version of the last write.
+    pub fn issued(&self, slot: u32) -> u32 {
+        self.issued[slot as usize]
+    }
+
     /// The version of a new write.
     pub fn issue(&mut self, slot: u32) -> u32 {
         let version = &mut self.issued[slot as usize];
