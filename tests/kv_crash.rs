@@ -153,11 +153,7 @@ fn open(dir: &Path) -> TableStore {
     let options =
         LsmOptions { table_bytes: 16 << 10, l0_runs: 3, idle_after, ..Default::default() };
     let tables = LsmTables::open(dir, options).unwrap();
-    TableStore::open(
-        Box::new(tables),
-        Options { memtable_bytes: MEMTABLE_BYTES, ..Options::default() },
-    )
-    .unwrap()
+    TableStore::open(Box::new(tables), Options { memtable_bytes: MEMTABLE_BYTES }).unwrap()
 }
 
 /// The last batch of a cut: batches take turns among the regions, so the regions' indexes tell whether it is

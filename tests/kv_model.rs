@@ -126,7 +126,7 @@ fn write(store: &TableStore, model: &mut Map, changes: &[Change], applied: u64) 
 
 /// Runs the steps; `open` opens the same place again and again.
 fn run(steps: &[Step], open: &dyn Fn() -> Box<dyn Tables>) {
-    let options = Options { memtable_bytes: 1 << 20, ..Options::default() };
+    let options = Options { memtable_bytes: 1 << 20 };
     let mut store = TableStore::open(open(), options).unwrap();
     let ident = StoreIdent { cluster: 1, store: StoreId(1), incarnation: 9 };
     store.bootstrap(&ident, vec![state(5)]).unwrap();

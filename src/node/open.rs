@@ -347,7 +347,7 @@ fn open_state(
                 LsmOptions { block_cache_bytes: config.block_cache_bytes, ..LsmOptions::default() };
             let tables = LsmTables::open(&config.data_dir.join("state"), options)?;
             let memtable_bytes = config.memtable_bytes as u64;
-            let options = kv::Options { memtable_bytes, ..kv::Options::default() };
+            let options = kv::Options { memtable_bytes };
             Ok(Arc::new(TableStore::open(Box::new(tables), options)?))
         }
         StateKind::Memory => {

@@ -31,7 +31,7 @@ impl Ours {
     /// Opens the store as a node does, with its defaults but for the memtable.
     pub fn open(load: &Load, dir: &Path) -> Result<Ours> {
         let tables = LsmTables::open(&dir.join("state"), LsmOptions::default())?;
-        let options = Options { memtable_bytes: load.memtable, ..Options::default() };
+        let options = Options { memtable_bytes: load.memtable };
         let store = TableStore::open(Box::new(tables), options)?;
         let mut ours =
             Ours { store, memtables_max: load.memtable * MEMTABLES_MAX, beside: Beside::default() };
