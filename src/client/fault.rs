@@ -16,7 +16,7 @@ const REGION_BYTES_MAX: usize = 128 << 10;
 
 /// The texts of errors whose text is static: what another node says is looked up here, so that "busy" keeps
 /// saying with what. A test compares the list with the sources.
-const BUSY: [&str; 40] = [
+const BUSY: [&str; 41] = [
     "a connection",
     "a former replica that is not known to be gone",
     "a learner that has not caught up",
@@ -51,6 +51,7 @@ const BUSY: [&str; 40] = [
     "state store (flush is behind)",
     "store inbox",
     "store inbox (reads)",
+    "the client's memory",
     "the connection is closed or full: nothing was sent",
     "the other side has no room",
     "the other store is out of reach",

@@ -29,6 +29,7 @@ mod admin;
 mod api;
 pub mod ask;
 mod block;
+mod budget;
 mod directory;
 pub mod fault;
 mod gate;

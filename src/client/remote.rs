@@ -1,6 +1,7 @@
 //! [`RemoteClient`]: the same calls as the embedded [`Client`], over connections to running nodes.
 
 use super::ask::{Answer, Ask};
+use super::budget::Budget;
 use super::gate::{self, Entrant, Gate};
 use super::hints::{self, Hints};
 use super::request::{Body, Request, Response, decode_response};
@@ -23,6 +24,8 @@ const DOWN: Duration = Duration::from_millis(500);
 const LOCATE: Duration = Duration::from_secs(1);
 /// For one dial, at most.
 const DIAL: Duration = Duration::from_secs(2);
+/// Bytes of requests that a client holds, whether they are on their way or wait for a connection.
+const HELD_MAX: usize = 256 << 20;
 /// No store's id.
 const NOBODY: u64 = 0;
 /// What a node gets to answer beyond its own deadline, which is the caller's.
@@ -34,6 +37,8 @@ pub(super) const GRACE: Duration = Duration::from_millis(200);
 ///   dialled when first needed, and again when broken.
 /// * When a node cannot be reached, or says that the request certainly was not applied, the next one is
 ///   asked. When a connection breaks under a write, its outcome is unknown and the caller is told.
+/// * Requests that wait for an answer take 256 MiB at most, and about as much again while they are being sent; what comes beyond is
+///   answered [`Error::Busy`] at once. A first one always fits.
 ///
 /// It has network threads of its own, and needs no runtime around it.
 #[derive(Clone, Debug)]
@@ -45,6 +50,16 @@ impl RemoteClient {
     /// A client of the nodes at `addresses` (`host:port`). Dials nobody yet. With a cluster id given,
     /// nodes of another cluster are refused.
     pub fn new(addresses: &[String], cluster: Option<u64>, timeout: Duration) -> Result<Self> {
+        Self::holding(HELD_MAX, addresses, cluster, timeout)
+    }
+
+    /// With a limit of its own to what is held.
+    fn holding(
+        held_max: usize,
+        addresses: &[String],
+        cluster: Option<u64>,
+        timeout: Duration,
+    ) -> Result<Self> {
         if addresses.is_empty() {
             return Err(Error::InvalidArgument("no addresses to connect to".into()));
         }
@@ -65,6 +80,7 @@ impl RemoteClient {
             slots: slots.collect(),
             handle: runtime.handle().clone(),
             gate: Gate::default(),
+            budget: Budget::new(held_max),
             cluster,
             clock: Clock::start(),
             next: AtomicUsize::new(0),
@@ -103,6 +119,7 @@ pub(super) struct Shared {
     pub(super) next: AtomicUsize,
     pub(super) hints: Hints,
     gate: Gate,
+    pub(super) budget: Arc<Budget>,
     cluster: Option<u64>,
     clock: Clock,
     jitter: AtomicU64,
@@ -127,8 +144,15 @@ impl Backend for Remote {
         let hint = self.shared.hints.of(&body, Instant::now());
         self.shared.locate(hint.ask);
         let shared = Arc::clone(&self.shared);
-        let asking = async move { done.call(shared.ask(body, hint.leader, timeout, None).await) };
-        self.shared.handle.spawn(asking);
+        let held = match shared.budget.take(body.payload_bytes()) {
+            Ok(held) => held,
+            Err(error) => return shared.refuse(vec![(done, error)]),
+        };
+        self.shared.handle.spawn(async move {
+            let answer = shared.ask(body, hint.leader, timeout, None).await;
+            drop(held);
+            done.call(answer);
+        });
     }
 
     fn now(&self) -> Time {
@@ -291,5 +315,37 @@ impl Shared {
             Ok(connection)
         };
         tokio::time::timeout(left.min(DIAL), connect).await.map_err(|_| late())?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::command::BatchBuilder;
+
+    /// A server that takes connections and never says a word.
+    #[test]
+    fn what_nobody_answers_is_bounded() {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addresses = [silent.local_addr().unwrap().to_string()];
+        let timeout = Duration::from_millis(1500);
+        let remote = RemoteClient::holding(4 << 20, &addresses, None, timeout).unwrap();
+        let client = remote.client();
+        let (tell, told) = std::sync::mpsc::channel();
+        let write = |at: usize| {
+            let mut batch = BatchBuilder::new();
+            batch.put(format!("key {at}").as_bytes(), &vec![0; 1 << 20]).unwrap();
+            let tell = tell.clone();
+            client.submit(batch, move |result| drop(tell.send(result.unwrap_err())));
+        };
+        (0..20).for_each(write);
+        let errors: Vec<Error> = told.iter().take(20).collect();
+        let full = Error::Busy { what: "the client's memory" }.to_string();
+        let refused = errors.iter().filter(|error| error.to_string() == full).count();
+        assert_eq!(refused, 17, "{errors:?}");
+        assert!(errors[..17].iter().all(|error| error.to_string() == full), "they hear it at once");
+        // All was given back.
+        write(20);
+        assert_ne!(told.recv().unwrap().to_string(), full);
     }
 }

@@ -4,6 +4,7 @@
 //! a request of its own does.
 
 use super::Done;
+use super::budget::Held;
 use super::remote::{GRACE, Shared};
 use super::request::{self, Body, Response, decode_response};
 use crate::error::{Error, Result};
@@ -24,6 +25,7 @@ struct Write {
     /// Who leads its region, as far as is known.
     leader: Option<StoreId>,
     done: Done<Response>,
+    held: Held,
 }
 
 /// Where a store answers; each is looked for once.
@@ -69,11 +71,18 @@ impl Shared {
         self.locate(ask);
         let anyone = self.choose(turn);
         let mut at = Vec::new();
+        let mut refused = Vec::new();
         let mut volleys: Vec<Vec<Write>> = Vec::new();
         volleys.resize_with(self.slots.len(), Vec::new);
         for ((command, done), leader) in batches.into_iter().zip(leaders) {
             let slot = slot_of(leader, &mut at, |store| self.slot_of(store)).unwrap_or(anyone);
-            volleys[slot].push(Write { command, leader, done });
+            match self.budget.take(command.len()) {
+                Ok(held) => volleys[slot].push(Write { command, leader, done, held }),
+                Err(error) => refused.push((done, error)),
+            }
+        }
+        if !refused.is_empty() {
+            self.refuse(refused);
         }
         for (slot, writes) in self.slots.iter().zip(volleys).filter(|(_, some)| !some.is_empty()) {
             let connection = slot.dialled.lock().clone();
@@ -92,7 +101,10 @@ impl Shared {
             let shared = Weak::clone(&shared);
             Box::new(move |answer: Result<Bytes>| {
                 let error = match answer.and_then(decode_response) {
-                    Ok(response) => return one.done.call(Ok(response)),
+                    Ok(response) => {
+                        drop(one.held);
+                        return one.done.call(Ok(response));
+                    }
                     Err(error) => error,
                 };
                 match shared.upgrade() {
@@ -112,11 +124,20 @@ impl Shared {
 
     /// One write by itself.
     fn alone(self: &Arc<Self>, one: Write, timeout: Duration, tried: Option<Error>) {
-        let Write { command, leader, done } = one;
+        let Write { command, leader, done, held } = one;
         let shared = Arc::clone(self);
         self.handle.spawn(async move {
             let body = Body::Write { command };
-            done.call(shared.ask(body, leader, timeout, tried).await);
+            let answer = shared.ask(body, leader, timeout, tried).await;
+            drop(held);
+            done.call(answer);
+        });
+    }
+
+    /// Tells callers that there was no room, on a thread of ours as every answer.
+    pub(super) fn refuse(&self, refused: Vec<(Done<Response>, Error)>) {
+        self.handle.spawn(async move {
+            refused.into_iter().for_each(|(done, error)| done.call(Err(error)));
         });
     }
 }

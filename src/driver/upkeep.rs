@@ -150,17 +150,25 @@ pub fn flush_now(shared: &Shared, how: FlushNow) -> Result<()> {
 
 /// How much lower the priority of the flusher and of the compactor is than that of the others, in steps of `nice`: with as many of
 /// the others as cores they get a tenth of the time. The replicas of a region flush and compact at about the same time, for they hold
-/// the same data; where cores are few, all that is answered meanwhile waits for them otherwise. Nobody is kept waiting for long by
-/// it: what is late slows writers down, which leaves the cores to it.
+/// the same data; where cores are few, all that is answered meanwhile waits for them otherwise. What is late
+/// slows writers down, which leaves the cores to it.
 #[cfg(target_os = "linux")]
 const NICENESS: i32 = 10;
+/// There is no lower priority.
+#[cfg(target_os = "linux")]
+const LOWEST: i32 = 19;
 
 /// Lowers this thread's priority. For good: only the privileged may raise one.
 fn stand_back() {
-    // On Linux this is of the calling thread, elsewhere of the whole process.
+    // On Linux these are of the calling thread, elsewhere of the whole process.
     #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
-        tracing::debug!(%error, "works in the background with the priority of all");
+    {
+        use rustix::process::{getpriority_process, setpriority_process};
+        let lowered = getpriority_process(None)
+            .and_then(|now| setpriority_process(None, (now + NICENESS).min(LOWEST)));
+        if let Err(error) = lowered {
+            tracing::debug!(%error, "works in the background with the priority of all");
+        }
     }
 }
 

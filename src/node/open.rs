@@ -319,9 +319,13 @@ fn make_dirs(disk: &dyn Disk, data: &Path) -> Result<()> {
     Ok(())
 }
 
+/// What more loops could carry, no disk does: see `driver::scaling`.
+const LOOPS_BY_DEFAULT: usize = 8;
+
 fn loops(config: &NodeConfig) -> usize {
     match config.loops {
-        0 => std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1)),
+        0 => std::thread::available_parallelism()
+            .map_or(1, |cores| (cores.get() / 2).clamp(1, LOOPS_BY_DEFAULT)),
         n => n,
     }
 }

@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// What makes two runs repetitions of one another, unless the command line says which are.
-const KIND: [&str; 16] = [
+const KIND: [&str; 23] = [
     "/profile",
     "/state",
     "/nodes",
@@ -19,8 +19,15 @@ const KIND: [&str; 16] = [
     "/one_region_batches",
     "/read_ratio",
     "/rate",
+    "/planned_s",
+    "/warmup_s",
+    "/keys",
+    "/threads",
+    "/loops",
     "/log/groups",
     "/log/threads",
+    "/log/entries_per_write",
+    "/log/span",
     "/machine/cpu",
     "/commit",
 ];
@@ -77,12 +84,17 @@ impl Run {
     }
 
     /// A field as people read it; `-` where there is none.
-    fn shown(&self, path: &str) -> String {
+    pub fn shown(&self, path: &str) -> String {
         match self.json.pointer(path) {
             None | Some(Value::Null) => "-".to_owned(),
             Some(Value::String(text)) => text.clone(),
             Some(other) => other.to_string(),
         }
+    }
+
+    /// What it ran on which commit and machine: equal for repetitions of one another.
+    pub fn kind(&self) -> String {
+        KIND.map(|path| self.shown(path)).join("|")
     }
 
     /// Operations by second, whole seconds only.
@@ -225,7 +237,7 @@ pub fn sets(words: &[String]) -> Result<Vec<Set>> {
         let run = Run::read(file)?;
         let key = match name {
             Some(name) => format!("name {name}"),
-            None => KIND.map(|path| run.shown(path)).join("|"),
+            None => run.kind(),
         };
         match sets.iter_mut().find(|set| set.key == key) {
             Some(set) => set.runs.push(run),
@@ -427,6 +439,10 @@ pub fn remarks(sets: &[Set]) -> Vec<String> {
         let failed: f64 = errors.into_iter().flatten().filter_map(|(_, n)| n.as_f64()).sum();
         if failed > 0.0 {
             remarks.push(format!("{}: {failed:.0} requests failed", run.file.display()));
+        }
+        if run.number("/unsent").is_some_and(|count| count > 0.0) {
+            let (file, unsent) = (run.file.display(), run.shown("/unsent"));
+            remarks.push(format!("{file}: {unsent} requests were due and never sent"));
         }
         let bad = ["/wrong_reads", "/verified/missing", "/verified/wrong"];
         if bad.iter().any(|path| run.number(path).is_some_and(|count| count > 0.0)) {

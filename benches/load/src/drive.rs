@@ -184,12 +184,22 @@ impl<'a> Generator<'a> {
             self.ready.take(&mut done, self.wait_until());
             self.complete(&mut done);
         }
+        self.give_up_due();
         let patience = Instant::now() + self.plan.timeout + Duration::from_secs(5);
         while self.outstanding > 0 && Instant::now() < patience {
             self.ready.take(&mut done, patience);
             self.complete(&mut done);
         }
         self.finish()
+    }
+
+    /// The window is over: what was due in it and had no client to send it is not sent any more.
+    fn give_up_due(&mut self) {
+        let Some(pace) = self.pace.as_mut().filter(|_| self.idle.is_empty()) else { return };
+        while pace.due() < self.window.end {
+            self.record.unsent(self.window, pace.due());
+            pace.next += 1;
+        }
     }
 
     fn wake_rested(&mut self, now: Instant) {

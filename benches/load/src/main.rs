@@ -75,6 +75,12 @@ fn run(plan: &Plan) -> ExitCode {
 
 fn report(files: &[String], html: &Path) -> anyhow::Result<()> {
     let sets = compare::sets(files)?;
+    let page = html.canonicalize().ok();
+    for run in sets.iter().flat_map(|set| &set.runs) {
+        if page.is_some() && run.file.canonicalize().ok() == page {
+            anyhow::bail!("{}: the page would be written over this result", run.file.display());
+        }
+    }
     if html == Path::new("-") {
         return destination::print(&page::page(&sets));
     }

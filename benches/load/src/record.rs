@@ -12,7 +12,7 @@ const LONGEST_NS: u64 = 600_000_000_000;
 ///
 /// * Only answers inside the measured window count as operations; a request whose *intended* start lies
 ///   in the window counts in the latencies even if its answer comes later, or a stall at the end would
-///   not show.
+///   not show. So does one that was due in the window and that no client was free to send: it has waited to its end.
 #[derive(Debug)]
 pub struct Record {
     latency: Histogram<u64>,
@@ -24,6 +24,8 @@ pub struct Record {
     pub requests: u64,
     /// Reads that returned what they must not (whenever).
     pub wrong_reads: u64,
+    /// Requests that were due in the window and never sent, since every client waited for an answer.
+    pub unsent: u64,
     /// Failed requests by kind, of the whole run.
     pub errors: BTreeMap<&'static str, u64>,
     /// Operations by second of the window.
@@ -71,6 +73,7 @@ impl Record {
             reads: 0,
             requests: 0,
             wrong_reads: 0,
+            unsent: 0,
             errors: BTreeMap::new(),
             by_second: Vec::new(),
         }
@@ -107,6 +110,14 @@ impl Record {
         self.latency.saturating_record(ns.max(1));
     }
 
+    /// A request was due and was never sent.
+    pub fn unsent(&mut self, window: Window, intended: Instant) {
+        if intended >= window.start {
+            self.unsent += 1;
+            self.latency(window.end.saturating_duration_since(intended));
+        }
+    }
+
     /// A request failed.
     pub fn failed(&mut self, kind: &'static str) {
         *self.errors.entry(kind).or_default() += 1;
@@ -120,6 +131,7 @@ impl Record {
         self.reads += other.reads;
         self.requests += other.requests;
         self.wrong_reads += other.wrong_reads;
+        self.unsent += other.unsent;
         for (kind, count) in &other.errors {
             *self.errors.entry(kind).or_default() += count;
         }

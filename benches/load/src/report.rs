@@ -145,6 +145,18 @@ pub struct Report {
     pub state: &'static str,
     /// Operations per second aimed at; null: closed loop.
     pub rate: Option<u64>,
+    /// Requests that were due in the window and never sent, since every client waited for an answer.
+    pub unsent: u64,
+    /// Seconds that were to be measured.
+    pub planned_s: f64,
+    /// Seconds before them.
+    pub warmup_s: f64,
+    /// Keys of the key space, at least.
+    pub keys: u64,
+    /// Threads that generated load.
+    pub threads: usize,
+    /// Store loops of a node; null: the node's own choice.
+    pub loops: Option<u64>,
     /// Seed.
     pub seed: u64,
     /// Measured seconds.
@@ -232,6 +244,12 @@ impl Report {
                 (_, State::Memory) => "memory",
             },
             rate: plan.rate,
+            unsent: record.unsent,
+            planned_s: plan.duration.as_secs_f64(),
+            warmup_s: plan.warmup.as_secs_f64(),
+            keys: plan.keys,
+            threads: plan.threads,
+            loops: plan.loops,
             seed: plan.seed,
             duration_s: seconds,
             ops: record.ops,
@@ -286,6 +304,13 @@ impl Report {
                 format!("{}, {}, {}", log.entries_per_write, log.span, log.window),
             );
             rows.push(("writes/s", grouped(log.writes_per_s as u64)));
+        }
+        if let Some(rate) = self.rate {
+            rows.push(("aimed at", format!("{} operations/s", grouped(rate))));
+        }
+        if self.unsent > 0 {
+            let requests = grouped(self.unsent);
+            rows.push(("DUE AND NEVER SENT", format!("{requests} requests: no client was free")));
         }
         if self.reads > 0 {
             rows.push(("of them reads", grouped(self.reads)));

@@ -1,36 +1,38 @@
 //! `catamaran-load table`: results of runs as a Markdown table, one row for each kind of run, with the median and
 //! the spread of its repetitions. README's table is made by it, see `benches/readme-table.sh`.
 
-use anyhow::{Context, Result};
-use serde_json::Value;
-use std::collections::BTreeMap;
+use crate::compare::{Better, Run};
+use anyhow::{Result, bail};
 use std::path::PathBuf;
 
-/// What makes two runs repetitions of one another.
-const KIND: [&str; 7] = ["profile", "state", "nodes", "regions", "clients", "batch", "value_size"];
-
-fn number(run: &Value, path: &str) -> f64 {
-    run.pointer(path).and_then(Value::as_f64).unwrap_or(0.0)
+fn number(run: &Run, path: &str) -> f64 {
+    run.number(path).unwrap_or(0.0)
 }
 
-/// Smallest, middle and largest of a figure over the repetitions.
-fn spread(runs: &[Value], path: &str) -> (f64, f64, f64) {
+/// Smallest, middle and largest of a figure over the repetitions; of an even number the worse of the two in the middle.
+fn spread(runs: &[Run], path: &str, better: Better) -> (f64, f64, f64) {
     let mut values: Vec<f64> = runs.iter().map(|run| number(run, path)).collect();
     values.sort_by(f64::total_cmp);
     let at = |index: usize| values.get(index).copied().unwrap_or(0.0);
-    // Of an even number the lower middle: not the flattering one.
-    (at(0), at(values.len().saturating_sub(1) / 2), at(values.len().saturating_sub(1)))
+    let last = values.len().saturating_sub(1);
+    let middle = match better {
+        Better::Lower => last.div_ceil(2),
+        _ => last / 2,
+    };
+    (at(0), at(middle), at(last))
 }
 
-fn kind(run: &Value) -> String {
-    KIND.map(|field| run.get(field).map_or(String::new(), ToString::to_string)).join("|")
+fn is_log(runs: &[Run]) -> bool {
+    runs.first().is_some_and(|run| run.shown("/profile") == "log")
 }
 
 /// The rate that the profile is about: entries for the log, operations for everything else.
-fn rate(runs: &[Value]) -> String {
-    let log = runs.first().is_some_and(|run| run.get("profile") == Some(&"log".into()));
-    let (path, unit) = if log { ("/log/entries_per_s", " entries/s") } else { ("/ops_per_s", "") };
-    let (low, middle, high) = spread(runs, path);
+fn rate(runs: &[Run]) -> String {
+    let (path, unit) = match is_log(runs) {
+        true => ("/log/entries_per_s", " entries/s"),
+        false => ("/ops_per_s", ""),
+    };
+    let (low, middle, high) = spread(runs, path, Better::Higher);
     let thousands = |value: f64| format!("{:.0} k", value / 1000.0);
     match runs.len() {
         1 => format!("{}{unit}", thousands(middle)),
@@ -43,10 +45,25 @@ fn rate(runs: &[Value]) -> String {
     }
 }
 
-fn row(runs: &[Value]) -> String {
+fn row(runs: &[Run]) -> String {
     let Some(run) = runs.first() else { return String::new() };
-    let text = |field: &str| run.get(field).and_then(Value::as_str).unwrap_or("-").to_owned();
-    let ms = |path: &str| format!("{:.1}", spread(runs, path).1 / 1000.0);
+    let ms = |path: &str| format!("{:.1}", spread(runs, path, Better::Lower).1 / 1000.0);
+    let (what, regions, clients) = match is_log(runs) {
+        true => (
+            format!(
+                "log alone: {} entries over {} groups",
+                run.shown("/log/entries_per_write"),
+                run.shown("/log/span")
+            ),
+            "-".to_owned(),
+            format!("{} threads x {} ahead", run.shown("/log/threads"), run.shown("/log/window")),
+        ),
+        false => (
+            format!("{}, {}", run.shown("/profile"), run.shown("/state")),
+            run.shown("/regions"),
+            format!("{} x {}", run.shown("/clients"), run.shown("/batch")),
+        ),
+    };
     let verified: f64 = runs.iter().map(|run| number(run, "/verified/checked")).sum();
     let bad: f64 = runs
         .iter()
@@ -57,60 +74,58 @@ fn row(runs: &[Value]) -> String {
         false => "-".to_owned(),
     };
     format!(
-        "| {}, {} | {:.0} | {:.0} x {:.0} | {} | {:.0} | {} | {} | {} | {verdict} |",
-        text("profile"),
-        text("state"),
-        number(run, "/regions"),
-        number(run, "/clients"),
-        number(run, "/batch"),
+        "| {what} | {regions} | {clients} | {} | {:.0} | {} | {} | {} | {verdict} |",
         rate(runs),
-        spread(runs, "/fsyncs_per_s").1,
+        spread(runs, "/fsyncs_per_s", Better::Higher).1,
         ms("/latency_us/p50"),
         ms("/latency_us/p99"),
         ms("/latency_us/max"),
     )
 }
 
-fn origin(run: &Value) -> String {
-    let text = |path: &str| match run.pointer(path) {
-        Some(Value::String(text)) => text.clone(),
-        Some(other) => other.to_string(),
-        None => "?".to_owned(),
-    };
+fn origin(run: &Run) -> String {
     format!(
-        "Commit {}, {} cores, {}. Median of n runs (smallest-largest); latencies are medians, in ms; log syncs are those of all nodes together.",
-        text("/commit"),
-        text("/machine/cores"),
-        text("/machine/cpu"),
+        "Commit {}, {} cores, {}. Median of n runs (smallest-largest), of an even number the worse one; latencies in ms; log syncs are those of \
+         all nodes together; what was read back is of all n.",
+        run.shown("/commit"),
+        run.shown("/machine/cores"),
+        run.shown("/machine/cpu"),
     )
 }
 
-/// The table of these result files, in the order in which their kinds first appear.
+/// The table of these result files, in the order in which their kinds first appear. Refuses what is not a result, and
+/// results of several commits or machines: the table names one.
 pub fn table(files: &[PathBuf]) -> Result<String> {
-    let mut order = Vec::new();
-    let mut kinds: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    let mut kinds: Vec<(String, Vec<Run>)> = Vec::new();
+    let mut origins: Option<(String, PathBuf)> = None;
     for file in files {
-        let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
-        let run: Value = serde_json::from_str(&text).with_context(|| file.display().to_string())?;
-        let kind = kind(&run);
-        if !kinds.contains_key(&kind) {
-            order.push(kind.clone());
+        let run = Run::read(file)?;
+        let from = origin(&run);
+        match &origins {
+            Some((other, first)) if *other != from => bail!(
+                "{} and {} are not of one commit and machine: one table does not hold both",
+                first.display(),
+                file.display()
+            ),
+            _ => origins = Some((from, file.clone())),
         }
-        kinds.entry(kind).or_default().push(run);
+        let kind = run.kind();
+        match kinds.iter_mut().find(|(other, _)| *other == kind) {
+            Some((_, runs)) => runs.push(run),
+            None => kinds.push((kind, vec![run])),
+        }
     }
     let mut out = String::from(
         "| profile, state | regions | clients x batch | operations/s | log syncs/s | p50 | p99 | max | read back |\n\
          |---|---|---|---|---|---|---|---|---|\n",
     );
-    for kind in &order {
-        if let Some(runs) = kinds.get(kind) {
-            out.push_str(&row(runs));
-            out.push('\n');
-        }
-    }
-    if let Some(run) = order.first().and_then(|kind| kinds.get(kind)?.first()) {
+    for (_, runs) in &kinds {
+        out.push_str(&row(runs));
         out.push('\n');
-        out.push_str(&origin(run));
+    }
+    if let Some((from, _)) = origins {
+        out.push('\n');
+        out.push_str(&from);
         out.push('\n');
     }
     Ok(out)
@@ -120,27 +135,62 @@ pub fn table(files: &[PathBuf]) -> Result<String> {
 mod tests {
     use super::*;
 
+    /// A result file.
+    fn result(
+        dir: &std::path::Path,
+        at: usize,
+        rate: f64,
+        p99: f64,
+        more: &[(&str, &str)],
+    ) -> PathBuf {
+        let path = dir.join(format!("{at}.json"));
+        let mut run = serde_json::json!({
+            "profile": "durable", "state": "disk", "nodes": 3, "regions": 64,
+            "clients": 256, "batch": 128, "value_size": 64, "ops_per_s": rate,
+            "fsyncs_per_s": 400.0, "latency_us": {"p50": 1000.0, "p99": p99, "max": 9000.0},
+            "verified": {"checked": 10, "missing": 0, "wrong": 0}, "commit": "abc"
+        });
+        for (field, value) in more {
+            run[*field] = (*value).into();
+        }
+        std::fs::write(&path, run.to_string()).unwrap();
+        path
+    }
+
     #[test]
     fn repetitions_share_a_row_with_their_median() {
         let dir = tempfile::tempdir().unwrap();
-        let files: Vec<PathBuf> = [300_000.0, 100_000.0, 200_000.0]
-            .iter()
-            .enumerate()
-            .map(|(at, rate)| {
-                let path = dir.path().join(format!("{at}.json"));
-                let run = serde_json::json!({
-                    "profile": "durable", "state": "disk", "nodes": 3, "regions": 64,
-                    "clients": 256, "batch": 128, "value_size": 64, "ops_per_s": rate,
-                    "fsyncs_per_s": 400.0, "latency_us": {"p50": 1000.0, "p99": 2000.0, "max": 3000.0},
-                    "verified": {"checked": 10, "missing": 0, "wrong": 0}, "commit": "abc"
-                });
-                std::fs::write(&path, run.to_string()).unwrap();
-                path
-            })
-            .collect();
+        let rates = [300_000.0, 100_000.0, 200_000.0];
+        let files: Vec<PathBuf> =
+            (0..3).map(|at| result(dir.path(), at, rates[at], 2000.0, &[])).collect();
         let table = table(&files).unwrap();
         assert!(table.contains("**200 k** (100 k-300 k, n=3)"), "{table}");
         assert!(table.contains("30 keys, 0 missing or wrong"), "{table}");
         assert_eq!(table.lines().filter(|line| line.starts_with("| durable")).count(), 1);
+    }
+
+    #[test]
+    fn of_two_runs_each_figure_is_the_worse_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = [
+            result(dir.path(), 0, 300_000.0, 2000.0, &[]),
+            result(dir.path(), 1, 100_000.0, 4000.0, &[]),
+        ];
+        let table = table(&files).unwrap();
+        assert!(table.contains("**100 k** (100 k-300 k, n=2) | 400 | 1.0 | 4.0 |"), "{table}");
+    }
+
+    #[test]
+    fn other_work_has_a_row_of_its_own_and_other_commits_a_table_of_their_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = result(dir.path(), 0, 1.0, 1.0, &[]);
+        let other = result(dir.path(), 1, 1.0, 1.0, &[("distribution", "zipfian")]);
+        let rows = table(&[first.clone(), other]).unwrap();
+        assert_eq!(rows.lines().filter(|line| line.starts_with("| durable")).count(), 2);
+        let later = result(dir.path(), 2, 1.0, 1.0, &[("commit", "def")]);
+        assert!(table(&[first.clone(), later]).unwrap_err().to_string().contains("one commit"));
+        let empty = dir.path().join("empty.json");
+        std::fs::write(&empty, "{}").unwrap();
+        assert!(table(&[first, empty]).unwrap_err().to_string().contains("not a result"));
     }
 }
