@@ -254,3 +254,47 @@ fn without(run: &Run, ranges: &[KeyRange]) -> Thinned {
     }
     (slots, live)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::slot::{record_delete, record_put, record_put_elsewhere};
+    use super::super::slots::BLOCK;
+    use super::*;
+
+    /// A run of several blocks: small values, none, large ones, and such as lie in another chunk.
+    fn run(count: usize) -> Run {
+        let (mut arena, mut slots) = (Vec::new(), Vec::new());
+        for at in 0..count {
+            let key = (at as u64).to_be_bytes();
+            slots.push(Slot { prefix: prefix_of(&key), chunk: 0, at: arena.len() as u32 });
+            match at % 4 {
+                0 => record_put(&mut arena, &key, b"small"),
+                1 => record_delete(&mut arena, &key),
+                2 => record_put(&mut arena, &key, &[7; 300]),
+                _ => record_put_elsewhere(&mut arena, &key, 1, 100..900),
+            }
+        }
+        let live = arena.len();
+        let chunks = vec![Bytes::from(arena), Bytes::from(vec![9; 1000])];
+        Run::new(Slots::from(slots), chunks, live, Vec::new(), Vec::new())
+    }
+
+    #[test]
+    fn slots_that_are_fetched_ahead_are_the_same_in_the_same_order() {
+        let run = run(2 * BLOCK + 100);
+        let spans = [
+            0..run.slots.len(),
+            0..0,
+            3..4,
+            BLOCK - 5..BLOCK + 5,
+            BLOCK..2 * BLOCK,
+            7..2 * BLOCK + 99,
+            run.slots.len()..run.slots.len(),
+        ];
+        for span in spans {
+            let there: Vec<u64> = run.slots_ahead(span.clone()).map(|slot| slot.prefix).collect();
+            let wanted: Vec<u64> = span.map(|at| at as u64).collect();
+            assert_eq!(there, wanted);
+        }
+    }
+}
