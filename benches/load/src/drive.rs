@@ -158,8 +158,10 @@ impl<'a> Generator<'a> {
         let mut requests = Vec::with_capacity(HAND_OVER);
         let mut done = Vec::new();
         loop {
-            let now = Instant::now();
-            if now >= self.window.end {
+            // What was due within the window goes out even if its end has come meanwhile.
+            let now = Instant::now().min(self.window.end);
+            let over = now == self.window.end;
+            if over && self.pace.is_none() {
                 break;
             }
             self.wake_rested(now);
@@ -181,6 +183,9 @@ impl<'a> Generator<'a> {
                     break;
                 }
             }
+            if over {
+                break;
+            }
             self.ready.take(&mut done, self.wait_until());
             self.complete(&mut done);
         }
@@ -195,7 +200,7 @@ impl<'a> Generator<'a> {
 
     /// The window is over: what was due in it and had no client to send it is not sent any more.
     fn give_up_due(&mut self) {
-        let Some(pace) = self.pace.as_mut().filter(|_| self.idle.is_empty()) else { return };
+        let Some(pace) = &mut self.pace else { return };
         while pace.due() < self.window.end {
             self.record.unsent(self.window, pace.due());
             pace.next += 1;

@@ -70,6 +70,19 @@ fn a_stall_shows_in_the_open_loop_and_is_nearly_hidden_in_the_closed_one() {
 }
 
 #[test]
+fn what_was_due_and_found_no_client_to_send_it_counts_until_the_end() {
+    // Nothing is answered before the end, so each client sends once.
+    let silent = Slow::new(Duration::ZERO, Duration::ZERO, Duration::from_millis(700));
+    let flags = "--duration 500ms --clients 8 --batch 1 --keys 1000 --regions 4 --rate 1000";
+    let open = plan(flags);
+    let (driven, _) = drive(&open, space(&open), &silent, &Progress::default(), |_| {});
+    let unsent = driven.record.unsent;
+    assert!((491..=493).contains(&unsent), "{unsent} of 500");
+    let longer = driven.record.longer_than(Duration::from_millis(250));
+    assert!(longer >= 245, "{longer} of 250 fell due in the first half");
+}
+
+#[test]
 fn the_rate_is_kept() {
     let plan = plan(
         "--duration 2s --clients 16 --batch 10 --keys 1000 --regions 4 --rate 5000 --threads 2",
