@@ -77,8 +77,7 @@ impl Run {
     /// These slots in order, for one who reads all their records. Records lie as they were written, all over the memory:
     /// they are fetched [`AHEAD`] at a time, so that the processor waits for that many at once and not for each by itself.
     pub fn slots_ahead(&self, span: std::ops::Range<usize>) -> impl Iterator<Item = &Slot> {
-        let starts = span.clone().step_by(AHEAD);
-        let pieces = starts.flat_map(move |at| self.slots.pieces(at..span.end.min(at + AHEAD)));
+        let pieces = self.slots.pieces(span).flat_map(|piece| piece.chunks(AHEAD));
         pieces.flat_map(|piece| {
             let heads = piece.iter().fold(0, |all, slot| all ^ slot.head_byte(&self.chunks));
             let tails = piece.iter().fold(0, |all, slot| all ^ slot.tail_byte(&self.chunks));
