@@ -64,9 +64,9 @@ pub struct NodeConfig {
     pub election_ticks: usize,
     /// Ticks between heartbeats.
     pub heartbeat_ticks: usize,
-    /// A region that nobody used for so long sleeps: it is not ticked, and its group sends nothing until it is
-    /// used again or its leader's node is lost. 0: regions never sleep. Less than an
-    /// election timeout is taken as that.
+    /// A region that nobody uses sleeps after a tick or two: it is not ticked, and its group sends nothing until it is
+    /// used again or its leader's node is lost. One that has slept for so long gives its group's memory back, too.
+    /// 0: regions never sleep.
     pub hibernate_after_ms: u64,
     /// How much faster another node's clock may run, in percent: shortens the leader lease.
     pub clock_drift_percent: u32,

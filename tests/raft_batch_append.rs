@@ -154,6 +154,7 @@ fn a_commit_is_told_once_when_the_group_is_quiet_or_a_follower_asks() {
     };
     let tick = |group: &mut Group<MemStorage>| {
         group.tick(Elections::Free);
+        group.tell_commit_if_quiet();
         let mut sent = round(group);
         sent.retain(|m| m.get_msg_type() == MessageType::MsgAppend);
         sent.iter().map(|m| (m.to, m.commit)).collect::<Vec<_>>()

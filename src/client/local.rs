@@ -57,6 +57,8 @@ pub(super) fn scramble(count: u64, store: StoreId) -> u64 {
 /// Forwarded requests get this much more time than their deadline says, for the answer's way back.
 const GRACE: Duration = Duration::from_millis(100);
 const EXPIRE_EVERY: Duration = Duration::from_millis(50);
+/// The same while there are none.
+const EXPIRE_IDLE: Duration = Duration::from_millis(150);
 
 impl Local {
     /// A backend over a running driver. `known`: regions, perhaps in shapes that they no longer have.
@@ -150,7 +152,8 @@ fn expire_later(inner: &Inner, weak: Weak<Inner>) {
         }
         expire_later(&inner, weak);
     };
-    inner.driver.timer().after(EXPIRE_EVERY, Box::new(look));
+    let idle = inner.outstanding.lock().is_empty();
+    inner.driver.timer().after(if idle { EXPIRE_IDLE } else { EXPIRE_EVERY }, Box::new(look));
 }
 
 impl Inner {

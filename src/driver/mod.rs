@@ -489,10 +489,13 @@ impl Driver {
 
 /// Callers' deadlines are looked at this often.
 const EXPIRE_EVERY: Duration = Duration::from_millis(50);
+/// The same where nobody waits: a deadline may be missed by as much.
+const EXPIRE_IDLE: Duration = Duration::from_millis(150);
 
 fn expire_later(timer: &Timer, shared: std::sync::Weak<Shared>) {
+    let waits = shared.upgrade().is_some_and(|shared| !shared.desks.is_empty());
     timer.after(
-        EXPIRE_EVERY,
+        if waits { EXPIRE_EVERY } else { EXPIRE_IDLE },
         Box::new(move || {
             let Some(strong) = shared.upgrade() else { return };
             if strong.stopped() {

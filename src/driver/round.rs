@@ -45,7 +45,8 @@ pub fn run(shared: &Shared, at: usize, mut store: Store) {
         std::thread::yield_now();
         until = match store.has_work() {
             true => rest(shared, now, next_tick),
-            false => next_tick,
+            // Who has nobody to tick ticks for the beats alone. (What has arrived is heard at once all the same.)
+            false => store.still_until(now).map_or(next_tick, |still| still.max(next_tick)),
         };
     }
 }

@@ -2,6 +2,7 @@
 
 use super::Shared;
 use crate::error::{Error, Result};
+use crate::log::Seq;
 use crate::store::{DiskSpace, Event};
 use parking_lot::{Condvar, Mutex};
 use std::path::PathBuf;
@@ -27,6 +28,8 @@ pub struct Upkeep {
     purge_wanted: AtomicBool,
     waited_for: AtomicBool,
     full: AtomicU8,
+    /// Somebody looks seldom, for nothing was written.
+    idle: AtomicBool,
     /// What could not grow last.
     full_at: Mutex<PathBuf>,
     /// Held over a flush: `FlushNow::Wait` and the flusher take turns.
@@ -40,6 +43,8 @@ struct State {
 
 /// How often memtables and spares are looked at.
 const LOOK: Duration = Duration::from_millis(20);
+/// The same while nothing is written.
+const LOOK_IDLE: Duration = Duration::from_millis(500);
 /// How often the log's size is looked at.
 const LOOK_AT_LOG: Duration = Duration::from_millis(500);
 /// Flushes for the log's sake are at least this far apart.
@@ -84,6 +89,29 @@ impl Upkeep {
     pub fn close(&self) {
         self.state.lock().closed = true;
         self.wake.notify_all();
+    }
+
+    /// Something was written: whoever looks seldom looks now.
+    pub fn written(&self) {
+        if self.idle.load(Ordering::Relaxed) && self.idle.swap(false, Ordering::Relaxed) {
+            // Whoever set it is asleep once this can be had.
+            drop(self.state.lock());
+            self.wake.notify_all();
+        }
+    }
+
+    /// Sleeps until the next look, or until woken: for long if nothing was written since the last.
+    fn pause_between(&self, shared: &Shared, seen: &mut Seq) {
+        let durable = shared.log.durable();
+        let busy = std::mem::replace(seen, durable) != durable || shared.admission.is_limited();
+        if busy {
+            return self.pause(shared, LOOK);
+        }
+        let mut state = self.state.lock();
+        self.idle.store(true, Ordering::Relaxed);
+        if !state.closed && !shared.stopped() {
+            self.wake.wait_for(&mut state, LOOK_IDLE);
+        }
     }
 
     /// Sleeps until woken (or the node stops).
@@ -177,8 +205,9 @@ pub fn run_flusher(shared: &Shared) {
     stand_back();
     let mut flushed_at = Instant::now();
     let mut looked_at = Instant::now();
+    let mut seen = Seq(0);
     while !shared.stopped() {
-        shared.upkeep.pause(shared, LOOK);
+        shared.upkeep.pause_between(shared, &mut seen);
         if shared.stopped() {
             return;
         }
@@ -217,10 +246,11 @@ pub fn run_flusher(shared: &Shared) {
 /// The compactor: bounded steps while there is work.
 pub fn run_compactor(shared: &Shared) {
     stand_back();
+    let mut seen = Seq(0);
     while !shared.stopped() {
         match shared.kv.maintain() {
             Ok(true) => {}
-            Ok(false) => shared.upkeep.pause(shared, LOOK),
+            Ok(false) => shared.upkeep.pause_between(shared, &mut seen),
             Err(error @ Error::DiskFull { .. }) => {
                 tracing::warn!(%error, "compaction waits for room");
                 shared.upkeep.pause(shared, FULL_PAUSE);
@@ -234,6 +264,7 @@ pub fn run_compactor(shared: &Shared) {
 pub fn run_keeper(shared: &Shared) {
     let mut flushes = shared.kv.flushes();
     let mut purge_at = Instant::now() + PURGE_EVERY;
+    let mut written = Seq(0);
     while !shared.stopped() {
         match shared.log.prepare() {
             Ok(true) => continue,
@@ -270,6 +301,6 @@ pub fn run_keeper(shared: &Shared) {
                 Err(error) => return shared.fail("log purge", error),
             }
         }
-        shared.upkeep.pause(shared, LOOK);
+        shared.upkeep.pause_between(shared, &mut written);
     }
 }

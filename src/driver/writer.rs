@@ -128,9 +128,12 @@ enum Written {
 fn write(shared: &Shared) -> Written {
     shared.writer.began.store(shared.clock.now().0, Ordering::Relaxed);
     match shared.log.write_round() {
-        Ok(_) => {
+        Ok(written) => {
             has_room(shared, Room::Log);
             release_all(shared);
+            if written.is_some() {
+                shared.upkeep.written();
+            }
             Written::All
         }
         Err(error @ Error::DiskFull { .. }) => {

@@ -153,6 +153,8 @@ pub struct Group<S: Storage> {
     pub(super) durable: u64,
     /// Whether the storage held less than it should when the group rose.
     pub(super) lost: bool,
+    /// The election timeout, and for which term and leader it was computed.
+    pub(super) timeout: (u64, u64, usize),
     /// In which term which commit index was told to all followers: see [`telling`](super::telling).
     pub(super) told: (u64, u64),
 }
@@ -290,19 +292,34 @@ impl<S: Storage> Group<S> {
             written: 0,
             durable: 0,
             lost: false,
+            timeout: (0, 0, 0),
             told: (0, 0),
         };
         group.fix_timeout();
         Ok(group)
     }
 
-    /// Replaces raft-rs's draw: see [`turn`](super::turn).
+    /// Replaces raft-rs's draw: see [`turn`](super::turn). Raft draws anew when the term, the leader or the role changes; and
+    /// who votes is what [`refix_timeout`](Self::refix_timeout) is for.
     pub(super) fn fix_timeout(&mut self) {
+        let (term, leader, timeout) = self.timeout;
+        let raft = &self.node().raft;
+        if (raft.term, raft.leader_id, raft.randomized_election_timeout())
+            != (term, leader, timeout)
+        {
+            self.refix_timeout();
+        }
+    }
+
+    /// The same, whatever it was computed for last.
+    pub(super) fn refix_timeout(&mut self) {
         let timeout = self.timeout();
         let raft = &mut self.node().raft;
         if raft.randomized_election_timeout() != timeout {
             raft.set_randomized_election_timeout(timeout);
         }
+        let now = (raft.term, raft.leader_id, timeout);
+        self.timeout = now;
     }
 
     /// How long it waits for its leader, in ticks.
@@ -330,7 +347,6 @@ impl<S: Storage> Group<S> {
             return;
         }
         self.node().tick();
-        self.tell_commit_if_quiet();
         self.fix_timeout();
     }
 
@@ -384,10 +400,14 @@ impl<S: Storage> Group<S> {
             if message.get_msg_type() == MessageType::MsgReadIndex {
                 self.tell_commit();
             }
+            let restores = message.get_msg_type() == MessageType::MsgSnapshot;
             // A message from an unknown peer or to an old role is refused; nothing to do about it.
             let _ = self.node().step(message);
             self.end_probing(answer);
-            self.fix_timeout();
+            match restores {
+                true => self.refix_timeout(),
+                false => self.fix_timeout(),
+            }
         }
         verdict
     }
@@ -446,7 +466,7 @@ impl<S: Storage> Group<S> {
             let term = raft.term;
             raft.become_follower(term, ::raft::INVALID_ID);
         }
-        self.fix_timeout();
+        self.refix_timeout();
         Ok(())
     }
 

@@ -6,15 +6,16 @@
 //! leader may go on believing; the promises that leases rest on are kept elsewhere, by real clocks.
 
 use super::group::{Group, Status};
+use super::rest::Shown;
 use crate::types::PeerId;
-use ::raft::{StateRole, Storage};
+use ::raft::{Progress, Raft, StateRole, Storage};
 
 /// How a leader sees one of its followers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Standing {
     /// The replica.
     pub peer: PeerId,
-    /// It holds everything, and knows that everything is committed.
+    /// It holds everything.
     pub even: bool,
     /// It was heard of since the leader last looked for its quorum.
     pub active: bool,
@@ -56,10 +57,35 @@ impl<S: Storage> Group<S> {
             .map(|far| Standing {
                 peer: far.peer,
                 // Probing counts: raft-rs leaves that state, after a snapshot, with the next entry only.
-                even: far.matched == last && far.committed == last && !far.restores,
+                even: far.matched == last && !far.restores,
                 active: far.active,
             })
             .collect()
+    }
+
+    /// A leader has told those who hold everything that it is committed; and the group's clock stands still. Whether they heard
+    /// is not known, and nothing rests on it.
+    pub fn told_to_sleep(&mut self) {
+        let Some(node) = &mut self.node else { return };
+        let raft = &mut node.raft;
+        // Who wakes has time to hear of the others before he misses them.
+        raft.election_elapsed = 0;
+        if raft.state != StateRole::Leader {
+            return;
+        }
+        let last = raft.raft_log.committed;
+        self.told = (raft.term, last);
+        let even = |progress: &&mut Progress| progress.matched == last;
+        raft.mut_prs().iter_mut().map(|(_, progress)| progress).filter(even).for_each(|progress| {
+            progress.committed_index = last;
+        });
+    }
+
+    /// For how many ticks a follower has heard nothing of the leader that it knows.
+    pub fn left_alone(&self) -> usize {
+        let follows =
+            |raft: &&Raft<Shown<S>>| raft.state == StateRole::Follower && raft.leader_id != 0;
+        self.raft().filter(follows).map_or(0, |raft| raft.election_elapsed)
     }
 
     /// A leader speaks to all followers at once, as a heartbeat would.

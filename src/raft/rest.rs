@@ -165,7 +165,7 @@ impl<S: Storage> Group<S> {
         if let Some(resting) = self.resting.take() {
             let node = self.rise(resting);
             self.node = Some(Box::new(node));
-            self.fix_timeout();
+            self.refix_timeout();
         }
         #[expect(clippy::expect_used, reason = "a group has a node or a record of one")]
         self.node.as_deref_mut().expect("neither up nor at rest")

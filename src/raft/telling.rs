@@ -2,7 +2,8 @@
 //!
 //! By itself raft-rs sends every follower an empty append with each commit: half of all messages where entries come one
 //! by one, and each of them costs both sides a round. Here that is off (as in TiKV). The commit index goes along with the
-//! next append or heartbeat, which a busy group sends anyway; a leader that has nothing more under way says it once, at its next tick.
+//! next append or heartbeat, which a busy group sends anyway, and with the word to sleep, which is what a quiet one says next
+//! (`region::hibernate`); one that may not sleep says it once, at a tick.
 //! Where somebody waits for a follower to apply, it is said at once: on behalf of a follower's read, and when
 //! a change of the region's shape has been applied here (see `region::ready`). While a change of the
 //! configuration is pending raft-rs tells every commit.
@@ -25,8 +26,8 @@ impl<S: Storage> Group<S> {
         }
     }
 
-    /// At a tick: if no append is under way that will be followed by another.
-    pub(super) fn tell_commit_if_quiet(&mut self) {
+    /// Unless an append is under way, which will be followed by another.
+    pub fn tell_commit_if_quiet(&mut self) {
         let Some(node) = &self.node else { return };
         let log = &node.raft.raft_log;
         if log.committed == log.last_index() {

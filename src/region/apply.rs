@@ -34,7 +34,7 @@ pub const FIRST_FREE_ID: u64 = 1 << 20;
 const ANSWER_BYTES: usize = 64 << 20;
 
 /// Regions whose states are kept from one round of applying to the next, about: most regions are idle.
-const REGIONS_KEPT: usize = 1 << 10;
+const REGIONS_KEPT: usize = 1 << 14;
 
 /// What a round of applying led to.
 #[derive(Default, Debug)]

@@ -40,7 +40,7 @@ pub struct StoreConfig {
     pub split_load_keys: u32,
     /// Committed and not yet applied bytes of one region above which its proposals wait.
     pub apply_lag_bytes_max: usize,
-    /// How long a group must be quiet before it sleeps; zero: it never does.
+    /// How long a group must sleep before it gives its memory back; zero: groups never sleep.
     pub hibernate_after: Duration,
 }
 
@@ -88,11 +88,9 @@ impl StoreConfig {
         self.tick * self.group.election_ticks as u32
     }
 
-    /// Quiet ticks after which a group sleeps: at least an election timeout of them. `None`: never.
-    pub fn hibernate_ticks(&self) -> Option<u64> {
-        let ticks = self.hibernate_after.as_nanos() / self.tick.as_nanos().max(1);
-        let ticks = u64::try_from(ticks).unwrap_or(u64::MAX).max(self.group.election_ticks as u64);
-        (!self.hibernate_after.is_zero()).then_some(ticks)
+    /// Whether groups sleep that nobody uses.
+    pub fn hibernates(&self) -> bool {
+        !self.hibernate_after.is_zero()
     }
 
     /// [`snapshot_time_max`](Self::snapshot_time_max) in ticks.

@@ -49,3 +49,4 @@ pub mod snapshot;
 mod sparse;
 pub mod split;
 pub mod storage;
+mod tail;

@@ -81,7 +81,7 @@ struct Absent {
 /// All of them. Clones share it.
 ///
 /// * Who is awaited is not forgotten, until it comes or is struck off, nor who was asked a moment ago.
-/// * A sum holds exactly the [`Bed`]s that exist for that node, end and chunk: a replica that wakes, or is
+/// * A sum holds exactly the settled [`Bed`]s that exist for that node, end and chunk: a replica that wakes, or is
 ///   dropped, takes itself out.
 #[derive(Clone, Default, Debug)]
 pub struct Neighbours {
@@ -159,7 +159,7 @@ impl Neighbours {
         stores.filter(|store| absent.left.contains(store)).collect()
     }
 
-    /// A node that no region shares any more is forgotten: no beats for it. `false`: something sleeps on it, or awaits it.
+    /// A node that no region shares any more is forgotten: no beats for it. `false`: something has long slept on it, or awaits it.
     pub fn forget(&self, store: StoreId) -> bool {
         let mut absent = self.absent.lock();
         if absent.asked.remove(&store) || absent.awaited.contains(&store) {
@@ -210,19 +210,20 @@ impl Neighbours {
 
     /// A replica goes to sleep: `mark` says with whom, at which place of which log; the other end says the same.
     pub(crate) fn lie_down(&self, region: RegionId, mark: u64, on: On) -> Bed {
-        let bed = Bed { neighbours: self.clone(), chunk: chunk_of(region) as u8, mark, on };
-        bed.count(u64::wrapping_add);
-        bed
+        let (chunk, neighbours) = (chunk_of(region) as u8, self.clone());
+        Bed { neighbours, chunk, mark, on, counted: false }
     }
 }
 
-/// A sleeping replica's part of the sums, for as long as it sleeps.
+/// A sleeping replica's part of the sums: from when it has slept for long, for as long as it sleeps. (Who sleeps for a
+/// moment would only keep the sums of its chunk from being compared.)
 #[derive(Debug)]
 pub struct Bed {
     neighbours: Neighbours,
     chunk: u8,
     mark: u64,
     on: On,
+    counted: bool,
 }
 
 /// On which nodes a replica sleeps.
@@ -256,6 +257,13 @@ impl On {
 }
 
 impl Bed {
+    /// It has slept for long.
+    pub(crate) fn settle(&mut self) {
+        if !std::mem::replace(&mut self.counted, true) {
+            self.count(u64::wrapping_add);
+        }
+    }
+
     fn count(&self, how: impl Fn(u64, u64) -> u64) {
         let mut known = self.neighbours.known.lock();
         let (stores, end) = self.on.parts();
@@ -276,7 +284,9 @@ impl Bed {
 
 impl Drop for Bed {
     fn drop(&mut self) {
-        self.count(u64::wrapping_sub);
+        if self.counted {
+            self.count(u64::wrapping_sub);
+        }
     }
 }
 
@@ -290,8 +300,13 @@ mod tests {
         let (a, b) = (StoreId(1), StoreId(2));
         neighbours.meet(a);
         let sum = |store, end| neighbours.sums(store, end)[chunk_of(RegionId(CHUNKS as u64 + 3))];
-        let one = neighbours.lie_down(RegionId(3), 5, On::followers(&[a, b]));
-        let two = neighbours.lie_down(RegionId(3), u64::MAX, On::followers(&[a]));
+        let mut one = neighbours.lie_down(RegionId(3), 5, On::followers(&[a, b]));
+        let mut two = neighbours.lie_down(RegionId(3), u64::MAX, On::followers(&[a]));
+        drop(neighbours.lie_down(RegionId(3), 9, On::followers(&[a])));
+        assert_eq!(sum(a, End::Leads), 0, "nobody has slept for long");
+        one.settle();
+        two.settle();
+        one.settle();
         assert_eq!((sum(a, End::Leads), sum(a, End::Follows), sum(b, End::Leads)), (4, 0, 0));
         drop(one);
         assert_eq!(sum(a, End::Leads), u64::MAX);
@@ -303,7 +318,8 @@ mod tests {
     fn who_is_slept_on_is_not_forgotten() {
         let neighbours = Neighbours::default();
         neighbours.meet(StoreId(1));
-        let bed = neighbours.lie_down(RegionId(3), 5, On::Leader(StoreId(1)));
+        let mut bed = neighbours.lie_down(RegionId(3), 5, On::Leader(StoreId(1)));
+        bed.settle();
         assert!(!neighbours.forget(StoreId(1)) && neighbours.knows(StoreId(1)));
         drop(bed);
         assert!(neighbours.forget(StoreId(1)) && !neighbours.knows(StoreId(1)));

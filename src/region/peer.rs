@@ -177,9 +177,14 @@ impl Peer {
     }
 
     /// One tick.
-    pub(crate) fn tick(&mut self, now: Time) {
+    pub(crate) fn tick(&mut self, now: Time, config: &StoreConfig) {
         self.ticks += 1;
+        // Now and then is soon enough.
+        self.group.storage().trim_cache(self.progress.applied.index);
         self.group.tick(if now < self.votes_from { Elections::Held } else { Elections::Free });
+        if self.stays_up(config) {
+            self.group.tell_commit_if_quiet();
+        }
     }
 
     /// Takes a message of a peer.

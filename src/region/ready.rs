@@ -103,9 +103,11 @@ pub struct Received {
 }
 
 impl Peer {
-    /// Whether [`collect`](Self::collect) would find anything, right after a round was advanced.
-    pub(crate) fn wants_another(&self) -> bool {
+    /// Whether [`collect`](Self::collect) would find anything, or the store afterwards, after nothing but a round that was
+    /// advanced, persisted or applied, or a message.
+    pub(crate) fn wants_a_visit(&self) -> bool {
         self.has_work()
+            || self.is_drowsy()
             || self.restoring.is_some()
             || self.held.unrecorded.is_some()
             || self.group.has_lost()
@@ -193,6 +195,7 @@ impl Peer {
                 self.log_bytes.add(entry.index, entry.data.len() as u64);
             }
             pass.batch.append(group, entries.iter().map(storage::to_log));
+            self.group.storage().appended(entries);
         }
         if rounds.current != rounds.written {
             pass.batch.set_state(group, storage::encode_hard_state(&rounds.current, self.id));
@@ -238,6 +241,9 @@ impl Peer {
     fn send(&self, messages: Vec<Message>, wait: Wait, pass: &mut Pass<'_>) {
         for mut message in messages {
             self.hush(&mut message);
+            if self.keeps_back(&message) {
+                continue;
+            }
             let Some((store, envelope)) = self.envelope(message) else { continue };
             match wait {
                 Wait::No => pass.effects.send_now.push(store, envelope),
@@ -300,9 +306,8 @@ impl Peer {
     }
 
     fn hand_to_apply(&mut self, committed: Vec<Entry>, pass: &mut Pass<'_>) {
-        if committed.is_empty() {
-            return;
-        }
+        let Some(last) = committed.last() else { return };
+        self.group.storage().handed_out(last.index);
         let mut lost = Vec::new();
         let mut entries = Vec::with_capacity(committed.len());
         for entry in committed {
@@ -380,7 +385,6 @@ impl Peer {
             return;
         }
         self.group.applied(done.position.index);
-        self.group.storage().trim_cache(done.position.index);
         if urgent {
             self.group.tell_commit();
         }
@@ -408,7 +412,9 @@ impl Peer {
         }
         let index = self.progress.compacted.index.min(self.progress.flushed);
         let Some(term) = self.group.storage().term_of(index) else { return };
-        pass.batch.compact_to(self.region.id.0, LogPosition { index, term });
+        let position = LogPosition { index, term };
+        pass.batch.compact_to(self.region.id.0, position);
+        self.group.storage().compacted(position);
         self.log_bytes.compacted(index);
     }
 
@@ -463,6 +469,7 @@ impl Peer {
         self.progress.applying_bytes = 0;
         self.log_bytes = Default::default();
         pass.batch.reset(group, held.position);
+        self.group.storage().reset(held.position);
         let rounds = &mut self.unpersisted;
         rounds.current.commit = rounds.current.commit.max(held.position.index);
         // Writes the hard state beside the reset, whatever was written before.

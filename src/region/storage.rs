@@ -7,6 +7,7 @@
 //! quarantined never comes so far: it is fenced when it is opened, and only opening quarantines.)
 
 use super::sparse::{Empty, Sparse};
+use super::tail::Tail;
 use crate::codec;
 use crate::error::Error;
 use crate::kv::{StateStore, View};
@@ -25,6 +26,7 @@ use std::sync::Arc;
 ///
 /// * A snapshot's position is the applied position of the very view that will be sent.
 /// * A view is taken only for whom `allow` names: whoever else wants one is noted.
+/// * `tail`, if it is there, is what the log says once all that was put into batches is submitted.
 pub struct PeerStorage {
     log: Log,
     kv: Arc<dyn StateStore>,
@@ -35,6 +37,10 @@ pub struct PeerStorage {
     start: Option<Box<RaftState>>,
     /// Shown as empty: damaged entries have no terms, and raft-rs ends the process over the last one's.
     fenced: bool,
+    /// What the log's cache was told last to be applied.
+    trimmed: Cell<u64>,
+    /// Made when raft asks, gone when the group rests.
+    tail: RefCell<Option<Box<Tail>>>,
     notes: RefCell<Sparse<Notes>>,
 }
 
@@ -132,6 +138,8 @@ impl PeerStorage {
             allowed: Cell::new(None),
             start: Some(Box::new(RaftState::new(hard_state, conf_state(region)))),
             fenced: false,
+            trimmed: Cell::new(0),
+            tail: RefCell::default(),
             notes: RefCell::default(),
         }
     }
@@ -202,7 +210,7 @@ impl PeerStorage {
 
     /// Term of an index of the log, if it is there.
     pub fn term_of(&self, index: u64) -> Option<u64> {
-        let truncated = self.log.truncated(self.region.0);
+        let truncated = self.truncated();
         if index == truncated.index {
             return Some(truncated.term);
         }
@@ -211,16 +219,63 @@ impl PeerStorage {
 
     /// The point the group's log starts after.
     pub fn truncated(&self) -> LogPosition {
-        self.log.truncated(self.region.0)
+        match &*self.tail.borrow() {
+            Some(tail) => tail.truncated,
+            None => self.log.truncated(self.region.0),
+        }
+    }
+
+    /// Entries were put into the batch of this round.
+    pub(crate) fn appended(&self, entries: &[Entry]) {
+        if let Some(tail) = &mut *self.tail.borrow_mut() {
+            tail.append(entries);
+        }
+    }
+
+    /// All that is committed up to here was handed out to be applied.
+    pub(crate) fn handed_out(&self, index: u64) {
+        if let Some(tail) = &mut *self.tail.borrow_mut() {
+            tail.handed_out(index);
+        }
+    }
+
+    /// That the log is compacted up to here was put into the batch of this round.
+    pub(crate) fn compacted(&self, truncated: LogPosition) {
+        if let Some(tail) = &mut *self.tail.borrow_mut() {
+            tail.compacted(truncated);
+        }
+    }
+
+    /// That the log begins anew was put into the batch of this round.
+    pub(crate) fn reset(&self, position: LogPosition) {
+        *self.tail.borrow_mut() = Some(Box::new(Tail::after(position)));
+    }
+
+    /// Asks the tail, which is made if it is not there. `None`: it does not know.
+    fn ask<T>(&self, what: impl FnOnce(&Tail) -> Option<T>) -> Option<T> {
+        if self.fenced {
+            return None;
+        }
+        let mut tail = self.tail.borrow_mut();
+        if tail.is_none() {
+            *tail = Some(Box::new(Tail::of(&self.log, self.region)?));
+        }
+        let tail = tail.as_deref()?;
+        debug_assert_eq!(tail.last.index, last_index(&self.log, self.region));
+        debug_assert!(tail.truncated.index >= self.log.truncated(self.region.0).index);
+        what(tail)
     }
 
     /// Entries up to here are applied: the cache may let them go.
     pub fn trim_cache(&self, applied: u64) {
-        self.log.trim_cache(self.region.0, applied);
+        if self.trimmed.replace(applied) != applied {
+            self.log.trim_cache(self.region.0, applied);
+        }
     }
 
     /// Nobody is going to use the group for long.
     pub fn rest(&self) {
+        *self.tail.borrow_mut() = None;
         self.log.rest(self.region.0);
     }
 
@@ -253,10 +308,13 @@ impl Storage for PeerStorage {
         max_size: impl Into<Option<u64>>,
         context: GetEntriesContext,
     ) -> ::raft::Result<Vec<Entry>> {
-        if low <= self.log.truncated(self.region.0).index {
+        let max_bytes = max_size.into().unwrap_or(u64::MAX);
+        if let Some(found) = self.ask(|tail| tail.entries(low, high, max_bytes)) {
+            return Ok(found);
+        }
+        if low <= self.truncated().index {
             return Err(StorageError::Compacted.into());
         }
-        let max_bytes = max_size.into().unwrap_or(u64::MAX);
         let found = self.log.entries(self.region.0, low, high, max_bytes);
         match found.and_then(|found| found.into_iter().map(from_log).collect()) {
             Ok(entries) => Ok(entries),
@@ -268,7 +326,10 @@ impl Storage for PeerStorage {
     }
 
     fn term(&self, index: u64) -> ::raft::Result<u64> {
-        let truncated = self.log.truncated(self.region.0);
+        if let Some(term) = self.ask(|tail| tail.term(index)) {
+            return Ok(term);
+        }
+        let truncated = self.truncated();
         if index < truncated.index {
             return Err(StorageError::Compacted.into());
         }
@@ -286,14 +347,16 @@ impl Storage for PeerStorage {
     }
 
     fn first_index(&self) -> ::raft::Result<u64> {
-        Ok(self.log.truncated(self.region.0).index + 1)
+        let truncated = self.ask(|tail| Some(tail.truncated));
+        Ok(truncated.unwrap_or_else(|| self.truncated()).index + 1)
     }
 
     fn last_index(&self) -> ::raft::Result<u64> {
         if self.fenced {
             return Ok(self.log.truncated(self.region.0).index);
         }
-        Ok(last_index(&self.log, self.region))
+        let last = self.ask(|tail| Some(tail.last.index));
+        Ok(last.unwrap_or_else(|| last_index(&self.log, self.region)))
     }
 
     fn snapshot(&self, request_index: u64, to: u64) -> ::raft::Result<Snapshot> {

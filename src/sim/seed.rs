@@ -183,7 +183,7 @@ pub fn cluster(plan: &Plan) -> crate::Result<Cluster> {
         .collect();
     let net = Net::new((1..=count).map(StoreId), Weather::draw(&mut rng));
     let clients = rng.range("shape.clients", 2..12) as usize;
-    let sleeps = options.config.hibernate_ticks().is_some();
+    let sleeps = options.config.hibernates();
     let lulls = sleeps.then(|| Lulls::draw(&mut rng));
     let stores = match plan.workload {
         Workload::Kv => None,

@@ -167,7 +167,7 @@ impl Store {
         let peer = Peer::start(&self.config, &self.log, group, state, found, now);
         self.registry.insert(region, peer.share.clone());
         self.peers.insert(region, Box::new(peer));
-        self.touched.insert(region);
+        self.touched.push(region);
         self.watch.awake.insert(region);
         self.take_up_request(now, region);
         Ok(())
@@ -199,12 +199,11 @@ impl Store {
             let peer = Peer::start(&self.config, &self.log, group, state, found, now);
             (peer.region.id, Box::new(peer))
         };
-        // All at once: a map that grows in order is half empty.
-        let mut peers: BTreeMap<RegionId, Box<Peer>> = groups.into_iter().map(start).collect();
+        let peers: Vec<_> = groups.into_iter().map(start).collect();
         self.registry.insert_all(peers.iter().map(|(id, peer)| (*id, peer.share.clone())));
-        let regions: BTreeSet<RegionId> = peers.keys().copied().collect();
-        self.peers.append(&mut peers);
-        self.touched.append(&mut regions.clone());
+        let regions: BTreeSet<RegionId> = peers.iter().map(|(id, _)| *id).collect();
+        self.peers.insert_all(peers);
+        self.touched.extend(&regions);
         self.watch.awake.append(&mut regions.clone());
         regions.into_iter().for_each(|region| self.take_up_request(now, region));
         Ok(())

@@ -80,7 +80,7 @@ impl Store {
             Note::Buried => {
                 if let Some(asked) = self.peers.get_mut(&region).filter(|p| p.id == peer) {
                     asked.buried(envelope.from);
-                    self.touched.insert(region);
+                    self.touched.push(region);
                 }
             }
             Note::CanYouLead { .. } | Note::CanLead => self.about_leading(envelope, note),
@@ -109,7 +109,7 @@ impl Store {
             }
             _ => replica.can_lead(from, effects),
         }
-        self.touched.insert(envelope.region);
+        self.touched.push(envelope.region);
     }
 
     fn gone(&mut self, envelope: &Envelope, peer: PeerId, epoch: Epoch, by: RegionId) {
@@ -173,7 +173,7 @@ impl Store {
         {
             gone.leave_life(&mut self.pending);
         }
-        self.touched.remove(&region);
+        self.touched.retain(|touched| *touched != region);
         // What is kept for a larger one, which is being made from a snapshot, stays kept: else whoever was cut out of
         // it since could come first, and then be born a second time.
         if !self.absent.is_making(region) {

@@ -12,8 +12,8 @@
 //! costs an election or a wake-up. So beats may be lost, late or doubled: of one life, only later ones count.
 //!
 //! **The watchdog.** Every so many beats a node tells a neighbour, for each of 64 chunks of regions, a sum over the
-//! groups that sleep here under leaders there: region, term, end of the log. The neighbour compares with the sum
-//! over what it leads and has put to sleep. What differs twice in a row, with neither side moving in between, is
+//! groups that have slept here for long under leaders there: region, term, end of the log. The neighbour compares with the sum
+//! over what it leads and has put to sleep as long ago. What differs twice in a row, with neither side moving in between, is
 //! stuck: the neighbour wakes its part of the chunk, and asks for ours in its next beats.
 //!
 //! One per node: the first store loop has it and publishes what it finds in
@@ -77,8 +77,7 @@ pub(super) struct Liveness {
 impl Liveness {
     /// A node that knows nobody. `None` if its groups never sleep.
     pub fn new(config: &StoreConfig, neighbours: &Neighbours, now: Time) -> Option<Liveness> {
-        config.hibernate_ticks()?;
-        Some(Liveness {
+        config.hibernates().then(|| Liveness {
             // Never zero: that means nobody.
             life: config.nonce | 1,
             neighbours: neighbours.clone(),
@@ -200,6 +199,11 @@ impl Liveness {
             let beat = self.beat_for(now, store);
             out.push((store, beat));
         }
+    }
+
+    /// When its next beats are due.
+    pub fn next_beat(&self) -> Time {
+        self.next
     }
 
     fn beat_for(&mut self, now: Time, store: StoreId) -> Beat {
@@ -407,8 +411,10 @@ mod tests {
         pair.run(Duration::ZERO, T * 2, &[]);
         let here = pair.nodes[0].1.clone();
         let there = pair.nodes[1].1.clone();
-        let even = here.lie_down(RegionId(5), 77, On::Leader(StoreId(2)));
-        let same = there.lie_down(RegionId(5), 77, On::followers(&[StoreId(1)]));
+        let mut even = here.lie_down(RegionId(5), 77, On::Leader(StoreId(2)));
+        let mut same = there.lie_down(RegionId(5), 77, On::followers(&[StoreId(1)]));
+        even.settle();
+        same.settle();
         pair.run(T * 2, T * 10, &[]);
         assert_eq!(pair.seen(0).doubts, [0; CHUNKS]);
         // The leader forgets: the follower sleeps alone.

@@ -58,7 +58,7 @@ impl Store {
             self.pending.merge_wishes.remove(at);
             if let Some(peer) = self.peers.get_mut(&region) {
                 peer.thaw();
-                self.touched.insert(region);
+                self.touched.push(region);
             }
         }
     }

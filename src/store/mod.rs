@@ -19,6 +19,7 @@ mod graves;
 mod liveness;
 mod merges;
 mod open;
+mod peers;
 #[cfg(any(test, feature = "sim"))]
 mod planted;
 mod round;

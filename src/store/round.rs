@@ -5,6 +5,7 @@ use super::event::{DiskSpace, Event, Proposal, ReadRequest};
 use super::graves::Graves;
 use super::liveness::Liveness;
 use super::open::{Shard, is_first};
+use super::peers::Peers;
 use super::sizes::Sizes;
 use super::sleep::Watch;
 use crate::codec::{self, admin::Admin};
@@ -22,7 +23,7 @@ use crate::region::share::Registry;
 use crate::region::snapshot::SnapshotFile;
 use crate::types::*;
 use ::raft::eraftpb::MessageType;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Passes of one drain: a group that still has work then gets its turn in the next round.
@@ -30,7 +31,7 @@ const PASSES_MAX: usize = 16;
 
 /// All replicas of one store loop.
 ///
-/// * `touched` holds every peer whose group may have something to hand out, and nobody else is looked at.
+/// * `touched` holds every peer whose group may have something to hand out, perhaps twice, and nobody else is looked at.
 /// * Messages to another peer id than the present one are dropped.
 pub struct Store {
     pub(super) config: StoreConfig,
@@ -40,8 +41,8 @@ pub struct Store {
     pub(super) kv: Arc<dyn StateStore>,
     pub(super) registry: Registry,
     /// Boxed: a map's nodes are half empty, and a replica is large.
-    pub(super) peers: BTreeMap<RegionId, Box<Peer>>,
-    pub(super) touched: BTreeSet<RegionId>,
+    pub(super) peers: Peers,
+    pub(super) touched: Vec<RegionId>,
     /// Regions that others think have a replica here, and that have none.
     pub(super) absent: Absent,
     pub(super) graves: Graves,
@@ -96,15 +97,16 @@ impl Store {
             let peer = Peer::start(&config, &log, group, state, found, now);
             (peer.region.id, Box::new(peer))
         };
-        // All at once: a map that grows in order is half empty.
-        let peers: BTreeMap<RegionId, Box<Peer>> = groups.into_iter().map(start).collect();
-        registry.insert_all(peers.iter().map(|(id, peer)| (*id, peer.share.clone())));
-        let touched: BTreeSet<RegionId> = peers.keys().copied().collect();
+        let started: Vec<_> = groups.into_iter().map(start).collect();
+        registry.insert_all(started.iter().map(|(id, peer)| (*id, peer.share.clone())));
+        let mut peers = Peers::default();
+        peers.insert_all(started);
+        let touched: Vec<RegionId> = peers.iter().map(|(region, _)| region).collect();
         let liveness = match shard.index {
             0 => Liveness::new(&config, registry.neighbours(), now),
             _ => None,
         };
-        let watch = Watch::new(touched.clone(), liveness);
+        let watch = Watch::new(touched.iter().copied().collect(), liveness);
         // They had applied their removal, and had not gone yet.
         let member = |peer: &Peer| peer.region.peer(peer.id).is_some();
         let removed: Vec<(RegionId, Epoch)> = peers
@@ -174,7 +176,11 @@ impl Store {
             }
             Event::Persisted(rounds) => {
                 for round in rounds {
-                    self.touch(round.region, |peer, _| peer.persisted(round));
+                    let Some(peer) = self.peers.get_mut(&round.region) else { continue };
+                    peer.persisted(round);
+                    if peer.wants_a_visit() {
+                        self.touched.push(round.region);
+                    }
                 }
             }
             Event::Applied(regions) => self.applied(now, regions),
@@ -227,11 +233,13 @@ impl Store {
 
     /// The replicas, for checkers and tools.
     pub fn peers(&self) -> impl Iterator<Item = &Peer> {
-        self.peers.values().map(|peer| &**peer)
+        self.peers.values()
     }
 
     fn pass(&mut self, now: Time, effects: &mut Effects) -> Result<()> {
-        let touched = std::mem::take(&mut self.touched);
+        let mut touched = std::mem::take(&mut self.touched);
+        touched.sort_unstable();
+        touched.dedup();
         let mut pass = Pass {
             batch: LogBatch::new(),
             acks: Vec::new(),
@@ -252,6 +260,8 @@ impl Store {
                     self.watch.awake.insert(region);
                 }
                 collected.push((region, round));
+            } else if peer.nods_off(self.registry.neighbours()) {
+                self.watch.lies_down(now, region, peer);
             }
         }
         let batch = std::mem::take(&mut pass.batch);
@@ -261,8 +271,8 @@ impl Store {
             peer.advance(round, seq, &mut pass);
             // Persisting nothing may have made more ready, and a limit may have held some back. (A visit to nobody's
             // use costs as much as any other: thousands of groups do not stay in the cache from one to the next.)
-            if peer.wants_another() {
-                self.touched.insert(region);
+            if peer.wants_a_visit() {
+                self.touched.push(region);
             }
         }
         let Pass { acks, after, floor, effects, .. } = pass;
@@ -276,7 +286,7 @@ impl Store {
     pub(super) fn touch(&mut self, region: RegionId, act: impl FnOnce(&mut Peer, &mut Effects)) {
         if let Some(peer) = self.peers.get_mut(&region) {
             act(peer, &mut self.pending);
-            self.touched.insert(region);
+            self.touched.push(region);
         }
     }
 
@@ -293,27 +303,32 @@ impl Store {
         if peer.removed.iter().any(|gone| gone.id == envelope.from) {
             return peer.send_away(envelope.from, envelope.from_store, &mut self.pending);
         }
-        self.touched.insert(envelope.region);
+        if peer.asleep() && peer.is_old(&envelope.message) {
+            return;
+        }
         if peer.runs() {
-            let mut message = envelope.message;
+            let message = envelope.message;
             if hibernate::is_word(&message) {
                 let known = peer.region.peer(envelope.from).is_some();
                 if known && peer.told_to_sleep(&self.config, self.registry.neighbours(), &message) {
-                    self.watch.awake.remove(&envelope.region);
+                    self.watch.lies_down(now, envelope.region, peer);
                     return;
                 }
-                message.context.clear();
+            } else {
+                peer.rouses();
             }
             if peer.asleep() {
                 // Whoever answers the word to sleep does not agree.
-                let answers = message.get_msg_type() == MessageType::MsgHeartbeatResponse
-                    && message.context.is_empty();
+                let answers = hibernate::answers_word(&message);
                 let why = if answers { Wake::Returned(envelope.from_store) } else { Wake::Asked };
                 peer.wake(&self.config, why);
                 self.watch.awake.insert(envelope.region);
             }
             peer.meet(envelope.from, envelope.from_store);
             peer.step(now, &self.config, message, &mut self.pending);
+        }
+        if peer.wants_a_visit() {
+            self.touched.push(envelope.region);
         }
     }
 
@@ -329,7 +344,7 @@ impl Store {
     }
 
     fn propose(&mut self, region: RegionId, proposals: impl Iterator<Item = Proposal>) {
-        self.rouse(region);
+        self.rouse_for(region, Wake::Proposes);
         let full = self.disk == DiskSpace::Full;
         let Some(peer) = self.peers.get_mut(&region).filter(|_| !full) else {
             let path = || std::path::PathBuf::from("data directory");
@@ -345,7 +360,7 @@ impl Store {
         for Proposal { token, version, command, .. } in proposals {
             peer.propose(&self.config, token, version, command, &mut self.pending);
         }
-        self.touched.insert(region);
+        self.touched.push(region);
     }
 
     fn admin(&mut self, token: Token, region: RegionId, admin: &Admin) {
@@ -393,7 +408,7 @@ impl Store {
             self.bury_absorbed(&mut applied);
             let births = std::mem::take(&mut applied.births);
             if let Some(peer) = self.peers.get_mut(&applied.region) {
-                self.touched.insert(applied.region);
+                let region = applied.region;
                 // (A replica that stands still for a merge has them from the target's log, which says so.)
                 if !births.is_empty() && peer.lent.is_none() {
                     // A child that has sworn anything must be found again after a crash, by replay of the split: a
@@ -416,6 +431,12 @@ impl Store {
                 let births = births.into_iter().map(|state| Birth { state, campaign });
                 self.pending.births.extend(births);
                 peer.applied(applied, &self.config, &mut self.pending);
+                if let Some(vain) = peer.list_for_size(&self.config) {
+                    self.sizes.list(now, region, vain);
+                }
+                if peer.wants_a_visit() {
+                    self.touched.push(region);
+                }
                 if peer.region.peer(peer.id).is_none() {
                     let (region, epoch) = (peer.region.id, peer.region.epoch);
                     self.bury(region, epoch);
@@ -434,7 +455,7 @@ impl Store {
             };
             peer.flushed(position.index);
             if peer.compactable() {
-                self.touched.insert(*region);
+                self.touched.push(*region);
             }
         }
     }
@@ -445,7 +466,7 @@ impl Store {
             let Some(there) = peer.region.peer_on(store) else { continue };
             if peer.runs() && peer.group.leads() {
                 peer.group.unreachable(there.id);
-                self.touched.insert(*region);
+                self.touched.push(*region);
             }
         }
     }
@@ -512,7 +533,7 @@ impl Store {
             return self.pending.replies.push((token, nobody));
         };
         peer.transfer(&self.config, token, to, &mut self.pending);
-        self.touched.insert(region);
+        self.touched.push(region);
     }
 }
 

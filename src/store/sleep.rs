@@ -15,11 +15,14 @@ use super::round::Store;
 use crate::codec::beat::Beat;
 use crate::region::hibernate::Wake;
 use crate::region::neighbours::{End, Neighbour, chunk_of};
+use crate::region::peer::Peer;
 use crate::types::{RegionId, StoreId, Time};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Groups that one tick wakes of those that a neighbour's coming or going concerns.
 const WAKE_CHUNK: usize = 256;
+/// Groups that one tick takes the memory of: where thousands fall asleep at once the round is not late for it.
+const GIVE_BACK_CHUNK: usize = 256;
 /// Every this many ticks a leader looks at its log's size.
 const COMPACTION_CHECK_TICKS: u64 = 8;
 
@@ -31,6 +34,10 @@ pub(super) struct Watch {
     pub awake: BTreeSet<RegionId>,
     /// So far.
     ticks: u64,
+    /// Those that lay down, when, and have not given their memory back: about in the order in which they may.
+    ///
+    /// * Each is in it once, as the replica says. Who is not asleep when its time comes is listed again when it lies down.
+    dozing: VecDeque<(Time, RegionId)>,
     /// To be woken by the next ticks.
     due: BTreeMap<RegionId, Wake>,
     /// What was heeded of each neighbour, and of all of them.
@@ -45,6 +52,15 @@ impl Watch {
     pub fn new(awake: BTreeSet<RegionId>, liveness: Option<Liveness>) -> Watch {
         Watch { awake, liveness, ..Watch::default() }
     }
+
+    /// A replica has lain down.
+    pub fn lies_down(&mut self, now: Time, region: RegionId, peer: &mut Peer) {
+        self.awake.remove(&region);
+        peer.lay_down(now);
+        if !std::mem::replace(&mut peer.rest.listed, true) {
+            self.dozing.push_back((now, region));
+        }
+    }
 }
 
 impl Store {
@@ -56,6 +72,7 @@ impl Store {
         }
         self.heed_neighbours();
         self.wake_some();
+        self.give_back(now);
         self.tick_sizes(now);
         self.watch.ticks += 1;
         let mut awake = std::mem::take(&mut self.watch.awake);
@@ -65,6 +82,14 @@ impl Store {
         });
         awake.append(&mut self.watch.awake);
         self.watch.awake = awake;
+    }
+
+    /// Until when no tick would do anything of note. `None`: somebody is awake, or about to wake.
+    pub fn still_until(&self, now: Time) -> Option<Time> {
+        let watch = &self.watch;
+        let beat = || now.after(self.config.beat_interval());
+        let still = watch.awake.is_empty() && watch.due.is_empty();
+        still.then(|| watch.liveness.as_ref().map_or_else(beat, Liveness::next_beat))
     }
 
     fn has_its_turn(&self, region: RegionId, turns: u64) -> bool {
@@ -79,6 +104,15 @@ impl Store {
         // Who slept, or was not here, has not missed any.
         let missed = (self.watch.ticks - peer.looked_at).min(turns);
         peer.looked_at = self.watch.ticks;
+        // Before the ticks, of which a heartbeat may be waiting to leave: where a group has its turn as often as its heartbeats
+        // are due, that is so at every one of its turns (seed 1639 of the simulator's regions: it never slept).
+        if peer.grows_tired(&self.config) && peer.runs() {
+            let (neighbours, out) = (self.registry.neighbours(), &mut self.pending.send_now);
+            if peer.try_to_sleep(&self.config, neighbours, out) {
+                self.watch.lies_down(now, region, peer);
+                return false;
+            }
+        }
         (0..missed).all(|_| self.tick_one(now, region))
     }
 
@@ -88,14 +122,8 @@ impl Store {
         if !peer.runs() {
             return peer.fence.is_none();
         }
-        // Before the tick, of which a heartbeat may be waiting to leave: where a group has its turn as often as its heartbeats
-        // are due, that is so at every one of its ticks (seed 1639 of the simulator's regions: it never slept).
-        let tired = peer.grows_tired(&self.config);
-        let neighbours = self.registry.neighbours();
-        if tired && peer.try_to_sleep(&self.config, neighbours, &mut self.pending.send_now) {
-            return false;
-        }
-        peer.tick(now);
+        peer.tick(now, &self.config);
+        peer.call_leader(&self.config, &mut self.pending.send_now);
         peer.retry_reads(now, &self.config, &mut self.pending);
         peer.tick_membership(&self.config, self.registry.neighbours(), &mut self.pending);
         self.give_up_merge(region);
@@ -106,10 +134,10 @@ impl Store {
             peer.propose_compaction(&self.config);
         }
         if peer.has_work() {
-            self.touched.insert(region);
+            self.touched.push(region);
         }
         if peer.speak_up() {
-            self.touched.insert(region);
+            self.touched.push(region);
         }
         true
     }
@@ -125,9 +153,14 @@ impl Store {
 
     /// Somebody wants something of a region: it wakes, and is not idle.
     pub(super) fn rouse(&mut self, region: RegionId) {
+        self.rouse_for(region, Wake::Asked);
+    }
+
+    /// The same, and why.
+    pub(super) fn rouse_for(&mut self, region: RegionId, why: Wake) {
         if let Some(peer) = self.peers.get_mut(&region) {
             peer.stir();
-            self.wake(region, Wake::Asked);
+            self.wake(region, why);
         }
     }
 
@@ -136,7 +169,7 @@ impl Store {
         let Some(peer) = self.peers.get_mut(&region).filter(|peer| peer.asleep()) else { return };
         peer.wake(&self.config, why);
         self.watch.awake.insert(region);
-        self.touched.insert(region);
+        self.touched.push(region);
     }
 
     /// Lists whom the comings and goings since the last tick wake.
@@ -155,7 +188,7 @@ impl Store {
             }
             for (region, peer) in self.peers.iter().filter(|(_, peer)| peer.asleep()) {
                 let doubted = || {
-                    let chunk = chunk_of(*region);
+                    let chunk = chunk_of(region);
                     now.doubts[chunk] != before.doubts[chunk]
                         && (peer.sleeps_on(store, End::Follows) || peer.sleeps_leading(store))
                 };
@@ -172,8 +205,31 @@ impl Store {
                 } else {
                     continue;
                 };
-                let due = self.watch.due.entry(*region).or_insert(why);
+                let due = self.watch.due.entry(region).or_insert(why);
                 *due = why.and(*due);
+            }
+        }
+    }
+
+    /// Takes the memory of those that have slept for long.
+    fn give_back(&mut self, now: Time) {
+        let after = self.config.hibernate_after;
+        for _ in 0..GIVE_BACK_CHUNK {
+            let due = |since: Time| since.after(after) <= now;
+            let Some((_, region)) = self.watch.dozing.front().filter(|first| due(first.0)).copied()
+            else {
+                return;
+            };
+            self.watch.dozing.pop_front();
+            let Some(peer) = self.peers.get_mut(&region) else { continue };
+            match peer.sleeps_since() {
+                Some(since) if !due(since) => self.watch.dozing.push_back((since, region)),
+                since => {
+                    peer.rest.listed = false;
+                    if since.is_some() {
+                        peer.give_back();
+                    }
+                }
             }
         }
     }

@@ -213,13 +213,15 @@ pub struct Chooser {
 }
 
 impl Chooser {
-    /// A chooser that starts at slice `first`.
-    pub fn new(space: KeySpace, shape: Shape, first: u32) -> Chooser {
+    /// A client's chooser. Clients start apart: at any moment they are all over the key space.
+    pub fn new(space: KeySpace, shape: Shape, client: u32) -> Chooser {
         let cursors = match shape {
             Shape::Sequential => vec![0; space.slices as usize],
             _ => Vec::new(),
         };
-        Chooser { space, shape, next_slice: first % space.slices, cursors }
+        let apart = (space.slices / space.clients.max(1)).max(1);
+        let next_slice = (u64::from(client) * u64::from(apart) % u64::from(space.slices)) as u32;
+        Chooser { space, shape, next_slice, cursors }
     }
 
     /// The slice of the next request: each in turn, or by rank.

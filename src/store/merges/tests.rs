@@ -66,6 +66,8 @@ pub(in crate::store) struct Bench {
     tokens: u64,
     answers: BTreeMap<Token, Reply>,
     wishes: Vec<MergeWish>,
+    /// What it has sent without waiting for the disk.
+    pub sent: Vec<Envelope>,
 }
 
 impl Bench {
@@ -98,8 +100,8 @@ impl Bench {
             running: None,
         };
         node.start(Time(0), &options).unwrap();
-        let (answers, wishes) = (BTreeMap::new(), Vec::new());
-        Bench { now: node.now(Time(0)), node, tokens: 0, answers, wishes }
+        let (answers, wishes, sent) = (BTreeMap::new(), Vec::new(), Vec::new());
+        Bench { now: node.now(Time(0)), node, tokens: 0, answers, wishes, sent }
     }
 
     pub fn running(&mut self) -> &mut Running {
@@ -122,8 +124,9 @@ impl Bench {
     }
 
     /// Writes, applies and reports what a round asked for.
-    fn perform(&mut self, effects: Effects) {
+    fn perform(&mut self, mut effects: Effects) {
         assert!(effects.fatal.is_none(), "{:?}", effects.fatal);
+        self.sent.extend(effects.send_now.take().into_iter().flat_map(|(_, _, sent)| sent));
         self.answers.extend(effects.replies);
         self.wishes.extend(effects.merge_wishes);
         self.running().log.write_round().unwrap();

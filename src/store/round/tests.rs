@@ -42,7 +42,7 @@ fn a_request_that_was_held_up_makes_no_replica_on_a_store_that_goes() {
     neighbours.has_left(StoreId(2));
     refused(ask(&mut bench, add(2)));
     ask(&mut bench, add(3)).unwrap();
-    let peers = bench.store().peers[&RegionId(1)].region.peers.clone();
+    let peers = bench.store().peers.get(&RegionId(1)).unwrap().region.peers.clone();
     let there: Vec<_> = peers.iter().map(|peer| (peer.store.0, peer.role)).collect();
     assert_eq!(there, [(1, Role::Voter), (3, Role::Passing)]);
 }

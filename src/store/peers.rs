@@ -1,0 +1,80 @@
+//! The replicas of one store loop: found by hash, for every event looks one up, and walked in the order of their ids.
+
+use crate::region::peer::Peer;
+use crate::types::RegionId;
+use std::collections::BTreeSet;
+use std::collections::HashMap; // lookup only
+use std::hash::{BuildHasherDefault, Hasher};
+
+/// A multiplicative hash: ids are dense and not chosen by an enemy.
+#[derive(Default)]
+pub(super) struct RegionHasher(u64);
+
+impl Hasher for RegionHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(self.0.rotate_left(8) ^ u64::from(*byte)));
+    }
+    fn write_u64(&mut self, value: u64) {
+        let mixed = value.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = mixed ^ (mixed >> 29);
+    }
+}
+
+/// Replicas by region.
+///
+/// * `order` holds the keys of `found`.
+#[derive(Default)]
+pub(super) struct Peers {
+    found: HashMap<RegionId, Box<Peer>, BuildHasherDefault<RegionHasher>>,
+    order: BTreeSet<RegionId>,
+}
+
+impl Peers {
+    pub fn get(&self, region: &RegionId) -> Option<&Peer> {
+        self.found.get(region).map(|peer| &**peer)
+    }
+
+    pub fn get_mut(&mut self, region: &RegionId) -> Option<&mut Peer> {
+        self.found.get_mut(region).map(|peer| &mut **peer)
+    }
+
+    pub fn contains_key(&self, region: &RegionId) -> bool {
+        self.found.contains_key(region)
+    }
+
+    pub fn insert(&mut self, region: RegionId, peer: Box<Peer>) {
+        self.found.insert(region, peer);
+        self.order.insert(region);
+    }
+
+    /// Many at once: a map that grows in order is half empty.
+    pub fn insert_all(&mut self, peers: Vec<(RegionId, Box<Peer>)>) {
+        let mut order = peers.iter().map(|(region, _)| *region).collect();
+        self.order.append(&mut order);
+        self.found.extend(peers);
+    }
+
+    pub fn remove(&mut self, region: &RegionId) -> Option<Box<Peer>> {
+        self.order.remove(region);
+        self.found.remove(region)
+    }
+
+    /// In order.
+    pub fn iter(&self) -> impl Iterator<Item = (RegionId, &Peer)> {
+        self.order.iter().filter_map(|region| Some((*region, self.get(region)?)))
+    }
+
+    /// In order.
+    pub fn values(&self) -> impl Iterator<Item = &Peer> {
+        self.iter().map(|(_, peer)| peer)
+    }
+
+    /// In no order.
+    #[cfg(any(test, feature = "sim"))]
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut Peer> {
+        self.found.values_mut().map(|peer| &mut **peer)
+    }
+}
