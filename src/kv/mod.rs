@@ -77,8 +77,6 @@ pub type Cut = Vec<(RegionId, PeerId, LogPosition)>;
 /// What a store holds and owes; for operators, pacing and tests.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Stats {
-    /// Regions known, as of now.
-    pub regions: usize,
     /// Bytes retained by the active memtable.
     pub active_bytes: u64,
     /// Bytes retained by the frozen memtable.

@@ -385,10 +385,8 @@ impl StateStore for TableStore {
     fn stats(&self) -> Stats {
         let inner = &self.inner;
         let debt = inner.tables.debt();
-        let regions = inner.picture().regions().len();
         let state = inner.state.lock();
         Stats {
-            regions,
             active_bytes: state.active_bytes as u64,
             frozen_bytes: state.frozen_bytes as u64,
             runs: state.active.len() + state.frozen.len(),
