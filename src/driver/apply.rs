@@ -147,6 +147,10 @@ pub fn measure_debt(shared: &Shared) -> f64 {
     let (runs, bytes) = (shared.kv.debt(), shared.kv.memtable_bytes());
     let max = shared.config.memtable_bytes_max;
     shared.admission.adjust(shared.clock.now(), runs, shared.kv.unflushed_bytes(), bytes, max);
+    if shared.admission.is_limited() {
+        // Who waits at the gate waits for them.
+        shared.upkeep.written();
+    }
     bytes.saturating_sub(max) as f64 / max.max(1) as f64
 }
 

@@ -103,13 +103,17 @@ impl Upkeep {
     /// Sleeps until the next look, or until woken: for long if nothing was written since the last.
     fn pause_between(&self, shared: &Shared, seen: &mut Seq) {
         let durable = shared.log.durable();
-        let busy = std::mem::replace(seen, durable) != durable || shared.admission.is_limited();
+        let busy = std::mem::replace(seen, durable) != durable
+            || shared.admission.is_limited()
+            || self.full.load(Ordering::Acquire) != 0
+            || self.purge_wanted.load(Ordering::Relaxed);
         if busy {
             return self.pause(shared, LOOK);
         }
         let mut state = self.state.lock();
-        self.idle.store(true, Ordering::Relaxed);
-        if !state.closed && !shared.stopped() {
+        self.idle.store(true, Ordering::SeqCst);
+        // What was written since found nobody idle.
+        if !state.closed && !shared.stopped() && shared.log.durable() == durable {
             self.wake.wait_for(&mut state, LOOK_IDLE);
         }
     }

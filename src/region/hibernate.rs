@@ -1,7 +1,8 @@
 //! Hibernate: a group that is even everywhere and that nobody uses sleeps: no tick, no message, and later no buffers.
 //!
 //! 1. **Quiet.** Nothing was proposed, read, appended or applied from one look of its store to the next: a tick, or a few
-//!    where thousands are awake. To be woken costs a write next to nothing; a heartbeat costs what a write does.
+//!    where thousands are awake. (Where so many are that looks are as far apart as heartbeats, it is enough that nothing is under
+//!    way.) To be woken costs a write next to nothing; a heartbeat costs what a write does.
 //! 2. **The leader's word.** It leads, everything is durable, committed and applied, nobody waits, no leadership
 //!    or configuration is changing. Every follower is *even* (holds everything) and its
 //!    node and ours support each other; or it is *away*: its node is silent and raft has not heard of it either. At
@@ -107,6 +108,11 @@ fn mark(region: RegionId, (term, last_index): (u64, u64)) -> u64 {
     mix(mix(mix(region.0).wrapping_add(term)).wrapping_add(last_index)).max(1)
 }
 
+/// How many ticks a leader may be awake softly: until soon before raft looks whether it hears of a quorum.
+fn soft_patience(config: &StoreConfig) -> u64 {
+    config.group.election_ticks as u64 * 3 / 4
+}
+
 /// Whether this is the answer to a word to sleep.
 pub(crate) fn answers_word(message: &Message) -> bool {
     message.get_msg_type() == MessageType::MsgHeartbeatResponse && &message.context[..] == SLEEP
@@ -128,10 +134,15 @@ impl Peer {
         (self.rest.stirred, self.rest.quiet, self.rest.softly) = (true, false, None);
     }
 
-    /// The store looks at it. Whether it is time to sleep.
-    pub(crate) fn grows_tired(&mut self, config: &StoreConfig) -> bool {
-        self.rest.quiet = !std::mem::take(&mut self.rest.stirred);
-        self.rest.quiet && config.hibernates()
+    /// The store looks at it, every so many ticks. Whether it is time to sleep.
+    pub(crate) fn grows_tired(&mut self, config: &StoreConfig, turns: u64) -> bool {
+        let stirred = std::mem::take(&mut self.rest.stirred);
+        // Looks that are as far apart as heartbeats find a heartbeat due: to sleep, if it may, says less.
+        let heartbeat = config.group.heartbeat_ticks as u64;
+        self.rest.quiet = !stirred || turns >= heartbeat;
+        // Who does not agree to sleep is not told again at once.
+        let waits = |(_, until)| self.ticks + soft_patience(config) < until + heartbeat;
+        self.rest.quiet && config.hibernates() && !self.rest.softly.is_some_and(waits)
     }
 
     /// Whether it is quiet and does not sleep.
@@ -304,6 +315,7 @@ impl Peer {
         neighbours: &Neighbours,
         word: &Message,
     ) -> bool {
+        self.rest.drowsy = false;
         let status = self.group.status();
         let agrees = config.hibernates()
             && self.runs()
@@ -368,6 +380,8 @@ impl Peer {
 
     fn lie_down(&mut self, neighbours: &Neighbours, on: On) {
         self.group.told_to_sleep();
+        // No tick comes for it any more.
+        self.group.storage().trim_cache(self.progress.applied.index);
         let mark = mark(self.region.id, self.group.mark());
         self.rest.asleep = Some(neighbours.lie_down(self.region.id, mark, on));
     }
@@ -404,9 +418,7 @@ impl Peer {
         match why {
             Wake::Proposes => {}
             Wake::Returned(store) if self.group.leads() => {
-                // Before raft looks whether it hears of a quorum.
-                let patience = config.group.election_ticks as u64 * 3 / 4;
-                self.rest.softly = Some((store, self.ticks + patience));
+                self.rest.softly = Some((store, self.ticks + soft_patience(config)));
                 self.group.ping();
             }
             _ if self.group.leads() => self.group.ping(),

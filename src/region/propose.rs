@@ -200,6 +200,11 @@ impl Peer {
         }
     }
 
+    /// Whether it leads in its sleep, and its log is large enough to be compacted.
+    pub(crate) fn sleeps_on_a_log(&self, config: &StoreConfig) -> bool {
+        self.asleep() && self.log_bytes.total() > config.compact_bytes && self.group.leads()
+    }
+
     /// Proposes to compact the log, if this peer leads and the policy says so.
     pub(crate) fn propose_compaction(&mut self, config: &StoreConfig) {
         if self.reshaping.is_some() || self.merging.is_some() {

@@ -201,9 +201,13 @@ impl Liveness {
         }
     }
 
-    /// When its next beats are due.
+    /// When its next beats are due, or it is to see that somebody is silent.
     pub fn next_beat(&self) -> Time {
-        self.next
+        let ends = self.others.values().flat_map(|other| {
+            let supports_us = other.supports_us.then_some(other.supports_us_until);
+            other.supported.then_some(other.until).into_iter().chain(supports_us)
+        });
+        ends.min().map_or(self.next, |end| end.min(self.next))
     }
 
     fn beat_for(&mut self, now: Time, store: StoreId) -> Beat {

@@ -212,7 +212,13 @@ impl Store {
         *effects = std::mem::take(&mut self.pending);
         for _ in 0..PASSES_MAX {
             // With the disk behind, everyone stays touched until it has caught up.
-            if self.touched.is_empty() || effects.fatal.is_some() || !self.log.has_room() {
+            if self.touched.is_empty() || effects.fatal.is_some() {
+                break;
+            }
+            if !self.log.has_room() {
+                // That may last.
+                self.touched.sort_unstable();
+                self.touched.dedup();
                 break;
             }
             if let Err(error) = self.pass(now, effects) {
@@ -310,8 +316,11 @@ impl Store {
             let message = envelope.message;
             if hibernate::is_word(&message) {
                 let known = peer.region.peer(envelope.from).is_some();
+                let slept = peer.asleep();
                 if known && peer.told_to_sleep(&self.config, self.registry.neighbours(), &message) {
-                    self.watch.lies_down(now, envelope.region, peer);
+                    if !slept {
+                        self.watch.lies_down(now, envelope.region, peer);
+                    }
                     return;
                 }
             } else {
@@ -455,6 +464,13 @@ impl Store {
             };
             peer.flushed(position.index);
             if peer.compactable() {
+                self.touched.push(*region);
+            }
+            if peer.sleeps_on_a_log(&self.config) {
+                // It fell asleep before it looked.
+                peer.wake(&self.config, Wake::Proposes);
+                peer.propose_compaction(&self.config);
+                self.watch.awake.insert(*region);
                 self.touched.push(*region);
             }
         }

@@ -17,7 +17,7 @@ use crate::region::hibernate::Wake;
 use crate::region::neighbours::{End, Neighbour, chunk_of};
 use crate::region::peer::Peer;
 use crate::types::{RegionId, StoreId, Time};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Groups that one tick wakes of those that a neighbour's coming or going concerns.
 const WAKE_CHUNK: usize = 256;
@@ -34,10 +34,10 @@ pub(super) struct Watch {
     pub awake: BTreeSet<RegionId>,
     /// So far.
     ticks: u64,
-    /// Those that lay down, when, and have not given their memory back: about in the order in which they may.
+    /// Those that lay down, when, and have not given their memory back.
     ///
     /// * Each is in it once, as the replica says. Who is not asleep when its time comes is listed again when it lies down.
-    dozing: VecDeque<(Time, RegionId)>,
+    dozing: BTreeSet<(Time, RegionId)>,
     /// To be woken by the next ticks.
     due: BTreeMap<RegionId, Wake>,
     /// What was heeded of each neighbour, and of all of them.
@@ -58,7 +58,7 @@ impl Watch {
         self.awake.remove(&region);
         peer.lay_down(now);
         if !std::mem::replace(&mut peer.rest.listed, true) {
-            self.dozing.push_back((now, region));
+            self.dozing.insert((now, region));
         }
     }
 }
@@ -106,7 +106,7 @@ impl Store {
         peer.looked_at = self.watch.ticks;
         // Before the ticks, of which a heartbeat may be waiting to leave: where a group has its turn as often as its heartbeats
         // are due, that is so at every one of its turns (seed 1639 of the simulator's regions: it never slept).
-        if peer.grows_tired(&self.config) && peer.runs() {
+        if peer.grows_tired(&self.config, turns) && peer.runs() {
             let (neighbours, out) = (self.registry.neighbours(), &mut self.pending.send_now);
             if peer.try_to_sleep(&self.config, neighbours, out) {
                 self.watch.lies_down(now, region, peer);
@@ -216,14 +216,14 @@ impl Store {
         let after = self.config.hibernate_after;
         for _ in 0..GIVE_BACK_CHUNK {
             let due = |since: Time| since.after(after) <= now;
-            let Some((_, region)) = self.watch.dozing.front().filter(|first| due(first.0)).copied()
+            let Some((_, region)) = self.watch.dozing.first().filter(|first| due(first.0)).copied()
             else {
                 return;
             };
-            self.watch.dozing.pop_front();
+            self.watch.dozing.pop_first();
             let Some(peer) = self.peers.get_mut(&region) else { continue };
             match peer.sleeps_since() {
-                Some(since) if !due(since) => self.watch.dozing.push_back((since, region)),
+                Some(since) if !due(since) => _ = self.watch.dozing.insert((since, region)),
                 since => {
                     peer.rest.listed = false;
                     if since.is_some() {
