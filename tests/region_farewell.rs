@@ -12,7 +12,7 @@ use catamaran::kv::mem::SimTablesDisk;
 use catamaran::kv::{Options, StateStore, TableStore, WriteBatch};
 use catamaran::log::{self, Entry, Log, LogBatch};
 use catamaran::region::apply::{Applier, ApplyOutcome};
-use catamaran::region::effects::{ApplyTask, CommittedEntry, Reply};
+use catamaran::region::effects::{Applied, ApplyTask, CommittedEntry, Reply};
 use catamaran::region::life::{self, Past};
 use catamaran::region::machine::KvMachine;
 use catamaran::region::storage::{decode_hard_state, encode_hard_state};
@@ -108,8 +108,8 @@ fn a_child_removed_before_its_birth_is_not_born_and_leaves_nothing() {
     ];
     let mut outcome = ApplyOutcome::default();
     applier.apply(tasks, &mut outcome).unwrap();
-    let born: Vec<RegionId> =
-        outcome.applied.iter().flat_map(|done| &done.births).map(|s| s.region.id).collect();
+    let news = outcome.applied.iter().filter_map(|done| done.news.as_deref());
+    let born: Vec<RegionId> = news.flat_map(|news| &news.births).map(|s| s.region.id).collect();
     assert_eq!(born, [RegionId(20)]);
     let view = kv.view().unwrap();
     let there = |key: &str| view.get(key.as_bytes()).unwrap().is_some();
@@ -128,7 +128,8 @@ fn a_child_removed_before_its_birth_is_not_born_and_leaves_nothing() {
     };
     let mut outcome = ApplyOutcome::default();
     applier.apply(vec![removal, late], &mut outcome).unwrap();
-    assert!(outcome.applied.iter().all(|done| done.destroyed), "another replica's entry");
+    let destroyed = |done: &Applied| done.news.as_ref().is_some_and(|news| news.destroyed);
+    assert!(outcome.applied.iter().all(destroyed), "another replica's entry");
     let view = kv.view().unwrap();
     assert!(view.get(b"z").unwrap().is_none() && view.get(b"a").unwrap().is_some());
     assert_eq!(kv.tombstones().len(), 2);

@@ -2,32 +2,12 @@
 
 use super::GroupId;
 use super::index::Group;
+use crate::types::IdMap;
 use parking_lot::{MappedRwLockReadGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::collections::HashMap; // lookup only
-use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// A multiplicative hash: group ids are dense and not chosen by an enemy.
-#[derive(Default)]
-pub(super) struct GroupHasher(u64);
-
-impl Hasher for GroupHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(self.0.rotate_left(8) ^ u64::from(*byte));
-        }
-    }
-    fn write_u64(&mut self, value: u64) {
-        let mixed = value.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        self.0 = mixed ^ (mixed >> 29);
-    }
-}
-
-type Shard = HashMap<GroupId, Group, BuildHasherDefault<GroupHasher>>;
+type Shard = IdMap<GroupId, Group>;
 
 const SHARDS: usize = 64;
 

@@ -3,7 +3,7 @@
 
 use super::apply::FIRST_FREE_ID;
 use super::config::StoreConfig;
-use super::effects::{AdminDone, Applied, Effects, Reply, Token};
+use super::effects::{AdminDone, Effects, News, Reply, Token};
 use super::merge::{FROZEN, accept, departed, freeze};
 use super::neighbours::Neighbours;
 use super::peer::Peer;
@@ -153,13 +153,13 @@ impl Peer {
 pub(super) fn administer(
     admin: &Admin,
     state: &mut RegionState,
-    applied: &mut Applied,
+    news: &mut News,
     batch: &mut WriteBatch,
     view: &dyn View,
 ) -> Result<Result<AdminDone>> {
     match admin {
-        Admin::CommitMerge(commit) => merge_in(commit, state, applied, batch, view),
-        other => Ok(administer_alone(other, state, applied, batch, view)),
+        Admin::CommitMerge(commit) => merge_in(commit, state, news, batch, view),
+        other => Ok(administer_alone(other, state, news, batch, view)),
     }
 }
 
@@ -167,7 +167,7 @@ pub(super) fn administer(
 fn administer_alone(
     admin: &Admin,
     state: &mut RegionState,
-    applied: &mut Applied,
+    news: &mut News,
     batch: &mut WriteBatch,
     view: &dyn View,
 ) -> Result<AdminDone> {
@@ -190,7 +190,7 @@ fn administer_alone(
                 first: prepare.first,
                 at: state.applied,
             });
-            Ok(refreeze(state, applied, after))
+            Ok(refreeze(state, news, after))
         }
         Admin::RollBackMerge { at } => {
             if state.merging.as_ref().is_none_or(|merging| merging.at.index != *at) {
@@ -199,7 +199,7 @@ fn administer_alone(
             state.merging = None;
             let mut after = state.region.clone();
             after.epoch.version += 1;
-            Ok(refreeze(state, applied, after))
+            Ok(refreeze(state, news, after))
         }
         Admin::CommitMerge(commit) => {
             Err(Error::InvalidArgument(format!("merge of {}", commit.source.id)))
@@ -215,24 +215,24 @@ fn administer_alone(
                     continue;
                 }
                 batch.set_region(born.clone());
-                applied.births.push(born);
+                news.births.push(born);
             }
             state.region = regions[0].clone();
-            applied.reshaped = Some(state.region.clone());
+            news.reshaped = Some(state.region.clone());
             Ok(AdminDone::Shaped(regions))
         }
         Admin::ChangePeers { epoch, changes } => {
             let after = membership::change(&state.region, &state.removed, *epoch, changes)?;
-            Ok(reshape(state, applied, after, changes))
+            Ok(reshape(state, news, after, changes))
         }
         Admin::LeaveJoint { epoch } => {
             let after = membership::leave(&state.region, *epoch)?;
-            Ok(reshape(state, applied, after, &[]))
+            Ok(reshape(state, news, after, &[]))
         }
         Admin::Forget { peers } => {
             if !peers.is_empty() {
                 state.removed.retain(|gone| !peers.contains(&gone.id));
-                applied.removed = Some(state.removed.clone());
+                news.removed = Some(state.removed.clone());
             }
             Ok(AdminDone::Shaped(vec![state.region.clone()]))
         }
@@ -254,10 +254,10 @@ fn administer_alone(
 }
 
 /// The region is frozen now, or thawed.
-fn refreeze(state: &mut RegionState, applied: &mut Applied, after: Region) -> AdminDone {
+fn refreeze(state: &mut RegionState, news: &mut News, after: Region) -> AdminDone {
     state.region = after;
-    applied.merging = Some(state.merging.clone());
-    applied.reshaped = Some(state.region.clone());
+    news.merging = Some(state.merging.clone());
+    news.reshaped = Some(state.region.clone());
     AdminDone::Shaped(vec![state.region.clone()])
 }
 
@@ -265,7 +265,7 @@ fn refreeze(state: &mut RegionState, applied: &mut Applied, after: Region) -> Ad
 fn merge_in(
     commit: &Commit,
     state: &mut RegionState,
-    applied: &mut Applied,
+    news: &mut News,
     batch: &mut WriteBatch,
     view: &dyn View,
 ) -> Result<Result<AdminDone>> {
@@ -292,18 +292,18 @@ fn merge_in(
         merging: source.merging.clone(),
         ..RegionState::tombstone(source.region, source.peer)
     });
-    applied.absorbed.push(gone);
+    news.absorbed.push(gone);
     state.removed.extend(departed(&commit.source));
-    applied.removed = Some(state.removed.clone());
+    news.removed = Some(state.removed.clone());
     state.region = after;
-    applied.reshaped = Some(state.region.clone());
+    news.reshaped = Some(state.region.clone());
     Ok(Ok(AdminDone::Shaped(vec![state.region.clone()])))
 }
 
 /// Gives the region other replicas, and remembers those that it loses.
 fn reshape(
     state: &mut RegionState,
-    applied: &mut Applied,
+    news: &mut News,
     after: Region,
     changes: &[Change],
 ) -> AdminDone {
@@ -313,10 +313,10 @@ fn reshape(
         lost.map(|peer| Departed { region, id: peer.id, store: peer.store }).collect();
     if !lost.is_empty() {
         state.removed.extend(lost);
-        applied.removed = Some(state.removed.clone());
+        news.removed = Some(state.removed.clone());
     }
     state.region = after;
-    applied.changes.push(changes.to_vec());
-    applied.reshaped = Some(state.region.clone());
+    news.changes.push(changes.to_vec());
+    news.reshaped = Some(state.region.clone());
     AdminDone::Shaped(vec![state.region.clone()])
 }

@@ -253,12 +253,13 @@ impl Applier {
                 if self.epochs == Epochs::Ignored {
                     admin.set_epoch(state.region.epoch);
                 }
+                let news = applied.news.get_or_insert_default();
                 let done =
-                    administer(&admin, state, applied, &mut publishing.batch, &*publishing.view)?;
+                    administer(&admin, state, news, &mut publishing.batch, &*publishing.view)?;
                 if let Some(token) = entry.waiting.first() {
                     publishing.replies.push((*token, Reply::Admin(done)));
                 }
-                for gone in &applied.absorbed {
+                for gone in &news.absorbed {
                     self.regions.remove(&gone.region);
                 }
                 Ok(())
@@ -347,12 +348,10 @@ impl Applier {
         }
         out.cut = Some(self.kv.restore(&cleared, &mut items, states)?);
         swallow.iter().for_each(|gone| drop(self.regions.remove(&gone.region)));
-        out.applied.push(Applied {
-            compacted: Some(state.compacted),
-            restored: Some(state.clone()),
-            absorbed: swallow.to_vec(),
-            ..Applied::at(state.region.id, state.peer, state.applied)
-        });
+        let news =
+            News { restored: Some(state.clone()), absorbed: swallow.to_vec(), ..News::default() };
+        let applied = Applied::at(state.region.id, state.peer, state.applied).with(news);
+        out.applied.push(Applied { compacted: Some(state.compacted), ..applied });
         out.discard.push(file.clone());
         self.regions.insert(state.region.id, state.clone());
         Ok(())
@@ -366,13 +365,14 @@ impl Applier {
         epoch: Epoch,
         out: &mut ApplyOutcome,
     ) -> Result<()> {
+        let gone = News { destroyed: true, ..News::default() };
         let there = self.kv.view()?.record(region);
         if there.as_ref().is_some_and(|there| there.peer > peer) {
             return Ok(());
         }
         if there.as_ref().is_some_and(|there| there.is_tombstone() && there.peer == peer) {
             self.regions.remove(&region);
-            out.applied.push(Applied { destroyed: true, ..Applied::at(region, peer, DEAD) });
+            out.applied.push(Applied::at(region, peer, DEAD).with(gone));
             return Ok(());
         }
         let mut batch = WriteBatch::new();
@@ -386,7 +386,7 @@ impl Applier {
         batch.set_region(RegionState::tombstone(last, peer));
         self.kv.write(batch)?;
         self.regions.remove(&region);
-        out.applied.push(Applied { destroyed: true, ..Applied::at(region, peer, DEAD) });
+        out.applied.push(Applied::at(region, peer, DEAD).with(gone));
         Ok(())
     }
 }

@@ -193,6 +193,25 @@ pub struct Applied {
     pub compacted: Option<LogPosition>,
     /// Bytes of the entries applied.
     pub bytes: usize,
+    /// What else it did, which is rare.
+    pub news: Option<Box<News>>,
+}
+
+impl Applied {
+    /// A state machine that got to a position; nothing else.
+    pub fn at(region: RegionId, peer: PeerId, position: LogPosition) -> Applied {
+        Applied { region, peer, position, compacted: None, bytes: 0, news: None }
+    }
+
+    /// The same, and this.
+    pub fn with(self, news: News) -> Applied {
+        Applied { news: Some(Box::new(news)), ..self }
+    }
+}
+
+/// What applying did to the region itself.
+#[derive(Clone, PartialEq, Default, Debug)]
+pub struct News {
     /// Set when a snapshot was restored: what the region is now.
     pub restored: Option<RegionState>,
     /// Set when the region's shape was changed: what it is now.
@@ -211,24 +230,10 @@ pub struct Applied {
     pub destroyed: bool,
 }
 
-impl Applied {
-    /// A state machine that got to a position; nothing else.
-    pub fn at(region: RegionId, peer: PeerId, position: LogPosition) -> Applied {
-        Applied {
-            region,
-            peer,
-            position,
-            compacted: None,
-            bytes: 0,
-            restored: None,
-            reshaped: None,
-            births: Vec::new(),
-            changes: Vec::new(),
-            removed: None,
-            merging: None,
-            absorbed: Vec::new(),
-            destroyed: false,
-        }
+impl News {
+    /// Whether the followers should not wait for it until the next heartbeat.
+    pub(crate) fn is_urgent(&self) -> bool {
+        self.reshaped.is_some() || self.merging.is_some() || self.removed.is_some()
     }
 }
 

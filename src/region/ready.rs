@@ -336,31 +336,20 @@ impl Peer {
     }
 
     /// The applier got further.
-    pub(crate) fn applied(&mut self, done: Applied, config: &StoreConfig, effects: &mut Effects) {
+    pub(crate) fn applied(
+        &mut self,
+        mut done: Applied,
+        config: &StoreConfig,
+        effects: &mut Effects,
+    ) {
         if done.peer != self.id || self.fence.is_some() || self.leaving {
             return;
-        }
-        // Others wait for what followers do about these, children for their first vote.
-        let urgent = done.reshaped.is_some() || done.merging.is_some() || done.removed.is_some();
-        if let Some(removed) = done.removed {
-            self.set_removed(removed);
-        }
-        if let Some(merging) = done.merging {
-            self.set_merging(merging);
         }
         if let Some(compacted) = done.compacted {
             self.progress.compacted = self.progress.compacted.max(compacted);
         }
-        if let Some(state) = done.restored {
-            self.progress.flushed = state.applied.index;
-            self.progress.applied = state.applied;
-            self.set_removed(state.removed.clone());
-            self.set_merging(state.merging.clone());
-            self.reshaped(state.region.clone(), effects);
-            if let Some(restoring) = &mut self.restoring {
-                restoring.restored = Some(state);
-            }
-            return; // the log is reset by the next pass
+        if let Some(state) = done.news.as_mut().and_then(|news| news.restored.take()) {
+            return self.restored(state, effects); // the log is reset by the next pass
         }
         self.progress.applying_bytes = self.progress.applying_bytes.saturating_sub(done.bytes);
         self.progress.applied = done.position;
@@ -370,13 +359,12 @@ impl Peer {
         if self.changing.is_some_and(|proposed| proposed.index <= done.position.index) {
             self.changing = None;
         }
-        if let Some(region) = done.reshaped {
-            // A snapshot that raft has accepted brings a later configuration, which raft has taken already.
-            let later = self.restoring.is_some() || self.group.pending_snapshot().is_some();
-            if !later && let Err(what) = self.reconfigure(&done.changes, &region) {
-                return self.quarantine(what, effects);
-            }
-            self.reshaped(region, effects);
+        // Others wait for what followers do about these, children for their first vote.
+        let urgent = done.news.as_ref().is_some_and(|news| news.is_urgent());
+        if let Some(news) = done.news
+            && let Err(what) = self.learn(*news, effects)
+        {
+            return self.quarantine(what, effects);
         }
         self.grown(config, done.bytes, effects);
         self.release(effects);
@@ -390,6 +378,36 @@ impl Peer {
         }
         self.leave_joint();
         self.finish_reads(config, effects);
+    }
+
+    /// A snapshot's data is in place.
+    fn restored(&mut self, state: RegionState, effects: &mut Effects) {
+        self.progress.flushed = state.applied.index;
+        self.progress.applied = state.applied;
+        self.set_removed(state.removed.clone());
+        self.set_merging(state.merging.clone());
+        self.reshaped(state.region.clone(), effects);
+        if let Some(restoring) = &mut self.restoring {
+            restoring.restored = Some(state);
+        }
+    }
+
+    /// The region is another one now.
+    fn learn(&mut self, news: News, effects: &mut Effects) -> std::result::Result<(), String> {
+        if let Some(removed) = news.removed {
+            self.set_removed(removed);
+        }
+        if let Some(merging) = news.merging {
+            self.set_merging(merging);
+        }
+        let Some(region) = news.reshaped else { return Ok(()) };
+        // A snapshot that raft has accepted brings a later configuration, which raft has taken already.
+        let later = self.restoring.is_some() || self.group.pending_snapshot().is_some();
+        if !later {
+            self.reconfigure(&news.changes, &region)?;
+        }
+        self.reshaped(region, effects);
+        Ok(())
     }
 
     /// The state store is durable up to `index`.

@@ -84,16 +84,16 @@ impl Cluster {
     }
 
     /// Something of a merge was applied.
-    pub(super) fn look_at_merged(&mut self, applied: &Applied) -> Step {
-        match &applied.merging {
+    pub(super) fn look_at_merged(&mut self, news: &News) -> Step {
+        match &news.merging {
             Some(Some(_)) => self.counts.merges[0] += 1,
             Some(None) => self.counts.merges[2] += 1,
             None => {}
         }
-        self.counts.merges[1] += applied.absorbed.len() as u64;
+        self.counts.merges[1] += news.absorbed.len() as u64;
         for (id, node) in &self.nodes {
             let Some(running) = &node.running else { continue };
-            for gone in &applied.absorbed {
+            for gone in &news.absorbed {
                 let share = running.registry.get(gone.region);
                 let now = node.now(self.world.now());
                 if share.is_some_and(|share| share.lease_holds(now)) {

@@ -151,9 +151,12 @@ impl Cluster {
             return Ok(());
         };
         let view = running.kv.view().map_err(|e| violation("a view", e.to_string()))?;
-        let frozen = applied.iter().any(|applied| matches!(applied.merging, Some(Some(_))));
+        let froze = |news: &News| matches!(news.merging, Some(Some(_)));
+        let frozen = applied.iter().any(|applied| applied.news.as_deref().is_some_and(froze));
         for applied in applied {
-            self.look_at_merged(applied)?;
+            if let Some(news) = &applied.news {
+                self.look_at_merged(news)?;
+            }
             let record = view.record(applied.region);
             if record.as_ref().is_some_and(RegionState::is_tombstone) {
                 continue;

@@ -49,11 +49,11 @@ struct Missed {
 
 impl Absent {
     /// The state of a replica whose snapshot has just been restored, if it was made here.
-    pub(super) fn restored(&mut self, applied: &mut Applied) -> Option<RegionState> {
+    pub(super) fn restored(&mut self, applied: &Applied, news: &mut News) -> Option<RegionState> {
         if self.making.get(&applied.region) != Some(&applied.peer) {
             return None;
         }
-        let state = applied.restored.take()?;
+        let state = news.restored.take()?;
         self.making.remove(&applied.region);
         Some(state)
     }

@@ -64,8 +64,8 @@ impl Store {
     }
 
     /// Replicas whose data another one has taken over are gone: their loops hear of it from the appliers.
-    pub(super) fn bury_absorbed(&mut self, applied: &mut Applied) {
-        for gone in std::mem::take(&mut applied.absorbed) {
+    pub(super) fn bury_absorbed(&mut self, news: &mut News) {
+        for gone in std::mem::take(&mut news.absorbed) {
             let (region, peer, epoch) = (gone.region, gone.id, Epoch::default());
             self.pending.apply.push(ApplyTask::Destroy { region, peer, epoch });
         }

@@ -1,34 +1,15 @@
 //! The replicas of one store loop: found by hash, for every event looks one up, and walked in the order of their ids.
 
 use crate::region::peer::Peer;
-use crate::types::RegionId;
+use crate::types::{IdMap, RegionId};
 use std::collections::BTreeSet;
-use std::collections::HashMap; // lookup only
-use std::hash::{BuildHasherDefault, Hasher};
-
-/// A multiplicative hash: ids are dense and not chosen by an enemy.
-#[derive(Default)]
-pub(super) struct RegionHasher(u64);
-
-impl Hasher for RegionHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|byte| self.write_u64(self.0.rotate_left(8) ^ u64::from(*byte)));
-    }
-    fn write_u64(&mut self, value: u64) {
-        let mixed = value.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        self.0 = mixed ^ (mixed >> 29);
-    }
-}
 
 /// Replicas by region.
 ///
 /// * `order` holds the keys of `found`.
 #[derive(Default)]
 pub(super) struct Peers {
-    found: HashMap<RegionId, Box<Peer>, BuildHasherDefault<RegionHasher>>,
+    found: IdMap<RegionId, Box<Peer>>,
     order: BTreeSet<RegionId>,
 }
 

@@ -405,53 +405,60 @@ impl Store {
 
     fn applied(&mut self, now: Time, regions: Vec<Applied>) {
         for mut applied in regions {
-            if let Some(state) = self.absent.restored(&mut applied) {
-                self.bury_absorbed(&mut applied);
-                self.made(now, state);
-                continue;
+            if let Some(mut news) = applied.news.take() {
+                let made = self.absent.restored(&applied, &mut news);
+                self.bury_absorbed(&mut news);
+                if let Some(state) = made {
+                    self.made(now, state);
+                    continue;
+                }
+                if news.destroyed {
+                    self.destroyed(applied.region, applied.peer);
+                    continue;
+                }
+                self.reshaped(&applied, &mut news);
+                applied.news = Some(news);
             }
-            if applied.destroyed {
-                self.destroyed(applied.region, applied.peer);
-                continue;
+            let Some(peer) = self.peers.get_mut(&applied.region) else { continue };
+            let region = applied.region;
+            peer.applied(applied, &self.config, &mut self.pending);
+            if let Some(vain) = peer.list_for_size(&self.config) {
+                self.sizes.list(now, region, vain);
             }
-            self.bury_absorbed(&mut applied);
-            let births = std::mem::take(&mut applied.births);
-            if let Some(peer) = self.peers.get_mut(&applied.region) {
-                let region = applied.region;
-                // (A replica that stands still for a merge has them from the target's log, which says so.)
-                if !births.is_empty() && peer.lent.is_none() {
-                    // A child that has sworn anything must be found again after a crash, by replay of the split: a
-                    // parent that does not know it to be committed may be overtaken by a snapshot instead, and
-                    // where voters are few the child's group would wait for that vote for ever (seed 304).
-                    let mut batch = LogBatch::new();
-                    peer.record_commit(applied.position.index, &mut batch);
-                    if let Err(error) = self.log.submit(batch) {
-                        self.pending.fatal.get_or_insert(error);
-                    }
-                }
-                let lead = peer.runs() && peer.group.leads();
-                let campaign = if lead { Campaign::Now } else { Campaign::Later };
-                if let Some(state) = &applied.restored {
-                    self.registry.reshape(&state.region, std::iter::empty());
-                }
-                if let Some(region) = &applied.reshaped {
-                    self.registry.reshape(region, births.iter().map(|born| &born.region));
-                }
-                let births = births.into_iter().map(|state| Birth { state, campaign });
-                self.pending.births.extend(births);
-                peer.applied(applied, &self.config, &mut self.pending);
-                if let Some(vain) = peer.list_for_size(&self.config) {
-                    self.sizes.list(now, region, vain);
-                }
-                if peer.wants_a_visit() {
-                    self.touched.push(region);
-                }
-                if peer.region.peer(peer.id).is_none() {
-                    let (region, epoch) = (peer.region.id, peer.region.epoch);
-                    self.bury(region, epoch);
-                }
+            if peer.wants_a_visit() {
+                self.touched.push(region);
+            }
+            if peer.region.peer(peer.id).is_none() {
+                let (region, epoch) = (peer.region.id, peer.region.epoch);
+                self.bury(region, epoch);
             }
         }
+    }
+
+    /// The registry learns a region's new shape, and its children are born.
+    fn reshaped(&mut self, applied: &Applied, news: &mut News) {
+        let births = std::mem::take(&mut news.births);
+        let Some(peer) = self.peers.get_mut(&applied.region) else { return };
+        // (A replica that stands still for a merge has them from the target's log, which says so.)
+        if !births.is_empty() && peer.lent.is_none() {
+            // A child that has sworn anything must be found again after a crash, by replay of the split: a
+            // parent that does not know it to be committed may be overtaken by a snapshot instead, and
+            // where voters are few the child's group would wait for that vote for ever (seed 304).
+            let mut batch = LogBatch::new();
+            peer.record_commit(applied.position.index, &mut batch);
+            if let Err(error) = self.log.submit(batch) {
+                self.pending.fatal.get_or_insert(error);
+            }
+        }
+        let lead = peer.runs() && peer.group.leads();
+        let campaign = if lead { Campaign::Now } else { Campaign::Later };
+        if let Some(state) = &news.restored {
+            self.registry.reshape(&state.region, std::iter::empty());
+        }
+        if let Some(region) = &news.reshaped {
+            self.registry.reshape(region, births.iter().map(|born| &born.region));
+        }
+        self.pending.births.extend(births.into_iter().map(|state| Birth { state, campaign }));
     }
 
     fn flushed(&mut self, cut: &Cut) {

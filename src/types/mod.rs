@@ -1,9 +1,11 @@
 //! The words of the house: ids, epochs, key ranges, regions, and what a replica durably knows of its
 //! region. Plain data, no behaviour beyond what the words mean.
 
+mod map;
 pub(crate) mod slab;
 
 use bytes::Bytes;
+pub(crate) use map::IdMap;
 use std::fmt;
 
 macro_rules! id {

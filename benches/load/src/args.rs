@@ -218,10 +218,10 @@ pub struct RunArgs {
     #[arg(long, value_parser = quantity::count)]
     pub repetitions: Option<u64>,
     /// Nodes: how many store loops [default: the node's own choice].
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(0..=64))]
     pub loops: Option<u64>,
     /// Nodes: how many apply workers [default: the node's own choice].
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=64))]
     pub apply_workers: Option<u64>,
     /// How long a request may take.
     #[arg(long, default_value = "10s", value_parser = quantity::duration)]

@@ -131,7 +131,7 @@ impl Desk {
     }
 
     /// Applies the commit at an index of the target's log: what is answered, and what else came of it.
-    fn commit_at(&mut self, index: u64) -> (Result<AdminDone>, Vec<Applied>) {
+    fn commit_at(&mut self, index: u64) -> (Result<AdminDone>, News) {
         let entry = CommittedEntry {
             position: LogPosition { index, term: 6 },
             data: Admin::CommitMerge(Box::new(self.commit.clone())).encode(),
@@ -142,7 +142,10 @@ impl Desk {
         let tasks = vec![ApplyTask::Entries { region, peer, entries: vec![entry] }];
         self.applier.apply(tasks, &mut outcome).unwrap();
         match outcome.replies.pop() {
-            Some((Token(1), Reply::Admin(done))) => (done, outcome.applied),
+            Some((Token(1), Reply::Admin(done))) => {
+                let [applied] = &mut outcome.applied[..] else { panic!("{outcome:?}") };
+                (done, *applied.news.take().unwrap_or_default())
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -159,21 +162,20 @@ impl Desk {
 #[test]
 fn a_commit_that_comes_twice_is_no_refusal() {
     let mut desk = Desk::new(0);
-    let (first, applied) = desk.commit_at(21);
+    let (first, news) = desk.commit_at(21);
     let merged = desk.record(desk.target.region.id);
     assert_eq!(first.unwrap(), AdminDone::Shaped(vec![merged.region.clone()]));
     assert_eq!(merged.region.range, KeyRange::new("a", "z"));
-    assert_eq!((applied[0].absorbed.len(), merged.removed.len()), (1, 3));
+    assert_eq!((news.absorbed.len(), merged.removed.len()), (1, 3));
     let grave = desk.record(desk.commit.source.id);
     assert!(grave.is_tombstone() && grave.merging.is_some());
 
-    let (second, applied) = desk.commit_at(22);
+    let (second, news) = desk.commit_at(22);
     assert_eq!(second.unwrap(), AdminDone::Shaped(vec![merged.region.clone()]));
     let after = desk.record(desk.target.region.id);
     assert_eq!(after.applied.index, 22);
     assert_eq!(RegionState { applied: merged.applied, ..after }, merged, "nothing has changed");
-    let [once_more] = &applied[..] else { panic!("{applied:?}") };
-    assert!(once_more.absorbed.is_empty() && once_more.reshaped.is_none());
+    assert_eq!(news, News::default());
     assert_eq!(desk.record(desk.commit.source.id), grave);
 }
 
@@ -183,10 +185,10 @@ fn a_commit_that_comes_twice_is_no_refusal() {
 #[test]
 fn a_merge_that_the_list_of_the_gone_has_no_room_for_waits() {
     let mut desk = Desk::new(REMOVED_MAX - 2);
-    let (refused, applied) = desk.commit_at(21);
+    let (refused, news) = desk.commit_at(21);
     let Err(Error::Busy { what }) = refused else { panic!("{refused:?}") };
     assert!(what.contains("not known to be gone"), "{what}");
-    assert!(applied[0].absorbed.is_empty() && applied[0].reshaped.is_none());
+    assert_eq!(news, News::default());
     assert_eq!(desk.record(desk.target.region.id).region, desk.target.region);
     assert!(desk.record(desk.commit.source.id).merging.is_some());
     assert!(!desk.record(desk.commit.source.id).is_tombstone());
