@@ -22,6 +22,7 @@ pub fn run(shared: &Shared, at: usize, mut store: Store) {
     let mut followed = Followed::default();
     let mut next_tick = shared.clock.now().after(shared.config.tick);
     let mut until = next_tick;
+    let mut told = store.neighbour_changes();
     while inbox.take(&mut mail, shared.clock.instant(until)) {
         let now = shared.clock.now();
         for event in mail.events.drain(..) {
@@ -35,6 +36,7 @@ pub fn run(shared: &Shared, at: usize, mut store: Store) {
             store.handle(now, Event::Read(std::mem::take(&mut mail.reads)));
         }
         next_tick = tick(shared, &mut store, now, next_tick);
+        tell_of_neighbours(shared, at, &store, &mut told);
         store.drain(now, &mut effects);
         shared.counters.rounds.fetch_add(1, Ordering::Relaxed);
         if !effects.is_empty() && !perform(shared, at, now, &mut effects, &mut followed) {
@@ -78,6 +80,15 @@ fn tick(shared: &Shared, store: &mut Store, now: Time, due: Time) -> Time {
         done += 1;
     }
     if next <= now { now.after(tick) } else { next }
+}
+
+/// The first loop, which has the beats, ends the sleep of the others if they are to look at a neighbour.
+fn tell_of_neighbours(shared: &Shared, at: usize, store: &Store, told: &mut u64) {
+    let changes = store.neighbour_changes();
+    if at == 0 && *told != changes {
+        *told = changes;
+        shared.inboxes[1..].iter().for_each(|inbox| inbox.nudge());
+    }
 }
 
 /// Client batches left the inbox.

@@ -194,6 +194,11 @@ impl Neighbours {
         self.known.lock().iter().map(|(store, known)| (*store, known.neighbour)).collect()
     }
 
+    /// Grows with whatever there is [`news`](Self::news) of.
+    pub fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
     /// Changes what is known of a node that was met.
     pub fn alter(&self, store: StoreId, change: impl FnOnce(&mut Neighbour)) {
         if let Some(known) = self.known.lock().get_mut(&store) {

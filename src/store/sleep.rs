@@ -18,11 +18,14 @@ use crate::region::neighbours::{End, Neighbour, chunk_of};
 use crate::region::peer::Peer;
 use crate::types::{RegionId, StoreId, Time};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 /// Groups that one tick wakes of those that a neighbour's coming or going concerns.
 const WAKE_CHUNK: usize = 256;
 /// Groups that one tick takes the memory of: where thousands fall asleep at once the round is not late for it.
 const GIVE_BACK_CHUNK: usize = 256;
+/// A loop without beats looks around at least this often, though nobody is awake.
+const STILL_MAX: Duration = Duration::from_secs(1);
 /// Every this many ticks a leader looks at its log's size.
 const COMPACTION_CHECK_TICKS: u64 = 8;
 
@@ -84,12 +87,26 @@ impl Store {
         self.watch.awake = awake;
     }
 
-    /// Until when no tick would do anything of note. `None`: somebody is awake, or about to wake.
+    /// Until when no tick would do anything of note. `None`: somebody is awake, or about to wake. What the first loop hears of
+    /// other nodes the other loops are told by [a number](Self::neighbour_changes) that has grown; whoever runs them has
+    /// them look at it.
     pub fn still_until(&self, now: Time) -> Option<Time> {
         let watch = &self.watch;
-        let beat = || now.after(self.config.beat_interval());
-        let still = watch.awake.is_empty() && watch.due.is_empty();
-        still.then(|| watch.liveness.as_ref().map_or_else(beat, Liveness::next_beat))
+        let heeded = watch.changes == self.neighbour_changes();
+        if !watch.awake.is_empty() || !watch.due.is_empty() || !heeded {
+            return None;
+        }
+        let beats = watch.liveness.as_ref().map(Liveness::next_beat);
+        let beats = beats.unwrap_or_else(|| now.after(STILL_MAX));
+        let after = self.config.hibernate_after;
+        let gives_back = watch.dozing.first().map(|(since, _)| since.after(after));
+        let soon = now.after(self.config.beat_interval());
+        Some(gives_back.map_or(beats, |due| beats.min(due.max(soon))))
+    }
+
+    /// Grows whenever the first loop has heard something of other nodes that concerns who sleeps.
+    pub fn neighbour_changes(&self) -> u64 {
+        self.registry.neighbours().changes()
     }
 
     fn has_its_turn(&self, region: RegionId, turns: u64) -> bool {

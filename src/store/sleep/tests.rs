@@ -301,3 +301,21 @@ fn who_finds_itself_awake_alone_calls_its_leader() {
     bench.ticks(heartbeat);
     assert_eq!(calls(&mut bench), 0, "it speaks");
 }
+
+/// A loop whose groups all sleep is not ticked until its next beats are due, unless there is something to be heeded: of the loops that
+/// have no beats, nobody would know that a leader's node is lost.
+#[test]
+fn nobody_is_still_who_has_a_neighbour_to_heed() {
+    let mut bench = bereaved();
+    bench.ticks(200);
+    assert!(peer(&mut bench).asleep());
+    let still = |bench: &mut Bench| {
+        let now = bench.now;
+        bench.store().still_until(now)
+    };
+    assert!(still(&mut bench).is_some());
+    bench.store().registry.neighbours().alter(LOST, |known| known.losses += 1);
+    assert_eq!(still(&mut bench), None);
+    bench.ticks(1);
+    assert!(peer(&mut bench).asleep() && still(&mut bench).is_some(), "heeded");
+}
