@@ -17,7 +17,8 @@ run() { # NAME ARGUMENTS...
 }
 for repetition in $(seq "$repetitions"); do
     for state in memory disk; do
-        run "1-$state" --state $state --regions 1024 --clients 1024 --batch 1
+        # One write an entry: each client has a region of its own.
+        run "1-$state" --state $state --regions 1024 --clients 1024 --batch 1 --distribution pinned
         run "2-$state" --state $state --clients 4096 --batch 1
         run "3-$state" --state $state --clients 1024 --batch 16
         run "4-$state" --state $state --clients 256 --batch 128

@@ -70,7 +70,7 @@ pub struct NodeConfig {
     pub hibernate_after_ms: u64,
     /// How much faster another node's clock may run, in percent: shortens the leader lease.
     pub clock_drift_percent: u32,
-    /// Store loops; 0: one a core, four at least and eight at most.
+    /// Store loops; 0: half the cores, eight at most.
     pub loops: usize,
     /// Threads that apply committed entries.
     pub apply_workers: usize,

@@ -33,8 +33,6 @@ use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher};
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::num::NonZero;
-use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -321,16 +319,13 @@ fn make_dirs(disk: &dyn Disk, data: &Path) -> Result<()> {
     Ok(())
 }
 
-/// More loops than cores are no loss, for a loop with nothing to do sleeps; and where many regions are written to, each
-/// loop walks through fewer of them, which stay in its core's caches. What more than the upper bound could carry, no disk
-/// does. Both are measured or calculated in `driver::scaling`.
-const LOOPS_BY_DEFAULT: RangeInclusive<usize> = 4..=8;
+/// What more loops could carry, no disk does: see `driver::scaling`.
+const LOOPS_BY_DEFAULT: usize = 8;
 
 fn loops(config: &NodeConfig) -> usize {
-    let cores = || std::thread::available_parallelism().map_or(1, NonZero::get);
-    let (least, most) = (*LOOPS_BY_DEFAULT.start(), *LOOPS_BY_DEFAULT.end());
     match config.loops {
-        0 => cores().clamp(least, most),
+        0 => std::thread::available_parallelism()
+            .map_or(1, |cores| (cores.get() / 2).clamp(1, LOOPS_BY_DEFAULT)),
         n => n,
     }
 }

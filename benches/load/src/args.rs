@@ -161,7 +161,7 @@ pub struct RunArgs {
     /// Run this long before measuring; what is acknowledged then is verified too.
     #[arg(long, default_value = "0s", value_parser = quantity::duration)]
     pub warmup: Duration,
-    /// How keys (and, for zipfian, regions) are chosen.
+    /// How keys and regions are chosen.
     #[arg(long, value_enum, default_value = "uniform")]
     pub distribution: Distribution,
     /// Distinct keys, all clients together; each client owns an equal share of every region.
@@ -363,6 +363,11 @@ impl Plan {
                 "--key-size must be at least 16: eight bytes spread a key over the regions, \
                         eight name it"
                     .into(),
+            );
+        }
+        if self.distribution == Distribution::Pinned && self.spread == Spread::AllRegions {
+            return Err(
+                "--distribution pinned keeps a client in its region, --spread does not".into()
             );
         }
         if !(0.0..=1.0).contains(&self.read_ratio) {

@@ -2,7 +2,7 @@
 //!
 //! The key space is cut into `slices` equal parts, as a new cluster cuts it into regions. Every client
 //! owns the same number of *slots* in every slice and touches no others, so it alone knows what they
-//! hold. Slot `s` lies in slice `s % slices`. Its key:
+//! hold. Slot `s` lies in slice `s % slices`; pinned clients have all of theirs in one. Its key:
 //!
 //! | bytes | what |
 //! |---|---|
@@ -19,12 +19,14 @@ use std::sync::Arc;
 /// How keys are chosen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Distribution {
-    /// All alike.
+    /// All alike: a region by chance for each request.
     Uniform,
     /// Few often, most seldom (exponent 0.99), regions too.
     Zipfian,
-    /// One after the other in each region, in key order.
+    /// One after the other in each region, in key order; the regions in turn.
     Sequential,
+    /// All alike in one region, which is the client's for the whole run: clients are dealt to regions in turn.
+    Pinned,
 }
 
 /// A bijective mixer (the finaliser of splitmix64).
@@ -47,6 +49,7 @@ pub struct KeySpace {
     /// Bytes of a key.
     pub key_size: usize,
     ascending: bool,
+    pinned: bool,
 }
 
 impl KeySpace {
@@ -58,24 +61,42 @@ impl KeySpace {
         key_size: usize,
         distribution: Distribution,
     ) -> KeySpace {
-        let per_slice = keys.div_ceil(u64::from(clients) * slices).max(1);
+        let pinned = distribution == Distribution::Pinned;
+        let parts = if pinned { 1 } else { slices };
+        let per_slice = keys.div_ceil(u64::from(clients) * parts).max(1);
         KeySpace {
             slices: slices as u32,
             clients,
-            per_slice: per_slice.min(u64::from(u32::MAX) / slices) as u32,
+            per_slice: per_slice.min(u64::from(u32::MAX) / parts) as u32,
             key_size,
             ascending: distribution == Distribution::Sequential,
+            pinned,
         }
     }
 
     /// Slots of one client.
     pub fn slots(&self) -> u32 {
-        self.per_slice * self.slices
+        if self.pinned { self.per_slice } else { self.per_slice * self.slices }
     }
 
-    /// The slot number `nth` of a slice.
+    /// The slot number `nth` of a slice, of a client that has any there.
     pub fn slot(&self, slice: u32, nth: u32) -> u32 {
-        nth * self.slices + slice
+        if self.pinned { nth } else { nth * self.slices + slice }
+    }
+
+    /// Which of a slice's slots this is.
+    pub fn nth(&self, slot: u32) -> u32 {
+        if self.pinned { slot } else { slot / self.slices }
+    }
+
+    /// Whether a client has slots in a slice.
+    pub fn is_in(&self, client: u32, slice: u32) -> bool {
+        !self.pinned || client % self.slices == slice
+    }
+
+    /// Where a client's slot lies.
+    fn slice_of(&self, client: u32, slot: u32) -> u32 {
+        if self.pinned { client % self.slices } else { slot % self.slices }
     }
 
     /// First eight bytes of the first key of a slice; that of slice `slices` is 2^64.
@@ -95,7 +116,7 @@ impl KeySpace {
 
     /// Writes the key of a client's slot into `out`, replacing what is there.
     pub fn key(&self, client: u32, slot: u32, out: &mut Vec<u8>) {
-        let slice = slot % self.slices;
+        let slice = self.slice_of(client, slot);
         let (start, end) = (self.boundary(slice), self.boundary(slice + 1));
         let width = end - start;
         let hash = mix(u64::from(client) << 32 | u64::from(slot));
@@ -185,6 +206,8 @@ pub enum Shape {
     Zipfian(Arc<(Zipf, Zipf)>),
     /// In order.
     Sequential,
+    /// All alike in the client's own slice.
+    Pinned,
 }
 
 impl Shape {
@@ -194,6 +217,7 @@ impl Shape {
         match distribution {
             Distribution::Uniform => Shape::Uniform,
             Distribution::Sequential => Shape::Sequential,
+            Distribution::Pinned => Shape::Pinned,
             Distribution::Zipfian => Shape::Zipfian(Arc::new((
                 Zipf::new(space.slices, THETA),
                 Zipf::new(space.per_slice, THETA),
@@ -207,37 +231,48 @@ impl Shape {
 pub struct Chooser {
     space: KeySpace,
     shape: Shape,
+    /// Sequential: the next one; pinned: the only one.
     next_slice: u32,
     /// Sequential: the next slot of each slice.
     cursors: Vec<u32>,
 }
 
 impl Chooser {
-    /// A client's chooser. Clients start apart: at any moment they are all over the key space.
+    /// A client's chooser. Those that go through the slices in turn start apart.
     pub fn new(space: KeySpace, shape: Shape, client: u32) -> Chooser {
         let cursors = match shape {
             Shape::Sequential => vec![0; space.slices as usize],
             _ => Vec::new(),
         };
-        let apart = (space.slices / space.clients.max(1)).max(1);
+        let apart = match shape {
+            Shape::Pinned => 1,
+            _ => (space.slices / space.clients.max(1)).max(1),
+        };
         let next_slice = (u64::from(client) * u64::from(apart) % u64::from(space.slices)) as u32;
         Chooser { space, shape, next_slice, cursors }
     }
 
-    /// The slice of the next request: each in turn, or by rank.
+    /// The slice of the next request.
+    ///
+    /// Clients that all go through the slices in the same order bunch up like buses: whoever meets a slow one waits with those
+    /// behind. What then is written together is many times what such clients would have written together by chance.
     pub fn slice(&mut self, rng: &mut SmallRng) -> u32 {
-        if let Shape::Zipfian(ranks) = &self.shape {
-            return ranks.0.draw(rng);
+        match &self.shape {
+            Shape::Uniform => rng.random_range(0..self.space.slices),
+            Shape::Zipfian(ranks) => ranks.0.draw(rng),
+            Shape::Pinned => self.next_slice,
+            Shape::Sequential => {
+                let slice = self.next_slice;
+                self.next_slice = (slice + 1) % self.space.slices;
+                slice
+            }
         }
-        let slice = self.next_slice;
-        self.next_slice = (slice + 1) % self.space.slices;
-        slice
     }
 
     /// A slot of `slice`.
     pub fn slot(&mut self, slice: u32, rng: &mut SmallRng) -> u32 {
         let nth = match &self.shape {
-            Shape::Uniform => rng.random_range(0..self.space.per_slice),
+            Shape::Uniform | Shape::Pinned => rng.random_range(0..self.space.per_slice),
             Shape::Zipfian(ranks) => ranks.1.draw(rng),
             Shape::Sequential => {
                 let cursor = &mut self.cursors[slice as usize];
@@ -258,7 +293,8 @@ mod tests {
 
     #[test]
     fn keys_are_distinct_lie_in_their_slice_and_name_their_owner() {
-        for distribution in [Distribution::Uniform, Distribution::Sequential] {
+        let all = [Distribution::Uniform, Distribution::Sequential, Distribution::Pinned];
+        for distribution in all {
             for slices in [1, 7, 64] {
                 let space = KeySpace::new(slices, 5, 5_000, 20, distribution);
                 let mut seen = BTreeSet::new();
@@ -266,7 +302,7 @@ mod tests {
                 for client in 0..5 {
                     for slot in 0..space.slots() {
                         space.key(client, slot, &mut key);
-                        let (start, end) = space.bounds(slot % space.slices);
+                        let (start, end) = space.bounds(space.slice_of(client, slot));
                         assert!(key >= start && (end.is_empty() || key < end));
                         assert_eq!((key.len(), space.owner(&key)), (20, Some((client, slot))));
                         assert!(seen.insert(key.clone()));
@@ -324,6 +360,24 @@ mod tests {
         assert!((tail / want - 1.0).abs() < 0.1, "tail {tail} against {want}");
         let one = Zipf::new(1, 0.99);
         assert!((0..100).all(|_| one.draw(&mut rng) == 0));
+    }
+
+    /// Clients that went through the regions in turn, as all did once, met in few of them: a thousand clients in as many regions
+    /// had eleven writes in an entry.
+    #[test]
+    fn clients_go_where_they_like_or_stay_where_they_are() {
+        let visited = |distribution, client| {
+            let space = KeySpace::new(8, 9, 1_000, 16, distribution);
+            let mut rng = SmallRng::seed_from_u64(3);
+            let mut chooser = Chooser::new(space, Shape::new(distribution, &space), client);
+            (0..1000).map(|_| chooser.slice(&mut rng)).collect::<Vec<_>>()
+        };
+        for client in 0..9 {
+            assert!(visited(Distribution::Pinned, client).iter().all(|at| *at == client % 8));
+            let uniform = visited(Distribution::Uniform, client);
+            let next = uniform.windows(2).filter(|two| two[1] == (two[0] + 1) % 8).count();
+            assert!((80..180).contains(&next), "{next}");
+        }
     }
 
     #[test]

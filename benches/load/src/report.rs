@@ -11,6 +11,9 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+/// Replicas of a region, if there are as many nodes.
+const REPLICAS: u64 = 3;
+
 /// Counters of the engine over the measured window. Of several nodes: their sum.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Cost {
@@ -285,6 +288,13 @@ impl Report {
         self.wrong_reads == 0 && self.verified.as_ref().is_none_or(Verified::is_fine)
     }
 
+    /// Writes that were folded into one entry, on average: an entry is in the log of each of its replicas.
+    fn operations_an_entry(&self) -> Option<f64> {
+        let entries = self.entries as f64 / self.nodes.clamp(1, REPLICAS) as f64;
+        let known = self.log.is_none() && self.entries > 0;
+        known.then(|| (self.ops - self.reads) as f64 / entries)
+    }
+
     /// Rows of the table: what, how much.
     fn rows(&self) -> Vec<(&'static str, String)> {
         let latency = &self.latency_us;
@@ -316,6 +326,9 @@ impl Report {
             rows.push(("of them reads", grouped(self.reads)));
         }
         rows.push(("log entries", grouped(self.entries)));
+        if let Some(folded) = self.operations_an_entry() {
+            rows.push(("operations an entry", format!("{folded:.1}")));
+        }
         rows.push(("log fsyncs/s", grouped(self.fsyncs_per_s as u64)));
         rows.push(("log bytes", human_bytes(self.bytes_written)));
         if self.flushes > 0 {

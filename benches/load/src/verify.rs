@@ -103,7 +103,7 @@ fn verify_slice(
     let places = space.clients as usize * space.per_slice as usize;
     let mut seen = vec![0u64; places.div_ceil(64)];
     let place = |client: u32, slot: u32| {
-        client as usize * space.per_slice as usize + (slot / space.slices) as usize
+        client as usize * space.per_slice as usize + space.nth(slot) as usize
     };
     let mut scratch = Vec::new();
     let mut last: Vec<u8> = Vec::new();
@@ -126,7 +126,7 @@ fn verify_slice(
             ledger.judge(plan.seed, client, slot, Some(found), plan.value_size, &mut scratch);
         verified.note(finding, || ledger.explain(client, slot, Some(found)));
     })?;
-    for (client, ledger) in ledgers {
+    for (client, ledger) in ledgers.iter().filter(|(client, _)| space.is_in(*client, slice)) {
         for nth in 0..space.per_slice {
             let slot = space.slot(slice, nth);
             if !ledger.touched(slot) {
@@ -165,8 +165,14 @@ mod tests {
 
     #[test]
     fn one_loss_and_one_flipped_bit_among_thousands_are_found() {
-        let cli =
-            Cli::try_parse_from(["catamaran-load", "run", "--regions", "8", "--clients", "3"]);
+        for distribution in ["uniform", "pinned"] {
+            check_finds(distribution);
+        }
+    }
+
+    fn check_finds(distribution: &str) {
+        let run = ["catamaran-load", "run", "--regions", "8", "--clients", "3"];
+        let cli = Cli::try_parse_from(run.into_iter().chain(["--distribution", distribution]));
         let Command::Run(args) = cli.unwrap().command else { unreachable!() };
         let plan = args.plan().unwrap();
         let space = KeySpace::new(8, 3, 5_000, 16, plan.distribution);
