@@ -91,7 +91,7 @@ impl KeySpace {
 
     /// Whether a client has slots in a slice.
     pub fn is_in(&self, client: u32, slice: u32) -> bool {
-        !self.pinned || client % self.slices == slice
+        !self.pinned || self.slice_of(client, 0) == slice
     }
 
     /// Where a client's slot lies.
@@ -244,11 +244,11 @@ impl Chooser {
             Shape::Sequential => vec![0; space.slices as usize],
             _ => Vec::new(),
         };
-        let apart = match shape {
-            Shape::Pinned => 1,
-            _ => (space.slices / space.clients.max(1)).max(1),
+        let apart = u64::from((space.slices / space.clients.max(1)).max(1));
+        let next_slice = match shape {
+            Shape::Pinned => space.slice_of(client, 0),
+            _ => (u64::from(client) * apart % u64::from(space.slices)) as u32,
         };
-        let next_slice = (u64::from(client) * u64::from(apart) % u64::from(space.slices)) as u32;
         Chooser { space, shape, next_slice, cursors }
     }
 

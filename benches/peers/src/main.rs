@@ -94,7 +94,7 @@ struct Consensus {
     /// Groups that do nothing; 0: do not measure idle groups.
     #[arg(long, default_value_t = 512)]
     idle_groups: usize,
-    /// Seconds that idle groups are left alone before they are looked at: ours fall asleep after five.
+    /// Seconds that idle groups are left alone before they are looked at: ours give their memory back after five.
     #[arg(long, default_value_t = 8.0)]
     idle_settle: f64,
     /// Seconds that they are looked at.
