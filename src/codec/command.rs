@@ -138,6 +138,11 @@ impl Payload {
     }
 }
 
+/// Whether an entry's data are batches of users' commands.
+pub(crate) fn is_normal(data: &[u8]) -> bool {
+    data.first() == Some(&NORMAL)
+}
+
 fn parse_normal(data: &Bytes) -> Result<Payload> {
     let version = u64_at(data, 1)?;
     let count = u32_at(data, 9)? as usize;

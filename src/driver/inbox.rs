@@ -72,12 +72,6 @@ const LOOKS: u32 = 60;
 /// Beats waiting in one inbox, at most.
 const BEATS_MAX: usize = 1 << 12;
 
-/// What a message weighs here, about.
-fn weight(envelope: &Envelope) -> usize {
-    let entries = envelope.message.get_entries().iter().map(|entry| entry.data.len() + 64);
-    160 + entries.sum::<usize>()
-}
-
 impl Inbox {
     /// An inbox with these bounds.
     pub fn new(proposal_bytes_max: usize, message_bytes_max: usize) -> Inbox {
@@ -169,7 +163,7 @@ impl Inbox {
 
     /// Adds raft messages; tells how many were dropped.
     pub fn messages(&self, envelopes: Vec<Envelope>) -> usize {
-        let bytes: usize = envelopes.iter().map(weight).sum();
+        let bytes: usize = envelopes.iter().map(Envelope::weight).sum();
         let count = envelopes.len();
         let max = self.message_bytes_max;
         let taken = self.with(|mail| {

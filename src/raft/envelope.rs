@@ -70,6 +70,12 @@ impl Lane {
 }
 
 impl Envelope {
+    /// What it weighs in memory while it waits, about.
+    pub fn weight(&self) -> usize {
+        let entries = self.message.get_entries().iter();
+        size_of::<Envelope>() + entries.map(|entry| entry.data.len() + 64).sum::<usize>()
+    }
+
     /// The lane this message belongs in.
     pub fn lane(&self) -> Lane {
         Lane::of(&self.message)

@@ -2,6 +2,7 @@
 
 use super::feeding::Answer;
 use super::guard::{self, Verdict};
+use super::mending;
 use super::rest::{Resting, Shown};
 use super::turn::Turn;
 use crate::codec::admin::Change;
@@ -111,7 +112,8 @@ pub struct Ready {
 /// Proof that a [`Ready`] is being handled.
 #[derive(Debug)]
 pub struct ReadyRest {
-    ready: ::raft::Ready,
+    /// Boxed: it is large, and handed around.
+    ready: Box<::raft::Ready>,
     number: u64,
 }
 
@@ -162,49 +164,6 @@ pub struct Group<S: Storage> {
 /// Where raft-rs's own log goes: nowhere, and of all groups together.
 static SILENCE: LazyLock<slog::Logger> =
     LazyLock::new(|| slog::Logger::root(slog::Discard, slog::o!()));
-
-/// What an entry weighs in a message, about.
-fn weight(entry: &Entry) -> u64 {
-    (entry.data.len() + entry.context.len() + 32) as u64
-}
-
-/// Cuts an append into messages of at most `most` bytes of entries, or of one entry.
-///
-/// With `batch_append` raft-rs 0.7 joins as many appends as a follower's window holds into one message, each
-/// of them as large as [`append_bytes_max`](GroupConfig::append_bytes_max) allows: more than a transport takes.
-/// It would be dropped, and the follower probed, entry by entry.
-fn cut(mut message: Message, most: u64, out: &mut Vec<Message>) {
-    if message.get_msg_type() != MessageType::MsgAppend || message.entries.len() < 2 {
-        return out.push(message);
-    }
-    let mut rest: std::collections::VecDeque<Entry> = message.take_entries().into_vec().into();
-    loop {
-        let mut bytes = 0;
-        let fits = rest.iter().take_while(|entry| {
-            bytes += weight(entry);
-            bytes <= most
-        });
-        let count = fits.count().max(1);
-        if count >= rest.len() {
-            message.set_entries(rest.into_iter().collect::<Vec<_>>().into());
-            out.push(message);
-            return;
-        }
-        let part: Vec<Entry> = rest.drain(..count).collect();
-        let (index, term) = part.last().map_or((0, 0), |entry| (entry.index, entry.term));
-        let mut head = message.clone();
-        head.set_entries(part.into());
-        out.push(head);
-        (message.index, message.log_term) = (index, term);
-    }
-}
-
-/// Whether the entries of an append, if it is one and has any, begin behind its index.
-fn follows_its_index(message: &Message) -> bool {
-    let first = message.entries.first().map(|first| first.index);
-    message.get_msg_type() != MessageType::MsgAppend
-        || first.is_none_or(|first| first == message.index + 1)
-}
 
 /// raft's own form of a change.
 fn form_of(changes: &[Change]) -> ConfChangeV2 {
@@ -505,7 +464,7 @@ impl<S: Storage> Group<S> {
         if !self.has_ready() {
             return None;
         }
-        let mut ready = self.node().ready();
+        let mut ready = Box::new(self.node().ready());
         let number = self.base + ready.number();
         self.number = number;
         if !ready.entries().is_empty() || !ready.snapshot().is_empty() {
@@ -513,20 +472,15 @@ impl<S: Storage> Group<S> {
         }
         let snapshot = ready.snapshot();
         let snapshot = (snapshot.get_metadata().index > 0).then(|| snapshot.clone());
-        let mut send_now = Vec::new();
-        for mut message in ready.take_messages() {
-            if self.rejoin(&mut message) {
-                cut(message, self.config.append_bytes_max, &mut send_now);
-            }
-        }
+        let messages = ready.take_messages();
         Some(Ready {
-            send_now,
+            send_now: self.mend(messages),
             entries: ready.take_entries(),
             hard_state: ready.hs().cloned(),
             send_after_persist: {
                 let mut messages = ready.take_persisted_messages();
                 // Of one that stepped down in this round there may be appends among them, and nobody needs those.
-                messages.retain(follows_its_index);
+                messages.retain(mending::follows_its_index);
                 messages
             },
             committed: ready.take_committed_entries(),
@@ -541,31 +495,9 @@ impl<S: Storage> Group<S> {
         })
     }
 
-    /// Mends an append that raft-rs 0.7 has joined wrongly; `false`: it cannot be, drop it.
-    ///
-    /// With `batch_append`, entries are added to an unsent append for the same follower. If that one has no
-    /// entries (it only tells the commit index), raft-rs does not look whether the new ones follow its
-    /// index; after the follower's next index moved in between (a rejection, an unreachable report) they do
-    /// not. A follower that takes such a message acknowledges entries it does not have. Found by seed 1 of
-    /// the simulator, see `tests/raft_batch_append.rs`.
-    fn rejoin(&mut self, message: &mut Message) -> bool {
-        if follows_its_index(message) {
-            return true;
-        }
-        let before = message.entries.first().map_or(0, |first| first.index - 1);
-        match self.node().raft.raft_log.term(before) {
-            Ok(term) => {
-                message.index = before;
-                message.log_term = term;
-                true
-            }
-            Err(_) => false,
-        }
-    }
-
     /// Ends the round: its entries can be read from the storage now.
     pub fn advance(&mut self, rest: ReadyRest) {
-        self.node().advance_append_async(rest.ready);
+        self.node().advance_append_async(*rest.ready);
     }
 
     /// All rounds up to `number` are durable.

@@ -3,7 +3,7 @@
 
 use super::group::{Group, Status, sort};
 use super::rest::Shown;
-use crate::types::{LogPosition, PeerId};
+use crate::types::{LogPosition, PeerId, ahead};
 use ::raft::eraftpb::ConfState;
 #[cfg(any(test, feature = "sim"))]
 use ::raft::eraftpb::EntryType;
@@ -33,6 +33,13 @@ impl Far {
 }
 
 impl<S: Storage> Group<S> {
+    /// It is about to be visited.
+    pub(crate) fn fetch_ahead(&self) {
+        if let Some(node) = &self.node {
+            ahead::fetch(&**node);
+        }
+    }
+
     pub(super) fn raft(&self) -> Option<&Raft<Shown<S>>> {
         self.node.as_ref().map(|node| &node.raft)
     }

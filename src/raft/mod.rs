@@ -26,6 +26,7 @@ mod feeding;
 pub mod group;
 pub mod guard;
 mod look;
+mod mending;
 pub mod quiet;
 pub mod rest;
 mod telling;

@@ -17,10 +17,9 @@ use crate::env::Disk;
 use crate::error::{Error, Result};
 use crate::kv::{Cut, StateStore, View, WriteBatch};
 use crate::types::{
-    DEAD, Departed, Epoch, LogPosition, Merging, PeerId, Region, RegionId, RegionState,
+    DEAD, Departed, Epoch, IdMap, LogPosition, Merging, PeerId, Region, RegionId, RegionState,
 };
 use bytes::Bytes;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A kv batch is published once it holds this much.
@@ -68,7 +67,9 @@ pub struct Applier {
     machine: Arc<dyn StateMachine>,
     disk: Arc<dyn Disk>,
     /// What it has worked on, as published; the state store has them all.
-    regions: BTreeMap<RegionId, RegionState>,
+    regions: IdMap<RegionId, Kept>,
+    /// Of the batch that is being filled.
+    number: u64,
     /// What answers may still take in this round.
     answer_room: usize,
     /// Whether the epoch is looked at; always, but for a planted bug of the simulator's.
@@ -82,12 +83,43 @@ enum Epochs {
     Ignored,
 }
 
+/// A region's state, and where it stands among what a batch has touched.
+struct Kept {
+    state: RegionState,
+    /// The batch that touched it last, and its place there.
+    touched: (u64, usize),
+}
+
+impl From<RegionState> for Kept {
+    fn from(state: RegionState) -> Kept {
+        Kept { state, touched: (0, 0) }
+    }
+}
+
+impl Kept {
+    /// How far the region gets by batch `number`, which has touched these so far.
+    fn touch<'a>(
+        &mut self,
+        number: u64,
+        touched: &'a mut Vec<Applied>,
+        start: Applied,
+    ) -> &'a mut Applied {
+        if self.touched.0 != number {
+            self.touched = (number, touched.len());
+            touched.push(start);
+        }
+        &mut touched[self.touched.1]
+    }
+}
+
 /// One kv batch being filled.
 struct Publishing {
+    /// Batches count from one.
+    number: u64,
     batch: WriteBatch,
     view: Box<dyn View>,
-    /// Where each region gets to by this batch.
-    touched: BTreeMap<RegionId, Applied>,
+    /// Where each region gets to by this batch, in the order in which it touched them.
+    touched: Vec<Applied>,
     replies: Vec<(Token, Reply)>,
 }
 
@@ -104,8 +136,8 @@ impl Applier {
         machine: Arc<dyn StateMachine>,
         disk: Arc<dyn Disk>,
     ) -> Applier {
-        let (regions, answer_room, epochs) = (BTreeMap::new(), ANSWER_BYTES, Epochs::Checked);
-        Applier { kv, machine, disk, regions, answer_room, epochs }
+        let (answer_room, epochs) = (ANSWER_BYTES, Epochs::Checked);
+        Applier { kv, machine, disk, regions: IdMap::default(), number: 0, answer_room, epochs }
     }
 
     /// A planted bug of the simulator's: what was made for another shape is applied all the same.
@@ -175,11 +207,13 @@ impl Applier {
         Ok(())
     }
 
-    fn begin(&self) -> Result<Publishing> {
+    fn begin(&mut self) -> Result<Publishing> {
+        self.number += 1;
         Ok(Publishing {
+            number: self.number,
             batch: WriteBatch::new(),
             view: self.kv.view()?,
-            touched: BTreeMap::new(),
+            touched: Vec::new(),
             replies: Vec::new(),
         })
     }
@@ -190,13 +224,13 @@ impl Applier {
             out.replies.extend(replies);
             return Ok(());
         }
-        for id in touched.keys() {
-            if let Some(state) = self.regions.get(id) {
-                batch.set_region(state.clone());
+        for Applied { region, .. } in &touched {
+            if let Some(kept) = self.regions.get(region) {
+                batch.set_region(kept.state.clone());
             }
         }
         self.kv.write(batch)?;
-        out.applied.extend(touched.into_values());
+        out.applied.extend(touched);
         out.replies.extend(replies);
         Ok(())
     }
@@ -213,7 +247,7 @@ impl Applier {
             // published.
             let now = self.kv.view()?;
             match publishing.view.region(region).or(now.region(region)) {
-                Some(born) => drop(self.regions.insert(region, born)),
+                Some(born) => drop(self.regions.insert(region, born.into())),
                 // Its end overtook its birth: the loop hears of it in a moment.
                 None if now.record(region).is_some_and(|dead| dead.peer >= peer) => {
                     publishing.replies.extend(unknown(entry.waiting, "the replica was removed"));
@@ -222,18 +256,20 @@ impl Applier {
                 None => return Err(Error::RegionNotFound(region)),
             }
         }
-        let Some(state) = self.regions.get_mut(&region) else {
+        let Some(kept) = self.regions.get_mut(&region) else {
             return Err(Error::RegionNotFound(region));
         };
+        let state = &kept.state;
         if entry.position.index <= state.applied.index || state.peer != peer {
             // Handed over again after a restart or a restore; another's. Whoever waits is told all the same.
             publishing.replies.extend(unknown(entry.waiting, "overtaken by a snapshot"));
             return Ok(());
         }
         let start = Applied::at(region, peer, entry.position);
-        let applied = publishing.touched.entry(region).or_insert(start);
+        let applied = kept.touch(publishing.number, &mut publishing.touched, start);
         applied.position = entry.position;
         applied.bytes += entry.data.len();
+        let state = &mut kept.state;
         state.applied = entry.position;
         if entry.data.is_empty() {
             return Ok(()); // raft's own
@@ -268,7 +304,7 @@ impl Applier {
                 let frozen = state.merging.is_some() || version != state.region.epoch.version;
                 let old = self.epochs == Epochs::Checked && frozen;
                 let current = old.then(|| state.region.clone());
-                self.commands(region, current, &entry, batches, publishing)
+                self.commands(region, current, entry, batches, publishing)
             }
         }
     }
@@ -277,11 +313,11 @@ impl Applier {
         &mut self,
         region: RegionId,
         moved_to: Option<crate::types::Region>,
-        entry: &CommittedEntry,
+        entry: CommittedEntry,
         batches: Vec<Bytes>,
         publishing: &mut Publishing,
     ) -> Result<()> {
-        let mut source = Source::new(entry.data.clone());
+        let mut source = Source::new(entry.data);
         for (at, command) in batches.iter().enumerate() {
             let answer = match &moved_to {
                 Some(region) => Err(Error::EpochNotMatch { current: vec![region.clone()] }),
@@ -353,7 +389,7 @@ impl Applier {
         let applied = Applied::at(state.region.id, state.peer, state.applied).with(news);
         out.applied.push(Applied { compacted: Some(state.compacted), ..applied });
         out.discard.push(file.clone());
-        self.regions.insert(state.region.id, state.clone());
+        self.regions.insert(state.region.id, state.clone().into());
         Ok(())
     }
 

@@ -4,7 +4,8 @@
 //! **Agreement.** The state store's applied position was persisted in the log before it was applied, so the
 //! log holds it or starts after it. If it does not, a snapshot was restored and the crash came before the log
 //! was reset: it is reset now. A log that starts *above* the applied position has a gap, and one whose
-//! commit lies beyond its end has forgotten: such a replica is fenced off, it must not vote.
+//! commit lies beyond its end has forgotten: such a replica is fenced off, it must not vote. Nor may one that cannot read
+//! what it has acknowledged: what is known to be committed is read when it is applied, the rest here.
 
 use super::compact::LogBytes;
 use super::config::StoreConfig;
@@ -20,9 +21,12 @@ use crate::error::{Error, Result};
 use crate::kv::StateStore;
 use crate::log::{Log, LogBatch};
 use crate::raft::{Group, GroupConfig};
-use crate::types::{INITIAL_POSITION, LogPosition, RegionState, Time};
+use crate::types::{INITIAL_POSITION, LogPosition, RegionId, RegionState, Time};
 use ::raft::eraftpb::HardState;
 use std::sync::Arc;
+
+/// Entries are read in pieces of about so many bytes.
+const READ_BYTES: u64 = 1 << 20;
 
 /// Whether a replica has a past in which it may have voted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -87,6 +91,9 @@ pub fn agree(log: &Log, state: &RegionState, batch: &mut LogBatch) -> Found {
     }
     let hard_state = &mut found.hard_state;
     hard_state.commit = hard_state.commit.max(state.applied.index);
+    if found.fence.is_none() {
+        found.fence = unreadable(log, region, hard_state.commit + 1, last_index);
+    }
     if hard_state.term < state.applied.term {
         // A restored snapshot's term: no vote of ours in it has left before it was recorded.
         hard_state.term = state.applied.term;
@@ -96,6 +103,18 @@ pub fn agree(log: &Log, state: &RegionState, batch: &mut LogBatch) -> Found {
         batch.set_state(region.0, storage::encode_hard_state(hard_state, state.peer));
     }
     found
+}
+
+/// Why the entries `from..=last` cannot be read, if they cannot.
+fn unreadable(log: &Log, region: RegionId, mut from: u64, last: u64) -> Option<String> {
+    while from <= last {
+        match log.entries(region.0, from, last + 1, READ_BYTES) {
+            Ok(found) if found.is_empty() => return Some(format!("the log has no entry {from}")),
+            Ok(found) => from += found.len() as u64,
+            Err(error) => return Some(error.to_string()),
+        }
+    }
+    None
 }
 
 /// The log is that of a dead replica of the region: nothing in it counts, its vote least of all.

@@ -22,7 +22,7 @@ use crate::error::Error;
 use crate::raft::guard::Verdict;
 use crate::raft::{Elections, Envelope, Group};
 use crate::region::config::StoreConfig;
-use crate::types::{Departed, LogPosition, Merging, PeerId, Region, StoreId, Time};
+use crate::types::{Departed, LogPosition, Merging, PeerId, Region, StoreId, Time, ahead};
 use ::raft::eraftpb::{Message, MessageType};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -115,6 +115,13 @@ pub struct Peer {
 }
 
 impl Peer {
+    /// It is about to be visited: what it holds elsewhere in memory is asked for.
+    pub(crate) fn fetch_ahead(&self) {
+        self.group.fetch_ahead();
+        ahead::fetch(&*self.share);
+        ahead::fetch(&*self.region);
+    }
+
     /// Whether the group may be touched.
     pub(crate) fn runs(&self) -> bool {
         self.fence.is_none() && self.restoring.is_none() && !self.leaving && self.lent.is_none()
@@ -232,6 +239,8 @@ impl Peer {
     /// Takes a completed log write. Ignored when it is an older peer's.
     pub(crate) fn persisted(&mut self, persisted: Persisted) {
         if persisted.peer == self.id && self.runs() {
+            #[cfg(debug_assertions)]
+            debug_assert!(self.group.storage().agrees());
             self.unpersisted.done(persisted.number);
             self.group.persisted(persisted.number);
             // A restored snapshot is applied before raft knows it to be persisted.

@@ -1,10 +1,11 @@
 //! Ready: what raft asks for at the end of a round, put in its order.
 //!
-//! `collect` takes the group's ready and adds its log writes to the store's one batch; the store submits
-//! the batch; `advance` then ends the round in raft and sorts the messages by whether they may leave. What is
-//! sent at once never promises durability (a leader's appends); everything else waits in the pass's
-//! `AfterPersist`. A ready without anything to persist still waits if an earlier one of the same peer is not
-//! durable yet, because raft counts readies in order.
+//! `collect` takes the group's ready, adds its log writes to the store's one batch, ends the round in raft and sorts the
+//! messages by whether they may leave; the store then submits the batch. (Raft may ask for what it was just given: the
+//! storage's tail knows it, see [`storage`]. A group is visited once: of thousands none stays in the cache until the
+//! batch is submitted.) What is sent at once never promises durability (a leader's appends); everything else waits in
+//! the pass's `AfterPersist`. A ready without anything to persist still waits if an earlier one of the same peer is
+//! not durable yet, because raft counts readies in order.
 //!
 //! A ready with a snapshot is held open (`Restoring`): data first, durably, then the log is reset and the
 //! round goes on. A crash in between finds a state store ahead of its log, and resets the log on opening.
@@ -14,16 +15,24 @@ use super::effects::*;
 use super::peer::Peer;
 use super::snapshot::{Chunks, SnapshotFile};
 use super::storage;
-use crate::codec;
+use crate::codec::{self, command};
 use crate::error::{Error, Result};
-use crate::log::{LogBatch, Seq};
+use crate::log::LogBatch;
 use crate::raft::{Ready, ReadyRest};
 use crate::types::{Departed, LogPosition, PeerId, RegionState, Time};
 use ::raft::SnapshotStatus;
-use ::raft::eraftpb::{Entry, HardState, Message, MessageType, Snapshot};
+use ::raft::eraftpb::{Entry, EntryType, HardState, Message, MessageType, Snapshot};
 
 /// Proposals wait at the configured apply lag; everything of the region waits at so many times of it.
 const APPLY_LAG_FACTOR: usize = 4;
+
+/// The commit index is written down beside users' entries once it is so many ahead of what was written last: a leader finds
+/// it anew, so it is only a second net under the log (see [`life`](super::life)), and what a restart applies at once.
+///
+/// Beside an entry of any other kind it is written always. Who puts a change of the configuration into its log knows
+/// that the one before is committed, and must not forget it: it would campaign by a configuration that
+/// others have left two changes ago, and win, beside another leader (seeds 40758 and 42595 of the simulator's regions).
+const COMMIT_LAG: u64 = 64;
 
 /// One pass over the touched peers of a store: what they add together.
 pub struct Pass<'a> {
@@ -33,8 +42,6 @@ pub struct Pass<'a> {
     pub acks: Vec<Persisted>,
     /// Messages that wait for durability.
     pub after: Outbox,
-    /// The write that `acks` and `after` must wait for, beyond the batch of this pass.
-    pub floor: Option<Seq>,
     /// The rest.
     pub effects: &'a mut Effects,
 }
@@ -42,10 +49,11 @@ pub struct Pass<'a> {
 /// What a peer's raft rounds have in flight.
 ///
 /// * `written` is the hard state last put into a batch; `current` may be ahead of it by the commit
-///   index only: a commit alone is not worth a sync, and is learned again after a restart.
+///   index only: a commit alone is not worth a sync, nor every one a record beside entries, and is learned again after a restart.
 #[derive(Clone, Debug)]
 pub struct Unpersisted {
-    outstanding: Option<(u64, Seq)>,
+    /// The last round that waits for the disk.
+    outstanding: Option<u64>,
     current: HardState,
     written: HardState,
     term: u64,
@@ -62,18 +70,10 @@ impl Unpersisted {
 
     /// Rounds up to `number` are durable.
     pub fn done(&mut self, number: u64) {
-        if self.outstanding.is_some_and(|(last, _)| last <= number) {
+        if self.outstanding.is_some_and(|last| last <= number) {
             self.outstanding = None;
         }
     }
-}
-
-/// A round between `collect` and `advance`.
-pub struct Collected {
-    rest: ReadyRest,
-    writes: Writes,
-    messages: Vec<Message>,
-    unsendable: Vec<PeerId>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -114,25 +114,20 @@ impl Peer {
             || self.group.storage().has_news()
     }
 
-    /// Takes the group's round, if it has one, and adds its writes to the pass.
-    pub(crate) fn collect(
-        &mut self,
-        now: Time,
-        config: &StoreConfig,
-        pass: &mut Pass<'_>,
-    ) -> Option<Collected> {
+    /// Takes the group's round, if it has one, adds its writes to the pass, and ends it. Whether there was one that ended.
+    pub(crate) fn collect(&mut self, now: Time, config: &StoreConfig, pass: &mut Pass<'_>) -> bool {
         if self.fence.is_some() || self.leaving {
-            return None;
+            return false;
         }
         if self.restoring.is_some() {
-            return self.collect_restored(pass);
+            return self.collect_restored(pass).is_some();
         }
         if self.lent.is_some() {
-            return None;
+            return false;
         }
         if self.group.has_lost() {
             self.quarantine("the log lost entries while the group rested".into(), pass.effects);
-            return None;
+            return false;
         }
         self.compact_log(pass);
         self.record_held(&mut pass.batch);
@@ -140,22 +135,17 @@ impl Peer {
         self.fold(config, pass.effects);
         self.start_read_round(now);
         if self.progress.applying_bytes / APPLY_LAG_FACTOR > config.apply_lag_bytes_max {
-            return None; // far behind: acknowledgements stop too, and the leader slows down
+            return false; // far behind: acknowledgements stop too, and the leader slows down
         }
         let ready = self.group.ready();
         if let Some(fault) = self.group.storage().take_fault() {
             self.quarantine(fault, pass.effects);
-            return None;
+            return false;
         }
-        self.take_ready(ready?, config, pass)
+        ready.is_some_and(|ready| self.take_ready(ready, config, pass))
     }
 
-    fn take_ready(
-        &mut self,
-        mut ready: Ready,
-        config: &StoreConfig,
-        pass: &mut Pass<'_>,
-    ) -> Option<Collected> {
+    fn take_ready(&mut self, mut ready: Ready, config: &StoreConfig, pass: &mut Pass<'_>) -> bool {
         // (A node that was made anew says that it leads; it never ceased to.)
         let known = (self.unpersisted.term, self.unpersisted.leads);
         if (self.group.status().term, self.group.leads()) != known
@@ -173,16 +163,20 @@ impl Peer {
         }
         if let Some(snapshot) = ready.snapshot.take() {
             self.begin_restore(snapshot, ready, pass);
-            return None;
+            return false;
         }
         self.hand_to_apply(std::mem::take(&mut ready.committed), pass);
         self.finish_reads(config, pass.effects);
-        let writes = self.write(&ready.entries, pass);
-        Some(Collected { rest: ready.rest, writes, messages: ready.send_after_persist, unsendable })
+        let writes = self.write(ready.entries, pass);
+        self.end_round(ready.rest, writes, ready.send_after_persist, pass);
+        for peer in unsendable {
+            self.group.snapshot_sent(peer, SnapshotStatus::Failure);
+        }
+        true
     }
 
-    /// Puts entries and hard state into the batch.
-    fn write(&mut self, entries: &[Entry], pass: &mut Pass<'_>) -> Writes {
+    /// Puts entries into the batch, and the hard state if it must be known with them.
+    fn write(&mut self, entries: Vec<Entry>, pass: &mut Pass<'_>) -> Writes {
         let rounds = &mut self.unpersisted;
         let voted = (rounds.current.term, rounds.current.vote)
             != (rounds.written.term, rounds.written.vote);
@@ -190,16 +184,17 @@ impl Peer {
             return Writes::Nothing;
         }
         let group = self.region.id.0;
+        let behind = rounds.current.commit > rounds.written.commit + COMMIT_LAG;
+        if voted || behind || !entries.iter().all(is_users) {
+            pass.batch.set_state(group, storage::encode_hard_state(&rounds.current, self.id));
+            rounds.written = rounds.current.clone();
+        }
         if !entries.is_empty() {
-            for entry in entries {
+            for entry in &entries {
                 self.log_bytes.add(entry.index, entry.data.len() as u64);
             }
             pass.batch.append(group, entries.iter().map(storage::to_log));
             self.group.storage().appended(entries);
-        }
-        if rounds.current != rounds.written {
-            pass.batch.set_state(group, storage::encode_hard_state(&rounds.current, self.id));
-            rounds.written = rounds.current.clone();
         }
         Writes::Something
     }
@@ -216,26 +211,23 @@ impl Peer {
         batch.set_state(self.region.id.0, storage::encode_hard_state(&rounds.current, self.id));
     }
 
-    /// Ends the round; `seq` is the pass's write.
-    pub(crate) fn advance(&mut self, done: Collected, seq: Option<Seq>, pass: &mut Pass<'_>) {
-        let number = done.rest.number();
-        self.group.advance(done.rest);
-        for peer in done.unsendable {
-            self.group.snapshot_sent(peer, SnapshotStatus::Failure);
-        }
-        if done.writes == Writes::Something
-            && let Some(seq) = seq
-        {
-            self.unpersisted.outstanding = Some((number, seq));
-        }
-        let Some((_, seq)) = self.unpersisted.outstanding else {
+    /// Ends the round in raft, whose writes are in the pass's batch.
+    fn end_round(
+        &mut self,
+        rest: ReadyRest,
+        writes: Writes,
+        messages: Vec<Message>,
+        pass: &mut Pass<'_>,
+    ) {
+        let number = rest.number();
+        self.group.advance(rest);
+        if writes == Writes::Nothing && self.unpersisted.outstanding.is_none() {
             self.group.persisted(number);
-            return self.send(done.messages, Wait::No, pass);
-        };
-        self.unpersisted.outstanding = Some((number, seq));
-        pass.floor = pass.floor.max(Some(seq));
+            return self.send(messages, Wait::No, pass);
+        }
+        self.unpersisted.outstanding = Some(number);
         pass.acks.push(Persisted { region: self.region.id, peer: self.id, number });
-        self.send(done.messages, Wait::ForLog, pass);
+        self.send(messages, Wait::ForLog, pass);
     }
 
     fn send(&self, messages: Vec<Message>, wait: Wait, pass: &mut Pass<'_>) {
@@ -254,10 +246,15 @@ impl Peer {
 
     /// Sends what may leave now; returns followers whose snapshot could not be made.
     fn send_now(&mut self, messages: Vec<Message>, pass: &mut Pass<'_>) -> Vec<PeerId> {
+        let is_snapshot = |message: &Message| message.get_msg_type() == MessageType::MsgSnapshot;
+        if !messages.iter().any(is_snapshot) {
+            self.send(messages, Wait::No, pass);
+            return Vec::new();
+        }
         let mut unsendable = Vec::new();
         let mut plain = Vec::with_capacity(messages.len());
         for message in messages {
-            if message.get_msg_type() != MessageType::MsgSnapshot {
+            if !is_snapshot(&message) {
                 plain.push(message);
                 continue;
             }
@@ -479,7 +476,7 @@ impl Peer {
     }
 
     /// The data is in place: reset the log and let the round go on.
-    fn collect_restored(&mut self, pass: &mut Pass<'_>) -> Option<Collected> {
+    fn collect_restored(&mut self, pass: &mut Pass<'_>) -> Option<()> {
         let state = self.restoring.as_mut()?.restored.take()?;
         let held = *self.restoring.take()?;
         let group = self.region.id.0;
@@ -492,9 +489,15 @@ impl Peer {
         rounds.current.commit = rounds.current.commit.max(held.position.index);
         // Writes the hard state beside the reset, whatever was written before.
         rounds.written = HardState::default();
-        let writes = self.write(&held.entries, pass);
-        Some(Collected { rest: held.rest, writes, messages: held.messages, unsendable: Vec::new() })
+        let writes = self.write(held.entries, pass);
+        self.end_round(held.rest, writes, held.messages, pass);
+        Some(())
     }
+}
+
+/// Whether an entry holds users' commands, and nothing that changes the region itself.
+fn is_users(entry: &Entry) -> bool {
+    entry.get_entry_type() == EntryType::EntryNormal && command::is_normal(&entry.data)
 }
 
 #[derive(Clone, Copy)]

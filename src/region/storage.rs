@@ -225,8 +225,9 @@ impl PeerStorage {
         }
     }
 
-    /// Entries were put into the batch of this round.
-    pub(crate) fn appended(&self, entries: &[Entry]) {
+    /// Entries were put into the batch of this round. (Raft looks for them before the log has them.)
+    pub(crate) fn appended(&self, entries: Vec<Entry>) {
+        self.ask(|_| Some(()));
         if let Some(tail) = &mut *self.tail.borrow_mut() {
             tail.append(entries);
         }
@@ -261,9 +262,16 @@ impl PeerStorage {
             *tail = Some(Box::new(Tail::of(&self.log, self.region)?));
         }
         let tail = tail.as_deref()?;
-        debug_assert_eq!(tail.last.index, last_index(&self.log, self.region));
-        debug_assert!(tail.truncated.index >= self.log.truncated(self.region.0).index);
         what(tail)
+    }
+
+    /// Whether the tail, if there is one, ends and begins where the log does. (Not between a batch's making and its submitting.)
+    #[cfg(debug_assertions)]
+    pub(crate) fn agrees(&self) -> bool {
+        self.tail.borrow().as_ref().is_none_or(|tail| {
+            tail.last.index == last_index(&self.log, self.region)
+                && tail.truncated == self.log.truncated(self.region.0)
+        })
     }
 
     /// Entries up to here are applied: the cache may let them go.

@@ -3,7 +3,7 @@
 //! of the work.
 //!
 //! Only the replica writes to its group's log, so it knows what is in it. What it has handed to the log is in the
-//! [`Tail`] from the moment at which it is put into a batch; raft asks again when the batch is submitted.
+//! [`Tail`] from the moment at which it is put into a batch: raft asks for it before the batch is submitted.
 
 use crate::log::Log;
 use crate::types::{LogPosition, RegionId};
@@ -46,16 +46,14 @@ impl Tail {
     }
 
     /// Entries are appended, in the place of those that had their indexes.
-    pub fn append(&mut self, entries: &[Entry]) {
+    pub fn append(&mut self, entries: Vec<Entry>) {
         let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return };
         while self.entries.back().is_some_and(|entry| entry.index >= first.index) {
             self.bytes -= self.entries.pop_back().map_or(0, |entry| entry.data.len());
         }
-        for entry in entries {
-            self.bytes += entry.data.len();
-            self.entries.push_back(entry.clone());
-        }
         self.last = LogPosition { index: last.index, term: last.term };
+        self.bytes += entries.iter().map(|entry| entry.data.len()).sum::<usize>();
+        self.entries.extend(entries);
         while self.entries.len() > ENTRIES_MAX || self.bytes > BYTES_MAX {
             self.forget_first();
         }
@@ -118,7 +116,7 @@ mod tests {
 
     fn tail() -> Tail {
         let mut tail = Tail::after(LogPosition { index: 4, term: 2 });
-        tail.append(&[entry(5, 2), entry(6, 2), entry(7, 3)]);
+        tail.append(vec![entry(5, 2), entry(6, 2), entry(7, 3)]);
         tail
     }
 
@@ -131,7 +129,7 @@ mod tests {
         let mut tail = tail();
         let terms: Vec<_> = (3..9).map(|index| tail.term(index)).collect();
         assert_eq!(terms, [None, Some(2), Some(2), Some(2), Some(3), None]);
-        tail.append(&[entry(6, 4)]);
+        tail.append(vec![entry(6, 4)]);
         assert_eq!((tail.term(6), tail.term(7), tail.last.index), (Some(4), None, 6));
         assert_eq!(indexes(&tail, 5, 7, u64::MAX), Some(vec![5, 6]));
         assert_eq!(indexes(&tail, 5, 8, u64::MAX), None, "not all of them are there");
@@ -154,11 +152,11 @@ mod tests {
         tail.handed_out(9);
         assert_eq!((tail.term(7), tail.bytes), (Some(3), 0), "the end is known");
         for index in 8..100 {
-            tail.append(&[entry(index, 3)]);
+            tail.append(vec![entry(index, 3)]);
         }
         assert_eq!(tail.entries.len(), ENTRIES_MAX);
         let heavy = Entry { data: vec![0; BYTES_MAX + 1].into(), ..entry(100, 3) };
-        tail.append(&[heavy]);
+        tail.append(vec![heavy]);
         assert_eq!((tail.entries.len(), tail.bytes, tail.last.index), (0, 0, 100));
         tail.compacted(LogPosition { index: 100, term: 3 });
         assert_eq!((tail.term(4), tail.term(100)), (None, Some(3)));

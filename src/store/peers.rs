@@ -1,8 +1,11 @@
 //! The replicas of one store loop: found by hash, for every event looks one up, and walked in the order of their ids.
 
 use crate::region::peer::Peer;
-use crate::types::{IdMap, RegionId};
+use crate::types::{IdMap, RegionId, ahead};
 use std::collections::BTreeSet;
+
+/// What hangs on a peer is fetched so many visits ahead, itself twice as many.
+const AHEAD: usize = 2;
 
 /// Replicas by region.
 ///
@@ -20,6 +23,16 @@ impl Peers {
 
     pub fn get_mut(&mut self, region: &RegionId) -> Option<&mut Peer> {
         self.found.get_mut(region).map(|peer| &mut **peer)
+    }
+
+    /// The peers of these regions are about to be looked at, in this order, after the present one.
+    pub fn ahead(&self, next: impl Fn(usize) -> Option<RegionId>) {
+        if let Some(far) = next(2 * AHEAD - 1).and_then(|region| self.get(&region)) {
+            ahead::fetch(far);
+        }
+        if let Some(near) = next(AHEAD - 1).and_then(|region| self.get(&region)) {
+            near.fetch_ahead();
+        }
     }
 
     pub fn contains_key(&self, region: &RegionId) -> bool {

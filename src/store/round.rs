@@ -11,7 +11,7 @@ use super::sleep::Watch;
 use crate::codec::{self, admin::Admin};
 use crate::error::{Error, Result};
 use crate::kv::{Cut, StateStore};
-use crate::log::{Log, LogBatch};
+use crate::log::{Log, LogBatch, Seq};
 use crate::raft::{Envelope, GroupConfig};
 use crate::region::config::StoreConfig;
 use crate::region::effects::*;
@@ -43,6 +43,8 @@ pub struct Store {
     /// Boxed: a map's nodes are half empty, and a replica is large.
     pub(super) peers: Peers,
     pub(super) touched: Vec<RegionId>,
+    /// The last batch.
+    submitted: Seq,
     /// Regions that others think have a replica here, and that have none.
     pub(super) absent: Absent,
     pub(super) graves: Graves,
@@ -122,6 +124,7 @@ impl Store {
             registry: registry.clone(),
             peers,
             touched,
+            submitted: Seq::default(),
             absent: Absent::default(),
             graves,
             shard,
@@ -142,7 +145,9 @@ impl Store {
             Event::Tick => self.tick(now),
             Event::Beat { from, beat } => self.beat(now, from, beat),
             Event::Messages(envelopes) => {
-                for envelope in envelopes {
+                let mut envelopes = envelopes.into_iter();
+                while let Some(envelope) = envelopes.next() {
+                    self.peers.ahead(|n| envelopes.as_slice().get(n).map(|next| next.region));
                     // A snapshot comes with its data, as an event of its own.
                     if envelope.message.get_msg_type() != MessageType::MsgSnapshot {
                         self.message(now, envelope);
@@ -175,7 +180,8 @@ impl Store {
                 }
             }
             Event::Persisted(rounds) => {
-                for round in rounds {
+                for (at, round) in rounds.iter().copied().enumerate() {
+                    self.peers.ahead(|n| rounds.get(at + 1 + n).map(|next| next.region));
                     let Some(peer) = self.peers.get_mut(&round.region) else { continue };
                     peer.persisted(round);
                     if peer.wants_a_visit() {
@@ -246,44 +252,36 @@ impl Store {
         let mut touched = std::mem::take(&mut self.touched);
         touched.sort_unstable();
         touched.dedup();
-        let mut pass = Pass {
-            batch: LogBatch::new(),
-            acks: Vec::new(),
-            after: Outbox::default(),
-            floor: None,
-            effects,
-        };
-        let mut collected = Vec::with_capacity(touched.len());
-        for region in touched {
+        let mut pass =
+            Pass { batch: LogBatch::new(), acks: Vec::new(), after: Outbox::default(), effects };
+        for (at, region) in touched.iter().copied().enumerate() {
+            self.peers.ahead(|n| touched.get(at + 1 + n).copied());
             let Some(peer) = self.peers.get_mut(&region) else { continue };
             if let Some(vain) = peer.list_for_size(&self.config) {
                 self.sizes.list(now, region, vain);
             }
-            if let Some(round) = peer.collect(now, &self.config, &mut pass) {
+            if peer.collect(now, &self.config, &mut pass) {
                 if peer.asleep() {
                     // Nothing should be left to do in a sleeping group. If there is, it does not sleep.
                     peer.sit_up();
                     self.watch.awake.insert(region);
                 }
-                collected.push((region, round));
+                // Persisting nothing may have made more ready, and a limit may have held some back. (A visit to nobody's
+                // use costs as much as any other: thousands of groups do not stay in the cache from one to the next.)
+                if peer.wants_a_visit() {
+                    self.touched.push(region);
+                }
             } else if peer.nods_off(self.registry.neighbours()) {
                 self.watch.lies_down(now, region, peer);
             }
         }
-        let batch = std::mem::take(&mut pass.batch);
-        let seq = if batch.is_empty() { None } else { Some(self.log.submit(batch)?) };
-        for (region, round) in collected {
-            let Some(peer) = self.peers.get_mut(&region) else { continue };
-            peer.advance(round, seq, &mut pass);
-            // Persisting nothing may have made more ready, and a limit may have held some back. (A visit to nobody's
-            // use costs as much as any other: thousands of groups do not stay in the cache from one to the next.)
-            if peer.wants_a_visit() {
-                self.touched.push(region);
-            }
+        let Pass { batch, acks, after, effects } = pass;
+        if !batch.is_empty() {
+            self.submitted = self.log.submit(batch)?;
         }
-        let Pass { acks, after, floor, effects, .. } = pass;
-        if let Some(seq) = floor {
-            effects.after_persist.push(AfterPersist { seq, acks, send: after });
+        // What waits without a write of its own waits for an earlier one of its peer.
+        if !acks.is_empty() {
+            effects.after_persist.push(AfterPersist { seq: self.submitted, acks, send: after });
         }
         Ok(())
     }
@@ -404,7 +402,9 @@ impl Store {
     }
 
     fn applied(&mut self, now: Time, regions: Vec<Applied>) {
-        for mut applied in regions {
+        let mut regions = regions.into_iter();
+        while let Some(mut applied) = regions.next() {
+            self.peers.ahead(|n| regions.as_slice().get(n).map(|next| next.region));
             if let Some(mut news) = applied.news.take() {
                 let made = self.absent.restored(&applied, &mut news);
                 self.bury_absorbed(&mut news);

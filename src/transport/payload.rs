@@ -16,6 +16,8 @@ pub const PROTOCOL: u32 = 4;
 pub const MAX_HANDSHAKE: usize = 1024;
 /// Most messages in one frame; a writer begins another one before that.
 pub const MAX_ENVELOPES: usize = 4096;
+/// A message takes about so many bytes or fewer, where many come together.
+const USUAL_ENVELOPE: usize = 64;
 /// Longest frame that may hold more than one message.
 pub const MAX_SHARED_FRAME: usize = 1 << 20;
 /// Longest chunk of a snapshot.
@@ -385,6 +387,7 @@ pub fn read_envelopes(payload: Bytes, from: StoreId, out: &mut Vec<Envelope>) ->
     let shared = payload.len() <= MAX_SHARED_FRAME;
     let mut r = Reader::new("envelopes", payload);
     let mut count = 0;
+    out.reserve((r.remaining() / USUAL_ENVELOPE).min(MAX_ENVELOPES));
     while r.remaining() > 0 {
         if count == MAX_ENVELOPES || (count == 1 && !shared) {
             return Err(r.malformed("too many messages in one frame"));

@@ -1,7 +1,7 @@
 //! What waits for one connection: two lanes of messages, calls between them, one byte budget.
 
 use super::frame::Kind;
-use super::payload::{envelope_len, write_call, write_envelopes};
+use super::payload::{write_call, write_envelopes};
 use super::{Envelope, Lane};
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -23,11 +23,58 @@ pub(crate) struct Outbox {
 
 #[derive(Debug, Default)]
 struct Inner {
-    control: VecDeque<Envelope>,
+    control: Queued,
     calls: VecDeque<(Kind, u64, Bytes)>,
-    bulk: VecDeque<Envelope>,
+    bulk: Queued,
     bytes: usize,
     closed: Closed,
+}
+
+/// Messages of one lane, as they were handed over: envelopes are large, and are not moved one by one.
+#[derive(Debug, Default)]
+struct Queued {
+    /// With what they weigh.
+    parts: VecDeque<(usize, Vec<Envelope>)>,
+    envelopes: usize,
+}
+
+impl Queued {
+    fn push(&mut self, weight: usize, part: Vec<Envelope>) {
+        self.envelopes += part.len();
+        self.parts.push_back((weight, part));
+    }
+
+    /// Takes the first ones until they weigh `room` or somewhat more; returns what they weigh.
+    fn take(&mut self, room: usize, out: &mut Vec<Vec<Envelope>>) -> usize {
+        let mut taken = 0;
+        while taken < room {
+            let Some((weight, mut part)) = self.parts.pop_front() else { break };
+            let mut now = weight;
+            if taken + weight > room {
+                let count;
+                (count, now) = first(&part, room - taken);
+                let rest = part.split_off(count);
+                if !rest.is_empty() {
+                    self.parts.push_front((weight - now, rest));
+                }
+            }
+            taken += now;
+            self.envelopes -= part.len();
+            out.push(part);
+        }
+        taken
+    }
+}
+
+/// How many of the first ones it takes to weigh `room` or more, and what they weigh.
+fn first(part: &[Envelope], room: usize) -> (usize, usize) {
+    let mut weight = 0;
+    let count = part.iter().take_while(|envelope| {
+        let more = weight < room;
+        weight += if more { envelope.weight() } else { 0 };
+        more
+    });
+    (count.count(), weight)
 }
 
 #[derive(Debug, Default, PartialEq, Eq, Clone, Copy)]
@@ -47,9 +94,9 @@ pub(crate) struct Lost {
 /// What a writer took, recycled between rounds.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
-    control: Vec<Envelope>,
+    control: Vec<Vec<Envelope>>,
     calls: Vec<(Kind, u64, Bytes)>,
-    bulk: Vec<Envelope>,
+    bulk: Vec<Vec<Envelope>>,
 }
 
 impl Batch {
@@ -58,16 +105,16 @@ impl Batch {
     }
 
     pub(crate) fn envelopes(&self) -> u64 {
-        (self.control.len() + self.bulk.len()) as u64
+        self.control.iter().chain(&self.bulk).map(|part| part.len() as u64).sum()
     }
 
     /// Appends frames of all that was taken; messages beyond `max` are left out and counted.
     pub(crate) fn encode(&self, max: usize, out: &mut Vec<u8>) -> usize {
-        let mut left_out = write_envelopes(self.control.iter(), max, out);
+        let mut left_out = write_envelopes(self.control.iter().flatten(), max, out);
         for (kind, id, body) in &self.calls {
             write_call(*kind, *id, body, out);
         }
-        left_out += write_envelopes(self.bulk.iter(), max, out);
+        left_out += write_envelopes(self.bulk.iter().flatten(), max, out);
         left_out
     }
 
@@ -88,31 +135,35 @@ impl Outbox {
     }
 
     /// Queues what fits, in order; returns how many did not, and whether the queue was open.
-    pub(crate) fn push(&self, lane: Lane, envelopes: Vec<Envelope>) -> Pushed {
+    pub(crate) fn push(&self, lane: Lane, mut envelopes: Vec<Envelope>) -> Pushed {
         let all = envelopes.len();
-        let mut inner = self.inner.lock();
-        if inner.closed == Closed::Yes {
-            return Pushed { dropped: all, full: false };
-        }
         let limit = match lane {
             Lane::Control => self.budget + self.budget / 8,
             Lane::Bulk => self.budget,
         };
-        let mut taken = 0;
-        for envelope in envelopes {
-            let len = envelope_len(&envelope);
-            if inner.bytes + len > limit {
-                break;
-            }
-            inner.bytes += len;
-            match lane {
-                Lane::Control => inner.control.push_back(envelope),
-                Lane::Bulk => inner.bulk.push_back(envelope),
-            }
-            taken += 1;
+        let mut weight: usize = envelopes.iter().map(Envelope::weight).sum();
+        let mut inner = self.inner.lock();
+        if inner.closed == Closed::Yes {
+            return Pushed { dropped: all, full: false };
         }
-        drop(inner);
+        let room = limit.saturating_sub(inner.bytes);
+        if weight > room {
+            let mut fits;
+            (fits, weight) = first(&envelopes, room);
+            if weight > room {
+                fits -= 1;
+                weight -= envelopes[fits].weight();
+            }
+            envelopes.truncate(fits);
+        }
+        let taken = envelopes.len();
         if taken > 0 {
+            inner.bytes += weight;
+            match lane {
+                Lane::Control => inner.control.push(weight, envelopes),
+                Lane::Bulk => inner.bulk.push(weight, envelopes),
+            }
+            drop(inner);
             self.wake.notify_one();
         }
         Pushed { dropped: all - taken, full: taken < all }
@@ -156,22 +207,13 @@ impl Outbox {
     pub(crate) fn take(&self, limit: usize, batch: &mut Batch) {
         batch.clear();
         let mut inner = self.inner.lock();
-        let mut bytes = 0;
-        while bytes < limit {
-            let Some(envelope) = inner.control.pop_front() else { break };
-            bytes += envelope_len(&envelope);
-            batch.control.push(envelope);
-        }
+        let mut bytes = inner.control.take(limit, &mut batch.control);
         while bytes < limit {
             let Some(call) = inner.calls.pop_front() else { break };
             bytes += call_len(&call.2);
             batch.calls.push(call);
         }
-        while bytes < limit {
-            let Some(envelope) = inner.bulk.pop_front() else { break };
-            bytes += envelope_len(&envelope);
-            batch.bulk.push(envelope);
-        }
+        bytes += inner.bulk.take(limit.saturating_sub(bytes), &mut batch.bulk);
         inner.bytes = inner.bytes.saturating_sub(bytes);
     }
 
@@ -189,7 +231,7 @@ impl Outbox {
     pub(crate) fn close(&self) -> Lost {
         let mut inner = self.inner.lock();
         let lost = Lost {
-            envelopes: (inner.control.len() + inner.bulk.len()) as u64,
+            envelopes: (inner.control.envelopes + inner.bulk.envelopes) as u64,
             calls: inner.calls.len() as u64,
         };
         *inner = Inner { closed: Closed::Yes, ..Inner::default() };
@@ -250,6 +292,39 @@ mod tests {
         let mut got = Vec::new();
         read_envelopes(first.payload, StoreId(1), &mut got).unwrap();
         assert_eq!(got, [vote]);
+    }
+
+    #[test]
+    fn parts_are_cut_where_a_write_is_full_and_keep_their_order() {
+        let outbox = Outbox::new(1 << 20);
+        let mut numbers = 0..;
+        let mut part = |count: u64| {
+            let one = |number| {
+                let mut envelope = envelope(MessageType::MsgAppend, 1000);
+                envelope.message.index = number;
+                envelope
+            };
+            numbers.by_ref().take(count as usize).map(one).collect::<Vec<_>>()
+        };
+        for count in [3, 1, 10, 6] {
+            assert_eq!(outbox.push(Lane::Bulk, part(count)).dropped, 0);
+        }
+        let mut batch = Batch::default();
+        let mut seen = Vec::new();
+        let mut sizes = Vec::new();
+        while {
+            outbox.take(4000, &mut batch);
+            !batch.is_empty()
+        } {
+            sizes.push(batch.envelopes());
+            seen.extend(batch.bulk.iter().flatten().map(|envelope| envelope.message.index));
+        }
+        assert!(seen.into_iter().eq(0..20), "all, in order");
+        assert_eq!(sizes, [4; 5], "as many as it takes to fill a write");
+        assert_eq!(outbox.bytes(), 0);
+        outbox.push(Lane::Bulk, part(7));
+        outbox.take(1, &mut batch);
+        assert_eq!((batch.envelopes(), outbox.close().envelopes), (1, 6));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The words of the house: ids, epochs, key ranges, regions, and what a replica durably knows of its
 //! region. Plain data, no behaviour beyond what the words mean.
 
+pub(crate) mod ahead;
 mod map;
 pub(crate) mod slab;
 
