@@ -45,6 +45,14 @@ fn rate(runs: &[Run]) -> String {
     }
 }
 
+/// How keys were drawn, unless as usual.
+fn drawn(run: &Run) -> String {
+    match run.shown("/distribution") {
+        usual if usual.is_empty() || usual == "uniform" || usual == "-" => String::new(),
+        other => format!(", {other}"),
+    }
+}
+
 fn row(runs: &[Run]) -> String {
     let Some(run) = runs.first() else { return String::new() };
     let ms = |path: &str| format!("{:.1}", spread(runs, path, Better::Lower).1 / 1000.0);
@@ -59,7 +67,7 @@ fn row(runs: &[Run]) -> String {
             format!("{} threads x {} ahead", run.shown("/log/threads"), run.shown("/log/window")),
         ),
         false => (
-            format!("{}, {}", run.shown("/profile"), run.shown("/state")),
+            format!("{}, {}{}", run.shown("/profile"), run.shown("/state"), drawn(run)),
             run.shown("/regions"),
             format!("{} x {}", run.shown("/clients"), run.shown("/batch")),
         ),
@@ -187,6 +195,7 @@ mod tests {
         let other = result(dir.path(), 1, 1.0, 1.0, &[("distribution", "zipfian")]);
         let rows = table(&[first.clone(), other]).unwrap();
         assert_eq!(rows.lines().filter(|line| line.starts_with("| durable")).count(), 2);
+        assert_eq!(rows.lines().filter(|line| line.contains(", zipfian |")).count(), 1, "{rows}");
         let later = result(dir.path(), 2, 1.0, 1.0, &[("commit", "def")]);
         assert!(table(&[first.clone(), later]).unwrap_err().to_string().contains("one commit"));
         let empty = dir.path().join("empty.json");
