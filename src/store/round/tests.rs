@@ -62,7 +62,7 @@ fn who_logs_a_change_records_that_what_came_before_it_is_committed() {
         decode_hard_state(&bytes).unwrap().hard_state.commit
     };
     let committed = |bench: &mut Bench| bench.store().status()[0].committed;
-    let mut put = |bench: &mut Bench, count: u64| {
+    let put = |bench: &mut Bench, count: u64| {
         for n in 0..count {
             let mut batch = BatchBuilder::new();
             batch.put(b"key", &n.to_le_bytes()).unwrap();
