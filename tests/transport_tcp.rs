@@ -291,6 +291,13 @@ fn who_has_left_is_cut_off_and_stays_so() {
     wait("one connection less", || a.stats().connections == 1);
     let refused = || matches!(a.request(StoreId(2), 2, Bytes::new()), Err(Error::Busy { .. }));
     wait("nothing is sent", refused);
+    // What the third had sent more than once has come.
+    let seen = std::cell::Cell::new(u64::MAX);
+    wait("quiet", || {
+        std::thread::sleep(Duration::from_millis(200));
+        let now = node.count.load(Ordering::Relaxed);
+        seen.replace(now) == now
+    });
     // It dials, again and again, and is put off; it is not dialled.
     let before = (node.count.load(Ordering::Relaxed), a.stats().dialled);
     std::thread::sleep(Duration::from_millis(300));

@@ -26,7 +26,7 @@ use ::raft::eraftpb::HardState;
 use std::sync::Arc;
 
 /// Entries are read in pieces of about so many bytes.
-const READ_BYTES: u64 = 1 << 20;
+const READ_BYTES: u64 = 64 << 20;
 
 /// Whether a replica has a past in which it may have voted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -206,9 +206,15 @@ impl Peer {
             return;
         }
         let rounds = &mut self.unpersisted;
-        rounds.current.commit = rounds.current.commit.max(index);
-        rounds.written = rounds.current.clone();
-        batch.set_state(self.region.id.0, storage::encode_hard_state(&rounds.current, self.id));
+        if self.restoring.is_none() {
+            rounds.current.commit = rounds.current.commit.max(index);
+            rounds.written = rounds.current.clone();
+        } else {
+            // A snapshot is on its way into the state store, and raft is at its index already: the log is not, and if
+            // it said so and a crash came, it would look as if it had lost entries.
+            rounds.written.commit = rounds.written.commit.max(index);
+        }
+        batch.set_state(self.region.id.0, storage::encode_hard_state(&rounds.written, self.id));
     }
 
     /// Ends the round in raft, whose writes are in the pass's batch.

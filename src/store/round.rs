@@ -440,13 +440,16 @@ impl Store {
         let births = std::mem::take(&mut news.births);
         let Some(peer) = self.peers.get_mut(&applied.region) else { return };
         // (A replica that stands still for a merge has them from the target's log, which says so.)
-        if !births.is_empty() && peer.lent.is_none() {
+        if (news.reshaped.is_some() || !births.is_empty()) && peer.lent.is_none() {
             // A child that has sworn anything must be found again after a crash, by replay of the split: a
             // parent that does not know it to be committed may be overtaken by a snapshot instead, and
-            // where voters are few the child's group would wait for that vote for ever (seed 304).
+            // where voters are few the child's group would wait for that vote for ever (seed 304). And who forgot that
+            // another was removed would wait for the vote of one that is gone.
             let mut batch = LogBatch::new();
             peer.record_commit(applied.position.index, &mut batch);
-            if let Err(error) = self.log.submit(batch) {
+            if !batch.is_empty()
+                && let Err(error) = self.log.submit(batch)
+            {
                 self.pending.fatal.get_or_insert(error);
             }
         }

@@ -16,8 +16,8 @@ pub const PROTOCOL: u32 = 4;
 pub const MAX_HANDSHAKE: usize = 1024;
 /// Most messages in one frame; a writer begins another one before that.
 pub const MAX_ENVELOPES: usize = 4096;
-/// A message takes about so many bytes or fewer, where many come together.
-const USUAL_ENVELOPE: usize = 64;
+/// A message takes about so many bytes or fewer, where many come together; memory for more is not reserved at once.
+const USUAL_ENVELOPE: usize = 256;
 /// Longest frame that may hold more than one message.
 pub const MAX_SHARED_FRAME: usize = 1 << 20;
 /// Longest chunk of a snapshot.

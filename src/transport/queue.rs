@@ -34,27 +34,28 @@ struct Inner {
 #[derive(Debug, Default)]
 struct Queued {
     /// With what they weigh.
-    parts: VecDeque<(usize, Vec<Envelope>)>,
+    parts: VecDeque<(usize, VecDeque<Envelope>)>,
     envelopes: usize,
 }
 
 impl Queued {
     fn push(&mut self, weight: usize, part: Vec<Envelope>) {
         self.envelopes += part.len();
-        self.parts.push_back((weight, part));
+        self.parts.push_back((weight, part.into()));
     }
 
     /// Takes the first ones until they weigh `room` or somewhat more; returns what they weigh.
-    fn take(&mut self, room: usize, out: &mut Vec<Vec<Envelope>>) -> usize {
+    fn take(&mut self, room: usize, out: &mut Vec<VecDeque<Envelope>>) -> usize {
         let mut taken = 0;
         while taken < room {
             let Some((weight, mut part)) = self.parts.pop_front() else { break };
             let mut now = weight;
             if taken + weight > room {
                 let count;
-                (count, now) = first(&part, room - taken);
-                let rest = part.split_off(count);
-                if !rest.is_empty() {
+                (count, now) = first(part.iter(), room - taken);
+                if count < part.len() {
+                    let some = part.drain(..count).collect();
+                    let rest = std::mem::replace(&mut part, some);
                     self.parts.push_front((weight - now, rest));
                 }
             }
@@ -67,9 +68,9 @@ impl Queued {
 }
 
 /// How many of the first ones it takes to weigh `room` or more, and what they weigh.
-fn first(part: &[Envelope], room: usize) -> (usize, usize) {
+fn first<'a>(part: impl Iterator<Item = &'a Envelope>, room: usize) -> (usize, usize) {
     let mut weight = 0;
-    let count = part.iter().take_while(|envelope| {
+    let count = part.take_while(|envelope| {
         let more = weight < room;
         weight += if more { envelope.weight() } else { 0 };
         more
@@ -94,9 +95,9 @@ pub(crate) struct Lost {
 /// What a writer took, recycled between rounds.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
-    control: Vec<Vec<Envelope>>,
+    control: Vec<VecDeque<Envelope>>,
     calls: Vec<(Kind, u64, Bytes)>,
-    bulk: Vec<Vec<Envelope>>,
+    bulk: Vec<VecDeque<Envelope>>,
 }
 
 impl Batch {
@@ -149,7 +150,7 @@ impl Outbox {
         let room = limit.saturating_sub(inner.bytes);
         if weight > room {
             let mut fits;
-            (fits, weight) = first(&envelopes, room);
+            (fits, weight) = first(envelopes.iter(), room);
             if weight > room {
                 fits -= 1;
                 weight -= envelopes[fits].weight();
@@ -312,8 +313,9 @@ mod tests {
         let mut batch = Batch::default();
         let mut seen = Vec::new();
         let mut sizes = Vec::new();
+        let four = 3 * envelope(MessageType::MsgAppend, 1000).weight() + 1;
         while {
-            outbox.take(4000, &mut batch);
+            outbox.take(four, &mut batch);
             !batch.is_empty()
         } {
             sizes.push(batch.envelopes());

@@ -13,6 +13,8 @@ pub(crate) fn fetch<T>(value: &T) {
     for at in (0..size_of::<T>()).step_by(LINE) {
         line(start.wrapping_add(at));
     }
+    // It need not begin where a line does.
+    line(start.wrapping_add(size_of::<T>().saturating_sub(1)));
 }
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]

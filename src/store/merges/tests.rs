@@ -117,14 +117,14 @@ impl Bench {
         self.store().handle(now, event);
     }
 
-    fn drain(&mut self) -> Effects {
+    pub fn drain(&mut self) -> Effects {
         let (mut effects, now) = (Effects::default(), self.now);
         self.store().drain(now, &mut effects);
         effects
     }
 
     /// Writes, applies and reports what a round asked for.
-    fn perform(&mut self, mut effects: Effects) {
+    pub fn perform(&mut self, mut effects: Effects) {
         assert!(effects.fatal.is_none(), "{:?}", effects.fatal);
         self.sent.extend(effects.send_now.take().into_iter().flat_map(|(_, _, sent)| sent));
         self.answers.extend(effects.replies);

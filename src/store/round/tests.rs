@@ -80,8 +80,15 @@ fn who_logs_a_change_records_that_what_came_before_it_is_committed() {
             Change::AddLearner { peer: PeerId(10 + store), store: StoreId(store), passing: true };
         let known = committed(&mut bench);
         let epoch = Epoch { conf_ver, version: 1 };
-        bench.ask(1, Admin::ChangePeers { epoch, changes: vec![add] }).unwrap();
-        assert_eq!(recorded(&mut bench), known, "all but the change itself");
+        let (token, region) = (Token(store), RegionId(1));
+        let admin = Admin::ChangePeers { epoch, changes: vec![add] };
+        bench.handle(Event::Admin { token, region, admin });
+        let effects = bench.drain();
+        assert_eq!(recorded(&mut bench), known, "beside the change, and so all but the change");
+        bench.perform(effects);
+        bench.settle();
+        assert_eq!(recorded(&mut bench), committed(&mut bench), "the change, once it is applied");
+        assert_eq!(recorded(&mut bench), known + 1);
     }
     let last = committed(&mut bench);
     put(&mut bench, 100);
