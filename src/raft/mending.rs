@@ -76,6 +76,9 @@ impl<S: Storage> Group<S> {
         }
         let before = message.entries.first().map_or(0, |first| first.index - 1);
         match self.node().raft.raft_log.term(before) {
+            // Of what was compacted away meanwhile raft-rs says that the term is zero: a follower that believed it would have
+            // to take this peer for an impostor, and fence itself off (seeds 52472 and 53604 of the regions).
+            Ok(0) if before > 0 => false,
             Ok(term) => {
                 message.index = before;
                 message.log_term = term;
@@ -83,5 +86,34 @@ impl<S: Storage> Group<S> {
             }
             Err(_) => false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft::GroupConfig;
+    use crate::types::PeerId;
+    use ::raft::storage::MemStorage;
+
+    #[test]
+    fn what_follows_on_entries_that_were_compacted_away_is_not_mended_but_dropped() {
+        let entry = |index| Entry { index, term: 3, ..Entry::default() };
+        let storage = MemStorage::new_with_conf_state((vec![1, 2, 3], vec![]));
+        storage.wl().append(&(1..=20).map(entry).collect::<Vec<_>>()).unwrap();
+        storage.wl().mut_hard_state().term = 3;
+        storage.wl().mut_hard_state().commit = 20;
+        storage.wl().compact(11).unwrap();
+        let mut group = Group::new(PeerId(1), &GroupConfig::default(), 12, storage).unwrap();
+        // Joined to an append that only told of a commit at 20.
+        let mut joined = |first: u64| {
+            let mut message = Message { to: 2, index: 20, log_term: 3, ..Message::default() };
+            message.set_msg_type(MessageType::MsgAppend);
+            message.set_entries(vec![entry(first), entry(first + 1)].into());
+            let sent = group.mend(vec![message]);
+            sent.first().map(|message| (message.index, message.log_term))
+        };
+        assert_eq!(joined(15), Some((14, 3)));
+        assert_eq!(joined(5), None);
     }
 }
