@@ -50,9 +50,9 @@ fn a_request_that_was_held_up_makes_no_replica_on_a_store_that_goes() {
     assert_eq!(there, [(1, Role::Voter), (3, Role::Passing)]);
 }
 
-/// The commit index is written down beside users' entries only now and then. It once was so beside every entry: who restarted
-/// had forgotten that two changes of its configuration were committed, campaigned by the one before both, and won
-/// beside another leader (seeds 40758 and 42595 of the simulator's regions).
+/// The commit index is written down beside users' entries only now and then. When it was so beside entries of any kind, who
+/// restarted had forgotten that two changes of its configuration were committed, campaigned by the one before both, and
+/// won beside another leader (seeds 40758 and 42595 of the simulator's regions).
 #[test]
 fn who_logs_a_change_records_that_what_came_before_it_is_committed() {
     let mut bench = Bench::tired(vec![region(1, "", "", &[1])], Duration::ZERO);
