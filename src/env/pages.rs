@@ -1,6 +1,7 @@
 //! The bytes of a file that lives in memory: pages behind reference counts, holes where nothing but
 //! zeros was ever written. A copy shares every page until one side writes it, so taking a crash image
-//! of a disk full of prefilled segments costs a map, not the bytes.
+//! of a disk full of prefilled segments costs a map, not the bytes. A page holds no more than what was written
+//! before the zeros that fill it up: the log pads what it writes to whole blocks.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,7 +9,8 @@ use std::sync::Arc;
 /// Bytes of one page; also the granule at which an operating system writes dirty memory back.
 pub(crate) const PAGE: usize = 4096;
 
-type Page = Arc<[u8; PAGE]>;
+/// The first bytes of a page; behind them it reads as zeros.
+type Page = Arc<[u8]>;
 
 /// A file's content.
 ///
@@ -36,8 +38,33 @@ fn spans(offset: u64, len: usize) -> impl Iterator<Item = (u64, usize, usize)> {
     })
 }
 
-fn is_zero(bytes: &[u8]) -> bool {
-    bytes.iter().all(|b| *b == 0)
+/// Bytes without the zeros at their end.
+fn trimmed(bytes: &[u8]) -> &[u8] {
+    let word = |at: usize| bytes[at..at + 16].iter().fold(0, |all, b| all | b);
+    let mut len = bytes.len();
+    while len >= 16 && word(len - 16) == 0 {
+        len -= 16;
+    }
+    while len > 0 && bytes[len - 1] == 0 {
+        len -= 1;
+    }
+    &bytes[..len]
+}
+
+/// A page in which `written` stands at `within`, and else what `page` held.
+fn rewritten(page: &[u8], within: usize, written: &[u8]) -> Page {
+    let tail = page.get(within + written.len()..).unwrap_or_default();
+    let written = if tail.is_empty() { trimmed(written) } else { written };
+    let head = &page[..within.min(page.len())];
+    if written.is_empty() || within == 0 && tail.is_empty() {
+        return if within == 0 { written.into() } else { head.into() };
+    }
+    let mut bytes = Vec::with_capacity(within + written.len() + tail.len());
+    bytes.extend_from_slice(head);
+    bytes.resize(within, 0);
+    bytes.extend_from_slice(written);
+    bytes.extend_from_slice(tail);
+    bytes.into()
 }
 
 impl Pages {
@@ -52,7 +79,12 @@ impl Pages {
         for (page, within, take) in spans(offset, there) {
             let target = &mut buf[done..done + take];
             match self.pages.get(&page) {
-                Some(bytes) => target.copy_from_slice(&bytes[within..within + take]),
+                Some(bytes) => {
+                    let held = bytes.get(within..).unwrap_or_default();
+                    let (there, beyond) = target.split_at_mut(held.len().min(take));
+                    there.copy_from_slice(&held[..there.len()]);
+                    beyond.fill(0);
+                }
                 None => target.fill(0),
             }
             done += take;
@@ -67,13 +99,12 @@ impl Pages {
             let source = &data[done..done + take];
             done += take;
             match self.pages.get_mut(&page) {
-                Some(bytes) => Arc::make_mut(bytes)[within..within + take].copy_from_slice(source),
-                None if is_zero(source) => {}
-                None => {
-                    let mut bytes = [0; PAGE];
-                    bytes[within..within + take].copy_from_slice(source);
-                    self.pages.insert(page, Arc::new(bytes));
+                Some(bytes) if bytes.len() >= within + take => {
+                    Arc::make_mut(bytes)[within..within + take].copy_from_slice(source);
                 }
+                Some(bytes) => *bytes = rewritten(bytes, within, source),
+                None if trimmed(source).is_empty() => {}
+                None => drop(self.pages.insert(page, rewritten(&[], within, source))),
             }
         }
         if !data.is_empty() {
@@ -89,8 +120,9 @@ impl Pages {
             let within = (len % PAGE as u64) as usize;
             if within != 0
                 && let Some(bytes) = self.pages.get_mut(&(len / PAGE as u64))
+                && bytes.len() > within
             {
-                Arc::make_mut(bytes)[within..].fill(0);
+                *bytes = bytes[..within].into();
             }
         }
         self.len = len;
@@ -100,9 +132,9 @@ impl Pages {
     #[cfg(any(test, feature = "sim"))]
     pub(crate) fn flip(&mut self, offset: u64, mask: u8) {
         if offset < self.len {
-            let page = self.pages.entry(offset / PAGE as u64);
-            let bytes = page.or_insert_with(|| Arc::new([0; PAGE]));
-            Arc::make_mut(bytes)[(offset % PAGE as u64) as usize] ^= mask;
+            let mut byte = [0];
+            self.read(offset, &mut byte);
+            self.write(offset, &[byte[0] ^ mask]);
         }
     }
 
