@@ -131,10 +131,10 @@ fn the_parts_of_the_consensus_benchmark_fit() {
 struct Brittle;
 
 impl StateMachine for Brittle {
-    fn apply(&self, _context: &mut Context<'_>, command: &Bytes) -> Result<Bytes> {
-        match &command[..] {
+    fn apply(&self, context: &mut Context<'_>, command: &[u8]) -> Result<Bytes> {
+        match command {
             b"boom" => Err(Error::Identity("boom".into())),
-            _ => Ok(command.clone()),
+            _ => Ok(context.share(command)),
         }
     }
 }

@@ -9,7 +9,7 @@ use super::request::{self, Body, Request, Response, Route};
 use super::{Backend, Client, Done};
 use crate::driver::{Driver, Submission};
 use crate::error::{Error, Result};
-use crate::router::{RangeCache, lone_route};
+use crate::router::{RangeCache, Route as Placed, lone_route};
 use crate::store::{AdminDone, Reply};
 use crate::transport::{Origin, Transport};
 use crate::types::slab::Slab;
@@ -166,13 +166,24 @@ impl Inner {
         scramble(self.jitter.fetch_add(1, Ordering::Relaxed), self.store)
     }
 
-    /// The route of a batch that belongs to one region, if that is led here. Anything else about it, what is wrong
-    /// with it included, is for [`start`](Self::start) to find.
-    fn led_here(&self, routes: &RangeCache, command: &[u8]) -> Option<Route> {
-        let region = &lone_route(routes, command).ok()??.region;
-        let share = self.driver.registry().get(region.id)?;
-        (share.leader() == Some(self.store))
-            .then(|| Route { region: region.id, version: region.epoch.version })
+    /// The route of a batch that belongs to one region, if that is led here, as the `last` one was. Anything else about it,
+    /// what is wrong with it included, is for [`start`](Self::start) to find.
+    fn led_here<'a>(
+        &self,
+        routes: &'a RangeCache,
+        last: &mut Option<&'a Placed>,
+        command: &[u8],
+    ) -> Option<Route> {
+        let found = lone_route(routes, *last, command).ok()??;
+        let region = &found.region;
+        if !last.is_some_and(|last| std::ptr::eq(last, found)) {
+            let share = self.driver.registry().get(region.id)?;
+            if share.leader() != Some(self.store) {
+                return None;
+            }
+            *last = Some(found);
+        }
+        Some(Route { region: region.id, version: region.epoch.version })
     }
 
     /// Sends a job's request to another node.
@@ -334,18 +345,24 @@ impl Inner {
         let mut here: BTreeMap<usize, (RegionId, Vec<Submission>)> = BTreeMap::new();
         let mut elsewhere = Vec::new();
         {
+            let mut last = None;
             let routes = self.routes.read();
+            // Counted by itself: the node's own count is everybody's, and would be a line that all threads fight for.
+            let back = Arc::new(Arc::clone(self));
             for (command, done) in batches {
-                let Some(route) = self.led_here(&routes, &command) else {
+                let Some(route) = self.led_here(&routes, &mut last, &command) else {
                     elsewhere.push((command, done));
                     continue;
                 };
                 let Route { region, version } = route;
-                let body = Body::Write { command: command.clone() };
-                let job = Job::new(body, route, patience, 0, done);
-                let back = Arc::clone(self);
-                let waiter = Box::new(move |reply| {
-                    back.finish(job, back.store, Reach::Answered, written(reply));
+                let (back, again) = (Arc::clone(&back), command.clone());
+                let waiter = Box::new(move |reply| match written(reply) {
+                    Ok(response) => done.call(Ok(response)),
+                    Err(error) => {
+                        let job =
+                            Job::new(Body::Write { command: again }, route, patience, 0, done);
+                        back.finish(job, back.store, Reach::Answered, Err(error));
+                    }
                 });
                 let one = Submission { region, version, command, waiter };
                 let at = self.driver.loop_of(region);

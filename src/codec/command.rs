@@ -51,19 +51,64 @@ const CAS_SETS: u8 = 2;
 
 /// The parsed data of one log entry.
 #[derive(Clone, PartialEq, Debug)]
-pub enum Payload {
+pub enum Payload<'a> {
     /// Folded client batches.
     Normal {
         /// The region's epoch version that every batch in it was routed for.
         version: u64,
-        /// The batches, slices of the entry.
-        batches: Vec<Bytes>,
+        /// The batches, in order.
+        batches: Batches<'a>,
     },
     /// Every replica may drop its log up to here (once it has flushed that far).
     Compact(LogPosition),
     /// A change of the region's shape or of the cluster's record.
     Admin(Admin),
 }
+
+/// The client batches of an entry, read where they lie: to count a reference to each would cost more than to apply it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Batches<'a> {
+    /// Lengths and batches, known to be whole.
+    rest: &'a [u8],
+    count: usize,
+}
+
+impl<'a> Batches<'a> {
+    /// Those that stand in `bytes`, which must hold them and nothing else.
+    fn checked(bytes: &'a [u8], count: usize) -> Result<Batches<'a>> {
+        let mut at = 0;
+        for _ in 0..count {
+            let len = u32_at(bytes, at)? as usize;
+            at += 4;
+            if len > bytes.len() - at {
+                return Err(bad("batch cut short"));
+            }
+            at += len;
+        }
+        match at == bytes.len() {
+            true => Ok(Batches { rest: bytes, count }),
+            false => Err(bad("bytes after the last batch")),
+        }
+    }
+}
+
+impl<'a> Iterator for Batches<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let (len, rest) = self.rest.split_first_chunk()?;
+        let (batch, rest) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
+        self.rest = rest;
+        self.count -= 1;
+        Some(batch)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.count, Some(self.count))
+    }
+}
+
+impl ExactSizeIterator for Batches<'_> {}
 
 /// Folds client batches into one entry.
 #[derive(Debug)]
@@ -121,9 +166,9 @@ fn u64_at(bytes: &[u8], at: usize) -> Result<u64> {
     Ok(u64::from_le_bytes(out))
 }
 
-impl Payload {
+impl Payload<'_> {
     /// Parses an entry's data without copying it.
-    pub fn parse(data: &Bytes) -> Result<Payload> {
+    pub fn parse(data: &Bytes) -> Result<Payload<'_>> {
         match data.first() {
             Some(&NORMAL) => parse_normal(data),
             Some(&COMPACT) if data.len() == 17 => Ok(Payload::Compact(LogPosition {
@@ -143,27 +188,10 @@ pub(crate) fn is_normal(data: &[u8]) -> bool {
     data.first() == Some(&NORMAL)
 }
 
-fn parse_normal(data: &Bytes) -> Result<Payload> {
+fn parse_normal(data: &[u8]) -> Result<Payload<'_>> {
     let version = u64_at(data, 1)?;
     let count = u32_at(data, 9)? as usize;
-    // A batch takes at least its length field, so the count cannot ask for more room than that.
-    if count > (data.len() - NORMAL_HEAD) / 4 {
-        return Err(bad("more batches than bytes"));
-    }
-    let mut batches = Vec::with_capacity(count);
-    let mut at = NORMAL_HEAD;
-    for _ in 0..count {
-        let len = u32_at(data, at)? as usize;
-        at += 4;
-        if len > data.len() - at {
-            return Err(bad("batch cut short"));
-        }
-        batches.push(data.slice(at..at + len));
-        at += len;
-    }
-    if at != data.len() {
-        return Err(bad("bytes after the last batch"));
-    }
+    let batches = Batches::checked(&data[NORMAL_HEAD..], count)?;
     Ok(Payload::Normal { version, batches })
 }
 
@@ -488,8 +516,14 @@ mod tests {
         builder.push(b"");
         builder.push(b"three");
         let data = builder.finish();
-        let batches = vec![Bytes::from("one"), Bytes::new(), Bytes::from("three")];
-        assert_eq!(Payload::parse(&data).unwrap(), Payload::Normal { version: 7, batches });
+        let Payload::Normal { version: 7, batches } = Payload::parse(&data).unwrap() else {
+            panic!("it is another");
+        };
+        assert_eq!(batches.len(), 3);
+        assert_eq!(batches.collect::<Vec<_>>(), [&b"one"[..], b"", b"three"]);
+        let cut = data.slice(..data.len() - 1);
+        assert!(Payload::parse(&cut).is_err());
+        assert!(Payload::parse(&[&data[..], b"x"].concat().into()).is_err());
         let at = LogPosition { index: 9, term: 3 };
         assert_eq!(Payload::parse(&encode_compact(at)).unwrap(), Payload::Compact(at));
     }

@@ -99,7 +99,7 @@ fn bytes_of(task: &ApplyTask) -> usize {
 }
 
 /// What a loop applies itself, at most: beyond it the worker's other core is worth waking it.
-const AT_ONCE_BYTES: usize = 4 << 10;
+const AT_ONCE_BYTES: usize = 16 << 10;
 
 /// Hands tasks, committed by `now`, to the workers of their regions.
 ///

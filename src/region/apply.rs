@@ -12,7 +12,7 @@ use super::admin::administer;
 use super::effects::*;
 use super::machine::{Context, Source, StateMachine};
 use super::snapshot::{SnapshotFile, SnapshotReader};
-use crate::codec::command::Payload;
+use crate::codec::command::{Batches, Payload};
 use crate::env::Disk;
 use crate::error::{Error, Result};
 use crate::kv::{Cut, StateStore, View, WriteBatch};
@@ -150,8 +150,8 @@ impl Applier {
     pub fn is_quick(&self, tasks: &[ApplyTask]) -> bool {
         let quick = |entry: &CommittedEntry| match Payload::parse(&entry.data) {
             _ if entry.data.is_empty() => true,
-            Ok(Payload::Normal { batches, .. }) => {
-                batches.iter().all(|command| self.machine.is_quick(command))
+            Ok(Payload::Normal { mut batches, .. }) => {
+                batches.all(|command| self.machine.is_quick(command))
             }
             Ok(Payload::Compact(_) | Payload::Admin(_)) | Err(_) => false,
         };
@@ -304,7 +304,7 @@ impl Applier {
                 let frozen = state.merging.is_some() || version != state.region.epoch.version;
                 let old = self.epochs == Epochs::Checked && frozen;
                 let current = old.then(|| state.region.clone());
-                self.commands(region, current, entry, batches, publishing)
+                self.commands(region, current, &entry, batches, publishing)
             }
         }
     }
@@ -313,16 +313,17 @@ impl Applier {
         &mut self,
         region: RegionId,
         moved_to: Option<crate::types::Region>,
-        entry: CommittedEntry,
-        batches: Vec<Bytes>,
+        entry: &CommittedEntry,
+        batches: Batches<'_>,
         publishing: &mut Publishing,
     ) -> Result<()> {
-        let mut source = Source::new(entry.data);
-        for (at, command) in batches.iter().enumerate() {
+        let mut chunk = None;
+        for (at, command) in batches.enumerate() {
             let answer = match &moved_to {
                 Some(region) => Err(Error::EpochNotMatch { current: vec![region.clone()] }),
                 None => {
-                    self.command(region, entry.position.index, command, &mut source, publishing)?
+                    let source = Source::new(&entry.data, &mut chunk);
+                    self.command(region, entry.position.index, command, source, publishing)?
                 }
             };
             if let Some(token) = entry.waiting.get(at) {
@@ -339,8 +340,8 @@ impl Applier {
         &self,
         region: RegionId,
         index: u64,
-        command: &Bytes,
-        source: &mut Source,
+        command: &[u8],
+        source: Source<'_>,
         publishing: &mut Publishing,
     ) -> Result<Result<Bytes>> {
         let mark = publishing.batch.mark();

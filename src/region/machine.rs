@@ -27,33 +27,38 @@ pub struct Context<'a> {
     /// What was applied before this round of applying.
     pub(crate) view: &'a dyn View,
     /// The entry that the command is a slice of.
-    pub(crate) entry: &'a mut Source,
+    pub(crate) entry: Source<'a>,
 }
 
 /// The bytes of an entry, and their place in the batch once something points into them.
 ///
 /// Commands of one entry share one place: a place for each would be most of what a small write costs.
 #[derive(Debug)]
-pub(crate) struct Source {
-    data: Bytes,
-    chunk: Option<ChunkId>,
+pub(crate) struct Source<'a> {
+    data: &'a Bytes,
+    chunk: &'a mut Option<ChunkId>,
 }
 
-impl Source {
-    /// Of an entry that nothing points into yet.
-    pub fn new(data: Bytes) -> Source {
-        Source { data, chunk: None }
+impl<'a> Source<'a> {
+    /// Of an entry with these bytes; `chunk` is their place, `None` while nothing points into them.
+    pub fn new(data: &'a Bytes, chunk: &'a mut Option<ChunkId>) -> Source<'a> {
+        Source { data, chunk }
     }
 
     /// The place, and where in it the command begins. A command that is no slice of the entry gets a place of
     /// its own.
-    fn place(&mut self, batch: &mut WriteBatch, command: &Bytes) -> (ChunkId, u32) {
-        let base = (command.as_ptr() as usize).wrapping_sub(self.data.as_ptr() as usize);
-        if base.checked_add(command.len()).is_none_or(|end| end > self.data.len()) {
-            return (batch.add_chunk(command.clone()), 0);
-        }
-        let data = &self.data;
+    fn place(&mut self, batch: &mut WriteBatch, command: &[u8]) -> (ChunkId, u32) {
+        let Some(base) = self.offset_of(command) else {
+            return (batch.add_chunk(Bytes::copy_from_slice(command)), 0);
+        };
+        let data = self.data;
         (*self.chunk.get_or_insert_with(|| batch.add_chunk(data.clone())), base as u32)
+    }
+
+    /// Where in the entry these bytes lie, if they do.
+    fn offset_of(&self, part: &[u8]) -> Option<usize> {
+        let base = (part.as_ptr() as usize).wrapping_sub(self.data.as_ptr() as usize);
+        base.checked_add(part.len()).filter(|end| *end <= self.data.len()).map(|_| base)
     }
 }
 
@@ -66,18 +71,27 @@ impl Context<'_> {
             Pending::Unknown => self.view.get(key),
         }
     }
+
+    /// A part of the command as bytes that may be kept. It shares the memory of the log entry, all of which stays for as
+    /// long; what is no part of it is copied.
+    pub fn share(&self, part: &[u8]) -> Bytes {
+        match self.entry.offset_of(part) {
+            Some(at) => self.entry.data.slice(at..at + part.len()),
+            None => Bytes::copy_from_slice(part),
+        }
+    }
 }
 
 /// Deterministic application of commands. See the [module](self).
 pub trait StateMachine: Send + Sync + 'static {
-    /// Applies one command; the response goes to whoever proposed it, if he still waits. Bound it: one that
+    /// Applies one command, which lies in its log entry ([`Context::share`] keeps parts of it); the response goes to whoever proposed it, if he still waits. Bound it: one that
     /// does not fit a message between nodes (25 MiB) reaches callers in other processes as an
     /// [`Ambiguous`](crate::Error::Ambiguous).
-    fn apply(&self, context: &mut Context<'_>, command: &Bytes) -> Result<Bytes>;
+    fn apply(&self, context: &mut Context<'_>, command: &[u8]) -> Result<Bytes>;
 
     /// Whether this command takes microseconds at most, and reads nothing: a few of them may then be applied by the
     /// thread that also drives consensus, which saves a quiet node the hand-over. Never needed for being right.
-    fn is_quick(&self, command: &Bytes) -> bool {
+    fn is_quick(&self, command: &[u8]) -> bool {
         let _ = command;
         false
     }
@@ -92,7 +106,7 @@ fn offsets(base: u32, range: Range<usize>) -> Range<u32> {
 }
 
 impl StateMachine for KvMachine {
-    fn apply(&self, context: &mut Context<'_>, command: &Bytes) -> Result<Bytes> {
+    fn apply(&self, context: &mut Context<'_>, command: &[u8]) -> Result<Bytes> {
         let mut swaps = Vec::new();
         let mut room = context.answer_room.min(PREVIOUS_BYTES_MAX);
         let (chunk, base) = context.entry.place(context.batch, command);
@@ -103,8 +117,8 @@ impl StateMachine for KvMachine {
                 }
                 Op::Delete { key } => context.batch.delete_in(chunk, offsets(base, key)),
                 Op::DeleteRange { start, end } => context.batch.delete_range(&KeyRange {
-                    start: command.slice(start),
-                    end: command.slice(end),
+                    start: context.share(&command[start]),
+                    end: context.share(&command[end]),
                 }),
                 Op::CompareAndSwap { key, expected, new } => {
                     let previous = context.get(&command[key.clone()])?;
@@ -125,7 +139,7 @@ impl StateMachine for KvMachine {
     }
 
     /// Whatever does not look at what is there: that may lie on the disk.
-    fn is_quick(&self, command: &Bytes) -> bool {
+    fn is_quick(&self, command: &[u8]) -> bool {
         command::ops(command).all(|op| !matches!(op, Ok(Op::CompareAndSwap { .. })))
     }
 }
@@ -135,11 +149,11 @@ impl StateMachine for KvMachine {
 pub struct NullMachine;
 
 impl StateMachine for NullMachine {
-    fn apply(&self, _context: &mut Context<'_>, _command: &Bytes) -> Result<Bytes> {
+    fn apply(&self, _context: &mut Context<'_>, _command: &[u8]) -> Result<Bytes> {
         Ok(Bytes::new())
     }
 
-    fn is_quick(&self, _command: &Bytes) -> bool {
+    fn is_quick(&self, _command: &[u8]) -> bool {
         true
     }
 }
@@ -157,9 +171,9 @@ mod tests {
         }
         command.compare_and_swap(b"small", Some(b"1"), Some(b"2")).unwrap();
         let (mut batch, view) = (WriteBatch::new(), store.view().unwrap());
-        let command = command.finish();
+        let (command, mut chunk) = (command.finish(), None);
         let mut context = Context {
-            entry: &mut Source::new(command.clone()),
+            entry: Source::new(&command, &mut chunk),
             region: RegionId(1),
             index: 1,
             batch: &mut batch,
@@ -187,7 +201,7 @@ mod tests {
         let second = 4 + one.len() + 3;
         let slices = [data.slice(4..4 + one.len()), data.slice(second..), stranger];
         let (mut batch, view) = (WriteBatch::new(), store.view().unwrap());
-        let mut entry = Source::new(data.clone());
+        let mut chunk = None;
         for command in &slices {
             let mut context = Context {
                 region: RegionId(1),
@@ -195,7 +209,7 @@ mod tests {
                 batch: &mut batch,
                 answer_room: 0,
                 view: &*view,
-                entry: &mut entry,
+                entry: Source::new(&data, &mut chunk),
             };
             KvMachine.apply(&mut context, command).unwrap();
         }

@@ -37,10 +37,14 @@ fn open_part<'a>(parts: &'a mut Vec<Open>, route: &Route) -> &'a mut Open {
 }
 
 /// The region that owns every operation of the batch, if one does: the common case, found without
-/// copying anything. `None` for an empty batch, too.
+/// copying anything. `None` for an empty batch, too. `near`, a route of this cache, is looked at first.
 ///
 /// Errors when the batch does not parse or a key's region is not known.
-pub fn lone_route<'a>(cache: &'a RangeCache, batch: &[u8]) -> Result<Option<&'a Route>> {
+pub fn lone_route<'a>(
+    cache: &'a RangeCache,
+    near: Option<&'a Route>,
+    batch: &[u8],
+) -> Result<Option<&'a Route>> {
     let mut found: Option<&Route> = None;
     for op in command::ops(batch) {
         let op = op?;
@@ -48,7 +52,10 @@ pub fn lone_route<'a>(cache: &'a RangeCache, batch: &[u8]) -> Result<Option<&'a 
         let route = match found {
             Some(route) if route.region.range.contains(key) => route,
             Some(_) => return Ok(None),
-            None => cache.lookup(key).ok_or_else(|| unknown(key))?,
+            None => match near.filter(|near| near.region.range.contains(key)) {
+                Some(near) => near,
+                None => cache.lookup(key).ok_or_else(|| unknown(key))?,
+            },
         };
         if let Op::DeleteRange { start, end } = &op {
             let until = &route.region.range.end;
@@ -71,7 +78,7 @@ pub fn split_batch(cache: &RangeCache, batch: &Bytes) -> Result<Vec<Part>> {
     if batch.is_empty() {
         return Ok(Vec::new());
     }
-    if let Some(route) = lone_route(cache, batch)? {
+    if let Some(route) = lone_route(cache, None, batch)? {
         // Which swaps a lone part holds is of no use to anybody: all of them.
         return Ok(vec![Part { route: route.clone(), command: batch.clone(), swaps: Vec::new() }]);
     }

@@ -125,7 +125,7 @@ pub fn decode(entry: &Entry, show: Show) -> Command {
                 out.kind = "normal";
                 out.epoch_version = Some(version);
                 out.batches = batches.len() as u64;
-                for batch in &batches {
+                for batch in batches {
                     for op in ops(batch) {
                         match op {
                             Ok(op) => out.ops.push(operation(&op, batch, show)),
