@@ -51,20 +51,26 @@ fn trimmed(bytes: &[u8]) -> &[u8] {
     &bytes[..len]
 }
 
-/// A page in which `written` stands at `within`, and else what `page` held.
+/// Whether a page is as long as before with `written` in it, and no zero is last.
+fn keeps_its_end(page: &[u8], within: usize, written: &[u8]) -> bool {
+    let end = within + written.len();
+    end < page.len() || end == page.len() && written.last() != Some(&0)
+}
+
+/// A page in which `written` stands at `within`, before what it held up to there; behind it was nothing, or nothing is left.
 fn rewritten(page: &[u8], within: usize, written: &[u8]) -> Page {
-    let tail = page.get(within + written.len()..).unwrap_or_default();
-    let written = if tail.is_empty() { trimmed(written) } else { written };
-    let head = &page[..within.min(page.len())];
-    if written.is_empty() || within == 0 && tail.is_empty() {
-        return if within == 0 { written.into() } else { head.into() };
+    let (head, written) = (&page[..within.min(page.len())], trimmed(written));
+    match (head, written) {
+        (head, []) => trimmed(head).into(),
+        ([], written) if within == 0 => written.into(),
+        (head, written) => {
+            let mut bytes = Vec::with_capacity(within + written.len());
+            bytes.extend_from_slice(head);
+            bytes.resize(within, 0);
+            bytes.extend_from_slice(written);
+            bytes.into()
+        }
     }
-    let mut bytes = Vec::with_capacity(within + written.len() + tail.len());
-    bytes.extend_from_slice(head);
-    bytes.resize(within, 0);
-    bytes.extend_from_slice(written);
-    bytes.extend_from_slice(tail);
-    bytes.into()
 }
 
 impl Pages {
@@ -99,9 +105,10 @@ impl Pages {
             let source = &data[done..done + take];
             done += take;
             match self.pages.get_mut(&page) {
-                Some(bytes) if bytes.len() >= within + take => {
+                Some(bytes) if keeps_its_end(bytes, within, source) => {
                     Arc::make_mut(bytes)[within..within + take].copy_from_slice(source);
                 }
+                Some(bytes) if bytes.len() <= within && trimmed(source).is_empty() => {}
                 Some(bytes) => *bytes = rewritten(bytes, within, source),
                 None if trimmed(source).is_empty() => {}
                 None => drop(self.pages.insert(page, rewritten(&[], within, source))),

@@ -1,6 +1,6 @@
 //! The write batch: what one apply pass wants to write, in order.
 
-use super::run::{RegionChange, Run, covers, normalise};
+use super::run::{RegionChange, Run, normalise};
 use super::slot::{
     HEAD, Kind, Slot, is_delete_at, is_put_at, key_at, kind_at, order, prefix_of, record_delete,
     record_put, record_put_elsewhere, value_at,
@@ -8,8 +8,9 @@ use super::slot::{
 use crate::error::{Error, Result};
 use crate::types::{KeyRange, RegionId, RegionState};
 use bytes::Bytes;
+use std::collections::BTreeMap;
 use std::collections::HashMap; // lookup only
-use std::ops::Range;
+use std::ops::{Bound, Range};
 use std::sync::Arc;
 
 /// The longest key a store takes, in bytes.
@@ -369,12 +370,11 @@ fn keep_last(ops: &mut Vec<Slot>, start: usize, chunks: &[Bytes]) {
 fn without_covered(ops: Vec<Slot>, ranges: &[(usize, KeyRange)], chunks: &[Bytes]) -> Vec<Slot> {
     let mut kept = Vec::with_capacity(ops.len());
     let mut end = ops.len();
-    let mut later: Vec<KeyRange> = Vec::new();
+    let mut later = Covered::default();
     // From the back: the ranges seen so far are those that come after the ops at hand.
     for (position, range) in ranges.iter().rev() {
         push_uncovered(&ops[*position..end], &later, chunks, &mut kept);
-        later.push(range.clone());
-        later = normalise(later);
+        later.add(range);
         end = *position;
     }
     push_uncovered(&ops[..end], &later, chunks, &mut kept);
@@ -382,8 +382,46 @@ fn without_covered(ops: Vec<Slot>, ranges: &[(usize, KeyRange)], chunks: &[Bytes
     kept
 }
 
-fn push_uncovered(ops: &[Slot], later: &[KeyRange], chunks: &[Bytes], kept: &mut Vec<Slot>) {
-    kept.extend(ops.iter().rev().filter(|slot| !covers(later, slot.key(chunks))));
+fn push_uncovered(ops: &[Slot], later: &Covered, chunks: &[Bytes], kept: &mut Vec<Slot>) {
+    kept.extend(ops.iter().rev().filter(|slot| !later.contains(slot.key(chunks))));
+}
+
+/// A growing set of keys: ranges that neither overlap nor touch, start and end, an empty end for none.
+#[derive(Default)]
+struct Covered(BTreeMap<Bytes, Bytes>);
+
+impl Covered {
+    /// The range that begins last at or before `key`.
+    fn before(&self, key: &[u8]) -> Option<(&Bytes, &Bytes)> {
+        self.0.range::<[u8], _>((Bound::Unbounded, Bound::Included(key))).next_back()
+    }
+
+    fn contains(&self, key: &[u8]) -> bool {
+        self.before(key).is_some_and(|(_, end)| end.is_empty() || key < &end[..])
+    }
+
+    fn add(&mut self, range: &KeyRange) {
+        let KeyRange { start, mut end } = range.clone();
+        // Whoever begins before it ends is joined to it, from the last one back.
+        while let Some((from, to)) = match end.is_empty() {
+            true => self.0.last_key_value(),
+            false => self.before(&end),
+        } {
+            if !to.is_empty() && *to < start {
+                break;
+            }
+            if to.is_empty() || !end.is_empty() && *to > end {
+                end = to.clone();
+            }
+            let from = from.clone();
+            self.0.remove(&from);
+            if from < start {
+                self.0.insert(from, end);
+                return;
+            }
+        }
+        self.0.insert(start, end);
+    }
 }
 
 /// The last change of each region, ascending by id.
@@ -398,4 +436,36 @@ fn last_changes(changes: Vec<(RegionId, Option<RegionState>)>) -> Vec<RegionChan
     out.dedup_by_key(|change| change.0);
     out.reverse();
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::run::covers;
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Grown range by range, it is what all of them cover together.
+        #[test]
+        fn covered_is_what_the_ranges_cover(
+            ranges in prop::collection::vec((0u8..30, 0u8..31), 0..12)
+        ) {
+            let key = |n: u8| if n == 30 { Bytes::new() } else { Bytes::from(vec![b'a' + n]) };
+            let ranges: Vec<KeyRange> = ranges
+                .into_iter()
+                .map(|(start, end)| KeyRange { start: key(start), end: key(end) })
+                .filter(|range| !range.is_empty())
+                .collect();
+            let mut covered = Covered::default();
+            ranges.iter().for_each(|range| covered.add(range));
+            let all = normalise(ranges);
+            for n in 0..40 {
+                let key = [b'a' + n];
+                prop_assert_eq!(covered.contains(&key), covers(&all, &key));
+            }
+            let joined: Vec<KeyRange> =
+                covered.0.into_iter().map(|(start, end)| KeyRange { start, end }).collect();
+            prop_assert_eq!(joined, all);
+        }
+    }
 }
