@@ -162,6 +162,8 @@ pub(crate) struct Census {
     news: bool,
     /// Somebody is measuring.
     asked: bool,
+    /// How often it was found out anew who is calm.
+    settled: u64,
 }
 
 /// Regions to be measured.
@@ -208,7 +210,7 @@ impl Census {
     /// One that goes by these rules.
     pub fn new(rules: Rules) -> Census {
         let (regions, calm) = (BTreeMap::new(), BTreeMap::new());
-        Census { rules, regions, calm, looked: None, news: false, asked: false }
+        Census { rules, regions, calm, looked: None, news: false, asked: false, settled: 0 }
     }
 
     /// Looks at all that is led here, if it is time.
@@ -238,6 +240,7 @@ impl Census {
     /// Finds out anew who is calm.
     fn settle(&mut self) {
         self.news = true;
+        self.settled += 1;
         let Some(now) = self.looked else { return };
         let (rules, regions) = (&self.rules, &self.regions);
         let calm = regions.iter().filter_map(|(id, entry)| {
@@ -273,6 +276,11 @@ impl Census {
             }
         }
         self.settle();
+    }
+
+    /// How often it was found out anew who is calm.
+    pub fn settled(&self) -> u64 {
+        self.settled
     }
 
     /// At most how many bytes a region takes that is calm, and has the shape of this epoch.

@@ -127,6 +127,11 @@ impl Reporter {
         self.session
     }
 
+    /// Whether a report is under way.
+    pub fn waits(&self) -> bool {
+        self.sent.is_some()
+    }
+
     /// The next report, if there is something to say and nothing is under way. `led` are all regions led here, in
     /// order; `shape` gives the shape of one, if it still has it.
     pub fn next(
