@@ -13,7 +13,7 @@ use crate::types::{Epoch, PeerId, Region, RegionId, Role, StoreId};
 use std::time::Duration;
 
 /// For so long a region may be led before the directory hears of it: it has just been cut out of another one, or its leader has not
-/// reported yet, which leaders do twice a second.
+/// reported yet, which leaders do within a second of what they apply.
 const NEWBORN: Duration = Duration::from_secs(3);
 
 /// The changes of a region's replicas. All of them share this:

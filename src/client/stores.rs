@@ -31,7 +31,8 @@ impl Client {
     }
 
     /// The stores of the cluster, what they hold, and what stands in the way of draining them, as the leader of region 1
-    /// knows it. Any node can be asked. What stores hold is as they have last reported it, about half a second ago.
+    /// knows it. Any node can be asked. What stores hold is as they have last reported it: about half a second
+    /// ago, and some seconds where nothing was written (sizes that were measured since, free space).
     pub async fn cluster(&self) -> Result<Cluster> {
         match self.ask(Ask::Cluster).await? {
             Answer::Cluster(cluster) => Ok(cluster),

@@ -2,8 +2,8 @@
 //! no cluster yet, registers the store when the node starts, reports what is led here, and, on the node that leads region 1, announces the reign and the record to everybody.
 //!
 //! It looks twice a second, and at once when something is announced. A look at an idle node compares what is led with
-//! what was acknowledged and finds nothing to say: no message leaves, no group is touched. Where nothing was applied since, only
-//! every sixteenth look compares: with a hundred thousand regions that takes a while. Everything that it asks for is
+//! what was acknowledged and finds nothing to say: no message leaves, no group is touched. Where nothing was applied since, it
+//! compares every eight seconds only: with a hundred thousand regions that takes a while. Everything that it asks for is
 //! asked without waiting; one question of a kind (and one announcement to a store) is under way at a time.
 //! Its reports also say which regions are small and cold, as the [`census`](super::census) has it.
 //!
@@ -34,8 +34,8 @@ use std::time::{Duration, Instant};
 
 /// How often a clerk looks.
 const LOOK: Duration = Duration::from_millis(500);
-/// After a look with nothing to report so many more do not compare, if nothing was applied since.
-const LOOKS_IN_VAIN: u32 = 15;
+/// After it has compared in vain it does so again this much later, if nothing was applied since.
+const COMPARE_IDLE: Duration = Duration::from_secs(8);
 /// How long the leader of region 1 may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a store may take that something is announced to.
@@ -129,12 +129,22 @@ enum Registration {
     Done,
 }
 
-/// What changes with what there is to report. (A leader that steps down and hears of no other is told of late.)
+/// What changes with most of what there is to report. The rest may be told [later](COMPARE_IDLE): a leader that steps down and
+/// hears of no other, one that is fenced off, a size that was measured, space.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Basis {
     session: u64,
     applied_entries: u64,
     settled: u64,
+}
+
+/// A comparison that found nothing to report.
+#[derive(Clone, Copy)]
+struct Vain {
+    basis: Basis,
+    at: Instant,
+    /// One at least [`LOOK`] earlier had found nothing, too: a store loop publishes what was applied a moment after it was.
+    again: bool,
 }
 
 /// How far a store has been told.
@@ -162,8 +172,7 @@ pub(super) struct Clerk {
     asked_members: bool,
     free: Option<u64>,
     free_as_of: Option<Instant>,
-    /// When there was nothing to report, and how many looks ago.
-    nothing_new: Option<(Basis, u32)>,
+    in_vain: Option<Vain>,
     /// The record as far as it has been acted upon.
     version: u64,
     /// The life of each store whose address the transport has, and that address as it was on record.
@@ -214,7 +223,7 @@ pub(super) fn start(parts: Parts) -> Result<Handle> {
         asked_members: false,
         free: None,
         free_as_of: None,
-        nothing_new: None,
+        in_vain: None,
         version: 0,
         placed,
         marked: (Instant::now(), 0),
@@ -476,13 +485,13 @@ impl Clerk {
             applied_entries: self.parts.driver.stats().applied_entries,
             settled: self.parts.census.as_ref().map_or(0, Census::settled),
         };
-        let since = self.nothing_new.take().filter(|(then, _)| *then == basis);
-        // (Twice, for a loop publishes what was applied a moment later.)
-        if let Some((_, looks @ 1..=LOOKS_IN_VAIN)) = since {
-            self.nothing_new = Some((basis, looks + 1));
+        let space_is_due = self.free_as_of.is_none_or(|as_of| now - as_of > SPACE_EVERY);
+        let before = self.in_vain.filter(|vain| vain.basis == basis);
+        if before.is_some_and(|vain| vain.again && now - vain.at < COMPARE_IDLE) && !space_is_due {
             return;
         }
-        if self.free_as_of.is_none_or(|as_of| now - as_of > SPACE_EVERY) {
+        self.in_vain = None;
+        if space_is_due {
             self.free = (self.parts.free_space)();
             self.free_as_of = Some(now);
         }
@@ -492,8 +501,11 @@ impl Clerk {
         let space = local.space(self.free);
         let shape = |region| local.bureau().shape(region);
         let Some(report) = self.reporter.next(&led, space, shape) else {
-            self.nothing_new =
-                (!self.reporter.waits()).then_some((basis, u32::from(since.is_some())));
+            self.in_vain = match before {
+                _ if self.reporter.waits() => None,
+                Some(vain) if !vain.again && now - vain.at < LOOK => Some(vain),
+                before => Some(Vain { basis, at: now, again: before.is_some() }),
+            };
             return;
         };
         let number = report.number;
