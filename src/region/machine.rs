@@ -84,9 +84,9 @@ impl Context<'_> {
 
 /// Deterministic application of commands. See the [module](self).
 pub trait StateMachine: Send + Sync + 'static {
-    /// Applies one command, which lies in its log entry ([`Context::share`] keeps parts of it); the response goes to whoever proposed it, if he still waits. Bound it: one that
-    /// does not fit a message between nodes (25 MiB) reaches callers in other processes as an
-    /// [`Ambiguous`](crate::Error::Ambiguous).
+    /// Applies one command, which lies in its log entry ([`Context::share`] keeps parts of it); the response goes to
+    /// whoever proposed it, if he still waits. Bound it: one that does not fit a message between nodes (25 MiB) reaches
+    /// callers in other processes as an [`Ambiguous`](crate::Error::Ambiguous).
     fn apply(&self, context: &mut Context<'_>, command: &[u8]) -> Result<Bytes>;
 
     /// Whether this command takes a microsecond or so for each hundred bytes, and reads nothing: up to 16 KiB of entries at once
