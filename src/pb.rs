@@ -112,13 +112,13 @@ fn merging_from_pb(merging: &meta::Merging) -> Merging {
     }
 }
 
-/// The durable form of a region's state.
-pub fn encode_region_state(state: &RegionState) -> Bytes {
+/// The durable form of a region's state, with `applied` in the place of its own position.
+pub fn encode_region_state(state: &RegionState, applied: LogPosition) -> Bytes {
     let mut out = meta::RegionState::new();
     out.set_region(region_to_pb(&state.region));
     out.set_peer_id(state.peer.0);
-    out.set_applied_index(state.applied.index);
-    out.set_applied_term(state.applied.term);
+    out.set_applied_index(applied.index);
+    out.set_applied_term(applied.term);
     out.set_compact_index(state.compacted.index);
     out.set_compact_term(state.compacted.term);
     out.set_next_id(state.next_id);

@@ -14,6 +14,7 @@ use catamaran::types::*;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 type Data = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -31,6 +32,7 @@ enum Op {
     DeleteIn(Vec<u8>),
     DeleteRange(Vec<u8>, Vec<u8>),
     SetRegion(u64),
+    SetApplied(u64),
     RemoveRegion(u64),
     Rollback(Vec<u8>),
 }
@@ -69,6 +71,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => key().prop_map(Op::DeleteIn),
         1 => (key(), key()).prop_map(|(a, b)| Op::DeleteRange(a, b)),
         2 => (1u64..6).prop_map(Op::SetRegion),
+        2 => (1u64..6).prop_map(Op::SetApplied),
         1 => (1u64..6).prop_map(Op::RemoveRegion),
         1 => key().prop_map(Op::Rollback),
     ]
@@ -161,6 +164,14 @@ fn apply(op: &Op, clock: &mut u64, batch: &mut WriteBatch, model: &mut Model) {
             *clock += 1;
             batch.set_region(state(*id, *clock));
             model.regions.insert(*id, state(*id, *clock));
+        }
+        Op::SetApplied(id) => {
+            // The state's own position is the one before.
+            let Some(state) = model.regions.get_mut(id) else { return };
+            *clock += 1;
+            let applied = LogPosition { index: *clock, term: 6 };
+            batch.set_applied(&Arc::new(state.clone()), applied);
+            state.applied = applied;
         }
         Op::RemoveRegion(id) => {
             batch.remove_region(RegionId(*id));

@@ -9,7 +9,7 @@ use catamaran::codec::region::{decode_head, encode_head};
 use catamaran::kv::mem::SimTablesDisk;
 use catamaran::kv::{Options, StateStore, TableStore};
 use catamaran::region::apply::{Applier, ApplyOutcome};
-use catamaran::region::effects::{ApplyTask, CommittedEntry};
+use catamaran::region::effects::{ApplyTask, CommittedEntry, Waiting};
 use catamaran::region::machine::KvMachine;
 use catamaran::sim::disk::SimDisk;
 use catamaran::types::*;
@@ -50,7 +50,7 @@ impl Replica {
         let entries = log.iter().enumerate().map(|(i, admin)| CommittedEntry {
             position: at(i + 6),
             data: admin.encode(),
-            waiting: Vec::new(),
+            waiting: Waiting::new(),
         });
         let task =
             ApplyTask::Entries { region: FIRST_REGION, peer: PEER, entries: entries.collect() };

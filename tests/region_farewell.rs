@@ -12,7 +12,7 @@ use catamaran::kv::mem::SimTablesDisk;
 use catamaran::kv::{Options, StateStore, TableStore, WriteBatch};
 use catamaran::log::{self, Entry, Log, LogBatch};
 use catamaran::region::apply::{Applier, ApplyOutcome};
-use catamaran::region::effects::{Applied, ApplyTask, CommittedEntry, Reply};
+use catamaran::region::effects::{Applied, ApplyTask, CommittedEntry, Reply, Waiting};
 use catamaran::region::life::{self, Past};
 use catamaran::region::machine::KvMachine;
 use catamaran::region::storage::{decode_hard_state, encode_hard_state};
@@ -74,7 +74,7 @@ fn a_later_replica_inherits_no_vote_and_no_entry() {
 
 fn entry(index: u64, admin: &Admin) -> CommittedEntry {
     let position = LogPosition { index, term: 5 };
-    CommittedEntry { position, data: admin.encode(), waiting: Vec::new() }
+    CommittedEntry { position, data: admin.encode(), waiting: Waiting::new() }
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn a_child_removed_before_its_birth_is_not_born_and_leaves_nothing() {
         ApplyTask::Entries {
             region: RegionId(3),
             peer: PeerId(50),
-            entries: vec![entry(6, &split)],
+            entries: [entry(6, &split)].into_iter().collect(),
         },
     ];
     let mut outcome = ApplyOutcome::default();
@@ -124,7 +124,7 @@ fn a_child_removed_before_its_birth_is_not_born_and_leaves_nothing() {
     let late = ApplyTask::Entries {
         region: RegionId(3),
         peer: PeerId(49),
-        entries: vec![entry(7, &late)],
+        entries: [entry(7, &late)].into_iter().collect(),
     };
     let mut outcome = ApplyOutcome::default();
     applier.apply(vec![removal, late], &mut outcome).unwrap();
@@ -137,7 +137,8 @@ fn a_child_removed_before_its_birth_is_not_born_and_leaves_nothing() {
     // heard of the birth. The loop handed over what the log held, and the node stopped: the region was not known.
     let late = |peer| {
         let late = entry(6, &Admin::Forget { peers: Vec::new() });
-        let entries = vec![CommittedEntry { waiting: vec![Token(4)], ..late }];
+        let waiting = [Token(4)].into_iter().collect();
+        let entries = [CommittedEntry { waiting, ..late }].into_iter().collect();
         ApplyTask::Entries { region: RegionId(20), peer: PeerId(peer), entries }
     };
     let mut outcome = ApplyOutcome::default();

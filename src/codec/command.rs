@@ -118,9 +118,9 @@ pub struct PayloadBuilder {
 }
 
 impl PayloadBuilder {
-    /// Starts an entry for the epoch version, with room for `bytes` of batches.
+    /// Starts an entry for the epoch version, with room for `bytes` of batches, the 4 before each of them included.
     pub fn new(version: u64, bytes: usize) -> PayloadBuilder {
-        let mut out = Vec::with_capacity(NORMAL_HEAD + bytes + 64);
+        let mut out = Vec::with_capacity(NORMAL_HEAD + bytes);
         out.push(NORMAL);
         out.extend_from_slice(&version.to_le_bytes());
         out.extend_from_slice(&[0; 4]);

@@ -222,12 +222,13 @@ mod tests {
     use crate::store::CommittedEntry;
     use crate::types::{LogPosition, PeerId, RegionId};
     use bytes::Bytes;
+    use smallvec::smallvec;
     use std::time::Duration;
 
     fn task(waiting: &[u64]) -> ApplyTask {
         let position = LogPosition { index: 9, term: 1 };
         let waiting = waiting.iter().map(|token| Token(*token)).collect();
-        let entries = vec![CommittedEntry { position, data: Bytes::new(), waiting }];
+        let entries = smallvec![CommittedEntry { position, data: Bytes::new(), waiting }];
         ApplyTask::Entries { region: RegionId(1), peer: PeerId(1), entries }
     }
 

@@ -5,8 +5,9 @@ use super::slot::{
     HEAD, Kind, Slot, is_delete_at, is_put_at, key_at, kind_at, order, prefix_of, record_delete,
     record_put, record_put_elsewhere, value_at,
 };
+use super::tables::Stand;
 use crate::error::{Error, Result};
-use crate::types::{KeyRange, RegionId, RegionState};
+use crate::types::{KeyRange, LogPosition, RegionId, RegionState};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::collections::HashMap; // lookup only
@@ -65,7 +66,7 @@ pub struct WriteBatch {
     ops: Vec<Slot>,
     /// Range deletes, each with the number of ops before it.
     ranges: Vec<(usize, KeyRange)>,
-    regions: Vec<(RegionId, Option<RegionState>)>,
+    regions: Vec<RegionChange>,
     refused: bool,
     /// Bytes of the ops' records, counted while they are at hand.
     live: usize,
@@ -161,9 +162,21 @@ impl WriteBatch {
         }
     }
 
+    /// Makes room for the states of so many regions.
+    pub fn expect_regions(&mut self, regions: usize) {
+        self.regions.reserve_exact(regions);
+    }
+
     /// Sets a region's state, applied position included.
     pub fn set_region(&mut self, state: RegionState) {
-        self.regions.push((state.region.id, Some(state)));
+        self.regions.push((state.region.id, Some(state.into())));
+    }
+
+    /// Sets a region's state, with `applied` in the place of its own position: so what seldom changes is shared by one batch
+    /// after another, and not copied for each.
+    pub fn set_applied(&mut self, state: &Arc<RegionState>, applied: LogPosition) {
+        let stand = Stand::new(Arc::clone(state), applied);
+        self.regions.push((state.region.id, Some(stand)));
     }
 
     /// Forgets a region.
@@ -425,17 +438,15 @@ impl Covered {
 }
 
 /// The last change of each region, ascending by id.
-fn last_changes(changes: Vec<(RegionId, Option<RegionState>)>) -> Vec<RegionChange> {
-    let mut out: Vec<RegionChange> = Vec::with_capacity(changes.len());
-    for (id, state) in changes {
-        out.push((id, state.map(Arc::new)));
+fn last_changes(mut changes: Vec<RegionChange>) -> Vec<RegionChange> {
+    if !changes.is_sorted_by(|a, b| a.0 < b.0) {
+        changes.sort_by_key(|change| change.0);
+        // Keeps the last of each id: the sort is stable.
+        changes.reverse();
+        changes.dedup_by_key(|change| change.0);
+        changes.reverse();
     }
-    out.sort_by_key(|change| change.0);
-    // Keeps the last of each id: the sort is stable.
-    out.reverse();
-    out.dedup_by_key(|change| change.0);
-    out.reverse();
-    out
+    changes
 }
 
 #[cfg(test)]

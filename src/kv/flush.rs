@@ -7,7 +7,6 @@ use super::tables::{Sink, TablesView, data_key, region_key, scan_data};
 use super::view::lay_over;
 use super::{Cut, Direction, Flush};
 use crate::error::{Error, Result};
-use crate::pb;
 use crate::types::{KeyRange, RegionState};
 use bytes::Bytes;
 use std::cmp::Ordering;
@@ -118,7 +117,7 @@ impl Inner {
         let frozen = self.frozen().unwrap_or_default();
         let tables = Arc::clone(&self.state.lock().tables);
         let mut changes: BTreeMap<_, _> = frozen.regions.iter().cloned().collect();
-        changes.extend(states.into_iter().map(|s| (s.region.id, Some(Arc::new(s)))));
+        changes.extend(states.into_iter().map(|s| (s.region.id, Some(s.into()))));
         let changes: Vec<RegionChange> = changes.into_iter().collect();
         let deleted = ranges_around(&frozen.ranges, &holes);
         let mut items = Some(items);
@@ -146,9 +145,9 @@ impl Inner {
 }
 
 fn write_regions(changes: &[RegionChange], sink: &mut dyn Sink) -> Result<()> {
-    for (id, state) in changes {
-        match state {
-            Some(state) => sink.put(&region_key(*id), &pb::encode_region_state(state))?,
+    for (id, stand) in changes {
+        match stand {
+            Some(stand) => sink.put(&region_key(*id), &stand.encode())?,
             None => sink.delete(&region_key(*id))?,
         }
     }

@@ -3,7 +3,8 @@
 use super::merge::{Input, Merged, Scratch, merge};
 use super::slot::{Kind, Slot, prefix_of};
 use super::slots::Slots;
-use crate::types::{KeyRange, RegionId, RegionState};
+use super::tables::Stand;
+use crate::types::{KeyRange, RegionId};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ pub(super) enum Found {
 }
 
 /// A region's state as of a run; `None`: the replica was removed.
-pub(super) type RegionChange = (RegionId, Option<Arc<RegionState>>);
+pub(super) type RegionChange = (RegionId, Option<Stand>);
 
 /// A sorted run.
 ///
@@ -31,7 +32,8 @@ pub(super) struct Run {
     pub regions: Vec<RegionChange>,
     /// Bytes of the records that slots point to.
     pub live: usize,
-    /// Memory retained: chunks (each once, however few of its bytes live) and the index.
+    /// Memory retained: chunks (each once, however few of its bytes live) and the index. The states of regions are left out, for
+    /// whoever applies has them, too.
     pub bytes: usize,
 }
 
@@ -57,7 +59,7 @@ impl Run {
         run.bytes = run.chunks.iter().map(|c| c.len() + size_of::<Bytes>()).sum::<usize>()
             + run.slots.len() * size_of::<Slot>()
             + run.ranges.iter().map(|r| r.start.len() + r.end.len() + 64).sum::<usize>()
-            + run.regions.len() * 256;
+            + run.regions.len() * size_of::<RegionChange>();
         run
     }
 
@@ -122,7 +124,7 @@ impl Run {
         }
     }
 
-    pub fn region(&self, id: RegionId) -> Option<&Option<Arc<RegionState>>> {
+    pub fn region(&self, id: RegionId) -> Option<&Option<Stand>> {
         let at = self.regions.binary_search_by_key(&id, |change| change.0).ok()?;
         Some(&self.regions[at].1)
     }

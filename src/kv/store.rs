@@ -5,12 +5,12 @@ use super::layers;
 use super::merge::Scratch;
 use super::run::Run;
 use super::tables::{IDENT_KEY, region_key};
-use super::tables::{Regions, Sink, Tables, load_meta};
+use super::tables::{Regions, Sink, Stand, Tables, load_meta};
 use super::view::{Picture, StoreView};
 use super::{Cut, Flush, StateStore, Stats, View, WriteBatch};
 use crate::error::{Error, Result};
 use crate::pb;
-use crate::types::{KeyRange, RegionState, StoreIdent};
+use crate::types::{DEAD, KeyRange, RegionState, StoreIdent};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -168,7 +168,7 @@ impl Inner {
     /// Every region's applied position in the last durable cut.
     pub fn durable_cut(&self) -> Cut {
         let base = Arc::clone(&self.state.lock().base);
-        base.values().map(|state| (state.region.id, state.peer, state.applied)).collect()
+        base.values().map(|stand| (stand.region(), stand.peer(), stand.applied)).collect()
     }
 
     /// Merges what is due at the tail. Readers and writers go on meanwhile: the result replaces the merged runs
@@ -253,11 +253,11 @@ impl StateStore for TableStore {
             )));
         }
         let regions: Regions =
-            regions.into_iter().map(|state| (state.region.id, Arc::new(state))).collect();
+            regions.into_iter().map(|state| (state.region.id, state.into())).collect();
         inner.tables.ingest(&mut |sink: &mut dyn Sink| {
             sink.put(&IDENT_KEY, &pb::encode_ident(ident))?;
-            for (id, state) in &regions {
-                sink.put(&region_key(*id), &pb::encode_region_state(state))?;
+            for (id, stand) in &regions {
+                sink.put(&region_key(*id), &stand.encode())?;
             }
             Ok(())
         })?;
@@ -272,12 +272,12 @@ impl StateStore for TableStore {
 
     fn region_states(&self) -> Vec<RegionState> {
         let all = self.inner.picture().regions();
-        all.into_values().filter(|s| !s.is_tombstone()).map(|state| (*state).clone()).collect()
+        all.values().filter(|s| s.applied != DEAD).map(Stand::whole).collect()
     }
 
     fn tombstones(&self) -> Vec<RegionState> {
         let all = self.inner.picture().regions();
-        all.into_values().filter(|s| s.is_tombstone()).map(|state| (*state).clone()).collect()
+        all.values().filter(|s| s.applied == DEAD).map(Stand::whole).collect()
     }
 
     fn write(&self, batch: WriteBatch) -> Result<()> {

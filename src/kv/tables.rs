@@ -6,7 +6,7 @@
 use super::Direction;
 use crate::error::{Error, Result};
 use crate::pb;
-use crate::types::{KeyRange, RegionId, RegionState, StoreIdent};
+use crate::types::{KeyRange, LogPosition, PeerId, RegionId, RegionState, StoreIdent};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -107,8 +107,47 @@ pub(super) fn scan_data(
     )
 }
 
-/// The region states of one cut. Shared by pointer, so taking a new one costs a pointer per region.
-pub(super) type Regions = BTreeMap<RegionId, Arc<RegionState>>;
+/// A region's state. How far it is applied changes with every batch, all else seldom.
+#[derive(Clone, Debug)]
+pub(super) struct Stand {
+    /// All else of the state, shared by all stands since it changed.
+    state: Arc<RegionState>,
+    pub applied: LogPosition,
+}
+
+impl Stand {
+    pub fn new(state: Arc<RegionState>, applied: LogPosition) -> Stand {
+        Stand { state, applied }
+    }
+
+    /// The state, as it is.
+    pub fn whole(&self) -> RegionState {
+        RegionState { applied: self.applied, ..(*self.state).clone() }
+    }
+
+    /// As it is written down.
+    pub fn encode(&self) -> Bytes {
+        pb::encode_region_state(&self.state, self.applied)
+    }
+
+    pub fn region(&self) -> RegionId {
+        self.state.region.id
+    }
+
+    pub fn peer(&self) -> PeerId {
+        self.state.peer
+    }
+}
+
+impl From<RegionState> for Stand {
+    fn from(state: RegionState) -> Stand {
+        let applied = state.applied;
+        Stand { state: Arc::new(state), applied }
+    }
+}
+
+/// The region states of one cut. Shared by pointer, so taking a new one costs a pointer and a position per region.
+pub(super) type Regions = BTreeMap<RegionId, Stand>;
 
 /// What the last durable cut says beside the data.
 pub(super) fn load_meta(tables: &dyn TablesView) -> Result<(Option<StoreIdent>, Regions)> {
@@ -117,7 +156,7 @@ pub(super) fn load_meta(tables: &dyn TablesView) -> Result<(Option<StoreIdent>, 
     let mut regions = Regions::new();
     for item in tables.scan(&range, Direction::Forward) {
         let state = pb::decode_region_state(&item?.1)?;
-        regions.insert(state.region.id, Arc::new(state));
+        regions.insert(state.region.id, state.into());
     }
     Ok((ident, regions))
 }

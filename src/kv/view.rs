@@ -2,7 +2,7 @@
 
 use super::run::{Found, Run, covers};
 use super::slot::Slot;
-use super::tables::{Regions, TableScan, TablesView, data_key, scan_data};
+use super::tables::{Regions, Stand, TableScan, TablesView, data_key, scan_data};
 use super::{Direction, Scan, View};
 use crate::error::Result;
 use crate::types::{KeyRange, RegionId, RegionState};
@@ -32,9 +32,9 @@ impl Picture {
 
 /// Applies a run's region changes to `regions`.
 pub(super) fn lay_over(regions: &mut Regions, run: &Run) {
-    for (id, state) in &run.regions {
-        match state {
-            Some(state) => regions.insert(*id, Arc::clone(state)),
+    for (id, stand) in &run.regions {
+        match stand {
+            Some(stand) => regions.insert(*id, stand.clone()),
             None => regions.remove(id),
         };
     }
@@ -79,11 +79,11 @@ impl View for StoreView {
 
     fn record(&self, id: RegionId) -> Option<RegionState> {
         for run in self.0.runs.iter().rev() {
-            if let Some(state) = run.region(id) {
-                return state.as_deref().cloned();
+            if let Some(stand) = run.region(id) {
+                return stand.as_ref().map(Stand::whole);
             }
         }
-        self.0.base.get(&id).map(|state| (**state).clone())
+        self.0.base.get(&id).map(Stand::whole)
     }
 }
 

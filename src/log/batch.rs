@@ -69,6 +69,11 @@ impl LogBatch {
         LogBatch::default()
     }
 
+    /// An empty batch with room for so many operations, each with an entry.
+    pub fn with_capacity(ops: usize) -> LogBatch {
+        LogBatch { ops: Vec::with_capacity(ops), entries: Vec::with_capacity(ops), bytes: 0 }
+    }
+
     /// Adds entries. They must be contiguous, start above the group's compaction point and leave no
     /// gap after its last entry; if they start at or below it, the old suffix is dropped.
     /// [`submit`](super::Log::submit) refuses the whole batch otherwise. No entries: no operation.

@@ -112,7 +112,7 @@ pub struct Ready {
 /// Proof that a [`Ready`] is being handled.
 #[derive(Debug)]
 pub struct ReadyRest {
-    /// Boxed: it is large, and handed around.
+    /// Boxed: it is large, and handed around. See [`Room`].
     ready: Box<::raft::Ready>,
     number: u64,
 }
@@ -121,6 +121,22 @@ impl ReadyRest {
     /// The number by which [`Group::persisted`] is told.
     pub fn number(&self) -> u64 {
         self.number
+    }
+}
+
+/// Memory for a round, which the next one of whatever group takes again.
+#[derive(Default, Debug)]
+pub struct Room(Option<Box<::raft::Ready>>);
+
+impl Room {
+    fn put(&mut self, ready: ::raft::Ready) -> Box<::raft::Ready> {
+        match self.0.take() {
+            Some(mut room) => {
+                *room = ready;
+                room
+            }
+            None => Box::new(ready),
+        }
     }
 }
 
@@ -461,10 +477,15 @@ impl<S: Storage> Group<S> {
 
     /// Takes what the changes so far ask for, if anything.
     pub fn ready(&mut self) -> Option<Ready> {
+        self.ready_in(&mut Room::default())
+    }
+
+    /// As [`ready`](Self::ready), for whoever has many groups, one after another.
+    pub fn ready_in(&mut self, room: &mut Room) -> Option<Ready> {
         if !self.has_ready() {
             return None;
         }
-        let mut ready = Box::new(self.node().ready());
+        let mut ready = room.put(self.node().ready());
         let number = self.base + ready.number();
         self.number = number;
         if !ready.entries().is_empty() || !ready.snapshot().is_empty() {
@@ -497,7 +518,13 @@ impl<S: Storage> Group<S> {
 
     /// Ends the round: its entries can be read from the storage now.
     pub fn advance(&mut self, rest: ReadyRest) {
-        self.node().advance_append_async(*rest.ready);
+        self.advance_in(rest, &mut Room::default());
+    }
+
+    /// As [`advance`](Self::advance); leaves the room for the next [`ready_in`](Self::ready_in).
+    pub fn advance_in(&mut self, mut rest: ReadyRest, room: &mut Room) {
+        self.node().advance_append_async(std::mem::take(&mut *rest.ready));
+        room.0 = Some(rest.ready);
     }
 
     /// All rounds up to `number` are durable.

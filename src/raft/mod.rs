@@ -34,5 +34,5 @@ mod turn;
 pub mod wire;
 
 pub use envelope::{Envelope, Lane, Note};
-pub use group::{Elections, Group, GroupConfig, ProposeError, Ready, ReadyRest, Status};
+pub use group::{Elections, Group, GroupConfig, ProposeError, Ready, ReadyRest, Room, Status};
 pub use quiet::Standing;

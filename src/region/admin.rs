@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::kv::{View, WriteBatch};
 use crate::raft::ProposeError;
 use crate::types::{Departed, FIRST_REGION, LogPosition, Merging, Region, RegionState, StoreId};
+use smallvec::smallvec;
 
 /// Ids that are handed out at once, at most: none ever comes back, and who asked for too many by mistake would leave none.
 const IDS_MAX: u64 = 1 << 20;
@@ -33,7 +34,7 @@ impl Peer {
             return effects.replies.push((token, Reply::Admin(known)));
         }
         match self.try_admin(config, neighbours, admin, effects) {
-            Ok(position) => self.proposals.proposed(position, vec![token]),
+            Ok(position) => self.proposals.proposed(position, smallvec![token]),
             Err(error) => effects.replies.push((token, Reply::Admin(Err(error)))),
         }
     }

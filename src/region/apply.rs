@@ -84,15 +84,18 @@ enum Epochs {
 }
 
 /// A region's state, and where it stands among what a batch has touched.
+///
+/// * `state` is shared with the state store; `applied` is how far the region is, what `state` says of it may be older.
 struct Kept {
-    state: RegionState,
+    state: Arc<RegionState>,
+    applied: LogPosition,
     /// The batch that touched it last, and its place there.
     touched: (u64, usize),
 }
 
 impl From<RegionState> for Kept {
     fn from(state: RegionState) -> Kept {
-        Kept { state, touched: (0, 0) }
+        Kept { applied: state.applied, state: Arc::new(state), touched: (0, 0) }
     }
 }
 
@@ -124,7 +127,7 @@ struct Publishing {
 }
 
 /// What those are told whose write may or may not have been applied elsewhere.
-fn unknown(waiting: Vec<Token>, what: &'static str) -> impl Iterator<Item = (Token, Reply)> {
+fn unknown(waiting: Waiting, what: &'static str) -> impl Iterator<Item = (Token, Reply)> {
     let unknown = move |token| (token, Reply::Written(Err(Error::Ambiguous { what })));
     waiting.into_iter().map(unknown)
 }
@@ -224,9 +227,10 @@ impl Applier {
             out.replies.extend(replies);
             return Ok(());
         }
+        batch.expect_regions(touched.len());
         for Applied { region, .. } in &touched {
             if let Some(kept) = self.regions.get(region) {
-                batch.set_region(kept.state.clone());
+                batch.set_applied(&kept.state, kept.applied);
             }
         }
         self.kv.write(batch)?;
@@ -259,8 +263,7 @@ impl Applier {
         let Some(kept) = self.regions.get_mut(&region) else {
             return Err(Error::RegionNotFound(region));
         };
-        let state = &kept.state;
-        if entry.position.index <= state.applied.index || state.peer != peer {
+        if entry.position.index <= kept.applied.index || kept.state.peer != peer {
             // Handed over again after a restart or a restore; another's. Whoever waits is told all the same.
             publishing.replies.extend(unknown(entry.waiting, "overtaken by a snapshot"));
             return Ok(());
@@ -269,15 +272,16 @@ impl Applier {
         let applied = kept.touch(publishing.number, &mut publishing.touched, start);
         applied.position = entry.position;
         applied.bytes += entry.data.len();
-        let state = &mut kept.state;
-        state.applied = entry.position;
+        kept.applied = entry.position;
         if entry.data.is_empty() {
             return Ok(()); // raft's own
         }
         match Payload::parse(&entry.data)? {
-            Payload::Compact(_) if state.merging.is_some() => Ok(()),
+            Payload::Compact(_) if kept.state.merging.is_some() => Ok(()),
             Payload::Compact(position) => {
-                let position = position.min(LogPosition { index: state.applied.index, ..position });
+                let index = kept.applied.index;
+                let position = position.min(LogPosition { index, ..position });
+                let state = Arc::make_mut(&mut kept.state);
                 state.compacted = state.compacted.max(position);
                 applied.compacted = Some(state.compacted);
                 Ok(())
@@ -287,8 +291,10 @@ impl Applier {
                 let mut admin = admin;
                 #[cfg(any(test, feature = "sim"))]
                 if self.epochs == Epochs::Ignored {
-                    admin.set_epoch(state.region.epoch);
+                    admin.set_epoch(kept.state.region.epoch);
                 }
+                let state = Arc::make_mut(&mut kept.state);
+                state.applied = kept.applied;
                 let news = applied.news.get_or_insert_default();
                 let done =
                     administer(&admin, state, news, &mut publishing.batch, &*publishing.view)?;
@@ -301,6 +307,7 @@ impl Applier {
                 Ok(())
             }
             Payload::Normal { version, batches } => {
+                let state = &kept.state;
                 let frozen = state.merging.is_some() || version != state.region.epoch.version;
                 let old = self.epochs == Epochs::Checked && frozen;
                 let current = old.then(|| state.region.clone());

@@ -14,6 +14,7 @@ use crate::types::{
     StoreId,
 };
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 /// Names whoever waits for an answer; chosen by the shell, opaque here.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -23,15 +24,35 @@ pub struct Token(pub u64);
 #[derive(Default, Debug)]
 pub struct Outbox {
     queues: Vec<(StoreId, Lane, Vec<Envelope>)>,
+    /// Messages that a queue has room for from the start.
+    room: usize,
 }
 
+/// A queue has room for so many messages from the start, at most: it goes to a connection's queue as it is, where only what is in
+/// it is counted.
+const OUTBOX_ROOM_MAX: usize = 32;
+
 impl Outbox {
+    /// An empty one that may get so many messages for each destination.
+    pub fn expecting(messages: usize) -> Outbox {
+        Outbox { queues: Vec::new(), room: messages.min(OUTBOX_ROOM_MAX) }
+    }
+
+    /// The same for one that is there.
+    pub fn expect(&mut self, messages: usize) {
+        self.room = messages.min(OUTBOX_ROOM_MAX);
+    }
+
     /// Adds a message.
     pub fn push(&mut self, to: StoreId, envelope: Envelope) {
         let lane = envelope.lane();
         match self.queues.iter_mut().find(|queue| queue.0 == to && queue.1 == lane) {
             Some(queue) => queue.2.push(envelope),
-            None => self.queues.push((to, lane, vec![envelope])),
+            None => {
+                let mut queue = Vec::with_capacity(self.room.max(1));
+                queue.push(envelope);
+                self.queues.push((to, lane, queue));
+            }
         }
     }
 
@@ -74,6 +95,12 @@ pub struct AfterPersist {
     pub send: Outbox,
 }
 
+/// Those who wait for the batches of an entry, in order. Of one or two they take no memory of their own.
+pub type Waiting = SmallVec<[Token; 2]>;
+
+/// Entries to apply, in log order. One takes no memory of its own.
+pub type Entries = SmallVec<[CommittedEntry; 1]>;
+
 /// A committed entry to apply.
 #[derive(Debug)]
 pub struct CommittedEntry {
@@ -82,7 +109,7 @@ pub struct CommittedEntry {
     /// The payload; empty for raft's own entries.
     pub data: Bytes,
     /// Who waits for the batches in it, in order; empty unless proposed here.
-    pub waiting: Vec<Token>,
+    pub waiting: Waiting,
 }
 
 /// Work for the region's [`Applier`](crate::region::apply::Applier), in order per region.
@@ -95,7 +122,7 @@ pub enum ApplyTask {
         /// The replica.
         peer: PeerId,
         /// In log order.
-        entries: Vec<CommittedEntry>,
+        entries: Entries,
     },
     /// Replace the region's data by a received snapshot, durably.
     Restore {

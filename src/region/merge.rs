@@ -383,7 +383,7 @@ impl Peer {
 
     /// The entries behind what is applied up to the freezing: of its own log what every replica has, the rest from the
     /// commit.
-    fn missing(&self, commit: &Commit) -> Option<Vec<CommittedEntry>> {
+    fn missing(&self, commit: &Commit) -> Option<Entries> {
         let from = self.progress.applied.index + 1;
         let own = self.group.storage().payloads(from, commit.first)?;
         let brought = (commit.first..).zip(&commit.entries);
@@ -393,7 +393,7 @@ impl Peer {
         let entry = |(position, data): (LogPosition, Bytes)| CommittedEntry {
             position,
             data,
-            waiting: vec![],
+            waiting: Waiting::new(),
         };
         Some(own.into_iter().chain(brought).map(entry).collect())
     }
@@ -402,7 +402,7 @@ impl Peer {
 /// The target, on every store.
 impl Peer {
     /// Takes committed entries, in order, for the applier.
-    pub(super) fn hand(&mut self, entries: Vec<CommittedEntry>, effects: &mut Effects) {
+    pub(super) fn hand(&mut self, entries: Entries, effects: &mut Effects) {
         // Nearly always: nothing is held back, and nothing in them will be.
         if self.held.entries.is_empty() && entries.iter().all(|e| commit_in(&e.data).is_none()) {
             return self.hand_on(entries, effects);
@@ -414,7 +414,7 @@ impl Peer {
     /// Hands on what nothing holds back. A commit can be judged when all before it is applied: then this loop knows the
     /// shape that the applier will find.
     pub(super) fn release(&mut self, effects: &mut Effects) {
-        let mut out = Vec::new();
+        let mut out = Entries::new();
         while !self.held.entries.is_empty() {
             let held = &mut *self.held;
             let Some(next) = held.entries.front() else { break };
@@ -443,7 +443,7 @@ impl Peer {
         self.held.entries.pop_front()
     }
 
-    fn hand_on(&mut self, entries: Vec<CommittedEntry>, effects: &mut Effects) {
+    fn hand_on(&mut self, entries: Entries, effects: &mut Effects) {
         let Some(last) = entries.last() else { return };
         self.handed = last.position.index;
         let (region, peer) = (self.region.id, self.id);

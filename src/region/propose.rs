@@ -5,7 +5,7 @@
 //! record for all of them. Under load rounds grow, and entries with them; an idle region proposes at once.
 
 use super::config::StoreConfig;
-use super::effects::{Effects, Reply, Token};
+use super::effects::{Effects, Reply, Token, Waiting};
 use super::merge::FROZEN;
 use super::peer::Peer;
 use super::sparse::Empty;
@@ -27,7 +27,7 @@ use std::collections::VecDeque;
 pub struct Proposals {
     pending: VecDeque<(Token, Bytes)>,
     pending_bytes: usize,
-    proposed: VecDeque<(LogPosition, Vec<Token>)>,
+    proposed: VecDeque<(LogPosition, Waiting)>,
     /// Of the last entry known to be committed, while anybody waited.
     term: u64,
 }
@@ -68,14 +68,14 @@ impl Proposals {
         tokens
     }
 
-    pub(crate) fn proposed(&mut self, position: LogPosition, tokens: Vec<Token>) {
+    pub(crate) fn proposed(&mut self, position: LogPosition, tokens: Waiting) {
         let at = self.proposed.partition_point(|(other, _)| *other < position);
         self.proposed.insert(at, (position, tokens));
     }
 
     /// Who waits for the committed entry at `position`; entries of ours that it, or an earlier one,
     /// overwrote go to `lost`.
-    pub fn committed(&mut self, position: LogPosition, lost: &mut Vec<Token>) -> Vec<Token> {
+    pub fn committed(&mut self, position: LogPosition, lost: &mut Vec<Token>) -> Waiting {
         if position.term > self.term {
             self.term = position.term;
             self.give_up_older(position, lost);
@@ -90,7 +90,7 @@ impl Proposals {
             }
             lost.extend(tokens);
         }
-        Vec::new()
+        Waiting::new()
     }
 }
 
@@ -102,7 +102,7 @@ impl Proposals {
         self.proposed.retain_mut(|(at, tokens)| {
             let gone = hopeless(at);
             if gone {
-                lost.append(tokens);
+                lost.extend(tokens.drain(..));
             }
             !gone
         });
@@ -158,7 +158,7 @@ impl Peer {
                 Ok(position) => {
                     let waiting = &mut self.proposals;
                     let batches = waiting.pending.drain(..count);
-                    let (mut tokens, mut bytes) = (Vec::with_capacity(count), 0);
+                    let (mut tokens, mut bytes) = (Waiting::with_capacity(count), 0);
                     for (token, command) in batches {
                         tokens.push(token);
                         bytes += command.len();
@@ -231,6 +231,7 @@ impl Peer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use smallvec::smallvec;
 
     /// A leader of term 3 proposes 12 to 15, is cut back to 11 by the leader of term 4, leads again in term 5
     /// and proposes 12 anew: the new 12 is answered, and none of the old ones can come back.
@@ -239,14 +240,14 @@ mod tests {
         let mut proposals = Proposals::default();
         let at = |index, term| LogPosition { index, term };
         for index in 12..=15 {
-            proposals.proposed(at(index, 3), vec![Token(index)]);
+            proposals.proposed(at(index, 3), smallvec![Token(index)]);
         }
-        proposals.proposed(at(12, 5), vec![Token(512)]);
+        proposals.proposed(at(12, 5), smallvec![Token(512)]);
         let mut lost = Vec::new();
-        assert_eq!(proposals.committed(at(12, 5), &mut lost), vec![Token(512)]);
+        assert_eq!(proposals.committed(at(12, 5), &mut lost).to_vec(), vec![Token(512)]);
         lost.sort_unstable();
         assert_eq!(lost, [12, 13, 14, 15].map(Token));
-        assert_eq!(proposals.committed(at(13, 5), &mut lost), vec![]);
+        assert_eq!(proposals.committed(at(13, 5), &mut lost).to_vec(), vec![]);
     }
 
     /// Its own term's later proposals wait on.
@@ -254,12 +255,12 @@ mod tests {
     fn later_proposals_of_the_same_term_stay() {
         let mut proposals = Proposals::default();
         let at = |index, term| LogPosition { index, term };
-        proposals.proposed(at(7, 3), vec![Token(7)]);
-        proposals.proposed(at(8, 3), vec![Token(8)]);
+        proposals.proposed(at(7, 3), smallvec![Token(7)]);
+        proposals.proposed(at(8, 3), smallvec![Token(8)]);
         let mut lost = Vec::new();
-        assert_eq!(proposals.committed(at(6, 3), &mut lost), vec![]);
-        assert_eq!(proposals.committed(at(7, 3), &mut lost), vec![Token(7)]);
-        assert_eq!(proposals.committed(at(8, 3), &mut lost), vec![Token(8)]);
+        assert_eq!(proposals.committed(at(6, 3), &mut lost).to_vec(), vec![]);
+        assert_eq!(proposals.committed(at(7, 3), &mut lost).to_vec(), vec![Token(7)]);
+        assert_eq!(proposals.committed(at(8, 3), &mut lost).to_vec(), vec![Token(8)]);
         assert_eq!(lost, vec![]);
     }
 }

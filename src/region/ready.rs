@@ -18,7 +18,7 @@ use super::storage;
 use crate::codec::{self, command};
 use crate::error::{Error, Result};
 use crate::log::LogBatch;
-use crate::raft::{Ready, ReadyRest};
+use crate::raft::{Ready, ReadyRest, Room};
 use crate::types::{Departed, LogPosition, PeerId, RegionState, Time};
 use ::raft::SnapshotStatus;
 use ::raft::eraftpb::{Entry, EntryType, HardState, Message, MessageType, Snapshot};
@@ -44,6 +44,28 @@ pub struct Pass<'a> {
     pub after: Outbox,
     /// The rest.
     pub effects: &'a mut Effects,
+    /// For the round of one peer after another.
+    pub room: &'a mut Room,
+}
+
+/// A pass over fewer peers than this makes no room ahead: mostly they have nothing to write.
+const FEW: usize = 8;
+/// Nor does any make room for more.
+const MANY: usize = 256;
+
+impl<'a> Pass<'a> {
+    /// A pass that will visit so many peers.
+    pub fn over(peers: usize, effects: &'a mut Effects, room: &'a mut Room) -> Pass<'a> {
+        let expected = if peers < FEW { 0 } else { peers.min(MANY) };
+        effects.send_now.expect(expected);
+        Pass {
+            batch: LogBatch::with_capacity(expected),
+            acks: Vec::with_capacity(expected),
+            after: Outbox::expecting(expected),
+            effects,
+            room,
+        }
+    }
 }
 
 /// What a peer's raft rounds have in flight.
@@ -137,7 +159,7 @@ impl Peer {
         if self.progress.applying_bytes / APPLY_LAG_FACTOR > config.apply_lag_bytes_max {
             return false; // far behind: acknowledgements stop too, and the leader slows down
         }
-        let ready = self.group.ready();
+        let ready = self.group.ready_in(pass.room);
         if let Some(fault) = self.group.storage().take_fault() {
             self.quarantine(fault, pass.effects);
             return false;
@@ -226,7 +248,7 @@ impl Peer {
         pass: &mut Pass<'_>,
     ) {
         let number = rest.number();
-        self.group.advance(rest);
+        self.group.advance_in(rest, pass.room);
         if writes == Writes::Nothing && self.unpersisted.outstanding.is_none() {
             self.group.persisted(number);
             return self.send(messages, Wait::No, pass);
@@ -312,7 +334,7 @@ impl Peer {
         let Some(last) = committed.last() else { return };
         self.group.storage().handed_out(last.index);
         let mut lost = Vec::new();
-        let mut entries = Vec::with_capacity(committed.len());
+        let mut entries = Entries::with_capacity(committed.len());
         for entry in committed {
             let position = LogPosition { index: entry.index, term: entry.term };
             let Some(data) = storage::payload_of(entry) else {

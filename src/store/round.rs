@@ -12,7 +12,7 @@ use crate::codec::{self, admin::Admin};
 use crate::error::{Error, Result};
 use crate::kv::{Cut, StateStore};
 use crate::log::{Log, LogBatch, Seq};
-use crate::raft::{Envelope, GroupConfig};
+use crate::raft::{Envelope, GroupConfig, Room};
 use crate::region::config::StoreConfig;
 use crate::region::effects::*;
 use crate::region::hibernate::{self, Wake};
@@ -54,6 +54,8 @@ pub struct Store {
     pub(super) sizes: Sizes,
     /// Effects of events, handed out by the next drain.
     pub(super) pending: Effects,
+    /// For the rounds of all peers.
+    room: Room,
 }
 
 impl Store {
@@ -132,6 +134,7 @@ impl Store {
             watch,
             sizes: Sizes::default(),
             pending: Effects::default(),
+            room: Room::default(),
         };
         for (region, epoch) in removed {
             store.bury(region, epoch);
@@ -252,8 +255,7 @@ impl Store {
         let mut touched = std::mem::take(&mut self.touched);
         touched.sort_unstable();
         touched.dedup();
-        let mut pass =
-            Pass { batch: LogBatch::new(), acks: Vec::new(), after: Outbox::default(), effects };
+        let mut pass = Pass::over(touched.len(), effects, &mut self.room);
         for (at, region) in touched.iter().copied().enumerate() {
             self.peers.ahead(|n| touched.get(at + 1 + n).copied());
             let Some(peer) = self.peers.get_mut(&region) else { continue };
@@ -275,7 +277,7 @@ impl Store {
                 self.watch.lies_down(now, region, peer);
             }
         }
-        let Pass { batch, acks, after, effects } = pass;
+        let Pass { batch, acks, after, effects, .. } = pass;
         if !batch.is_empty() {
             self.submitted = self.log.submit(batch)?;
         }

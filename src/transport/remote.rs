@@ -64,15 +64,18 @@ enum Call {
     Told(Told, usize),
 }
 
-impl Call {
-    fn tell(self, answer: Answer, room: &Semaphore) {
-        match self {
+/// Tells all of them, after the room of all is given back: under one lock, and so that what a callback asks next finds it.
+fn tell_all(calls: Vec<(Call, Answer)>, room: &Semaphore) {
+    let held = |(call, _): &(Call, Answer)| match call {
+        Call::Awaited(_) => 0,
+        Call::Told(_, size) => *size,
+    };
+    room.add_permits(calls.iter().map(held).sum());
+    for (call, answer) in calls {
+        match call {
             // One that nobody waits for any more is dropped.
             Call::Awaited(tell) => drop(tell.send(answer)),
-            Call::Told(told, size) => {
-                room.add_permits(size);
-                told(answer);
-            }
+            Call::Told(told, _) => told(answer),
         }
     }
 }
@@ -227,10 +230,8 @@ impl Link {
     fn expire(&self) {
         let mut late = Vec::new();
         self.waiting.lock().calls.take_where(self.now(), |_| false, &mut late);
-        for call in late {
-            let error = Error::Timeout { after_ms: 0, what: "a node's answer" };
-            call.tell(Err(error), &self.room);
-        }
+        let error = || Error::Timeout { after_ms: 0, what: "a node's answer" };
+        tell_all(late.into_iter().map(|call| (call, Err(error()))).collect(), &self.room);
     }
 }
 
@@ -309,10 +310,10 @@ async fn run(
             let mut calls = Vec::with_capacity(answers.len());
             {
                 let mut waiting = link.waiting.lock();
-                let found = |(id, body)| waiting.calls.take(id).map(|call| (call, body));
+                let found = |(id, body)| waiting.calls.take(id).map(|call| (call, Ok(body)));
                 calls.extend(answers.into_iter().filter_map(found));
             }
-            calls.into_iter().for_each(|(call, body)| call.tell(Ok(body), &link.room));
+            tell_all(calls, &link.room);
         }
     };
     let late = async {
@@ -336,6 +337,6 @@ async fn run(
     drop(waiting);
     link.outbox.close();
     let broke = || Error::Ambiguous { what: "the connection broke" };
-    calls.into_iter().for_each(|call| call.tell(Err(broke()), &link.room));
+    tell_all(calls.into_iter().map(|call| (call, Err(broke()))).collect(), &link.room);
     link.room.close();
 }

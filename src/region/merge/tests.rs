@@ -7,6 +7,7 @@ use crate::kv::{Options, StateStore, TableStore};
 use crate::region::apply::{Applier, ApplyOutcome};
 use crate::region::machine::KvMachine;
 use crate::sim::disk::SimDisk;
+use smallvec::smallvec;
 use std::sync::Arc;
 
 fn region(id: u64, range: KeyRange, stores: [u64; 3]) -> Region {
@@ -135,11 +136,11 @@ impl Desk {
         let entry = CommittedEntry {
             position: LogPosition { index, term: 6 },
             data: Admin::CommitMerge(Box::new(self.commit.clone())).encode(),
-            waiting: vec![Token(1)],
+            waiting: smallvec![Token(1)],
         };
         let (region, peer) = (self.target.region.id, self.target.peer);
         let mut outcome = ApplyOutcome::default();
-        let tasks = vec![ApplyTask::Entries { region, peer, entries: vec![entry] }];
+        let tasks = vec![ApplyTask::Entries { region, peer, entries: smallvec![entry] }];
         self.applier.apply(tasks, &mut outcome).unwrap();
         match outcome.replies.pop() {
             Some((Token(1), Reply::Admin(done))) => {

@@ -49,7 +49,8 @@ impl Applying {
         self.position.index += 1;
         let data = self.payloads[(self.position.index % ENTRIES) as usize].clone();
         let waiting = (0..FOLD).map(Token).collect();
-        let entries = vec![CommittedEntry { position: self.position, data, waiting }];
+        let entries =
+            [CommittedEntry { position: self.position, data, waiting }].into_iter().collect();
         let task = ApplyTask::Entries { region: RegionId(1), peer: self.peer, entries };
         let mut outcome = ApplyOutcome::default();
         self.applier.apply(vec![task], &mut outcome).expect("it works");
