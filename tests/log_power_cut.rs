@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// `EXT4_IOC_SHUTDOWN`: the file system ends at once.
 const SHUTDOWN: u32 = 0x8004_587d;
@@ -45,6 +45,8 @@ const GROUPS: u64 = 12;
 const KEEP: u64 = 30;
 /// Batches outstanding per thread.
 const WINDOW: usize = 12;
+/// For a mount that is busy to be left by those who use it.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How a life's disk writes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -204,9 +206,19 @@ impl Device {
         Ok(())
     }
 
+    /// Asks again for a while: a command that another test starts at this moment holds a copy of our open files
+    /// until it becomes its own program, and what was just closed is busy for as long.
     fn unmount(&mut self) -> Result<(), String> {
         self.mounted = false;
-        done(Command::new("umount").arg(&self.at))
+        let asked = Instant::now();
+        loop {
+            match done(Command::new("umount").arg(&self.at)) {
+                Err(busy) if busy.contains("busy") && asked.elapsed() < PATIENCE => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                other => return other,
+            }
+        }
     }
 
     fn cut(&self, way: u32) {
