@@ -21,8 +21,26 @@ pub(super) struct Budget {
 /// A request's part of it, given back when this is dropped.
 #[derive(Debug)]
 pub(super) struct Held {
-    budget: Arc<Budget>,
+    purse: Arc<Purse>,
     bytes: usize,
+}
+
+/// What those hold that were taken together. It is counted by itself: the budget's own count is everybody's, and would
+/// be a line of memory that all threads fight for.
+#[derive(Debug)]
+struct Purse(Arc<Budget>);
+
+impl Purse {
+    fn take(self: &Arc<Purse>, bytes: usize) -> Result<Held> {
+        let Budget { held, max } = &*self.0;
+        let before = held.fetch_add(bytes, Relaxed);
+        // Gives it back if there is no room.
+        let taken = Held { purse: Arc::clone(self), bytes };
+        match before > 0 && before + bytes > *max {
+            true => Err(Error::Busy { what: "the client's memory" }),
+            false => Ok(taken),
+        }
+    }
 }
 
 impl Budget {
@@ -33,20 +51,25 @@ impl Budget {
 
     /// Room for a request of so many bytes, or [`Error::Busy`].
     pub fn take(self: &Arc<Budget>, bytes: usize) -> Result<Held> {
-        let bytes = bytes + OVERHEAD;
-        let before = self.held.fetch_add(bytes, Relaxed);
-        // Gives it back if there is no room.
-        let held = Held { budget: Arc::clone(self), bytes };
-        match before > 0 && before + bytes > self.max {
-            true => Err(Error::Busy { what: "the client's memory" }),
-            false => Ok(held),
+        Arc::new(Purse(Arc::clone(self))).take(bytes + OVERHEAD)
+    }
+
+    /// Room for each of many requests, as [`take`](Self::take).
+    pub fn take_each(self: &Arc<Budget>, requests: &[usize]) -> Vec<Result<Held>> {
+        let purse = Arc::new(Purse(Arc::clone(self)));
+        let all: usize = requests.iter().map(|bytes| bytes + OVERHEAD).sum();
+        let fits = |held: usize| Some(held + all).filter(|held| *held <= self.max);
+        if self.held.fetch_update(Relaxed, Relaxed, fits).is_ok() {
+            let held = |bytes| Ok(Held { purse: Arc::clone(&purse), bytes });
+            return requests.iter().map(|bytes| held(bytes + OVERHEAD)).collect();
         }
+        requests.iter().map(|bytes| purse.take(bytes + OVERHEAD)).collect()
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.budget.held.fetch_sub(self.bytes, Relaxed);
+        self.purse.0.held.fetch_sub(self.bytes, Relaxed);
     }
 }
 
@@ -75,6 +98,14 @@ mod tests {
         let many: Vec<Held> = std::iter::from_fn(|| budget.take(512).ok()).take(100).collect();
         assert_eq!(many.len(), 4);
         drop(many);
+        assert_eq!(budget.held.load(Relaxed), 0);
+        // Of many together those are refused that do not fit, and no others.
+        let fit = |requests: &[usize]| budget.take_each(requests);
+        let three = fit(&[512, 512, 512]);
+        assert!(three.iter().all(Result::is_ok));
+        let two = fit(&[4000, 100]);
+        assert_eq!((two[0].is_ok(), two[1].is_ok()), (false, true));
+        drop((three, two));
         assert_eq!(budget.held.load(Relaxed), 0);
     }
 }

@@ -34,6 +34,8 @@ use bytes::Bytes;
 use std::time::Duration;
 
 const VERSION: u8 = 1;
+/// What an answer to a write begins with.
+const WRITTEN: u8 = 1;
 const WRITE: u8 = 1;
 /// Keys of one read.
 pub const KEYS_MAX: usize = 1 << 16;
@@ -399,6 +401,10 @@ impl Body {
 /// asker would wait in vain. A write's is [`Ambiguous`](Error::Ambiguous), for it was applied.
 pub fn encode_response(response: &Result<Response>) -> Bytes {
     let bytes = match response {
+        // Nearly always.
+        Ok(Response::Written(result)) if result.is_empty() => {
+            return Bytes::from_static(&[VERSION, WRITTEN]);
+        }
         Ok(Response::Written(result)) if result.len() >= MESSAGE_BYTES_MAX => None,
         response => Some(bytes_of(response)).filter(|bytes| bytes.len() <= MESSAGE_BYTES_MAX),
     };
@@ -424,7 +430,7 @@ fn bytes_of(response: &Result<Response>) -> Bytes {
             fault::encode(error, &mut out);
         }
         Ok(Response::Written(result)) => {
-            out.u8(1);
+            out.u8(WRITTEN);
             out.raw(result);
         }
         Ok(Response::Values(values)) => {
@@ -491,7 +497,7 @@ fn parse_response(from: &mut Reader) -> Result<Result<Response>> {
     }
     Ok(Ok(match from.u8()? {
         0 => return Ok(Err(fault::decode(from)?)),
-        1 => Response::Written(from.rest()),
+        WRITTEN => Response::Written(from.rest()),
         2 => {
             let count = from.count(1, KEYS_MAX)?;
             let mut values = Vec::with_capacity(count);

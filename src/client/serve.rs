@@ -22,8 +22,10 @@ pub(super) fn serve(inner: &Arc<Inner>, origin: Origin, requests: Vec<(u64, Byte
     let now = inner.now();
     let mut writes: BTreeMap<usize, (RegionId, Time, Vec<Submission>)> = BTreeMap::new();
     let mut entrants = Vec::new();
+    // Counted by itself: the node's own count is everybody's, and would be a line that all threads fight for.
+    let shared = Arc::new(Arc::clone(inner));
     for (id, bytes) in requests {
-        let back = Arc::clone(inner);
+        let back = Arc::clone(&shared);
         let answer = move |result: Result<Response>| {
             let result = result.map_err(|error| back.bureau.with_neighbours(error));
             back.transport.respond(origin, id, encode_response(&result));

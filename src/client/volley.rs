@@ -74,9 +74,11 @@ impl Shared {
         let mut refused = Vec::new();
         let mut volleys: Vec<Vec<Write>> = Vec::new();
         volleys.resize_with(self.slots.len(), Vec::new);
-        for ((command, done), leader) in batches.into_iter().zip(leaders) {
+        let sizes: Vec<usize> = batches.iter().map(|(command, _)| command.len()).collect();
+        let room = self.budget.take_each(&sizes);
+        for (((command, done), leader), held) in batches.into_iter().zip(leaders).zip(room) {
             let slot = slot_of(leader, &mut at, |store| self.slot_of(store)).unwrap_or(anyone);
-            match self.budget.take(command.len()) {
+            match held {
                 Ok(held) => volleys[slot].push(Write { command, leader, done, held }),
                 Err(error) => refused.push((done, error)),
             }
@@ -96,9 +98,10 @@ impl Shared {
     fn volley(self: &Arc<Self>, connection: &Connection, writes: Vec<Write>, timeout: Duration) {
         let bodies = encode(&writes, timeout);
         let deadline = Instant::now() + timeout;
-        let shared = Arc::downgrade(self);
+        // Counted by itself, as [`Held`] is.
+        let shared = Arc::new(Arc::downgrade(self));
         let told = |one: Write| -> Told {
-            let shared = Weak::clone(&shared);
+            let shared: Arc<Weak<Shared>> = Arc::clone(&shared);
             Box::new(move |answer: Result<Bytes>| {
                 let error = match answer.and_then(decode_response) {
                     Ok(response) => {
