@@ -17,8 +17,9 @@ run() { # NAME ARGUMENTS...
 }
 for repetition in $(seq "$repetitions"); do
     for state in memory disk; do
-        # One write an entry: each client has a region of its own.
-        run "1-$state" --state $state --regions 1024 --clients 1024 --batch 1 --distribution pinned
+        # One write an entry: four writers in each region, nothing folded; and each writer with a region of his own.
+        run "1-$state" --state $state --regions 1024 --clients 4096 --batch 1 --distribution pinned --set entry_bytes=1
+        run "1-alone-$state" --state $state --regions 1024 --clients 1024 --batch 1 --distribution pinned
         # Each client stays in its region, and so 64 share one; below, each request goes to any.
         run "2-$state" --state $state --clients 4096 --batch 1 --distribution pinned
         run "2-any-$state" --state $state --clients 4096 --batch 1

@@ -1,10 +1,11 @@
 //! The command line, and the [`Plan`] it resolves to once each profile has filled in its defaults.
 
 use crate::keys::Distribution;
-use crate::quantity;
+use crate::{quantity, settings};
 use catamaran::codec::command::{BATCH_BYTES_MAX, BatchBuilder, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use serde_json::{Map, Value};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -223,6 +224,9 @@ pub struct RunArgs {
     /// Nodes: how many apply workers [default: the node's own choice].
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=64))]
     pub apply_workers: Option<u64>,
+    /// Nodes: any other setting of theirs, in JSON's spelling, as `entry_bytes=1`. May be repeated.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = settings::assignment)]
+    pub set: Vec<(String, Value)>,
     /// How long a request may take.
     #[arg(long, default_value = "10s", value_parser = quantity::duration)]
     pub timeout: Duration,
@@ -289,6 +293,8 @@ pub struct Plan {
     pub loops: Option<u64>,
     /// Apply workers of a node.
     pub apply_workers: Option<u64>,
+    /// Other settings of a node.
+    pub set: Map<String, Value>,
     /// How long a request may take.
     pub timeout: Duration,
 }
@@ -332,6 +338,7 @@ impl RunArgs {
             repetitions: self.repetitions,
             loops: self.loops,
             apply_workers: self.apply_workers,
+            set: self.set.into_iter().collect(),
             timeout: self.timeout,
         };
         plan.check()?;
@@ -385,6 +392,9 @@ impl Plan {
         }
         if !self.connect.is_empty() && self.profile != Profile::Durable {
             return Err("--connect goes with the durable profile only".into());
+        }
+        if !self.set.is_empty() && (!self.connect.is_empty() || self.profile == Profile::Log) {
+            return Err("--set is for nodes of this process".into());
         }
         match self.profile {
             // Its entries are no commands.

@@ -3,6 +3,7 @@
 use crate::args::{Plan, Profile, State};
 use crate::machine::Used;
 use crate::report::Cost;
+use crate::settings;
 use anyhow::{Context, Result, anyhow, bail};
 use catamaran::client::Client;
 use catamaran::config::StateKind;
@@ -35,7 +36,12 @@ fn free_addresses(count: u64) -> Result<BTreeMap<u64, String>> {
     (1..).zip(&listeners).map(|(id, socket)| Ok((id, socket.local_addr()?.to_string()))).collect()
 }
 
-fn config(plan: &Plan, dir: &Path, id: u64, addresses: &BTreeMap<u64, String>) -> NodeConfig {
+fn config(
+    plan: &Plan,
+    dir: &Path,
+    id: u64,
+    addresses: &BTreeMap<u64, String>,
+) -> Result<NodeConfig> {
     let mut config = NodeConfig {
         store_id: id,
         data_dir: dir.join(format!("node{id}")),
@@ -55,7 +61,7 @@ fn config(plan: &Plan, dir: &Path, id: u64, addresses: &BTreeMap<u64, String>) -
     if let Some(workers) = plan.apply_workers {
         config.apply_workers = workers as usize;
     }
-    config
+    settings::with(config, &plan.set).map_err(|error| anyhow!("--set: {error}"))
 }
 
 /// The highest term of each region, added up.
@@ -96,7 +102,7 @@ impl Cluster {
         };
         (1..=plan.nodes)
             .map(|id| {
-                let builder = Node::builder(config(plan, dir, id, &addresses));
+                let builder = Node::builder(config(plan, dir, id, &addresses)?);
                 let builder = match plan.profile {
                     Profile::Consensus => builder
                         .hub(hub.clone())

@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// What makes two runs repetitions of one another, unless the command line says which are.
-const KIND: [&str; 23] = [
+const KIND: [&str; 24] = [
     "/profile",
     "/state",
     "/nodes",
@@ -24,6 +24,7 @@ const KIND: [&str; 23] = [
     "/keys",
     "/threads",
     "/loops",
+    "/settings",
     "/log/groups",
     "/log/threads",
     "/log/entries_per_write",
@@ -95,6 +96,11 @@ impl Run {
     /// What it ran on which commit and machine: equal for repetitions of one another.
     pub fn kind(&self) -> String {
         KIND.map(|path| self.shown(path)).join("|")
+    }
+
+    /// Settings of the nodes that were not their defaults.
+    pub fn settings(&self) -> impl Iterator<Item = (&String, &Value)> {
+        self.json.get("settings").and_then(Value::as_object).into_iter().flatten()
     }
 
     /// Operations by second, whole seconds only.

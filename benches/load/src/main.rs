@@ -28,6 +28,7 @@ mod quantity;
 mod record;
 mod remote;
 mod report;
+mod settings;
 mod table;
 mod target;
 mod verify;

@@ -8,6 +8,7 @@ use crate::verify::Verified;
 use catamaran::driver::{Histogram, Stage, StageStats};
 use clap::ValueEnum;
 use serde::Serialize;
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -160,6 +161,9 @@ pub struct Report {
     pub threads: usize,
     /// Store loops of a node; null: the node's own choice.
     pub loops: Option<u64>,
+    /// Other settings of the nodes that were not their defaults.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    pub settings: Map<String, Value>,
     /// Seed.
     pub seed: u64,
     /// Measured seconds.
@@ -253,6 +257,7 @@ impl Report {
             keys: plan.keys,
             threads: plan.threads,
             loops: plan.loops,
+            settings: plan.set.clone(),
             seed: plan.seed,
             duration_s: seconds,
             ops: record.ops,

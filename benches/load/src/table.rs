@@ -53,6 +53,11 @@ fn drawn(run: &Run) -> String {
     }
 }
 
+/// The nodes' settings that were not their defaults.
+fn settings(run: &Run) -> String {
+    run.settings().map(|(key, value)| format!(", {key} {value}")).collect()
+}
+
 fn row(runs: &[Run]) -> String {
     let Some(run) = runs.first() else { return String::new() };
     let ms = |path: &str| format!("{:.1}", spread(runs, path, Better::Lower).1 / 1000.0);
@@ -67,7 +72,13 @@ fn row(runs: &[Run]) -> String {
             format!("{} threads x {} ahead", run.shown("/log/threads"), run.shown("/log/window")),
         ),
         false => (
-            format!("{}, {}{}", run.shown("/profile"), run.shown("/state"), drawn(run)),
+            format!(
+                "{}, {}{}{}",
+                run.shown("/profile"),
+                run.shown("/state"),
+                drawn(run),
+                settings(run)
+            ),
             run.shown("/regions"),
             format!("{} x {}", run.shown("/clients"), run.shown("/batch")),
         ),

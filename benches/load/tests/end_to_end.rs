@@ -104,6 +104,16 @@ fn consensus_commits() {
 }
 
 #[test]
+fn a_setting_reaches_the_nodes() {
+    let alone = "--profile consensus --duration 1s --clients 64 --batch 1 --regions 1 --keys 20k";
+    let report = run(&format!("{alone} --set entry_bytes=1"));
+    assert_eq!(report["settings"]["entry_bytes"], 1);
+    // Nothing shares an entry then; some answers are of entries from before they were counted.
+    let count = |field: &str| report[field].as_u64().unwrap();
+    assert!(count("entries") * 10 > count("ops") * 9, "{} {}", count("entries"), count("ops"));
+}
+
+#[test]
 fn the_log_alone_holds_what_it_acknowledged() {
     let report = run("--profile log --duration 1s --groups 100 --entries 16 --span 8 --verify");
     positive(&report, &["ops", "entries", "fsyncs", "bytes_written"]);
@@ -201,6 +211,8 @@ fn usage_errors_and_failures_have_their_exit_codes() {
         "run --value-size 1M --batch 24",
         "run --key-size 33k --batch 1",
         "run --batch 10M",
+        "run --set entry_byte=1",
+        "run --profile log --set entry_bytes=1",
         "run --no-such-flag",
         "nonsense",
     ] {
