@@ -42,6 +42,9 @@ impl WriterQueue {
 
 /// How long the writer sleeps without work before it looks whether it shall end.
 const NAP: Duration = Duration::from_millis(100);
+/// The same once a nap has found nothing to do. Who submits to the log ends it, and who stops the node; on a disk in
+/// memory what a loop has submitted is written by itself, so that nobody need be woken.
+const NAP_IDLE: Duration = Duration::from_millis(500);
 /// Pause between attempts on a full disk.
 const FULL_PAUSE: Duration = Duration::from_millis(200);
 
@@ -162,12 +165,13 @@ pub fn run(shared: &Shared) {
     // What a full disk turned away waits inside the log, not in its queue: only another round takes it
     // up. Without one nobody would learn that there is room again, for new writes are refused.
     let mut turned_away = false;
+    let (mut nap, mut seen) = (NAP, shared.log.durable());
     while !shared.stopped() {
         let work = turned_away
             || match shared.instant {
-                false => shared.log.wait_for_work(NAP),
+                false => shared.log.wait_for_work(nap),
                 true => {
-                    shared.upkeep.pause(shared, NAP);
+                    shared.upkeep.pause(shared, nap);
                     // The loops have written. What is left they had nothing else to hand on with.
                     unstated = true;
                     shared.log.wait_for_work(Duration::ZERO)
@@ -183,13 +187,15 @@ pub fn run(shared: &Shared) {
             }
             // Rounds are also written by purge and barrier.
             release_all(shared);
+            let durable = shared.log.durable();
+            nap = if std::mem::replace(&mut seen, durable) == durable { NAP_IDLE } else { NAP };
             continue;
         }
         if shared.stopped() {
             return;
         }
         match write(shared) {
-            Written::All => (turned_away, unstated) = (false, true),
+            Written::All => (turned_away, unstated, nap) = (false, true, NAP),
             Written::TurnedAway => {
                 turned_away = true;
                 shared.upkeep.pause(shared, FULL_PAUSE);
