@@ -56,6 +56,11 @@ const PURGE_AFTER: Duration = Duration::from_millis(300);
 /// And at least this often, for what was compacted later.
 const PURGE_EVERY: Duration = Duration::from_secs(5);
 const FULL_PAUSE: Duration = Duration::from_millis(500);
+/// A piece of a spare segment that is not needed yet is followed by so many times as long without one: the log's own
+/// writes wait behind it.
+const RESTS: u32 = 3;
+/// But by no more than this.
+const REST_MAX: Duration = Duration::from_millis(5);
 
 impl Upkeep {
     /// Looks now.
@@ -270,7 +275,16 @@ pub fn run_keeper(shared: &Shared) {
     let mut purge_at = Instant::now() + PURGE_EVERY;
     let mut written = Seq(0);
     while !shared.stopped() {
-        match shared.log.prepare() {
+        let mut since = Instant::now();
+        let mut rest = || {
+            // What else this thread does is waited for then.
+            let hurry = shared.upkeep.purge_wanted.load(Ordering::Relaxed);
+            if !hurry && !shared.admission.is_limited() {
+                shared.upkeep.pause(shared, (since.elapsed() * RESTS).min(REST_MAX));
+            }
+            since = Instant::now();
+        };
+        match shared.log.prepare_gently(&mut rest) {
             Ok(true) => continue,
             Ok(false) => {}
             // The writer meets the same, and tells.

@@ -205,7 +205,7 @@ impl Shared {
             let size = if large { pool.size_for(enough) } else { self.options.segment_bytes };
             let path = pool.next_path()?;
             drop(pool);
-            match make_spare(&*self.disk, &self.dir, path, size) {
+            match make_spare(&*self.disk, &self.dir, path, size, &mut |_| ()) {
                 Ok(spare) => {
                     self.pool.lock().put(spare);
                     self.room_came();

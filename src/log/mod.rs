@@ -477,7 +477,13 @@ impl Log {
     /// that finds none is no error.) A spare that cannot be opened is [`Io`](crate::Error::Io), and the log goes on. Another failure of a write or a sync is final: [`Io`](crate::Error::Io), and
     /// [`Stopped`](crate::Error::Stopped) from then on. A failed read is not: the segment waits for its footer.
     pub fn prepare(&self) -> crate::Result<bool> {
-        if self.fill_pool()? {
+        self.prepare_gently(&mut || ())
+    }
+
+    /// [`prepare`](Self::prepare) beside others who use the disk: a spare is written in small pieces, and `rest` is
+    /// called between them as long as it will be there before it is needed. The caller sleeps then, or does not.
+    pub fn prepare_gently(&self, rest: &mut dyn FnMut()) -> crate::Result<bool> {
+        if self.fill_pool(rest)? {
             return Ok(true);
         }
         // Whoever purges seals as well.
@@ -486,7 +492,7 @@ impl Log {
         self.shared.seal_one()
     }
 
-    fn fill_pool(&self) -> crate::Result<bool> {
+    fn fill_pool(&self, rest: &mut dyn FnMut()) -> crate::Result<bool> {
         let shared = &*self.shared;
         shared.check_running()?;
         let path = {
@@ -497,7 +503,13 @@ impl Log {
             pool.next_path()?
         };
         let size = shared.options.segment_bytes;
-        let spare = segment::make_spare(shared.disk.as_ref(), &shared.dir, path, size);
+        let mut between = |filled| {
+            if shared.is_in_time(filled) {
+                rest();
+            }
+        };
+        let disk = shared.disk.as_ref();
+        let spare = segment::make_spare(disk, &shared.dir, path, size, &mut between);
         let spare = spare.map_err(|error| match error {
             full @ crate::Error::DiskFull { .. } => {
                 // Before the spares that are left have been used up: what is submitted from here on is little.
@@ -512,5 +524,21 @@ impl Log {
         let mut pool = shared.pool.lock();
         pool.put(spare);
         Ok(pool.wants())
+    }
+}
+
+impl Shared {
+    /// Whether a spare of which so much is written will be whole before it is needed: there is another one, and the
+    /// active segment is not fuller than this.
+    fn is_in_time(&self, filled: u64) -> bool {
+        if self.pool.lock().len() == 0 {
+            return false;
+        }
+        let segments = self.segments.read();
+        let active = segments.by_base.last_key_value();
+        active.is_none_or(|(_, active)| {
+            let filled = u128::from(filled) * u128::from(active.size);
+            filled >= u128::from(active.used) * u128::from(self.options.segment_bytes)
+        })
     }
 }

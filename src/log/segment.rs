@@ -255,8 +255,8 @@ pub(super) struct Pool {
     footer_room: u64,
 }
 
-/// Zeros are written in pieces of this size.
-const FILL: usize = 1 << 20;
+/// Zeros are written in pieces of this size: whoever writes to the disk meanwhile waits for one of them.
+const FILL: usize = 256 << 10;
 
 impl Pool {
     pub fn new(disk: Arc<dyn Disk>, dir: &Path, options: &Options) -> Pool {
@@ -403,7 +403,7 @@ impl Pool {
 
     fn make(&mut self, size: u64) -> Result<Spare> {
         let path = self.next_path()?;
-        make_spare(self.disk.as_ref(), &self.dir, path, size)
+        make_spare(self.disk.as_ref(), &self.dir, path, size, &mut |_| ())
     }
 
     /// Makes a file for a copy of so many bytes, best of as many as the first says, where there is no room for a
@@ -529,11 +529,18 @@ fn footer_room(segment_bytes: u64, bytes: u64) -> u64 {
     (bytes.div_ceil(block) * block).min(most)
 }
 
-/// Makes a file full of zeros, durably. What a failure leaves behind is removed.
-pub(super) fn make_spare(disk: &dyn Disk, dir: &Path, path: PathBuf, size: u64) -> Result<Spare> {
+/// Makes a file full of zeros, durably. What a failure leaves behind is removed. `between` is called between its pieces,
+/// with the bytes there are.
+pub(super) fn make_spare(
+    disk: &dyn Disk,
+    dir: &Path,
+    path: PathBuf,
+    size: u64,
+    between: &mut dyn FnMut(u64),
+) -> Result<Spare> {
     drop(disk.open(&path, OpenMode::CreateNew)?);
     let filled = disk.open(&path, OpenMode::Direct).and_then(|file| {
-        fill(file.as_ref(), size)?;
+        fill(file.as_ref(), size, between)?;
         disk.sync_dir(dir)?;
         Ok(file)
     });
@@ -550,7 +557,7 @@ pub(super) fn make_spare(disk: &dyn Disk, dir: &Path, path: PathBuf, size: u64) 
     }
 }
 
-fn fill(file: &dyn File, size: u64) -> Result<()> {
+fn fill(file: &dyn File, size: u64, between: &mut dyn FnMut(u64)) -> Result<()> {
     let zeros = aligned(&vec![0; FILL.min(size as usize)]);
     let zeros = block_of(&zeros);
     let mut at = 0;
@@ -558,6 +565,7 @@ fn fill(file: &dyn File, size: u64) -> Result<()> {
         let n = (size - at).min(FILL as u64);
         file.write_at(at, &zeros[..n as usize])?;
         at += n;
+        between(at);
     }
     file.sync_data()
 }

@@ -97,3 +97,36 @@ fn a_log_that_runs_out_of_numbers_stops_with_an_error() {
     assert!(all_named(&disk));
     assert_eq!(log.durable().0 + 1, index);
 }
+
+/// Who fills a spare may rest while another is in stock, and while it grows no slower than the active segment does.
+#[test]
+fn a_spare_that_is_not_needed_yet_is_filled_at_leisure() {
+    let pieces = 8;
+    let segment_bytes = pieces * FILL as u64;
+    let options = Options { segment_bytes, spare_segments: 2, ..Options::default() };
+    let (log, _) = Log::open(Arc::new(MemDisk::default()), Path::new(DIR), options).unwrap();
+    let rests = || {
+        let mut rests = 0;
+        log.prepare_gently(&mut || rests += 1).unwrap();
+        rests
+    };
+    assert_eq!(log.stats().spares, 1);
+    assert_eq!(rests(), pieces);
+    let more = |entries: std::ops::Range<u64>| {
+        for index in entries {
+            let mut batch = LogBatch::new();
+            batch.append(1, [Entry { index, term: 1, kind: 0, data: vec![7; FILL / 2].into() }]);
+            log.write(batch).unwrap();
+        }
+    };
+    // Into the next segment, and half of that.
+    let mut index = 1;
+    while log.stats().spares == 2 {
+        more(index..index + 1);
+        index += 1;
+    }
+    more(index..index + pieces);
+    let spared = rests();
+    assert!((pieces / 4..pieces).contains(&spared), "{spared} of {pieces}");
+    assert_eq!(log.stats().spares, 2);
+}
