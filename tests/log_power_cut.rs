@@ -209,14 +209,16 @@ impl Device {
     /// Asks again for a while: a command that another test starts at this moment holds a copy of our open files
     /// until it becomes its own program, and what was just closed is busy for as long.
     fn unmount(&mut self) -> Result<(), String> {
-        self.mounted = false;
         let asked = Instant::now();
         loop {
-            match done(Command::new("umount").arg(&self.at)) {
+            match done(Command::new("umount").env("LC_ALL", "C").arg(&self.at)) {
                 Err(busy) if busy.contains("busy") && asked.elapsed() < PATIENCE => {
                     std::thread::sleep(Duration::from_millis(5));
                 }
-                other => return other,
+                other => {
+                    self.mounted = other.is_err();
+                    return other;
+                }
             }
         }
     }

@@ -34,7 +34,7 @@ use bytes::Bytes;
 use std::time::Duration;
 
 const VERSION: u8 = 1;
-/// What an answer to a write begins with.
+/// The kind of an answer to a write.
 const WRITTEN: u8 = 1;
 const WRITE: u8 = 1;
 /// Keys of one read.

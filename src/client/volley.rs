@@ -98,7 +98,7 @@ impl Shared {
     fn volley(self: &Arc<Self>, connection: &Connection, writes: Vec<Write>, timeout: Duration) {
         let bodies = encode(&writes, timeout);
         let deadline = Instant::now() + timeout;
-        // Counted by itself, as [`Held`] is.
+        // Counted by itself, as the room for them is.
         let shared = Arc::new(Arc::downgrade(self));
         let told = |one: Write| -> Told {
             let shared: Arc<Weak<Shared>> = Arc::clone(&shared);

@@ -278,8 +278,10 @@ pub fn run_keeper(shared: &Shared) {
         let mut since = Instant::now();
         let mut rest = || {
             // What else this thread does is waited for then.
-            let hurry = shared.upkeep.purge_wanted.load(Ordering::Relaxed);
-            if !hurry && !shared.admission.is_limited() {
+            let purge = shared.upkeep.purge_wanted.load(Ordering::Relaxed)
+                || Instant::now() >= purge_at
+                || shared.kv.flushes() != flushes;
+            if !purge && !shared.admission.is_limited() {
                 shared.upkeep.pause(shared, (since.elapsed() * RESTS).min(REST_MAX));
             }
             since = Instant::now();

@@ -118,6 +118,11 @@ pub fn release_all(shared: &Shared) {
     }
 }
 
+/// Whether something is still waiting for the log.
+fn is_waited_for(shared: &Shared) -> bool {
+    shared.writer.loops.iter().any(|waiting| !waiting.queue.lock().is_empty())
+}
+
 /// What a round of the log came to.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Written {
@@ -188,7 +193,8 @@ pub fn run(shared: &Shared) {
             // Rounds are also written by purge and barrier.
             release_all(shared);
             let durable = shared.log.durable();
-            nap = if std::mem::replace(&mut seen, durable) == durable { NAP_IDLE } else { NAP };
+            let idle = std::mem::replace(&mut seen, durable) == durable && !is_waited_for(shared);
+            nap = if idle { NAP_IDLE } else { NAP };
             continue;
         }
         if shared.stopped() {

@@ -481,7 +481,8 @@ impl Log {
     }
 
     /// [`prepare`](Self::prepare) beside others who use the disk: a spare is written in small pieces, and `rest` is
-    /// called between them as long as it will be there before it is needed. The caller sleeps then, or does not.
+    /// called between them while there is time: what is left of the active segment is used up more slowly, by twice, than
+    /// the spare grows. The caller sleeps then, or does not.
     pub fn prepare_gently(&self, rest: &mut dyn FnMut()) -> crate::Result<bool> {
         if self.fill_pool(rest)? {
             return Ok(true);
@@ -528,17 +529,16 @@ impl Log {
 }
 
 impl Shared {
-    /// Whether a spare of which so much is written will be whole before it is needed: there is another one, and the
-    /// active segment is not fuller than this.
+    /// Whether a spare of which so much is written will be whole before it is needed: there is the reserve, and the active
+    /// segment is at most half as full as this. (It is as full as this can get by then, and there is a sync to come.)
     fn is_in_time(&self, filled: u64) -> bool {
-        if self.pool.lock().len() == 0 {
-            return false;
-        }
+        let spares = self.pool.lock().len();
         let segments = self.segments.read();
         let active = segments.by_base.last_key_value();
-        active.is_none_or(|(_, active)| {
-            let filled = u128::from(filled) * u128::from(active.size);
-            filled >= u128::from(active.used) * u128::from(self.options.segment_bytes)
-        })
+        let (used, usable) = active.map_or((0, 1), |(_, active)| {
+            (active.used, active.size.saturating_sub(active.room).max(1))
+        });
+        let (filled, whole) = (u128::from(filled), u128::from(self.options.segment_bytes));
+        spares > 0 && filled * u128::from(usable) >= 2 * u128::from(used) * whole
     }
 }

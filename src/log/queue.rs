@@ -49,6 +49,8 @@ pub(super) struct Queue {
     /// When there are more of them than this, those are looked for that are not there any more.
     clock_bound: usize,
     pub writer_sleeps: bool,
+    /// The writer was to be woken, and may not have slept.
+    pub writer_called: bool,
     /// Batches left the queue that are in no group yet, for want of room in the segment.
     pub leftover: bool,
 }

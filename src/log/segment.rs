@@ -530,7 +530,7 @@ fn footer_room(segment_bytes: u64, bytes: u64) -> u64 {
 }
 
 /// Makes a file full of zeros, durably. What a failure leaves behind is removed. `between` is called between its pieces,
-/// with the bytes there are.
+/// with the bytes there are so far.
 pub(super) fn make_spare(
     disk: &dyn Disk,
     dir: &Path,
@@ -565,7 +565,9 @@ fn fill(file: &dyn File, size: u64, between: &mut dyn FnMut(u64)) -> Result<()> 
         let n = (size - at).min(FILL as u64);
         file.write_at(at, &zeros[..n as usize])?;
         at += n;
-        between(at);
+        if at < size {
+            between(at);
+        }
     }
     file.sync_data()
 }

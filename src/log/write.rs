@@ -213,7 +213,8 @@ impl Log {
     /// whether something waits. A submitter wakes it only if it sleeps.
     pub fn wait_for_work(&self, timeout: Duration) -> bool {
         let mut queue = self.shared.queue.lock();
-        if queue.is_empty() && !self.shared.stopped() {
+        let called = std::mem::take(&mut queue.writer_called);
+        if queue.is_empty() && !called && !self.shared.stopped() {
             queue.writer_sleeps = true;
             self.shared.work.wait_for(&mut queue, timeout);
             queue.writer_sleeps = false;
@@ -221,9 +222,9 @@ impl Log {
         !queue.is_empty()
     }
 
-    /// Wakes [`wait_for_work`](Self::wait_for_work), for a writer that is to end.
+    /// Ends [`wait_for_work`](Self::wait_for_work), or the next one that would sleep: for a writer that is to end.
     pub fn wake_writer(&self) {
-        let _queue = self.shared.queue.lock();
+        self.shared.queue.lock().writer_called = true;
         self.shared.work.notify_all();
     }
 

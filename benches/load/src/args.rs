@@ -396,6 +396,7 @@ impl Plan {
         if !self.set.is_empty() && (!self.connect.is_empty() || self.profile == Profile::Log) {
             return Err("--set is for nodes of this process".into());
         }
+        settings::check(self.nodes, &self.set).map_err(|error| format!("--set: {error}"))?;
         match self.profile {
             // Its entries are no commands.
             Profile::Log => Ok(()),

@@ -108,9 +108,11 @@ fn a_setting_reaches_the_nodes() {
     let alone = "--profile consensus --duration 1s --clients 64 --batch 1 --regions 1 --keys 20k";
     let report = run(&format!("{alone} --set entry_bytes=1"));
     assert_eq!(report["settings"]["entry_bytes"], 1);
-    // Nothing shares an entry then; some answers are of entries from before they were counted.
+    // Nothing shares an entry then. Those of all three nodes are counted, one of which may lag behind; and some answers
+    // are of entries from before.
     let count = |field: &str| report[field].as_u64().unwrap();
-    assert!(count("entries") * 10 > count("ops") * 9, "{} {}", count("entries"), count("ops"));
+    let (entries, ops) = (count("entries"), count("ops"));
+    assert!(entries + 3 * 64 > 2 * ops, "{entries} entries of {ops} operations");
 }
 
 #[test]
