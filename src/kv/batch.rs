@@ -62,6 +62,8 @@ pub struct Mark {
 pub struct WriteBatch {
     /// What slots point into; the first is the arena's place, filled in when the batch becomes a run.
     chunks: Vec<Bytes>,
+    /// Bytes of the chunks: asked for after each entry of thousands that share a batch, so not added up then.
+    shared: usize,
     arena: Vec<u8>,
     ops: Vec<Slot>,
     /// Range deletes, each with the number of ops before it.
@@ -91,6 +93,7 @@ impl WriteBatch {
     pub fn new() -> WriteBatch {
         WriteBatch {
             chunks: vec![Bytes::new()],
+            shared: 0,
             arena: Vec::new(),
             ops: Vec::new(),
             ranges: Vec::new(),
@@ -119,7 +122,7 @@ impl WriteBatch {
 
     /// Bytes that it holds on to.
     pub fn bytes(&self) -> usize {
-        self.arena.len() + self.chunks.iter().map(Bytes::len).sum::<usize>()
+        self.arena.len() + self.shared
     }
 
     /// Sets `key`. Small writes are copied, large values are kept by reference.
@@ -188,6 +191,7 @@ impl WriteBatch {
     /// copying it (a raft entry's payload). The store keeps all of it until the keys are flushed, or until too
     /// much of what it keeps is dead.
     pub fn add_chunk(&mut self, chunk: Bytes) -> ChunkId {
+        self.shared += chunk.len();
         self.chunks.push(chunk);
         ChunkId((self.chunks.len() - 1) as u32)
     }
@@ -454,6 +458,22 @@ mod tests {
     use super::super::run::covers;
     use super::*;
     use proptest::prelude::*;
+
+    /// After a restart an applier asks after each of the entries that it applies anew, tens of thousands of one batch. It once added up
+    /// all their chunks each time: 1.3 M entries of 64 bytes were not read back within ten seconds.
+    #[test]
+    fn what_a_batch_holds_is_counted_as_it_comes() {
+        let mut batch = WriteBatch::new();
+        for at in 0..10u8 {
+            batch.add_chunk(Bytes::from(vec![at; 100]));
+        }
+        let large = Bytes::from(vec![1; 10 * COPY_LIMIT]);
+        batch.put(Bytes::from_static(b"small"), Bytes::from_static(b"value"));
+        batch.put(Bytes::from_static(b"large"), large);
+        let held = batch.chunks.iter().map(Bytes::len).sum::<usize>();
+        assert!(held >= 1000 + 10 * COPY_LIMIT);
+        assert_eq!(batch.bytes(), batch.arena.len() + held);
+    }
 
     proptest! {
         /// Grown range by range, it is what all of them cover together.
